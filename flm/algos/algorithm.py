@@ -1,0 +1,102 @@
+"""What an algorithm is: a training loss, and a denoiser that samplers may ask.
+
+An algorithm is one file. It knows nothing of Lightning, Hydra or files; `training.Module` trains it, `tasks` build it
+from a config. B batch, L length, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flm.draws import Draws
+from flm.samplers.canvas import Canvas
+
+
+@dataclass
+class Batch:
+    """Tokens (B, L) int64, and their weight (B, L) float: 0 on padding and on what is given, else 1."""
+
+    tokens: Tensor
+    weight: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        return Batch(
+            self.tokens.to(device, non_blocking=non_blocking), self.weight.to(device, non_blocking=non_blocking)
+        )
+
+
+@dataclass
+class Loss:
+    """What one micro-batch gives.
+
+    Attributes:
+        total: differentiable scalar, what is minimised.
+        per_sequence: (B,) detached, nats per token of each sequence (of the term that validation reports).
+        tau: (B,) where on the clock each sequence stood, in [0, 1]; None if the algorithm has no clock.
+        metrics: detached scalars to log beside the loss.
+    """
+
+    total: Tensor
+    per_sequence: Tensor
+    tau: Tensor | None = None
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Sampler(Protocol):
+    """Fills a canvas: returns tokens (B, L); calls on_step(index, tokens) after each network evaluation round if given."""
+
+    def __call__(
+        self,
+        denoiser: Any,
+        canvas: Canvas,
+        steps: int,
+        generator: torch.Generator,
+        on_step: Callable[..., None] | None = None,
+    ) -> Tensor: ...
+
+
+class Algorithm(nn.Module):
+    """Base of all algorithms.
+
+    Args:
+        vocab_size: V, number of token ids the data uses.
+        length: L, positions of a training sequence and of a sample unless asked otherwise.
+    """
+
+    def __init__(self, vocab_size: int, length: int):
+        super().__init__()
+        self.vocab_size, self.length = vocab_size, length
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        raise NotImplementedError
+
+    def denoiser(self) -> Any:
+        """What a sampler of this algorithm asks for predictions."""
+        raise NotImplementedError
+
+    def sampler(self, **options: Any) -> Sampler:
+        """A sampler with the given options (the non-null keys of the `sampling` config); unknown ones raise TypeError."""
+        raise NotImplementedError
+
+    def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor | None:
+        """Nats per token of the best decoder that sees only a position's own noised token, at each tau; (len(tau),).
+
+        token_counts (V,) are the unigram counts of the corpus. None where the notion does not apply. A trained model
+        that is not below it has learned nothing from context.
+        """
+        return None
+
+    @torch.no_grad()
+    def generate(
+        self,
+        canvas: Canvas,
+        steps: int,
+        generator: torch.Generator,
+        on_step: Callable[..., None] | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Tokens (B, L) for a canvas in `steps` steps; positions the canvas fixes come back unchanged."""
+        return self.sampler(**options)(self.denoiser(), canvas, steps, generator, on_step)

@@ -1,0 +1,49 @@
+"""The dense twin: the same method written the textbook way, with (B, L, V) one-hot vectors, noise, states and logits.
+
+The tests hold the V-free code to it, and the benchmark measures what being V-free buys. Never used for training.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from flm.posterior import TokenPosterior
+from flm.samplers.canvas import Canvas
+
+
+def dense_state(tokens: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """x_t = (1 - t) noise + t onehot, (B, L, V); t (B,), noise (B, L, V)."""
+    one_hot = nn.functional.one_hot(tokens, noise.shape[-1]).to(noise.dtype)
+    return (1 - t)[:, None, None] * noise + t[:, None, None] * one_hot
+
+
+def dense_log_probabilities(posterior: TokenPosterior) -> Tensor:
+    """(B, L, V), differentiable."""
+    logits = posterior.hidden @ posterior.table.T
+    if posterior.bias is not None:
+        logits = logits + posterior.bias
+    if posterior.softcap is not None:
+        logits = posterior.softcap * torch.tanh(logits / posterior.softcap)
+    return torch.log_softmax(logits / posterior.temperature, -1)
+
+
+def dense_loss(backbone: nn.Module, tokens: Tensor, weight: Tensor, t: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
+    """The FLM loss: weighted cross-entropy of the prediction from x_t W, everything dense."""
+    x_t = dense_state(tokens, t, noise)
+    log_p = dense_log_probabilities(backbone(x_t @ backbone.input_table, tau))
+    one_hot = nn.functional.one_hot(tokens, noise.shape[-1]).to(noise.dtype)
+    return -((one_hot * log_p).sum(-1) * weight).sum()
+
+
+@torch.no_grad()
+def dense_euler(backbone: nn.Module, clock: nn.Module, canvas: Canvas, steps: int, noise: Tensor) -> Tensor:
+    """Euler sampling of FLM with the (B, L, V) state kept; tokens (B, L)."""
+    given = nn.functional.one_hot(canvas.tokens, noise.shape[-1]).to(noise.dtype)
+    grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    times = clock.time(grid).tolist()
+    z = noise
+    for i in range(steps):
+        tau = torch.full((len(noise),), grid[i].item(), dtype=torch.float32)
+        p = dense_log_probabilities(backbone(z @ backbone.input_table, tau)).exp()
+        p = torch.where(canvas.editable[..., None], p, given)
+        z = z + (times[i + 1] - times[i]) * (p - z) / (1 - times[i])
+    return p.argmax(-1)

@@ -1,0 +1,192 @@
+"""The Gaussian path to one-hot vectors, seen only through input tables (FLM, arXiv 2602.16813, section 3).
+
+The state of a position is x_t = (1 - t) n + t onehot(token), n ~ N(0, I_V). A network reads it through a bias-free table
+W (V, D), so only the view x_t W = (1 - t) n W + t W[token] is carried. n W ~ N(0, W^T W): with an orthonormal basis O (V, D)
+of the columns of all tables that read the same state,
+
+    n W_k  =  (n O) O^T W_k  =  g O^T W_k,    g ~ N(0, I_D),
+
+jointly for all k, and the gradient of a loss with respect to W_k given the views is E[n | g]^T dL/d(view) = O g^T dL/d(view):
+the dense gradient averaged over the part of the noise that no table sees, hence unbiased for every loss and never of more
+variance. O = M C^-T with M = [W_1 | W_2 | ...] and C the Cholesky factor of M^T M; it is never built.
+
+B batch, L length, D width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """A noised sequence as one view (B, L, d_k) per table."""
+
+    views: tuple[Tensor, ...]
+
+
+def combine(*terms: tuple[float | Tensor, State]) -> State:
+    """The affine combination sum_i a_i * state_i; a_i is a number or one number a sequence (B,)."""
+
+    def scaled(coefficient: float | Tensor, view: Tensor) -> Tensor:
+        if isinstance(coefficient, Tensor) and coefficient.ndim:
+            coefficient = coefficient.to(view.dtype)[:, None, None]
+        return coefficient * view
+
+    views = []
+    for parts in zip(*(state.views for _, state in terms), strict=True):
+        total = scaled(terms[0][0], parts[0])
+        for (coefficient, _), view in zip(terms[1:], parts[1:], strict=True):
+            total = total + scaled(coefficient, view)
+        views.append(total)
+    return State(tuple(views))
+
+
+def embed(tokens: Tensor, tables: Sequence[Tensor]) -> State:
+    """The views of onehot(tokens); tokens (B, L)."""
+    return State(tuple(torch.nn.functional.embedding(tokens, table) for table in tables))
+
+
+def expected(posterior, tables: Sequence[Tensor]) -> State:
+    """The views of a posterior's probability vectors, without gradient."""
+    return State(posterior.expected(tables))
+
+
+def noise_for(tables: Sequence[Tensor]) -> "DenseNoise | ProjectedNoise":
+    """The noise law of these tables; make it anew whenever a table has changed.
+
+    A vocabulary no larger than the widths together is drawn densely: cheaper there, and M^T M would be singular.
+    """
+    width = sum(table.shape[1] for table in tables)
+    return DenseNoise(tables) if tables[0].shape[0] <= width else ProjectedNoise(tables)
+
+
+class DenseNoise:
+    """Views of n ~ N(0, I_V) by drawing n itself: for small vocabularies."""
+
+    def __init__(self, tables: Sequence[Tensor]):
+        self.tables = tuple(tables)
+
+    def sample(self, batch: int, length: int, generator: torch.Generator) -> State:
+        table = self.tables[0]
+        noise = torch.randn(
+            batch, length, table.shape[0], generator=generator, device=table.device, dtype=table.dtype
+        )
+        with torch.autocast(table.device.type, enabled=False):
+            return State(tuple(noise @ table for table in self.tables))
+
+
+class ProjectedNoise:
+    """Views of n ~ N(0, I_V) drawn in D dimensions, with the projected gradient to every table that requires one."""
+
+    # Columns are normalised before factoring, so this is relative to each column's own length. It only matters for columns
+    # that (nearly) depend on others; the basis stays contracted (O^T O <= I), so noise and gradients stay bounded.
+    JITTER = 1e-6
+
+    def __init__(self, tables: Sequence[Tensor]):
+        self.tables = tuple(tables)
+        first = self.tables[0]
+        if any(table.shape[0] != first.shape[0] for table in self.tables):
+            raise ValueError("tables that read one state need the same number of rows (vocabulary)")
+        # A later table of the first one's shape enters as its difference from it: a student that has just left its teacher
+        # has nearly the teacher's table, and the difference keeps its digits where the joint Gram would lose them.
+        self.relative = tuple(k > 0 and table.shape == first.shape for k, table in enumerate(self.tables))
+        with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
+            columns = [
+                table - first if relative else table
+                for table, relative in zip(self.tables, self.relative, strict=True)
+            ]
+            gram = torch.cat([torch.cat([a.T @ b for b in columns], dim=1) for a in columns], dim=0)
+            self.scale = gram.diagonal().clamp_min(0).sqrt()
+            inverse = torch.where(self.scale > 0, 1 / self.scale, torch.zeros_like(self.scale))
+            correlation = gram * inverse[:, None] * inverse
+            jitter = self.JITTER if gram.dtype != torch.float64 else self.JITTER * 1e-6
+            correlation.diagonal().fill_(1 + jitter)
+            self.factor = torch.linalg.cholesky(correlation)
+            self.inverse_scale = inverse
+
+    def sample(self, batch: int, length: int, generator: torch.Generator) -> State:
+        white = torch.randn(
+            batch, length, self.scale.shape[0], generator=generator, device=self.scale.device, dtype=self.scale.dtype
+        )
+        return State(_ProjectNoise.apply(white, self, *self.tables))
+
+    def views(self, white: Tensor) -> tuple[Tensor, ...]:
+        """g (..., D) to the view of each table."""
+        with torch.autocast(white.device.type, enabled=False):
+            coloured = (white @ self.factor.T) * self.scale
+        parts = coloured.split([table.shape[1] for table in self.tables], dim=-1)
+        return tuple(
+            parts[0] + part if relative else part for part, relative in zip(parts, self.relative, strict=True)
+        )
+
+    def lift(self, moments: Tensor) -> Tensor:
+        """O @ moments for moments (D, d): (V, d), without building O."""
+        solved = torch.linalg.solve_triangular(self.factor.T, moments, upper=True) * self.inverse_scale[:, None]
+        parts = list(solved.split([table.shape[1] for table in self.tables], dim=0))
+        for k, relative in enumerate(self.relative):
+            if relative:  # column block k is W_k - W_0
+                parts[0] = parts[0] - parts[k]
+        lifted = self.tables[0] @ parts[0]
+        for table, part in zip(self.tables[1:], parts[1:], strict=True):
+            lifted.addmm_(table, part)
+        return lifted
+
+
+class _ProjectNoise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, white, noise, *tables):
+        ctx.save_for_backward(white)
+        ctx.noise = noise
+        return noise.views(white)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads):
+        (white,) = ctx.saved_tensors
+        flat = white.reshape(-1, white.shape[-1])
+        with torch.autocast(white.device.type, enabled=False):
+            to_tables = [
+                ctx.noise.lift(flat.T @ grad.reshape(-1, grad.shape[-1]).to(flat.dtype)) if needed else None
+                for grad, needed in zip(grads, ctx.needs_input_grad[2:], strict=True)
+            ]
+        return None, None, *to_tables
+
+
+def corrupt(tokens: Tensor, t: Tensor, tables: Sequence[Tensor], generator: torch.Generator) -> State:
+    """x_t of tokens (B, L) at physical times t (B,), as views."""
+    noise = noise_for(tables).sample(*tokens.shape, generator)
+    return combine((t, embed(tokens, tables)), (1 - t, noise))
+
+
+def step(state: State, target: State, t: float | Tensor, t_next: float | Tensor) -> State:
+    """Straight towards a predicted point of the simplex: x + (t' - t) (target - x) / (1 - t); t < 1.
+
+    With target = D_t(x) this is an Euler step of the flow; with target = delta_{t,t'}(x) it is the exact jump.
+    """
+    fraction = (t_next - t) / (1 - t)
+    return combine((1 - fraction, state), (fraction, target))
+
+
+@torch.no_grad()
+def context_free_cross_entropy(
+    token_counts: Tensor, t: Tensor, generator: torch.Generator, num_draws: int = 2048
+) -> Tensor:
+    """Cross-entropy in nats of the best decoder that sees one position's x_t and the unigram frequencies; (len(t),).
+
+    The posterior is softmax(log pi + t x / (1 - t)^2): logits log pi_k + t n_k / (1 - t) + [k = y] t^2 / (1 - t)^2. Monte
+    Carlo over y ~ pi and n. It sees all of x_t, so no decoder without context that reads x_t W does better.
+    """
+    log_prior = (token_counts.double() / token_counts.sum()).log()
+    tokens = torch.multinomial(log_prior.exp(), num_draws, replacement=True, generator=generator)
+    total = torch.zeros_like(t, dtype=torch.float64)
+    rows = max(1, 2**22 // len(log_prior))
+    for part in tokens.split(rows):
+        noise = torch.randn(len(part), len(log_prior), generator=generator, device=t.device, dtype=torch.float64)
+        for i, signal in enumerate((t / (1 - t)).double()):
+            logits = log_prior + signal * noise
+            logits[torch.arange(len(part)), part] += signal**2
+            total[i] -= logits.log_softmax(-1)[torch.arange(len(part)), part].sum()
+    return total / num_draws

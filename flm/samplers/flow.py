@@ -1,0 +1,144 @@
+"""Integrators of the flow from noise to tokens (FLM), on views of the state.
+
+Every update is affine in the state and the predicted point of the simplex. A fixed position's prediction is its given
+token, which keeps the position exactly on its own path (1 - t) noise + t onehot(token) at every step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flm.paths.gaussian import State, combine, embed, expected, noise_for, step
+from flm.posterior import TokenPosterior
+from flm.samplers.canvas import Canvas
+
+
+class FlowDenoiser(Protocol):
+    """What flow samplers ask: the tables it reads, its clock, and a prediction.
+
+    clock.time maps tau in [0, 1] to physical time and clock.tau back.
+    """
+
+    tables: tuple[Tensor, ...]
+    clock: torch.nn.Module
+
+    def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior: ...
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a sampler shows after one network evaluation round: index in [0, steps), tau, and the prediction there."""
+
+    index: int
+    steps: int
+    tau: float
+    posterior: TokenPosterior
+    canvas: Canvas
+
+    def tokens(self) -> Tensor:
+        """The most probable tokens (B, L), given ones in place."""
+        return self.canvas.fill(self.posterior.argmax())
+
+
+OnStep = Callable[[Moment], None] | None
+
+
+def check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"sampling.steps must be at least 1, not {steps}")
+
+
+def predicted_point(posterior: TokenPosterior, canvas: Canvas, tables: tuple[Tensor, ...]) -> State:
+    """Views of the predicted points of the simplex, with the given tokens at fixed positions."""
+    free, given = expected(posterior, tables), embed(canvas.tokens, tables)
+    editable = canvas.editable[..., None]
+    return State(tuple(torch.where(editable, a, b) for a, b in zip(free.views, given.views, strict=True)))
+
+
+class FlowSampler:
+    """Integrates dx/dt = (D_t(x) - x) / (1 - t) on a grid uniform in tau; the last step returns the prediction's arg-max.
+
+    Args:
+        solver: "euler" (N network evaluations in N steps) or "heun" (second order, 2N - 1 evaluations).
+        temperature: divides the prediction's logits.
+        churn: before each step but the first, raise the noise level sigma = (1 - t) / t by this fraction with fresh noise
+            (Karras et al., arXiv 2206.00364, algorithm 2); 0 is deterministic.
+        churn_noise: standard deviation of the fresh noise (S_noise there).
+    """
+
+    def __init__(
+        self, solver: str = "euler", temperature: float = 1.0, churn: float = 0.0, churn_noise: float = 1.0
+    ):
+        if solver not in ("euler", "heun"):
+            raise ValueError(f"sampling.solver must be euler or heun, not {solver}")
+        if churn < 0:
+            raise ValueError(f"sampling.churn must be at least 0, not {churn}")
+        if not temperature > 0:
+            raise ValueError(f"sampling.temperature must be above 0, not {temperature}")
+        self.second_order = solver == "heun"
+        self.temperature, self.churn, self.churn_noise = temperature, churn, churn_noise
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: FlowDenoiser,
+        canvas: Canvas,
+        steps: int,
+        generator: torch.Generator,
+        on_step: OnStep = None,
+    ) -> Tensor:
+        start = noise_for(denoiser.tables).sample(*canvas.tokens.shape, generator)
+        return self.integrate(denoiser, canvas, steps, start, generator, on_step)
+
+    @torch.no_grad()
+    def integrate(
+        self,
+        denoiser: FlowDenoiser,
+        canvas: Canvas,
+        steps: int,
+        state: State,
+        generator: torch.Generator,
+        on_step: OnStep = None,
+    ) -> Tensor:
+        """From a given noise state at t = 0 to tokens (B, L)."""
+        check_steps(steps)
+        batch, length = canvas.tokens.shape
+        device = canvas.tokens.device
+        fresh = noise_for(denoiser.tables) if self.churn > 0 and steps > 1 else None
+        tau_grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=device)
+        times = denoiser.clock.time(tau_grid).tolist()
+        taus = tau_grid.tolist()
+
+        def predict(state: State, tau: float) -> TokenPosterior:
+            clock = torch.full((batch,), tau, device=device, dtype=torch.float32)
+            return denoiser(state, clock).tempered(self.temperature)
+
+        for i in range(steps):
+            t, t_next, tau = times[i], times[i + 1], taus[i]
+            if fresh is not None and i > 0:
+                sigma = (1 - t) / t
+                raised = (1 + self.churn) * sigma
+                t_raised = 1 / (1 + raised)
+                spread = t_raised * self.churn_noise * (raised**2 - sigma**2) ** 0.5
+                state = combine((t_raised / t, state), (spread, fresh.sample(batch, length, generator)))
+                t = t_raised
+                tau = denoiser.clock.tau(torch.tensor([t], dtype=torch.float64, device=device)).item()
+            posterior = predict(state, tau)
+            if on_step is not None:
+                on_step(Moment(i, steps, tau, posterior, canvas))
+            if i == steps - 1:
+                break
+            point = predicted_point(posterior, canvas, denoiser.tables)
+            moved = step(state, point, t, t_next)
+            if self.second_order:
+                # mean of the velocities at both ends: v = (D - x) / (1 - t)
+                ahead = predicted_point(predict(moved, taus[i + 1]), canvas, denoiser.tables)
+                half = (t_next - t) / 2
+                a, b = half / (1 - t), half / (1 - t_next)
+                state = combine((1 - a, state), (a, point), (b, ahead), (-b, moved))
+            else:
+                state = moved
+        return canvas.fill(posterior.argmax())

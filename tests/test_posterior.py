@@ -1,0 +1,112 @@
+"""TokenPosterior against its dense twin, and categorical draws against exact laws."""
+
+import pytest
+import torch
+
+import flm.posterior
+from flm.evaluation.dense import dense_log_probabilities
+from flm.posterior import Mixture, TokenPosterior, truncate
+
+B, L, D, V = 3, 5, 8, 23
+
+
+@pytest.fixture(params=[1, 7, 10_000])
+def tokens_per_chunk(request, monkeypatch):
+    monkeypatch.setitem(flm.posterior.CHUNK_ELEMENTS, "cpu", request.param * V)
+
+
+def make(seed=0, softcap=3.0, temperature=0.7, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g, dtype=dtype).requires_grad_()
+
+    return TokenPosterior(normal(B, L, D), normal(V, D), normal(V), softcap, temperature)
+
+
+@pytest.mark.parametrize("softcap,temperature", [(None, 1.0), (3.0, 1.0), (3.0, 0.7)])
+@pytest.mark.parametrize("soft", [False, True])
+def test_cross_entropy_and_gradients_equal_dense(softcap, temperature, soft, tokens_per_chunk):
+    posterior = make(1, softcap, temperature)
+    leaves = [posterior.hidden, posterior.table, posterior.bias]
+    weight = torch.rand(B, L, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    if soft:
+        share = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+        target = Mixture((share, 1 - share), (make(3, None, 1.0).detach(), make(4, 2.0, 1.3).detach()))
+        q = sum(
+            w[:, None, None] * dense_log_probabilities(p).exp()
+            for w, p in zip(target.weights, target.posteriors, strict=True)
+        )
+    else:
+        target = torch.randint(V, (B, L), generator=torch.Generator().manual_seed(5))
+        q = torch.nn.functional.one_hot(target, V).double()
+
+    total, per_token = posterior.cross_entropy(target, weight)
+    dense = -(q * dense_log_probabilities(posterior)).sum(-1)
+    torch.testing.assert_close(per_token, dense.detach(), rtol=0, atol=1e-12)
+    got = torch.autograd.grad(2.5 * total, leaves)
+    want = torch.autograd.grad(2.5 * (dense * weight).sum(), leaves)
+    torch.testing.assert_close(total, (dense * weight).sum(), rtol=0, atol=1e-12)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_reductions_equal_dense(tokens_per_chunk):
+    posterior = make(6)
+    log_p = dense_log_probabilities(posterior).detach()
+    tables = [torch.randn(V, k, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in (4, 6)]
+    for got, table in zip(posterior.expected(tables), tables, strict=True):
+        torch.testing.assert_close(got, log_p.exp() @ table, rtol=0, atol=1e-12)
+    assert torch.equal(posterior.argmax(), log_p.argmax(-1))
+    ids = torch.randint(V, (B, L), generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(posterior.log_prob(ids), log_p.gather(-1, ids[..., None])[..., 0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(posterior.entropy(), -(log_p.exp() * log_p).sum(-1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(posterior.probabilities(), log_p.exp(), rtol=0, atol=1e-12)
+
+
+def chi_square_limit(degrees: int) -> float:
+    """Upper 1e-4 quantile by the Wilson-Hilferty approximation."""
+    return degrees * (1 - 2 / (9 * degrees) + 3.719 * (2 / (9 * degrees)) ** 0.5) ** 3
+
+
+@pytest.mark.parametrize("top_k,top_p", [(None, None), (5, None), (None, 0.8)])
+def test_draws_follow_the_probabilities(top_k, top_p):
+    one = make(7, temperature=2.0)
+    count = 4000
+    hidden = one.hidden[:1, :1].detach().expand(1, count, D)
+    posterior = TokenPosterior(hidden, one.table.detach(), one.bias.detach(), one.softcap, one.temperature)
+    draws = posterior.draw(torch.Generator().manual_seed(0), top_k, top_p)[0]
+    p = truncate(one.probabilities()[0, :1], top_k, top_p)[0]
+    p = p / p.sum()
+    counts = torch.bincount(draws, minlength=V).double()
+    assert counts[p == 0].sum() == 0
+    expected = count * p[p > 0]
+    statistic = ((counts[p > 0] - expected) ** 2 / expected).sum().item()
+    assert statistic < chi_square_limit(int((p > 0).sum()) - 1)
+
+
+def test_rare_tokens_are_drawn_at_their_rate():
+    """float32 Gumbel noise cannot exceed 16.6: an fp32 draw would give the tail a rate far below the truth."""
+    rare, size, count = 1e-7, 1000, 20_000  # a tail of mass 1e-4, each entry at float32 resolution near 1
+    logits = torch.full((size + 1,), rare, dtype=torch.float64).log()
+    logits[0] = torch.tensor(1 - size * rare, dtype=torch.float64).log()
+    posterior = TokenPosterior(torch.ones(1, count, 1), torch.zeros(size + 1, 1), logits.float())
+    draws = posterior.draw(torch.Generator().manual_seed(0))[0]
+    assert 0 < int((draws > 0).sum()) < 10  # Poisson with mean 2
+    # in the tail all entries are alike: the index must not pile up where float32 cumulative sums have their steps
+    u = 1 - size * rare + rare * (torch.arange(size, dtype=torch.float64) + 0.5)
+    cumulative = logits.exp().cumsum(0)
+    found = torch.searchsorted(cumulative, u * cumulative[-1], right=True)
+    assert found.unique().numel() == 1000
+
+
+def test_top_p_of_one_and_bad_values():
+    p = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
+    assert torch.equal(truncate(p, None, 1.0), p)
+    assert torch.equal(truncate(p, None, 0.5), torch.tensor([[0.5, 0, 0]], dtype=torch.float64))
+    assert torch.equal(truncate(p, 2, None), torch.tensor([[0.5, 0.3, 0]], dtype=torch.float64))
+    for bad in ((0, None), (None, 0.0), (None, 1.5)):
+        with pytest.raises(ValueError, match="sampling.top_"):
+            truncate(p, *bad)
+    with pytest.raises(ValueError, match="sampling.temperature"):
+        make().tempered(0.0)
