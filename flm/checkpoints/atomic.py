@@ -1,0 +1,92 @@
+"""Writing a checkpoint whole or not at all, and reading one without trusting it."""
+
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save(content: Any, path: str | Path) -> None:
+    """Writes with torch.save so that `path` holds either the old file or the whole new one, whenever the process dies.
+
+    Raises:
+        OSError: the disk is full or refuses; the old file is untouched and nothing is left beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # in the same folder, since a rename is atomic only within a file system; the same name each time, so that a killed
+    # process leaves at most one behind and the next write reuses it
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        reason = _cause(error)
+        raise OSError(f"{path}: could not write the checkpoint ({reason}); an earlier file there is intact") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def alias(path: Path, name: Path) -> None:
+    """Makes `name` the same file as `path`, atomically; a copy where the file system has no hard links."""
+    partial = name.with_name(f".{name.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path, partial)
+    except OSError:
+        shutil.copyfile(path, partial)
+    os.replace(partial, name)
+    partial.unlink(missing_ok=True)  # renaming a link onto another link to the same file leaves both
+    sync_folder(name.parent)
+
+
+def load(path: str | Path, mmap: bool = False) -> Any:
+    """Plain values and CPU tensors of a torch file. Executes nothing in it: anything else is refused.
+
+    Args:
+        mmap: leave tensors on disk until they are touched.
+
+    Raises:
+        ValueError: there is no such file, it is cut short or damaged, or it holds more than plain values and tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint file")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not a checkpoint, or cut short: not a complete torch zip file")
+    try:
+        # torch does not compare checksums itself: one flipped bit would be a different model
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{path}: damaged: the checksum of {damaged} does not match")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: refused, it holds Python objects beyond plain values and tensors ({_cause(error)})"
+        ) from error
+    except (RuntimeError, OSError, EOFError, zipfile.BadZipFile, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a readable checkpoint ({_cause(error)})") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cause(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
+    return (named or lines or [type(error).__name__])[0]

@@ -1,0 +1,112 @@
+"""Building models from plain config nodes, where the config may come from a file somebody handed in.
+
+A node is a dict with `_target_`, the dotted name of a class; its other keys are constructor arguments. Only classes of
+models, defined in this package or in modules the caller trusts, are ever imported or called.
+"""
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from flm.algos.algorithm import Algorithm
+
+
+def build(node: Mapping[str, Any], trusted_modules: Sequence[str] = (), **extra: Any) -> Any:
+    """The object a node describes; nested nodes are built first.
+
+    Args:
+        node: `_target_`, arguments, and `_partial_: true` for a functools.partial in place of the object.
+        trusted_modules: modules outside `flm` (with all below them) whose classes may be built; the user's word, never
+            the checkpoint's.
+        extra: further constructor arguments, passed as they are.
+
+    Raises:
+        ValueError: the target is not such a class, or does not take these arguments.
+    """
+    arguments = {key: _value(value, trusted_modules) for key, value in node.items() if not str(key).startswith("_")}
+    marks = {key for key in node if str(key).startswith("_")} - {"_target_", "_partial_"}
+    if marks:
+        raise ValueError(f"{node.get('_target_')}: {sorted(marks)} not understood; only _target_ and _partial_ are")
+    target = _resolve(node.get("_target_"), trusted_modules)
+    arguments |= extra
+    incomplete = bool(node.get("_partial_", False))
+    signature = inspect.signature(target)
+    try:
+        (signature.bind_partial if incomplete else signature.bind)(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{node['_target_']}: {error}; it takes {', '.join(signature.parameters)}") from error
+    return partial(target, **arguments) if incomplete else target(**arguments)
+
+
+def build_algorithm(
+    config: Mapping[str, Any], vocab_size: int, trusted_modules: Sequence[str] = (), **extra: Any
+) -> Algorithm:
+    """The algorithm of a resolved config: node `algo`, over the backbone of node `model`.
+
+    Training and loading both come here, so what can be trained can be loaded.
+
+    Args:
+        extra: further arguments of the algorithm that are not plain values, a teacher for one.
+
+    Raises:
+        ValueError: as `build`; or the config lacks `algo`, `model` or `model.length`.
+    """
+    for key in ("algo", "model"):
+        if not isinstance(config.get(key), Mapping):
+            raise ValueError(f"the config has no node {key!r} to build a model from")
+    if not isinstance(config["model"].get("length"), int):
+        raise ValueError("the config has no model.length")
+    backbone = build({**config["model"], "_partial_": True}, trusted_modules)
+    algorithm = build(
+        config["algo"],
+        trusted_modules,
+        backbone=backbone,
+        vocab_size=vocab_size,
+        length=config["model"]["length"],
+        **extra,
+    )
+    if not isinstance(algorithm, Algorithm):
+        raise ValueError(f"algo._target_={config['algo']['_target_']} is not an Algorithm")
+    return algorithm
+
+
+def _value(value: Any, trusted_modules: Sequence[str]) -> Any:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return build(value, trusted_modules)
+        return {key: _value(item, trusted_modules) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_value(item, trusted_modules) for item in value]
+    return value
+
+
+def _resolve(target: Any, trusted_modules: Sequence[str]) -> type[nn.Module]:
+    allowed = ("flm", *trusted_modules)
+    refusal = (
+        f"_target_ {target!r} refused: only nn.Module classes defined in {', '.join(allowed)} are built; "
+        "to allow more, name their module in eval.trusted_modules"
+    )
+    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
+        raise ValueError(refusal)
+    module_name, _, class_name = target.rpartition(".")
+    if not _inside(module_name, allowed):
+        raise ValueError(refusal)
+    try:
+        # the whole of the path but the last name must be a module: attributes are never walked into other packages
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not (module_name + ".").startswith(error.name + "."):
+            raise  # the module is there and needs one that is not
+        raise ValueError(f"{refusal} (there is no module {error.name})") from error
+    found = vars(module).get(class_name)
+    if not (inspect.isclass(found) and issubclass(found, nn.Module) and _inside(found.__module__, allowed)):
+        raise ValueError(refusal)
+    return found
+
+
+def _inside(module_name: str, allowed: Sequence[str]) -> bool:
+    return any(module_name == root or module_name.startswith(f"{root}.") for root in allowed)

@@ -1,0 +1,146 @@
+"""From a checkpoint file back to a model. Nothing in the file is executed."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flm.algos.algorithm import Algorithm
+from flm.checkpoints import atomic
+from flm.checkpoints.build import build_algorithm
+from flm.checkpoints.description import Description
+
+PREFIX = "algorithm."  # the name of the algorithm in the training module
+
+
+class _Tokenizer(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass
+class CheckpointFile:
+    """What a file holds; all tensors on the CPU.
+
+    Attributes:
+        path: the file.
+        description: what it says of itself.
+        state: the algorithm's state dict (the weights as trained, not averaged).
+    """
+
+    path: Path
+    description: Description
+    state: dict[str, Tensor]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.description.config
+
+    @property
+    def tokenizer(self) -> dict[str, Any] | None:
+        return self.description.tokenizer
+
+    @property
+    def average(self) -> dict[str, Tensor] | None:
+        return self.description.average
+
+    @property
+    def step(self) -> int:
+        return self.description.step
+
+    @cached_property
+    def sha256(self) -> str:
+        with open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_checkpoint(path: str | Path) -> CheckpointFile:
+    """Raises ValueError, naming the file, for anything that is not a whole checkpoint of this project."""
+    content = atomic.load(path, mmap=True)
+    description = Description.of(content, str(path))
+    return CheckpointFile(Path(path), description, algorithm_state(content, str(path)))
+
+
+def load_algorithm(
+    path: str | Path, use_average: bool = True, trusted_modules: Sequence[str] = (), **extra: Any
+) -> tuple[Algorithm, CheckpointFile]:
+    """The model of a checkpoint, on the CPU, in evaluation mode.
+
+    Args:
+        use_average: take the averaged weights rather than those of the last step.
+        trusted_modules, extra: as in `build_algorithm`.
+
+    Raises:
+        ValueError: the file is unreadable, describes no model this code can build, or its weights do not fit it; or
+            use_average is asked of a file without an average.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        algorithm = build_algorithm(checkpoint.config, checkpoint.description.vocab_size, trusted_modules, **extra)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    check_state(checkpoint.state, algorithm.state_dict(), str(path))
+    algorithm.load_state_dict(checkpoint.state)
+    if use_average:
+        apply_average(algorithm, checkpoint)
+    return algorithm.eval(), checkpoint
+
+
+@torch.no_grad()
+def apply_average(algorithm: nn.Module, checkpoint: CheckpointFile) -> None:
+    """Puts the averaged weights in place of the last step's.
+
+    Raises:
+        ValueError: the file holds no average, or one of other parameters.
+    """
+    # by parameter and not by state dict: there a tied weight has a second name, which would bring the last step's back
+    if checkpoint.average is None:
+        raise ValueError(f"{checkpoint.path}: holds no average of the weights: set eval.disable_ema=true")
+    trainable = {name: p for name, p in algorithm.named_parameters() if name in checkpoint.average}
+    check_state(checkpoint.average, trainable, f"{checkpoint.path}, average")
+    for name, parameter in trainable.items():
+        parameter.copy_(checkpoint.average[name])
+
+
+def algorithm_state(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """The algorithm's part of the state dict in a loaded file called `name`."""
+    state = content.get("state_dict")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise ValueError(f"{name}: damaged checkpoint: no weights under state_dict")
+    return {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+
+
+def check_state(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str, shown: int = 4) -> None:
+    """Raises ValueError naming, key by key, the first few weights that are missing, unexpected or of another shape."""
+    problems = [f"{key} missing" for key in expected if key not in given]
+    problems += [f"{key} unexpected" for key in given if key not in expected]
+    problems += [
+        f"{key} has shape {tuple(given[key].shape)}, the model needs {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in given and given[key].shape != tensor.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
+        raise ValueError(f"{name}: the weights do not fit the model: {'; '.join(problems[:shown])}{more}")
+
+
+def check_vocabulary(checkpoint: CheckpointFile, tokenizer: _Tokenizer) -> None:
+    """Raises ValueError unless the tokenizer is the one the checkpoint was trained with."""
+    check_tokenizer(checkpoint.tokenizer, tokenizer.to_dict(), str(checkpoint.path))
+
+
+def check_tokenizer(stored: Mapping[str, Any] | None, given: Mapping[str, Any] | None, name: str) -> None:
+    """Raises ValueError unless two Tokenizer.to_dict() are equal; `name` is the file that holds the first."""
+    if stored != given:
+        keys = sorted(set(stored or {}) | set(given or {}))
+        differing = [key for key in keys if (stored or {}).get(key) != (given or {}).get(key)]
+        raise ValueError(
+            f"{name}: a checkpoint of another vocabulary: its tokenizer differs from that of the data in "
+            f"{', '.join(differing) or 'being absent'}: choose the data= it was trained on"
+        )

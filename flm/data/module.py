@@ -1,0 +1,219 @@
+"""The data module: a corpus and a tokenizer turned into batches for training, validation and whoever asks."""
+
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from flm.algos.algorithm import Batch
+from flm.data.blocks import TokenBlocks, frame_of
+from flm.data.cache import TokenCache, open_cache
+from flm.data.corpora.corpus import Corpus, Split
+from flm.data.order import EvaluationShare, ExampleOrder, ShareSampler
+from flm.data.tokenizers import Tokenizer, TokenizerBuilder
+
+
+class TextDataModule(lightning.LightningDataModule):
+    """Batches of blocks of L tokens.
+
+    With a trainer, its `use_distributed_sampler` must be False (the module shares data out itself) and its `max_steps`
+    set; `accumulate_grad_batches` is `accumulation(world_size)`. All processes must see the same `corpus.cache_dir`.
+
+    Args:
+        corpus: documents, and how (`wrap`) and where (`cache_dir`) they are kept as tokens.
+        tokenizer: builds the tokenizer, from the training documents where it is learned.
+        length: L, tokens per block.
+        seed: of the order of training examples.
+        global_batch_size: examples per optimiser step, over all processes and accumulation steps.
+        batch_size: examples per process and micro-batch; None: global_batch_size / number of processes.
+        eval_batch_size: examples per process in validation; None: as batch_size.
+        num_workers: loader processes; batches do not depend on it.
+        max_eval_examples: validate on so many blocks, evenly spaced over the split; None: all.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: TokenizerBuilder,
+        length: int,
+        seed: int = 1,
+        global_batch_size: int = 512,
+        batch_size: int | None = None,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        max_eval_examples: int | None = None,
+    ):
+        super().__init__()
+        sizes = {
+            "model.length": length,
+            "loader.global_batch_size": global_batch_size,
+            "loader.batch_size": batch_size,
+            "loader.eval_batch_size": eval_batch_size,
+            "loader.max_eval_examples": max_eval_examples,
+        }
+        for key, size in sizes.items():
+            if size is not None and size < 1:
+                raise ValueError(f"{key} must be at least 1, not {size}")
+        self.corpus, self.builder, self.length, self.seed = corpus, tokenizer, length, seed
+        self.global_batch_size, self.batch_size, self.eval_batch_size = global_batch_size, batch_size, eval_batch_size
+        self.num_workers, self.max_eval_examples = num_workers, max_eval_examples
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._cache: TokenCache | None = None
+
+    def prepare(self) -> None:
+        """Builds or opens tokenizer and token cache. Any number of processes may call it at once, and again."""
+        if self._cache is not None:
+            return
+        root = self._cache_root()
+        self._tokenizer = self.builder.build(
+            lambda: self.corpus.documents("train"), cache_dir=root, source=self.corpus.fingerprint()
+        )
+        frame_of(self.corpus.wrap, self._tokenizer)  # an unknown name fails before the long part
+        self._cache = open_cache(self.corpus, self._tokenizer, root)
+
+    def prepare_data(self) -> None:
+        self.prepare()
+
+    def setup(self, stage: str) -> None:
+        self.prepare()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        self.prepare()
+        assert self._tokenizer is not None
+        return self._tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def cache(self) -> TokenCache:
+        self.prepare()
+        assert self._cache is not None
+        return self._cache
+
+    def train_blocks(self) -> TokenBlocks:
+        return self._blocks("train")
+
+    def valid_blocks(self) -> TokenBlocks:
+        return self._blocks("valid")
+
+    def valid_documents(self) -> Iterator[str]:
+        """The held-out text, normalised, not tokenised."""
+        return self.corpus.documents("valid")
+
+    def token_counts(self) -> Tensor:
+        """How often each id occurs in the training blocks, int64 (V,)."""
+        return self.train_blocks().token_counts(self.vocab_size)
+
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of held-out text per position of a validation block, on average over the split.
+
+        Bits per byte = nats per token / ln 2 / this. Tokens of the frame and ends of documents count as positions and
+        stand for no byte.
+        """
+        blocks = self.valid_blocks()
+        return self.cache.bytes_per_token("valid") * blocks.payload / blocks.length
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches per optimiser step and process."""
+        batch_size = self.batch_size or max(1, self.global_batch_size // world_size)
+        together = batch_size * world_size
+        if self.global_batch_size % together:
+            raise ValueError(
+                f"loader.global_batch_size={self.global_batch_size} must be a multiple of loader.batch_size "
+                f"({batch_size}) times the number of processes ({world_size}), {together}"
+            )
+        return self.global_batch_size // together
+
+    def train_loader(self, start: int, stop: int, rank: int = 0, world_size: int = 1) -> "TrainLoader":
+        """Micro-batches of optimiser steps start .. stop-1 for one process."""
+        blocks = self.train_blocks()
+        accumulation = self.accumulation(world_size)
+        batch_size = self.global_batch_size // (world_size * accumulation)
+        order = ExampleOrder(len(blocks), self.seed)
+        sampler = ShareSampler(order, batch_size, start, stop, rank, world_size, accumulation)
+        return TrainLoader(blocks, sampler, self._loader_options())
+
+    def valid_loader(self, rank: int = 0, world_size: int = 1) -> DataLoader:
+        """Validation batches of one process, always the same in the same order; the last may be smaller.
+
+        Rows that only even out the processes' shares have weight 0 (`EvaluationShare`).
+        """
+        share = EvaluationShare(self.valid_blocks(), rank, world_size, self.max_eval_examples)
+        size = self.eval_batch_size or self.batch_size or math.ceil(self.global_batch_size / world_size)
+        return DataLoader(share, size, shuffle=False, collate_fn=_collate_weighted, **self._loader_options())
+
+    def train_dataloader(self) -> "TrainLoader":
+        trainer = self.trainer
+        if trainer is None:
+            raise ValueError("no trainer is attached: use train_loader(start, stop)")
+        if trainer.max_steps < 0:
+            raise ValueError("trainer.max_steps must be set: training examples have no end of their own")
+        return self.train_loader(trainer.global_step, trainer.max_steps, trainer.global_rank, trainer.world_size)
+
+    def val_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        return self.valid_loader() if trainer is None else self.valid_loader(trainer.global_rank, trainer.world_size)
+
+    def _blocks(self, split: Split) -> TokenBlocks:
+        return TokenBlocks(self.cache.tokens(split), self.length, frame_of(self.corpus.wrap, self.tokenizer))
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    def _cache_root(self) -> Path:
+        if self.corpus.cache_dir is None:
+            self._temporary = self._temporary or tempfile.TemporaryDirectory(prefix="flm-data-")
+            return Path(self._temporary.name)
+        root = Path(self.corpus.cache_dir)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"data.cache_dir={root} cannot be made ({error.strerror})") from error
+        return root
+
+
+class TrainLoader(DataLoader):
+    """Loader of one process's micro-batches from a given optimiser step on.
+
+    Its length counts from step 0, because Lightning adds the batches of before an interruption to the ones it fetches
+    and compares the sum with it. It keeps no state: where it starts follows from the trainer's step. The two methods
+    say so to Lightning, which else warns that the position is lost.
+    """
+
+    def __init__(self, blocks: TokenBlocks, sampler: ShareSampler, options: dict[str, Any]):
+        super().__init__(blocks, batch_sampler=sampler, collate_fn=_collate, **options)
+
+    def __len__(self) -> int:
+        assert isinstance(self.batch_sampler, ShareSampler)
+        return self.batch_sampler.stop * self.batch_sampler.accumulation
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def _collate(blocks: list[Tensor]) -> Batch:
+    tokens = torch.stack(blocks)
+    return Batch(tokens, torch.ones(tokens.shape))
+
+
+def _collate_weighted(items: list[tuple[Tensor, float]]) -> Batch:
+    tokens = torch.stack([block for block, _ in items])
+    weight = torch.tensor([weight for _, weight in items])
+    return Batch(tokens, weight[:, None].expand(tokens.shape).contiguous())

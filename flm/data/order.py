@@ -1,0 +1,99 @@
+"""Which example is seen when: a function of (seed, position) alone.
+
+The k-th training example of a run belongs to epoch k // N and is item P(k mod N) of it, P a permutation seeded by the
+seed and the epoch. So resuming at a step needs that step's number and nothing else, and how the global batch is shared
+out over processes and accumulation steps does not change which examples it holds.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from flm.data.permutation import Permutation
+from flm.draws import mix_seed
+
+
+class ExampleOrder:
+    """Dataset index of the k-th example of a run, k = 0, 1, ... without end; each epoch is a fresh order of all N."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed = count, seed
+        self._start_epoch(0)
+
+    def __call__(self, position: int) -> int:
+        epoch, place = divmod(position, self.count)
+        if epoch != self._epoch:
+            self._start_epoch(epoch)
+        return self._permutation(place)
+
+    def _start_epoch(self, epoch: int) -> None:
+        self._epoch, self._permutation = epoch, Permutation(self.count, mix_seed(self.seed, epoch))
+
+
+class ShareSampler(Sampler[list[int]]):
+    """Batch sampler of one process: dataset indices of each of its micro-batches in turn.
+
+    Optimiser step s takes examples [s G, (s + 1) G), G = world_size * accumulation * batch_size. Its micro-batch m on
+    rank r is share j = r * accumulation + m and holds examples [s G + j b, s G + (j + 1) b), b = batch_size: the same
+    shares that `flm.draws.Draws` numbers.
+
+    Args:
+        order: which example is where.
+        batch_size: b, examples per micro-batch.
+        start: first optimiser step.
+        stop: optimiser step to stop before.
+        rank: this process, in [0, world_size).
+        accumulation: micro-batches per optimiser step and process.
+    """
+
+    def __init__(
+        self,
+        order: ExampleOrder,
+        batch_size: int,
+        start: int,
+        stop: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+    ):
+        self.order, self.batch_size, self.start, self.stop = order, batch_size, start, stop
+        self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        num_shares = self.world_size * self.accumulation
+        for step in range(self.start, self.stop):
+            for micro in range(self.accumulation):
+                share = step * num_shares + self.rank * self.accumulation + micro
+                yield [self.order(k) for k in range(share * self.batch_size, (share + 1) * self.batch_size)]
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start) * self.accumulation
+
+
+class EvaluationShare(Dataset[tuple[Tensor, float]]):
+    """One process's part of a dataset for evaluation: items rank, rank + world_size, ... each with its weight.
+
+    All processes hold equally many items, since collective operations would hang otherwise: where the dataset does
+    not divide evenly, some end with a repeated item of weight 0. All other weights are 1.
+
+    Args:
+        dataset: blocks (L,).
+        max_items: use only this many, evenly spaced over the dataset; None: all.
+    """
+
+    def __init__(self, dataset: Dataset[Tensor], rank: int = 0, world_size: int = 1, max_items: int | None = None):
+        self.dataset, self.rank, self.world_size = dataset, rank, world_size
+        available = len(dataset)  # type: ignore[arg-type]
+        self._available = available
+        self.items = available if max_items is None else min(max_items, available)
+
+    def __len__(self) -> int:
+        return -(-self.items // self.world_size)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, float]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} is not in [0, {len(self)})")
+        item = index * self.world_size + self.rank
+        weight = float(item < self.items)
+        return self.dataset[min(item, self.items - 1) * self._available // self.items], weight

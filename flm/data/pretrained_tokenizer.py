@@ -1,0 +1,116 @@
+"""Other people's tokenizers: a Hugging Face name or folder, or the bare vocabulary files of GPT-2 and BERT."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+
+from flm.data.tokenizers import Documents, Tokenizer, TokenizerBuilder
+
+PAD = "[PAD]"
+
+
+class HuggingFaceTokenizer(TokenizerBuilder):
+    """A published tokenizer, as it is.
+
+    Begin and end are its own; where it has neither (BERT), both are the first id it puts before a text ([CLS], 101),
+    and where it has only one of them, both are that one. So BERT gives 101 twice and GPT-2 50256 twice, as in the
+    packed LM1B and OpenWebText data of the masked-diffusion literature.
+
+    Args:
+        name_or_path: name on the Hugging Face hub, or a folder: saved by `save_pretrained`, or with GPT-2's
+            vocab.json and merges.txt alone, or with BERT's vocab.txt alone. Code in either is never run.
+        add_pad: appends `[PAD]` as the last id where the tokenizer has no padding token (GPT-2: V = 50258).
+
+    Raises:
+        ValueError: on `build`, where it cannot be found or read, or has no token to end a document with.
+    """
+
+    def __init__(self, name_or_path: str | os.PathLike[str], add_pad: bool = False):
+        self.name_or_path, self.add_pad = os.fspath(name_or_path), add_pad
+
+    def build(
+        self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None
+    ) -> Tokenizer:
+        backend, bos_id, eos_id, pad_id = self._load()
+        backend = tokenizers.Tokenizer.from_str(backend.to_str())  # ours alone: padding and truncation get switched off
+        first = next(iter(backend.encode("").ids), None)
+        begin = next((i for i in (bos_id, eos_id, first) if i is not None), None)
+        end = next((i for i in (eos_id, bos_id, first) if i is not None), None)
+        if begin is None or end is None:
+            raise ValueError(f"tokenizer.name_or_path={self.name_or_path}: no token to begin or end a document with")
+        if self.add_pad and pad_id is None:
+            backend.add_special_tokens([AddedToken(PAD, special=True, normalized=False)])
+            pad_id = backend.token_to_id(PAD)
+        return Tokenizer(backend, self.name_or_path, "huggingface", begin, end, pad_id)
+
+    def _load(self) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
+        """Backend, begin, end and padding id."""
+        folder = Path(self.name_or_path)
+        if folder.is_dir() and not (folder / "tokenizer.json").exists():
+            if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+                return _gpt2(folder)
+            if (folder / "vocab.txt").exists():
+                return _bert(folder)
+        return self._load_with_transformers()
+
+    def _load_with_transformers(self) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
+        from transformers import AutoTokenizer
+
+        try:
+            try:  # what was downloaded before needs no network, and no minute of retries without one
+                loaded = AutoTokenizer.from_pretrained(
+                    self.name_or_path, local_files_only=True, trust_remote_code=False
+                )
+            except (OSError, ValueError):
+                if Path(self.name_or_path).exists():
+                    raise
+                loaded = AutoTokenizer.from_pretrained(self.name_or_path, trust_remote_code=False)
+        except Exception as error:  # the hub, the network and the parsers each raise their own
+            raise ValueError(
+                f"tokenizer.name_or_path={self.name_or_path} is no readable tokenizer folder and could not be fetched "
+                f"from the Hugging Face hub ({_first_line(error)}): without network, give a local folder"
+            ) from error
+        if not loaded.is_fast:
+            raise ValueError(f"tokenizer.name_or_path={self.name_or_path} has no tokenizer.json: only fast tokenizers")
+        return loaded.backend_tokenizer, loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id
+
+
+def _gpt2(folder: Path) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
+    try:
+        backend = tokenizers.Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(
+            f"tokenizer.name_or_path={folder}: vocab.json and merges.txt are not a byte-pair vocabulary "
+            f"({_first_line(error)})"
+        ) from error
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
+    end = backend.token_to_id("<|endoftext|>")
+    return backend, end, end, None
+
+
+def _bert(folder: Path) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
+    try:
+        vocabulary = models.WordPiece.read_file(str(folder / "vocab.txt"))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(
+            f"tokenizer.name_or_path={folder}: vocab.txt is not a WordPiece vocabulary ({_first_line(error)})"
+        ) from error
+    special = [token for token in (PAD, "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in vocabulary]
+    if not {"[UNK]", "[CLS]"} <= set(special):
+        raise ValueError(f"tokenizer.name_or_path={folder}: vocab.txt has no [UNK] or no [CLS]")
+    uncased = not any(token.lower() != token for token in vocabulary if not token.startswith("["))
+    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=uncased)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return backend, vocabulary["[CLS]"], vocabulary["[CLS]"], vocabulary.get(PAD)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,225 @@
+"""Tokenizers: text to ids and back, and where the four kinds come from.
+
+All four are one `tokenizers.Tokenizer` inside, so a checkpoint stores any of them as one JSON string and needs neither
+the training text nor a download to bring it back. Builders are what a config names; their arguments are its keys.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+END = "<|end|>"
+UNKNOWN = "<unk>"
+
+Documents = Callable[[], Iterator[str]]
+log = logging.getLogger(__name__)
+
+_PARALLEL = "TOKENIZERS_PARALLELISM"
+if _PARALLEL not in os.environ:
+    # The library's threads do not survive a fork: a forked process (a loader's worker) that still counts on them hangs,
+    # and left to itself the library prints a warning in each. So a child is born with them switched off.
+    os.register_at_fork(
+        before=lambda: os.environ.__setitem__(_PARALLEL, "false"),
+        after_in_parent=lambda: os.environ.__delitem__(_PARALLEL),
+    )
+
+
+class Tokenizer:
+    """Ids 0 .. V-1 without gaps, and the ids that stand for begin, end and padding.
+
+    Args:
+        backend: does the work; truncation, padding and added begin or end tokens are switched off.
+        name: for people.
+        kind: characters, bytes, bpe or huggingface.
+        bos_id: begins a block where blocks are framed.
+        eos_id: ends every document.
+        pad_id: None where there is none.
+
+    Raises:
+        ValueError: the ids have gaps.
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, name: str, kind: str, bos_id: int, eos_id: int, pad_id: int | None = None
+    ):
+        ids = set(backend.get_vocab(with_added_tokens=True).values())
+        missing = next((i for i in range(len(ids)) if i not in ids), None)
+        if missing is not None:
+            raise ValueError(f"tokenizer {name}: id {missing} is unused but {max(ids)} is not: ids must have no gaps")
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.name, self.kind = name, kind
+        self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
+        self.vocab_size = len(ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone. A special token written out in the text becomes its id."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """As `encode`, for many texts at once, on all cores."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """Text of ids; special tokens are written out unless `skip_special`."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def token(self, token_id: int) -> str:
+        """The vocabulary entry of one id, in the tokenizer's own spelling."""
+        return self._backend.id_to_token(token_id)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values from which `from_dict` makes the same tokenizer."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "bos_id": self.bos_id,
+            "eos_id": self.eos_id,
+            "pad_id": self.pad_id,
+            "json": self._backend.to_str(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Tokenizer":
+        """Raises ValueError where the values are no tokenizer's."""
+        try:
+            # Exception: the library raises nothing narrower for text that is not its own
+            backend = tokenizers.Tokenizer.from_str(values["json"])
+            ids = (values["bos_id"], values["eos_id"], values["pad_id"])
+            return cls(backend, values["name"], values["kind"], *ids)
+        except Exception as error:
+            raise ValueError(f"not a stored tokenizer: {error!r}") from error
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides ids and text; the name has no part in it."""
+        values = {key: value for key, value in self.to_dict().items() if key != "name"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+class TokenizerBuilder:
+    """Base of what a config names: `build` gives the tokenizer of a corpus."""
+
+    def build(
+        self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None
+    ) -> Tokenizer:
+        """A tokenizer for these training documents.
+
+        Args:
+            documents: starts a new pass over the training documents; not called where they do not matter.
+            cache_dir: folder to keep a learned tokenizer in; None: learn it anew.
+            source: the corpus's fingerprint; with `cache_dir`, tells learned tokenizers apart.
+        """
+        raise NotImplementedError
+
+
+class LearnedTokenizer(TokenizerBuilder):
+    """A tokenizer that depends on the training text, kept in `cache_dir` once it has been learned."""
+
+    def build(
+        self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None
+    ) -> Tokenizer:
+        if cache_dir is None or source is None:
+            return self.learn(documents())
+        key = {"builder": type(self).__name__, "options": vars(self), "source": source}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        path = Path(cache_dir) / f"tokenizer-{digest[:16]}.json"
+        if not path.exists():
+            _write_atomically(path, json.dumps(self.learn(documents()).to_dict()))
+        try:
+            return Tokenizer.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: delete it and it will be made again ({error})") from error
+
+    def learn(self, documents: Iterator[str]) -> Tokenizer:
+        raise NotImplementedError
+
+
+class CharacterTokenizer(LearnedTokenizer):
+    """One id per character of the training text, in code-point order, after `<|end|>` (0) and `<unk>` (1).
+
+    A character of held-out text that training text lacks is `<unk>`: lost in decoding, and cheaper than it should be.
+    """
+
+    def learn(self, documents: Iterator[str]) -> Tokenizer:
+        alphabet: set[str] = set()
+        for document in documents:
+            alphabet.update(document)
+        vocabulary = {token: i for i, token in enumerate([END, UNKNOWN, *sorted(alphabet)])}
+        # BPE without merges is the library's fastest way to single characters
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN, fuse_unk=False))
+        backend.decoder = decoders.Fuse()
+        backend.add_special_tokens([_special(END), _special(UNKNOWN)])
+        return Tokenizer(backend, "characters", "characters", bos_id=0, eos_id=0)
+
+
+class ByteTokenizer(TokenizerBuilder):
+    """The 256 bytes of UTF-8, id = value of the byte, and `<|end|>` (256)."""
+
+    def build(
+        self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None
+    ) -> Tokenizer:
+        spelling = {character: byte for byte, character in enumerate(_byte_spelling())}
+        backend = tokenizers.Tokenizer(models.BPE(vocab=spelling, merges=[]))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.add_special_tokens([_special(END)])
+        return Tokenizer(backend, "bytes", "bytes", bos_id=256, eos_id=256)
+
+
+class BPETokenizer(LearnedTokenizer):
+    """Byte-level byte-pair encoding learned on the training documents; `<|end|>` is id 0, the bytes follow.
+
+    Args:
+        vocab_size: V, at least 257; a small corpus may give fewer, with a warning.
+    """
+
+    def __init__(self, vocab_size: int = 1024):
+        if vocab_size < 257:
+            raise ValueError(f"tokenizer.vocab_size must be at least 257 (256 bytes and {END}), not {vocab_size}")
+        self.vocab_size = vocab_size
+
+    def learn(self, documents: Iterator[str]) -> Tokenizer:
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            special_tokens=[_special(END)],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=True,
+        )
+        backend.train_from_iterator(documents, trainer)
+        tokenizer = Tokenizer(backend, "bpe", "bpe", bos_id=0, eos_id=0)
+        if tokenizer.vocab_size < self.vocab_size:
+            log.warning(
+                "tokenizer.vocab_size=%d: the text has pairs for %d only", self.vocab_size, tokenizer.vocab_size
+            )
+        return tokenizer
+
+
+def _special(token: str) -> AddedToken:
+    return AddedToken(token, special=True, normalized=False)
+
+
+def _byte_spelling() -> list[str]:
+    """The printable character by which byte-level tokenizers (GPT-2's convention) spell each byte, by byte value."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    spare = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Two processes may do this at once: each renames a whole file, the last wins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

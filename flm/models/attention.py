@@ -1,0 +1,135 @@
+"""Attention, and the rotary position embedding it is fed with. B batch, H heads, L positions, Dh width of a head."""
+
+import functools
+import importlib.metadata
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_written_out = False  # set by forward_mode_attention
+
+
+@contextmanager
+def forward_mode_attention() -> Iterator[None]:
+    """Inside, attention uses operations that have forward-mode derivatives (torch.func.jvp); the fused ones have none.
+
+    A compiled module that is called for the first time inside torch.func.jvp stays eager: call it outside first.
+    """
+    global _written_out
+    before, _written_out = _written_out, True
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        _written_out = before
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softcap: float | None = None,
+    causal: bool = False,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """softmax(scores) v with scores = q k^T / sqrt(Dh), for q, k, v of shape (B, H, L, Dh); same shape out.
+
+    Args:
+        softcap: scores become softcap * tanh(scores / softcap), a bound on their size; None leaves them as they are.
+        causal: position i sees positions 0..i only.
+        mask: bool, broadcastable to (B, H, L, L), True where the row's position may see the column's. Every row needs
+            a True. None: all may.
+
+    With a softcap: flash-attn where it is installed (2.6 or newer) and applies, else flex_attention on CUDA, else
+    written out in full, which holds (B, H, L, L) scores.
+    """
+    if causal and q.shape[-2] != k.shape[-2]:
+        raise ValueError(f"causal attention needs as many queries ({q.shape[-2]}) as keys ({k.shape[-2]}): pass a mask")
+    if softcap is None:
+        if causal and mask is not None:
+            mask, causal = mask & _lower_triangle(q), False
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    if q.is_cuda and q.dtype != torch.float64 and not _written_out:
+        if mask is None and q.dtype != torch.float32 and _flash_supports_softcap():
+            return _flash_attention(q, k, v, softcap, causal)
+        score_mod = _capped(softcap, causal, None if mask is None else mask.expand(*q.shape[:-1], k.shape[-2]))
+        return _compiled_flex_attention()(q, k, v, score_mod=score_mod)
+    return _written_out_attention(q, k, v, softcap, causal, mask)
+
+
+def _written_out_attention(
+    q: Tensor, k: Tensor, v: Tensor, softcap: float, causal: bool, mask: Tensor | None
+) -> Tensor:
+    wide = torch.promote_types(q.dtype, torch.float32)  # as the fused kernels, which accumulate in fp32
+    with torch.autocast(q.device.type, enabled=False):
+        scores = q.to(wide) @ k.to(wide).transpose(-2, -1) / math.sqrt(q.shape[-1])
+        scores = softcap * torch.tanh(scores / softcap)
+        if causal:
+            scores = scores.masked_fill(~_lower_triangle(q), -math.inf)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+        return (scores.softmax(-1) @ v.to(wide)).to(v.dtype)
+
+
+def _lower_triangle(q: Tensor) -> Tensor:
+    return torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
+
+
+@torch.compiler.assume_constant_result
+def _flash_supports_softcap() -> bool:
+    try:
+        version = importlib.metadata.version("flash-attn")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in version.split(".")[:2]) >= (2, 6)
+
+
+def _flash_attention(q: Tensor, k: Tensor, v: Tensor, softcap: float, causal: bool) -> Tensor:
+    from flash_attn import flash_attn_func
+
+    # flash-attn wants (B, L, H, Dh)
+    out = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=causal, softcap=softcap)
+    return out.transpose(1, 2)
+
+
+@functools.cache
+def _compiled_flex_attention() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)  # uncompiled it holds the full scores
+
+
+def _capped(softcap: float, causal: bool, mask: Tensor | None) -> Callable[..., Tensor]:
+    """The score_mod of flex_attention that caps and masks; `mask` has the full shape (B, H, L, L)."""
+
+    def score_mod(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        score = softcap * torch.tanh(score / softcap)
+        if causal:
+            score = torch.where(row >= column, score, -math.inf)
+        if mask is not None:
+            score = torch.where(mask[batch, head, row, column], score, -math.inf)
+        return score
+
+    return score_mod
+
+
+def rotary_table(positions: Tensor, head_dim: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (..., L, Dh/2) fp32 of the angles position * base^(-2j/Dh), for positions of shape (..., L).
+
+    arXiv 2104.09864. The angles are formed in float64: at position 1000 an fp32 angle is off by up to 6e-5.
+    """
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim
+    angle = positions.to(torch.float64)[..., None] * base**-exponent
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns each pair (j, j + Dh/2) of x (B, H, L, Dh) by its angle; in fp32 at least, returned in x's dtype."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -1,0 +1,60 @@
+"""Layers the backbones share. B batch, L positions, D width."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with a weight and no bias: statistics in fp32 at least, result in the input's dtype."""
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.layer_norm(x.to(wide), self.weight.shape, self.weight.to(wide), None, self.eps).to(x.dtype)
+
+
+class TimeEmbedding(nn.Module):
+    """A time (B,) in [0, 1] as a vector (B, cond_dim): Linear, SiLU, Linear of cosines and sines; never under autocast.
+
+    Args:
+        cond_dim: width of the result.
+        frequencies: number of features, even: cosines, then sines, of scale * time * 10000^(-2i/frequencies).
+        scale: 1 as in the published FLM models, whose features are therefore almost polynomial in the time (the fastest
+            turns by one radian); 1000, usual elsewhere, resolves times finely.
+    """
+
+    def __init__(self, cond_dim: int, frequencies: int = 256, scale: float = 1.0):
+        super().__init__()
+        self.frequencies, self.scale = frequencies, scale
+        self.mlp = nn.Sequential(nn.Linear(frequencies, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
+
+    def forward(self, time: Tensor) -> Tensor:
+        half = self.frequencies // 2
+        weight_dtype = self.mlp[0].weight.dtype
+        wide = torch.promote_types(weight_dtype, torch.float32)
+        with torch.autocast(time.device.type, enabled=False):
+            frequency = torch.exp(torch.arange(half, dtype=wide, device=time.device) * (-math.log(10000.0) / half))
+            angle = time.to(wide)[:, None] * (self.scale * frequency)
+            return self.mlp(torch.cat((angle.cos(), angle.sin()), dim=-1).to(weight_dtype))
+
+
+class Modulation(nn.Linear):
+    """`chunks` vectors (B, 1, dim) from a condition (B, cond_dim); zero at the start (adaLN-zero, arXiv 2212.09748)."""
+
+    def __init__(self, cond_dim: int, dim: int, chunks: int):
+        self.chunks = chunks
+        super().__init__(cond_dim, chunks * dim)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        return super().forward(condition)[:, None].chunk(self.chunks, dim=-1)

@@ -1,0 +1,72 @@
+"""From a composed config to objects: what the tasks share."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from flm.algos.algorithm import Algorithm
+from flm.checkpoints.build import build_algorithm
+from flm.checkpoints.load import CheckpointFile, load_algorithm
+from flm.data.module import TextDataModule
+from flm.data.tokenizers import Tokenizer
+
+
+def data_module(config: DictConfig) -> TextDataModule:
+    """Corpus and tokenizer of the config behind one data module."""
+    return TextDataModule(
+        corpus=hydra.utils.instantiate(config.data),
+        tokenizer=hydra.utils.instantiate(config.tokenizer),
+        length=config.model.length,
+        seed=config.seed,
+        **config.loader,
+    )
+
+
+def new_algorithm(config: DictConfig, vocab_size: int, **extra: Any) -> Algorithm:
+    """A fresh model. Its `_target_`s come from the user's own command, so their modules are trusted."""
+    plain = plain_config(config)
+    trusted = {target.rpartition(".")[0] for node in (plain["algo"], plain["model"]) for target in _targets(node)}
+    torch.manual_seed(config.seed)
+    return build_algorithm(plain, vocab_size, sorted(trusted), **extra)
+
+
+def load_for_evaluation(config: DictConfig) -> tuple[Algorithm, CheckpointFile, Tokenizer]:
+    """The model and tokenizer of eval.checkpoint_path, on the device of the config."""
+    path = config.eval.checkpoint_path
+    if path is None:
+        raise ValueError("eval.checkpoint_path is not set: name the checkpoint to use")
+    algorithm, file = load_algorithm(path, not config.eval.disable_ema, config.eval.trusted_modules)
+    if file.tokenizer is None:
+        raise ValueError(f"{path}: holds no tokenizer")
+    return algorithm.to(device_of(config)), file, Tokenizer.from_dict(file.tokenizer)
+
+
+def device_of(config: DictConfig) -> torch.device:
+    """What trainer.accelerator means for tasks that run without a Trainer: CUDA where it is, unless cpu is asked for."""
+    wants_cpu = config.trainer.accelerator == "cpu"
+    return torch.device("cuda" if torch.cuda.is_available() and not wants_cpu else "cpu")
+
+
+def plain_config(config: DictConfig) -> dict[str, Any]:
+    """Resolved, in plain types; every value the run used."""
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    return resolved
+
+
+def run_dir(config: DictConfig) -> Path:
+    path = Path(config.run_dir)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        for value in node.values():
+            yield from _targets(value)

@@ -1,0 +1,70 @@
+"""What stands between the shell and a task: config composition, and one clear line for what a user can mend."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+# Keys that hold running text. Hydra's grammar would trim their spaces and read commas, brackets and equals signs in them.
+_TEXT = re.compile(r"(sampling\.(?:prompt|suffix|infill))=(.*)", re.DOTALL)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
+def _run(config: DictConfig) -> float | None:
+    return hydra.utils.get_method(config.mode._target_)(config)
+
+
+def main() -> int:
+    """Exit status: 0, or 1 after one line on standard error. HYDRA_FULL_ERROR=1 shows the traceback instead."""
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors on instead of printing its own account
+    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    try:
+        _run()
+    except Exception as error:
+        line = user_error(error)
+        if wants_traceback or line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def quoted(argument: str) -> str:
+    """An override of a text key with its value quoted for Hydra, unless it is null or quoted already; others as they are."""
+    match = _TEXT.fullmatch(argument)
+    if match is None:
+        return argument
+    key, text = match.groups()
+    if text in ("", "null") or (len(text) > 1 and text[0] == text[-1] and text[0] in "'\""):
+        return argument
+    # in a quoted value backslashes escape only quotes, other backslashes before one, and interpolations
+    text = re.sub(r"(\\*)'", r"\1\1\'", text)
+    text = re.sub(r"(\\+)$", r"\1\1", text).replace("${", "\\${")
+    return f"{key}='{text}'"
+
+
+def user_error(error: BaseException) -> str | None:
+    """One line for an error that the command, a file or the machine caused; None for a defect of the program."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        cause = error.__cause__
+        if cause is not None and (inner := user_error(cause)):
+            return f"{inner} (in {error.full_key})" if getattr(error, "full_key", None) else inner
+        return _one_line(error)
+    if isinstance(error, ValueError | OSError):
+        return _one_line(error)
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    # Hydra's advice on adding keys and showing tracebacks would hide what is wrong
+    kept = [line for line in lines if line and not line.startswith(("Set the environment", "object_type", "reference_type"))]
+    return "; ".join(kept) or type(error).__name__

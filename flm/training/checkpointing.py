@@ -1,0 +1,97 @@
+"""When checkpoints are written, and how Lightning writes and reads them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from flm.checkpoints import atomic
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes whole files or none, and reads them without executing anything; see `flm.checkpoints.atomic`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        atomic.save(checkpoint, path)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """CPU tensors and plain values, whatever is asked for: nothing else is ever loaded."""
+        return atomic.load(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class CheckpointEvery(Checkpoint):
+    """Writes step_0001000.ckpt every so many optimiser steps and at the end, with last.ckpt the newest of them.
+
+    Lightning's own callback leaves out the steps after the last multiple, writes the step it resumed from again in the
+    middle of an accumulation, and writes last.ckpt a second time in full.
+
+    Args:
+        dirpath: folder for the files.
+        every_n_train_steps: in optimiser steps.
+        keep: how many step files to keep, newest first; null keeps all.
+        save_last: whether to keep the name last.ckpt, which takes no room of its own.
+
+    Attributes:
+        last_path: the newest file of this run, None before the first.
+    """
+
+    def __init__(
+        self, dirpath: str | Path, every_n_train_steps: int = 1000, keep: int | None = None, save_last: bool = True
+    ):
+        if every_n_train_steps < 1 or (keep is not None and keep < 1):
+            raise ValueError(
+                f"callbacks.checkpoint_every_n_steps: every_n_train_steps={every_n_train_steps} and keep={keep} must "
+                "be at least 1; keep=null keeps all, and null in place of the callback writes none"
+            )
+        self.dirpath, self.every_n_train_steps = Path(dirpath), every_n_train_steps
+        self.keep, self.save_last = keep, save_last
+        self.last_path: Path | None = None
+        self._saved_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # a resumed run stands at a step that is on disk already
+        self._saved_step = trainer.global_step
+        if trainer.ckpt_path is not None:
+            self.last_path = Path(trainer.ckpt_path)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # runs after every micro-batch: only the one that completed the step finds the step new, so no file is written
+        # while gradients wait
+        if trainer.global_step % self.every_n_train_steps == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step == self._saved_step:
+            return
+        path = self.dirpath / f"step_{trainer.global_step:07d}.ckpt"
+        trainer.save_checkpoint(path)
+        self.last_path, self._saved_step = path, trainer.global_step
+        if trainer.is_global_zero:
+            if self.save_last:
+                atomic.alias(path, self.dirpath / "last.ckpt")
+            if self.keep is not None:
+                older = [p for p in self.dirpath.glob("step_*.ckpt") if _step(p) <= trainer.global_step]
+                for old in sorted(older, key=_step)[: -self.keep]:
+                    os.unlink(old)
+
+
+def _step(path: Path) -> int:
+    number = path.stem.removeprefix("step_")
+    return int(number) if number.isdigit() else 1 << 62  # not one of ours: never the oldest

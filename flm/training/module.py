@@ -1,0 +1,175 @@
+"""The one LightningModule: an algorithm, its optimiser, the average of its weights, and what is logged."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from flm.algos.algorithm import Algorithm, Batch
+from flm.checkpoints.description import KEY, Description
+from flm.checkpoints.load import algorithm_state, check_state, check_tokenizer
+from flm.draws import Draws, mix_seed
+from flm.training.average import Average
+from flm.training.finite import FiniteCheck
+from flm.training.validation import BUCKET_CENTRES, Report, Tally
+
+# streams of the run's seed beside those of Draws (0 and 1)
+DROPOUT, VALIDATION, REFERENCE = 2, 3, 4
+
+
+class Module(LightningModule):
+    """Trains an algorithm.
+
+    Everything random in a training step is a function of (seed, optimiser step, share of the global batch), dropout
+    included, so validating, sampling or resuming leaves the run bit for bit the same.
+
+    Args:
+        algorithm: what is trained.
+        optimizer: called with the (name, parameter) pairs that require gradients.
+        lr_scheduler: called with the optimiser, stepped after every optimiser step; None for constant rates.
+        ema: decay of the average of the weights that validation and sampling use; None or 0 for no average.
+        seed: of the run.
+        config: the resolved config, plain values; goes into checkpoints, which are rebuilt from its `algo` and `model`.
+        tokenizer: Tokenizer.to_dict(); goes into checkpoints.
+        token_counts: (V,) counts of the training tokens; enables the context-free reference of the validation report.
+
+    Attributes:
+        average: None if switched off.
+        report: of the last validation, None before the first.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        optimizer: Callable[[list[tuple[str, Parameter]]], Optimizer],
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        ema: float | None = None,
+        seed: int = 1,
+        config: dict[str, Any] | None = None,
+        tokenizer: dict[str, Any] | None = None,
+        token_counts: Tensor | None = None,
+    ):
+        super().__init__()
+        self.algorithm = algorithm
+        self.average = Average(algorithm, ema) if ema else None
+        self.report: Report | None = None
+        self.seed = seed
+        self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
+        self._config, self._tokenizer, self._token_counts = config or {}, tokenizer, token_counts
+        self._context_free: Tensor | None = None
+        self._finite = FiniteCheck()
+        self._tally = Tally()
+        self._during_validation = ExitStack()
+
+    def configure_optimizers(self) -> Any:
+        trained = [(name, p) for name, p in self.algorithm.named_parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError(f"{type(self.algorithm).__name__} has no parameter that requires gradients")
+        optimizer = self._make_optimizer(trained)
+        if self._make_scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self._make_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # Lightning counts batch_idx from the start of this fit, where an accumulation begins too, resumed or not
+        accumulation = self.trainer.accumulate_grad_batches
+        share = self.global_rank * accumulation + batch_idx % accumulation
+        step = self.trainer.global_step
+        draws = Draws(self.seed, step, share, self.trainer.world_size * accumulation, self.device)
+        torch.manual_seed(mix_seed(self.seed, step, DROPOUT, share))
+        loss = self.algorithm.loss(batch, draws)
+        self._finite.watch(loss.total)
+        size = batch.tokens.shape[0]
+        self.log("train/loss_nats_per_token", loss.total.detach(), prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in loss.metrics.items()}, batch_size=size)
+        return loss.total
+
+    def on_after_backward(self) -> None:
+        if not self._finite.verdict():
+            last = getattr(self.trainer.checkpoint_callback, "last_path", None)
+            raise ValueError(
+                f"the loss is not finite at step {self.trainer.global_step}: lower optim.lr or lengthen its warm-up; "
+                f"last good checkpoint: {last or 'none, nothing was saved yet'}"
+            )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        # once per optimiser step, and before any callback saves: a file always holds weights and average of one step
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update(self.algorithm)
+
+    @contextmanager
+    def average_weights(self) -> Iterator[None]:
+        """The algorithm carries the averaged weights inside the block, if an average is kept."""
+        with ExitStack() as stack:
+            if self.average is not None:
+                stack.enter_context(self.average.applied(self.algorithm))
+            yield
+
+    def on_validation_epoch_start(self) -> None:
+        self._tally = Tally()
+        self._during_validation.enter_context(self.average_weights())
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        # the same noise at every validation: differences between two are differences between weights
+        seed, ranks = mix_seed(self.seed, VALIDATION), self.trainer.world_size
+        loss = self.algorithm.loss(batch, Draws(seed, batch_idx, self.global_rank, ranks, self.device))
+        self._tally.add(loss.per_sequence, loss.tau, batch.weight.sum(1))
+
+    def on_validation_epoch_end(self) -> None:
+        # here and not in on_validation_end: callbacks may save in that hook, before the module's turn
+        self._during_validation.close()
+        self.report = self._tally.report(self._reference(), self._sum_over_ranks)
+        self.log_dict(self.report.metrics(), sync_dist=True)  # equal on all ranks already; Lightning warns otherwise
+
+    def _reference(self) -> Tensor | None:
+        if self._context_free is None and self._token_counts is not None:
+            draws = Draws(mix_seed(self.seed, REFERENCE), device=self.device)
+            self._context_free = self.algorithm.context_free_loss(
+                self._token_counts.to(self.device), BUCKET_CENTRES.to(self.device), draws
+            )
+            self._token_counts = None  # once a run, whether the algorithm has such a reference or not
+        return self._context_free
+
+    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert self.average is None or not self.average.in_place, "the weights are the average's at this moment"
+        checkpoint[KEY] = Description(
+            config=self._config,
+            tokenizer=self._tokenizer,
+            vocab_size=self.algorithm.vocab_size,
+            length=self.algorithm.length,
+            step=self.trainer.global_step,
+            average=None if self.average is None else dict(self.average.weights),
+            average_updates=0 if self.average is None else self.average.updates,
+        ).to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        name = str(self.trainer.ckpt_path)
+        description = Description.of(checkpoint, name)
+        check_tokenizer(description.tokenizer, self._tokenizer, name)
+        check_state(algorithm_state(checkpoint, name), self.algorithm.state_dict(), name)
+        if self.average is not None:
+            if description.average is None:
+                raise ValueError(f"{name}: holds no average of the weights to continue: set training.ema=null")
+            self.average.load(description.average, description.average_updates)
+        # Lightning would continue inside its epoch: it would take the batches that remain for the whole epoch, count
+        # those seen before against it, and stop early. But the loader starts at the batch that comes next (the data
+        # module asks trainer.global_step), so each fit is one fresh epoch and only totals go on: steps, and batches for
+        # the validation interval. Batches of an unfinished accumulation do not count: their gradients are not in the
+        # file either, so they are seen again.
+        checkpoint.pop("loops", None)
+        loop = self.trainer.fit_loop.epoch_loop
+        steps, batches = loop.automatic_optimization.optim_progress.optimizer.step.total, loop.batch_progress.total
+        steps.ready = steps.completed = loop._batches_that_stepped = description.step
+        seen = description.step * self.trainer.accumulate_grad_batches
+        batches.ready = batches.started = batches.processed = batches.completed = seen

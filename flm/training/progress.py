@@ -1,0 +1,71 @@
+"""What a terminal shows of a run: a bar of optimiser steps, and the validation table at the end."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+from flm.training.validation import Report, bucket_name
+
+
+class StepProgressBar(TQDMProgressBar):
+    """Lightning's bar, counting optimiser steps up to trainer.max_steps, so that the time left is that of the run."""
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        bar = self.train_progress_bar
+        bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)
+        bar.initial = bar.n = trainer.global_step  # steps of an earlier run are no part of this one's speed
+        bar.set_description("Training")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        bar, step = self.train_progress_bar, trainer.global_step
+        if step != bar.n and self._should_update(step, bar.total) and not bar.disable:
+            bar.n = step
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        short = {"train/loss_nats_per_token": "nats/token", "perf/tokens_per_second": "tokens/s"}
+        metrics = super().get_metrics(trainer, pl_module)
+        return {short[key]: f"{value:.4g}" for key, value in metrics.items() if key in short}
+
+
+class PrintCrossEntropy(Callback):
+    """Prints the last validation when training or a validation run ends: the model beside a decoder without context."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._print(trainer, pl_module)
+
+    def _print(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        report = getattr(pl_module, "report", None)
+        if report is not None and trainer.is_global_zero:
+            print_report(report)
+
+
+def print_report(report: Report) -> None:
+    """To standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not report.has_clock:
+        console.print(f"validation: {report.mean:.4f} nats per token")
+        return
+    table = Table(title="validation cross-entropy, nats per token (over noise levels: not a likelihood)")
+    for heading in ("tau", "model", "without context"):
+        table.add_column(heading, justify="right")
+    for index, value in enumerate(report.by_tau):
+        reference = None if report.context_free is None else report.context_free[index]
+        table.add_row(bucket_name(index), _number(value), _number(reference))
+    table.add_section()
+    table.add_row("mean", _number(report.mean), _number(report.context_free_mean))
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

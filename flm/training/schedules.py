@@ -1,0 +1,71 @@
+"""Learning-rate schedules: factors on the base rate, as a function of the optimiser step n = 0, 1, ...
+
+All begin with a linear warm-up (n + 1) / warmup_steps, so no step has rate 0.
+"""
+
+import math
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def constant_warmup(optimizer: Optimizer, warmup_steps: int) -> LambdaLR:
+    """Linear warm-up, then constant."""
+    return LambdaLR(optimizer, lambda n: _warmup(n, warmup_steps))
+
+
+def cosine_decay(optimizer: Optimizer, warmup_steps: int, total_steps: int, final_factor: float = 0.0) -> LambdaLR:
+    """Linear warm-up, then half a cosine from 1 to final_factor at total_steps, then constant."""
+    _check(warmup_steps, total_steps, total_steps - warmup_steps, final_factor)
+
+    def shape(progress: float) -> float:
+        return (1 + math.cos(math.pi * progress)) / 2
+
+    return _decay(optimizer, warmup_steps, total_steps, total_steps - warmup_steps, final_factor, shape)
+
+
+def linear_warmdown(
+    optimizer: Optimizer,
+    warmup_steps: int,
+    total_steps: int,
+    warmdown_steps: int | None = None,
+    final_factor: float = 0.0,
+) -> LambdaLR:
+    """Linear warm-up, constant, then a line down to final_factor over the last warmdown_steps of total_steps.
+
+    warmdown_steps None: the line begins where the warm-up ends.
+    """
+    if warmdown_steps is None:
+        warmdown_steps = total_steps - warmup_steps
+    _check(warmup_steps, total_steps, warmdown_steps, final_factor)
+    return _decay(optimizer, warmup_steps, total_steps, warmdown_steps, final_factor, lambda progress: 1 - progress)
+
+
+def _check(warmup_steps: int, total_steps: int, decay_steps: int, final_factor: float) -> None:
+    if decay_steps < 1 or warmup_steps + decay_steps > total_steps:
+        raise ValueError(
+            f"lr_scheduler: {warmup_steps} warm-up steps and {decay_steps} steps of decay do not fit into "
+            f"total_steps={total_steps}: lower them or raise trainer.max_steps"
+        )
+    if not 0 <= final_factor <= 1:
+        raise ValueError(f"lr_scheduler.final_factor={final_factor} must lie in [0, 1]")
+
+
+def _decay(
+    optimizer: Optimizer,
+    warmup_steps: int,
+    total_steps: int,
+    decay_steps: int,
+    final_factor: float,
+    shape: Callable[[float], float],
+) -> LambdaLR:
+    def factor(n: int) -> float:
+        progress = min(max((n - (total_steps - decay_steps)) / decay_steps, 0.0), 1.0)
+        return _warmup(n, warmup_steps) * (final_factor + (1 - final_factor) * shape(progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _warmup(n: int, warmup_steps: int) -> float:
+    return min(1.0, (n + 1) / max(1, warmup_steps))

@@ -1,0 +1,90 @@
+"""Validation cross-entropy along the clock, beside what a decoder without context would reach.
+
+The cross-entropy of a denoiser averages over noise levels: it is not a likelihood, and two algorithms or two clocks
+cannot be compared by it. B batch, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BUCKETS = 10
+BUCKET_CENTRES = (torch.arange(BUCKETS, dtype=torch.float64) + 0.5) / BUCKETS
+
+
+class Tally:
+    """Sums nats and tokens per bucket of the clock; the last column is for sequences without a clock."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(2, BUCKETS + 1, dtype=torch.float64)
+
+    def add(self, per_sequence: Tensor, tau: Tensor | None, tokens: Tensor) -> None:
+        """per_sequence (B,) nats per token, tau (B,) in [0, 1] or None, tokens (B,) that count in each sequence."""
+        tokens = tokens.detach().cpu().double()
+        nats = torch.where(tokens > 0, per_sequence.detach().cpu().double() * tokens, 0.0)
+        if tau is None:
+            bucket = torch.full(nats.shape, BUCKETS)
+        else:
+            bucket = (tau.detach().cpu().double() * BUCKETS).long().clamp_(0, BUCKETS - 1)
+        self.sums[0].index_add_(0, bucket, nats)
+        self.sums[1].index_add_(0, bucket, tokens)
+
+    def report(self, context_free: Tensor | None = None, reduce: Callable[[Tensor], Tensor] = lambda x: x) -> "Report":
+        """The means.
+
+        Args:
+            context_free: (BUCKETS,) nats per token of the best decoder without context at the bucket centres.
+            reduce: adds a tensor up over all processes; sums and counts are reduced, never means.
+
+        Raises:
+            ValueError: no token was seen.
+        """
+        nats, tokens = reduce(self.sums).cpu()
+        if not tokens.sum() > 0:
+            raise ValueError("validation saw no token: trainer.limit_val_batches or the validation data is empty")
+        clocked = tokens[:BUCKETS]
+        by_tau = [float(n / t) if t > 0 else None for n, t in zip(nats, clocked, strict=False)]
+        reference, reference_mean = None, None
+        if context_free is not None and clocked.sum() > 0:
+            context_free = context_free.detach().cpu().double()
+            reference = context_free.tolist()
+            reference_mean = float((context_free * clocked).sum() / clocked.sum())
+        return Report(float(nats.sum() / tokens.sum()), by_tau, reference, reference_mean)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Nats per token over the validation data.
+
+    Attributes:
+        mean: over all tokens.
+        by_tau: mean per tenth of the clock, None where no sequence fell; all None for an algorithm without a clock.
+        context_free: at the centre of each tenth; None where the notion does not apply.
+        context_free_mean: the same averaged with the weights of `mean`.
+    """
+
+    mean: float
+    by_tau: list[float | None]
+    context_free: list[float] | None = None
+    context_free_mean: float | None = None
+
+    @property
+    def has_clock(self) -> bool:
+        return any(value is not None for value in self.by_tau)
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged."""
+        if not self.has_clock:
+            return {"val/loss_nats_per_token": self.mean}
+        found = {"val/denoising_ce_nats_per_token": self.mean}
+        found |= {f"val/denoising_ce_nats_tau_{bucket_name(i)}": v for i, v in enumerate(self.by_tau) if v is not None}
+        if self.context_free is not None and self.context_free_mean is not None:
+            found["val/context_free_ce_nats_per_token"] = self.context_free_mean
+            found |= {f"val/context_free_ce_nats_tau_{bucket_name(i)}": v for i, v in enumerate(self.context_free)}
+        return found
+
+
+def bucket_name(index: int) -> str:
+    return f"{index / BUCKETS:.1f}-{(index + 1) / BUCKETS:.1f}"

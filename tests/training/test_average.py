@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+
+from flm.training.average import Average
+
+
+def net(dtype=torch.float32):
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).to(dtype)
+    layer[1].bias.requires_grad_(False)
+    return layer
+
+
+def test_it_is_the_recursion_with_warm_up():
+    module = net()
+    average = Average(module, 0.5)
+    expected = module[0].weight.detach().double().clone()
+    for n in range(1, 30):
+        with torch.no_grad():
+            module[0].weight.normal_()
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * module[0].weight.detach().double()
+        average.update(module)
+    assert (1 + 29) / (10 + 29) > 0.5 > 2 / 11  # both branches were walked
+    torch.testing.assert_close(average.weights["0.weight"].double(), expected, atol=1e-6, rtol=1e-6)
+    assert average.updates == 29 and "1.bias" not in average.weights
+
+
+def test_a_slow_average_of_half_precision_weights_still_moves():
+    module = net(torch.bfloat16)
+    average = Average(module, 0.9999)
+    average.updates = 10**7
+    with torch.no_grad():
+        module[0].weight.fill_(1.0)
+    before = average.weights["0.weight"].clone()
+    average.update(module)
+    moved = average.weights["0.weight"] - before
+    torch.testing.assert_close(moved, 1e-4 * (1 - before), atol=2e-7, rtol=1e-2)
+    assert moved.abs().min() > 0
+
+
+def test_applied_swaps_and_restores_bit_for_bit():
+    module = net()
+    average = Average(module, 0.9)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.normal_()
+    online = {k: v.clone() for k, v in module.state_dict().items()}
+    versions = [p._version for p in module.parameters() if p.requires_grad]
+    with pytest.raises(RuntimeError, match="inside"), average.applied(module):
+        assert average.in_place
+        for name, weight in average.weights.items():
+            assert torch.equal(module.get_parameter(name), weight)
+        assert torch.equal(module[1].bias, online["1.bias"])
+        # whatever caches by version must notice, both ways
+        inside = [p._version for p in module.parameters() if p.requires_grad]
+        assert all(b > a for a, b in zip(versions, inside, strict=True))
+        raise RuntimeError("inside")
+    assert not average.in_place
+    for k, v in module.state_dict().items():
+        assert torch.equal(v, online[k])
+    assert all(p._version > b for p, b in zip([p for p in module.parameters() if p.requires_grad], inside, strict=True))
+
+
+def test_load_continues_and_checks():
+    module = net()
+    average = Average(module, 0.9)
+    stored = {k: torch.randn_like(v) for k, v in average.weights.items()}
+    average.load(stored, 7)
+    assert average.updates == 7 and all(torch.equal(average.weights[k], v) for k, v in stored.items())
+    with pytest.raises(ValueError, match="other parameters"):
+        average.load({k: v for k, v in stored.items() if k != "0.bias"}, 7)
+    with pytest.raises(ValueError, match="other parameters"):
+        average.load(stored | {"0.bias": torch.zeros(5)}, 7)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 2])
+def test_decay_is_checked(decay):
+    with pytest.raises(ValueError, match="training.ema"):
+        Average(net(), decay)

@@ -1,0 +1,82 @@
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from toy import ToyData, make_module
+
+from flm.training.checkpointing import CheckpointEvery
+from flm.training.samples import SampleEvery
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def composed(tmp_path, *overrides):
+    """The groups of this layer under a primary config of our own."""
+    groups = dict(optim="adamw", lr_scheduler="constant_warmup", callbacks="default", logger="csv", trainer="default")
+    primary = {
+        "defaults": [*({k: v} for k, v in groups.items()), {"strategy": "auto"}, "_self_"],
+        "run_dir": str(tmp_path / "run"),
+        "wandb": {"project": "p", "name": "n"},
+        "hydra": {"searchpath": [f"file://{CONFIGS}"]},
+    }
+    folder = tmp_path / "primary"
+    folder.mkdir(exist_ok=True)
+    OmegaConf.save(primary, folder / "config.yaml")
+    with initialize_config_dir(str(folder), version_base=None):
+        return compose("config", list(overrides))
+
+
+@pytest.mark.parametrize("optim", sorted(p.stem for p in (CONFIGS / "optim").iterdir()))
+@pytest.mark.parametrize("schedule", sorted(p.stem for p in (CONFIGS / "lr_scheduler").iterdir()))
+def test_every_optimiser_takes_every_schedule(tmp_path, optim, schedule):
+    config = composed(tmp_path, f"optim={optim}", f"lr_scheduler={schedule}", "trainer.max_steps=5000", "optim.lr=0.5")
+    module = make_module(instantiate(config.optim))
+    module._make_scheduler = instantiate(config.lr_scheduler)
+    made = module.configure_optimizers()
+    assert made["optimizer"].param_groups[0]["lr"] == pytest.approx(0.5 / 2500)
+    made["lr_scheduler"]["scheduler"].step(4000)
+    factors = {"constant_warmup": 1.0, "linear_warmdown": 0.4, "cosine_decay": (1 + math.cos(0.6 * math.pi)) / 2}
+    assert made["optimizer"].param_groups[0]["lr"] == pytest.approx(0.5 * factors[schedule])
+
+
+def test_the_defaults_run_and_say_what_they_write(tmp_path):
+    overrides = ["trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.accelerator=cpu", "trainer.devices=1"]
+    every = "callbacks.checkpoint_every_n_steps.every_n_train_steps=2"
+    config = composed(tmp_path, *overrides, every, "callbacks.sample.steps=1", "trainer.log_every_n_steps=1")
+    nodes = [instantiate(node) for node in config.callbacks.values() if node is not None]
+    callbacks = [c(decode=lambda tokens: ["text"] * len(tokens)) if isinstance(c, partial) else c for c in nodes]
+    trainer = instantiate(config.trainer, _partial_=True, _target_="lightning.pytorch.Trainer")(
+        callbacks=callbacks, logger=instantiate(config.logger), strategy=config.strategy
+    )
+    trainer.fit(make_module(), datamodule=ToyData())
+    run = tmp_path / "run"
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.ckpt", "step_0000002.ckpt", "step_0000004.ckpt"}
+    assert {p.name for p in (run / "samples").iterdir()} == {"step_0000002.txt", "step_0000004.txt"}
+    header = (run / "metrics/version_0/metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"val/denoising_ce_nats_per_token", "perf/tokens_per_second", "lr-AdamW"} <= set(header)
+
+
+def test_null_and_none_switch_off(tmp_path):
+    config = composed(tmp_path, "logger=none", "callbacks.sample=null")
+    assert config.logger is None and config.callbacks.sample is None
+    assert config.strategy == "auto"
+    assert instantiate(composed(tmp_path, "strategy=ddp").strategy)._ddp_kwargs["find_unused_parameters"] is False
+
+
+def test_wandb_is_offline_when_told_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "run").mkdir()
+    logger = instantiate(composed(tmp_path, "logger=wandb").logger)
+    assert logger._wandb_init["project"] == "p" and logger.name == "p" and logger._wandb_init["name"] == "n"
+    assert logger.save_dir == str(tmp_path / "run")
+
+
+def test_bad_numbers_name_their_key(tmp_path):
+    with pytest.raises(ValueError, match="callbacks.checkpoint_every_n_steps: every_n_train_steps=0"):
+        CheckpointEvery(tmp_path, 0)
+    with pytest.raises(ValueError, match="callbacks.sample"):
+        SampleEvery(lambda tokens: [], tmp_path, steps=0)

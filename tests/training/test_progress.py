@@ -1,0 +1,103 @@
+import sys
+
+import torch
+from toy import BATCH, LENGTH, ToyData, make_module, make_trainer
+
+from flm.training import throughput
+from flm.training.checkpointing import CheckpointEvery
+from flm.training.progress import PrintCrossEntropy, StepProgressBar
+from flm.training.throughput import Throughput
+from flm.training.validation import Tally
+
+
+class Clock:
+    """Each batch takes two seconds; whatever else moves it, `now` says."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        self.now += 2.0
+        return self.now
+
+
+def test_throughput_is_tokens_over_time_without_validation(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(throughput, "time", clock)
+
+    class SlowValidation(Throughput):
+        def on_validation_start(self, *_):
+            clock.now += 1000.0
+
+    module = make_module()
+    validating = dict(limit_val_batches=1.0, val_check_interval=6)
+    trainer = make_trainer(tmp_path, 8, callbacks=[SlowValidation()], accumulate_grad_batches=2, **validating)
+    trainer.fit(module, datamodule=ToyData())
+    assert float(trainer.callback_metrics["perf/tokens_per_second"]) == BATCH * LENGTH / 2.0
+
+
+def test_throughput_forgets_old_batches(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(throughput, "time", clock)
+
+    class Slow(Throughput):
+        def on_train_batch_start(self, trainer, *_):
+            clock.now += 100.0 if trainer.global_step < 4 else 0.0
+
+    trainer = make_trainer(tmp_path, 8, callbacks=[Slow(window=4)])
+    trainer.fit(make_module(), datamodule=ToyData())
+    assert float(trainer.callback_metrics["perf/tokens_per_second"]) == BATCH * LENGTH / 2.0
+
+
+def test_the_bar_counts_optimiser_steps_of_the_whole_run(tmp_path, monkeypatch):
+    seen = []
+
+    class Watch(StepProgressBar):
+        def on_train_batch_end(self, *arguments):
+            super().on_train_batch_end(*arguments)
+            bar = self.train_progress_bar
+            seen.append((bar.n, bar.total, bar.initial, bar.format_dict["postfix"]))
+
+    class Terminal:
+        written = ""
+
+        def write(self, text):
+            self.written += text
+
+        def flush(self):
+            pass
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    shared = dict(accumulate_grad_batches=2, enable_progress_bar=True)
+    make_trainer(tmp_path, 3, callbacks=[CheckpointEvery(tmp_path, 3), Watch(refresh_rate=1)], **shared).fit(
+        make_module(), datamodule=ToyData()
+    )
+    assert [s[:3] for s in seen] == [(0, 3, 0), (1, 3, 0), (1, 3, 0), (2, 3, 0), (2, 3, 0), (3, 3, 0)]
+    seen.clear()
+    make_trainer(tmp_path, 5, callbacks=[Throughput(), Watch(refresh_rate=1)], **shared).fit(
+        make_module(), datamodule=ToyData(), ckpt_path=tmp_path / "last.ckpt"
+    )
+    assert [s[:3] for s in seen] == [(3, 5, 3), (4, 5, 3), (4, 5, 3), (5, 5, 3)]
+    assert "nats/token=" in seen[-1][3] and "tokens/s=" in seen[-1][3]
+    assert "5/5" in terminal.written and "Training" in terminal.written
+
+
+def test_the_table_has_both_columns(tmp_path, capsys):
+    module = make_module()
+    tally = Tally()
+    tally.add(torch.tensor([1.25, 2.5]), torch.tensor([0.45, 0.95]), torch.tensor([3, 1]))
+    module.report = tally.report(torch.arange(10.0))
+    make_trainer(tmp_path, 1, callbacks=[PrintCrossEntropy()]).fit(module, datamodule=ToyData())
+    rows = {line.split()[1]: line.split() for line in capsys.readouterr().out.splitlines() if "│" in line}
+    assert rows["0.4-0.5"][3] == "1.2500" and rows["0.4-0.5"][5] == "4.0000"
+    assert rows["0.0-0.1"][3] == "-"
+    assert rows["mean"][3] == "1.5625" and rows["mean"][5] == "5.2500"
+
+
+def test_without_a_clock_one_line(tmp_path, capsys):
+    module = make_module(clock=False)
+    make_trainer(tmp_path, 2, callbacks=[PrintCrossEntropy()], limit_val_batches=1.0, val_check_interval=2).fit(
+        module, datamodule=ToyData()
+    )
+    assert f"{module.report.mean:.4f} nats per token" in capsys.readouterr().out
