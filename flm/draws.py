@@ -59,6 +59,10 @@ class Draws:
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.rand(*shape, generator=self.local, device=self.device, dtype=dtype)
 
+    def shared_uniform(self) -> float:
+        """One uniform number that every share of the global batch draws alike."""
+        return torch.rand((), generator=self.shared, dtype=torch.float64).item()
+
     def stratified(self, count: int) -> Tensor:
         """This share's part of a stratified U[0, 1) sample over the global batch, float64 (count,).
 

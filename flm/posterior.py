@@ -6,10 +6,10 @@ exist for one chunk of tokens at a time, forward and backward. B batch, L length
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
 
 # Logits alive at once. 64 MB of fp32 keeps a CPU's matrix products long enough to be efficient; a GPU wants longer ones.
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
@@ -43,6 +43,11 @@ class TokenPosterior:
     def vocab_size(self) -> int:
         return self.table.shape[0]
 
+    @property
+    def shape(self) -> torch.Size:
+        """(B, L)."""
+        return self.hidden.shape[:-1]
+
     def tempered(self, temperature: float) -> "TokenPosterior":
         """The same prediction with its logits divided by `temperature` (> 0)."""
         if not temperature > 0:
@@ -56,27 +61,6 @@ class TokenPosterior:
     def rows(self, index: slice) -> "TokenPosterior":
         """The posterior of some sequences of the batch."""
         return replace(self, hidden=self.hidden[index])
-
-    # Reductions with gradient -----------------------------------------------------------------------------------------
-
-    def cross_entropy(self, target: "Tensor | Mixture", weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted token cross-entropy, -sum_k q_k log p_k.
-
-        Args:
-            target: token ids (B, L), or a Mixture of posteriors (soft target q; no gradient flows into it).
-            weight: (B, L), constant; usually 1 / number of tokens that count.
-
-        Returns:
-            The weighted sum over tokens, a differentiable scalar, and the unweighted cross-entropy of each token (B, L) in
-            nats, detached.
-        """
-        bias = self.bias if self.bias is not None else self.hidden.new_zeros(self.vocab_size)
-        total, per_token = _ChunkedCrossEntropy.apply(
-            self.hidden, self.table, bias, self, target, weight, torch.is_grad_enabled()
-        )
-        return total, per_token
-
-    # Reductions without gradient --------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def expected(self, tables: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -137,7 +121,7 @@ class TokenPosterior:
             logits, _ = softcapped_logits(hidden[part].to(table.dtype), table, bias, self.softcap)
             yield part, logits / self.temperature if self.temperature != 1.0 else logits
 
-    def probability_chunk(self, part: slice) -> Tensor:
+    def chunk(self, part: slice) -> Tensor:
         """Probabilities (n, V) of one slice of the flattened token axis."""
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])[part]
         table, bias = compute_copy(hidden, self.table, self.bias)
@@ -148,32 +132,7 @@ class TokenPosterior:
         pieces = [
             function(torch.softmax(logits, -1) if probabilities else logits) for _, logits in self._logit_chunks()
         ]
-        shape = self.hidden.shape[:-1]
-        return tuple(torch.cat(column).view(*shape, *column[0].shape[1:]) for column in zip(*pieces, strict=True))
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A convex combination sum_i w_i p_i of posteriors over the same tokens, w_i >= 0 and sum_i w_i = 1.
-
-    weights[i] is (B,): one weight a sequence.
-    """
-
-    weights: tuple[Tensor, ...]
-    posteriors: tuple[TokenPosterior, ...]
-
-    @torch.no_grad()
-    def probability_chunk(self, part: slice) -> Tensor:
-        """Probabilities (n, V) of one slice of the flattened token axis."""
-        total: Tensor | None = None
-        for weight, posterior in zip(self.weights, self.posteriors, strict=True):
-            length = posterior.hidden.shape[1]
-            w = weight.repeat_interleave(length)[part, None]
-            p = posterior.probability_chunk(part)
-            p = p * w.to(p.dtype)
-            total = p if total is None else total.add_(p)
-        assert total is not None
-        return total
+        return tuple(torch.cat(column).view(*self.shape, *column[0].shape[1:]) for column in zip(*pieces, strict=True))
 
 
 def softcapped_logits(
@@ -199,6 +158,116 @@ def compute_copy(hidden: Tensor, table: Tensor, bias: Tensor | None) -> tuple[Te
     return table, bias
 
 
+@dataclass(frozen=True)
+class RawOutput:
+    """V numbers at every position without softmax, hidden @ table^T + bias: a correction to a posterior, say."""
+
+    hidden: Tensor
+    table: Tensor
+    bias: Tensor | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.table.shape[0]
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, L)."""
+        return self.hidden.shape[:-1]
+
+    def chunk(self, part: slice) -> Tensor:
+        """Values (n, V) of one slice of the flattened token axis."""
+        hidden = self.hidden.reshape(-1, self.hidden.shape[-1])[part]
+        table, bias = compute_copy(hidden, self.table, self.bias)
+        return softcapped_logits(hidden.to(table.dtype), table, bias, None)[0]
+
+    def rows(self, index: slice) -> "RawOutput":
+        return replace(self, hidden=self.hidden[index])
+
+    @torch.no_grad()
+    def expected(self, tables: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Values @ W_k, (B, L, d_k): linear, so a (D, d_k) matrix does for the whole batch."""
+        with torch.autocast(self.hidden.device.type, enabled=False):
+            hidden = self.hidden.to(self.table.dtype)
+            constant = 0 if self.bias is None else self.bias
+            return tuple(hidden @ (self.table.T @ w) + (constant @ w if self.bias is not None else 0) for w in tables)
+
+
+class Output(Protocol):
+    """What has V values at every position and gives them chunk by chunk."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def chunk(self, part: slice) -> Tensor: ...
+
+    def rows(self, index: slice) -> "Output": ...
+
+    def expected(self, tables: Sequence[Tensor]) -> tuple[Tensor, ...]: ...
+
+
+@dataclass(frozen=True)
+class Combination:
+    """sum_i w_i * output_i over the same tokens. weights[i] is (B,), one weight a sequence, or a number.
+
+    With posteriors and convex weights it is a mixture, itself a point of the simplex.
+    """
+
+    weights: tuple[Tensor | float, ...]
+    outputs: tuple[Output, ...]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.outputs[0].vocab_size
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.outputs[0].shape
+
+    @torch.no_grad()
+    def chunk(self, part: slice) -> Tensor:
+        """Values (n, V) of one slice of the flattened token axis."""
+        total: Tensor | None = None
+        for weight, output in zip(self.weights, self.outputs, strict=True):
+            values = output.chunk(part)
+            if isinstance(weight, Tensor):
+                weight = weight.to(values.dtype).repeat_interleave(self.shape[1])[part, None]
+            values = values * weight
+            total = values if total is None else total.add_(values)
+        assert total is not None
+        return total
+
+    def rows(self, index: slice) -> "Combination":
+        weights = tuple(w[index] if isinstance(w, Tensor) else w for w in self.weights)
+        return Combination(weights, tuple(output.rows(index) for output in self.outputs))
+
+    @torch.no_grad()
+    def expected(self, tables: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Values @ W_k, (B, L, d_k)."""
+        totals: list[Tensor] | None = None
+        for weight, output in zip(self.weights, self.outputs, strict=True):
+            w = weight[:, None, None] if isinstance(weight, Tensor) else weight
+            views = [(w * view).to(view.dtype) for view in output.expected(tables)]
+            totals = views if totals is None else [a + b for a, b in zip(totals, views, strict=True)]
+        assert totals is not None
+        return tuple(totals)
+
+    @torch.no_grad()
+    def argmax(self) -> Tensor:
+        """Index of the largest value (B, L)."""
+        count, device = self.shape.numel(), self.outputs[0].hidden.device
+        pieces = [self.chunk(part).argmax(-1) for part in chunks(count, self.vocab_size, device)]
+        return torch.cat(pieces).view(self.shape)
+
+    def tempered(self, temperature: float) -> "Combination":
+        if temperature != 1.0:
+            raise ValueError("sampling.temperature must be 1: a sum of predictions has no logits to divide")
+        return self
+
+
 def truncate(p: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     """Probabilities (n, V) with everything outside top-k and top-p set to 0 (not renormalised)."""
     if top_k is not None:
@@ -214,78 +283,3 @@ def truncate(p: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
         keep = mass_before < top_p * ordered.sum(-1, keepdim=True)
         p = torch.zeros_like(p).scatter_(-1, order, ordered * keep)
     return p
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy whose gradient is formed in the forward pass, chunk by chunk.
-
-    The only upstream gradient is that of the scalar total, so the logits need not be kept or computed again: three
-    vocabulary-sized matrix products a token instead of four.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, table, bias, posterior, target, weight, with_grad):
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        flat_weight = weight.reshape(-1)
-        ids = target.reshape(-1) if isinstance(target, Tensor) else None
-        compute_table, _ = compute_copy(flat, table, None)
-        inverse_temperature = 1.0 / posterior.temperature
-
-        wants_hidden, wants_table, wants_bias = (need and with_grad for need in ctx.needs_input_grad[:3])
-        accumulator = torch.promote_types(table.dtype, torch.float32)
-        grad_hidden = torch.empty_like(flat) if wants_hidden else None
-        grad_table = torch.zeros(table.shape, dtype=accumulator, device=table.device) if wants_table else None
-        grad_bias = torch.zeros(bias.shape, dtype=accumulator, device=bias.device) if wants_bias else None
-
-        per_token = torch.empty(flat.shape[0], dtype=accumulator, device=flat.device)
-        for part in chunks(flat.shape[0], table.shape[0], flat.device):
-            h = flat[part].to(compute_table.dtype)
-            logits, squashed = softcapped_logits(h, compute_table, bias, posterior.softcap)
-            logits = logits * inverse_temperature if inverse_temperature != 1.0 else logits
-            log_total = logits.logsumexp(-1)
-            if ids is not None:
-                index = ids[part, None]
-                per_token[part] = log_total - logits.gather(1, index)[:, 0]
-            else:
-                q = target.probability_chunk(part)
-                per_token[part] = log_total - torch.linalg.vecdot(q.to(logits.dtype), logits)
-            if grad_hidden is None and grad_table is None and grad_bias is None:
-                continue
-            # d loss / d logits = weight * (p - q), carried through temperature and softcap in place
-            slope = logits.sub_(log_total[:, None]).exp_()
-            if ids is not None:
-                slope.scatter_add_(1, index, slope.new_full((), -1.0).expand(index.shape))
-            else:
-                slope.sub_(q)
-            slope.mul_((flat_weight[part] * inverse_temperature).to(slope.dtype)[:, None])
-            if squashed is not None:
-                slope.mul_(squashed.square_().neg_().add_(1.0))
-            if grad_bias is not None:
-                grad_bias += slope.sum(0)
-            slope = slope.to(compute_table.dtype)
-            with torch.autocast(flat.device.type, enabled=False):
-                if grad_hidden is not None:
-                    grad_hidden[part] = (slope @ compute_table).to(grad_hidden.dtype)
-                if grad_table is not None:
-                    if compute_table.dtype == accumulator:
-                        grad_table.addmm_(slope.T, h)
-                    else:
-                        grad_table += slope.T @ h
-
-        ctx.save_for_backward(grad_hidden, grad_table, grad_bias)
-        ctx.shape, ctx.dtypes = hidden.shape, (table.dtype, bias.dtype)
-        total = (per_token * flat_weight).sum()
-        per_token = per_token.view(weight.shape)
-        ctx.mark_non_differentiable(per_token)
-        return total, per_token
-
-    @staticmethod
-    def backward(ctx, grad_total, _):
-        grad_hidden, grad_table, grad_bias = ctx.saved_tensors
-        if grad_hidden is not None:
-            grad_hidden = (grad_hidden * grad_total).view(ctx.shape)
-        if grad_table is not None:
-            grad_table = grad_table.mul_(grad_total).to(ctx.dtypes[0])
-        if grad_bias is not None:
-            grad_bias = grad_bias.mul_(grad_total).to(ctx.dtypes[1])
-        return grad_hidden, grad_table, grad_bias, None, None, None, None

@@ -5,7 +5,8 @@ import torch
 
 import flm.posterior
 from flm.evaluation.dense import dense_log_probabilities
-from flm.posterior import Mixture, TokenPosterior, truncate
+from flm.posterior import Combination, RawOutput, TokenPosterior, truncate
+from flm.vocabulary_losses import cross_entropy, squared_error
 
 B, L, D, V = 3, 5, 8, 23
 
@@ -32,16 +33,16 @@ def test_cross_entropy_and_gradients_equal_dense(softcap, temperature, soft, tok
     weight = torch.rand(B, L, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     if soft:
         share = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
-        target = Mixture((share, 1 - share), (make(3, None, 1.0).detach(), make(4, 2.0, 1.3).detach()))
+        target = Combination((share, 1 - share), (make(3, None, 1.0).detach(), make(4, 2.0, 1.3).detach()))
         q = sum(
             w[:, None, None] * dense_log_probabilities(p).exp()
-            for w, p in zip(target.weights, target.posteriors, strict=True)
+            for w, p in zip(target.weights, target.outputs, strict=True)
         )
     else:
         target = torch.randint(V, (B, L), generator=torch.Generator().manual_seed(5))
         q = torch.nn.functional.one_hot(target, V).double()
 
-    total, per_token = posterior.cross_entropy(target, weight)
+    total, per_token = cross_entropy(posterior, target, weight)
     dense = -(q * dense_log_probabilities(posterior)).sum(-1)
     torch.testing.assert_close(per_token, dense.detach(), rtol=0, atol=1e-12)
     got = torch.autograd.grad(2.5 * total, leaves)
@@ -62,6 +63,31 @@ def test_reductions_equal_dense(tokens_per_chunk):
     torch.testing.assert_close(posterior.log_prob(ids), log_p.gather(-1, ids[..., None])[..., 0], rtol=0, atol=1e-12)
     torch.testing.assert_close(posterior.entropy(), -(log_p.exp() * log_p).sum(-1), rtol=0, atol=1e-12)
     torch.testing.assert_close(posterior.probabilities(), log_p.exp(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_squared_error_and_gradients_equal_dense(raw, tokens_per_chunk):
+    one, other, correction = make(1), make(3).detach(), make(4).detach()
+    scale = torch.tensor([0.0, 0.5, -2.0], dtype=torch.float64)
+    target = Combination((1.0, scale), (other, RawOutput(correction.hidden, correction.table, correction.bias)))
+    dense_target = dense_log_probabilities(other).exp() + scale[:, None, None] * (
+        correction.hidden @ correction.table.T + correction.bias
+    )
+    output = RawOutput(one.hidden, one.table, one.bias) if raw else one
+    values = one.hidden @ one.table.T + one.bias if raw else dense_log_probabilities(one).exp()
+    weight = torch.rand(B, L, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    total, per_token = squared_error(output, target, weight)
+    dense = ((values - dense_target) ** 2).sum(-1)
+    torch.testing.assert_close(per_token, dense.detach(), rtol=1e-12, atol=1e-12)
+    leaves = [one.hidden, one.table, one.bias]
+    got = torch.autograd.grad(-1.5 * total, leaves)
+    for a, b in zip(got, torch.autograd.grad(-1.5 * (dense * weight).sum(), leaves), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+    # what samplers ask of a combination
+    table = torch.randn(V, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(target.expected([table])[0], dense_target @ table, rtol=0, atol=1e-10)
+    assert torch.equal(target.argmax(), dense_target.argmax(-1))
+    torch.testing.assert_close(target.rows(slice(1, 3)).chunk(slice(0, 2 * L)).view(2, L, V), dense_target[1:])
 
 
 def chi_square_limit(degrees: int) -> float:

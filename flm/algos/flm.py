@@ -7,7 +7,6 @@ gives the velocity (D - x) / (1 - t).
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch, Loss
@@ -16,6 +15,7 @@ from flm.paths.clock import DecodingErrorClock
 from flm.paths.gaussian import State, context_free_cross_entropy, corrupt
 from flm.posterior import TokenPosterior
 from flm.samplers.flow import FlowSampler
+from flm.vocabulary_losses import cross_entropy
 
 
 class SingleTimeDenoiser:
@@ -69,6 +69,6 @@ class FLM(Algorithm):
 def token_loss(posterior: TokenPosterior, batch: Batch, tau: Tensor) -> Loss:
     """Mean cross-entropy of the data's tokens over the tokens that count."""
     weight = batch.weight / batch.weight.sum().clamp_min(1)
-    total, per_token = posterior.cross_entropy(batch.tokens, weight)
+    total, per_token = cross_entropy(posterior, batch.tokens, weight)
     per_sequence = (per_token * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1)
     return Loss(total, per_sequence.detach(), tau.detach())

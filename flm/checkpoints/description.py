@@ -4,21 +4,15 @@ It lies under the key `flm` of the file, in plain types and tensors only, beside
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from importlib import metadata
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
 
+from flm import __version__
+
 KEY = "flm"
 FORMAT_VERSION = 1
-
-
-def package_version() -> str:
-    try:
-        return metadata.version("flm")
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 @dataclass
@@ -47,7 +41,7 @@ class Description:
     average: dict[str, Tensor] | None = None
     average_updates: int = 0
     format_version: int = FORMAT_VERSION
-    package_version: str = field(default_factory=package_version)
+    package_version: str = __version__
 
     def __post_init__(self) -> None:
         check_plain(self.config, "config")

@@ -23,12 +23,12 @@ Documents = Callable[[], Iterator[str]]
 log = logging.getLogger(__name__)
 
 _PARALLEL = "TOKENIZERS_PARALLELISM"
-if _PARALLEL not in os.environ:
+if _PARALLEL not in os.environ and hasattr(os, "register_at_fork"):
     # The library's threads do not survive a fork: a forked process (a loader's worker) that still counts on them hangs,
     # and left to itself the library prints a warning in each. So a child is born with them switched off.
     os.register_at_fork(
         before=lambda: os.environ.__setitem__(_PARALLEL, "false"),
-        after_in_parent=lambda: os.environ.__delitem__(_PARALLEL),
+        after_in_parent=lambda: os.environ.pop(_PARALLEL, None),
     )
 
 

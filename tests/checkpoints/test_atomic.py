@@ -74,6 +74,7 @@ def test_alias_moves_to_the_newest(tmp_path, monkeypatch):
         atomic.alias(tmp_path / f"{seed}.ckpt", last)
         atomic.alias(tmp_path / f"{seed}.ckpt", last)
         assert last.samefile(tmp_path / f"{seed}.ckpt")
+        assert len(os.listdir(tmp_path)) == seed + 2
 
     def no_links(*_):
         raise OSError("not supported")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import Linear
 
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints import atomic
@@ -22,7 +23,7 @@ class Net(nn.Module):
         self.table = nn.Embedding(vocab_size, width)
         self.out = nn.Linear(width, vocab_size, bias=False)
         self.out.weight = self.table.weight  # tied: one parameter, two names in the state dict
-        self.norm = nn.LayerNorm(width)
+        self.norm, self.last = nn.LayerNorm(width), Linear(1, 1)
         self.register_buffer("seen", torch.zeros(2))
 
 
@@ -104,7 +105,7 @@ def test_misfits_are_named_key_by_key(tmp_path):
         "backbone.norm.weight has shape (4,), the model needs (3,)"
     )
     write(tmp_path / "x.ckpt", state_dict={})
-    with pytest.raises(ValueError, match="missing; and 1 more$"):
+    with pytest.raises(ValueError, match="missing; and 3 more$"):
         load_algorithm(tmp_path / "x.ckpt", trusted_modules=HERE)
 
 
@@ -200,14 +201,22 @@ def test_targets_that_are_not_our_models_are_refused(target):
 
 
 def test_foreign_modules_are_not_even_imported(tmp_path, monkeypatch):
-    (tmp_path / "hostile_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass X: pass\n")
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom torch.nn import Module\nclass X(Module): pass\n"
+    for name in ("hostile_module", "flm_hostile"):
+        (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    for target in ("hostile_module.X", "flm.hostile_module.X"):
+    for target in ("hostile_module.X", "flm.hostile_module.X", "flm_hostile.X"):
         with pytest.raises(ValueError, match="refused"):
             build({"_target_": target})
     with pytest.raises(ValueError, match="refused"):
         build_algorithm(config(scale={"_target_": "hostile_module.X"}), 7, HERE)
-    assert "hostile_module" not in sys.modules and not (tmp_path / "ran").exists()
+    assert not {"hostile_module", "flm_hostile"} & set(sys.modules) and not (tmp_path / "ran").exists()
+
+
+def test_a_trusted_module_vouches_for_its_own_classes_only():
+    # Linear is in this module's namespace, but not defined here
+    with pytest.raises(ValueError, match="refused"):
+        build({"_target_": f"{__name__}.Linear", "in_features": 1, "out_features": 1}, HERE)
 
 
 def test_arguments_are_checked():

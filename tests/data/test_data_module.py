@@ -42,14 +42,14 @@ def test_batches_do_not_depend_on_workers(build):
 
 
 def test_starting_later_is_the_rest_of_starting_at_once(build):
-    everything = tokens(build(batch_size=4).train_loader(0, 60))
-    blocks = build().train_blocks()
+    everything = tokens(build(batch_size=4, length=64).train_loader(0, 60))
+    blocks = build(length=64).train_blocks()
     assert 60 * 12 > len(blocks)  # the run crosses an epoch
     for start in (1, 17, 59):
-        assert same(tokens(build(batch_size=4).train_loader(start, 60)), everything[3 * start :])
+        assert same(tokens(build(batch_size=4, length=64).train_loader(start, 60)), everything[3 * start :])
     first_epoch = torch.cat(everything)[: len(blocks)]
     assert sorted(map(tuple, first_epoch.tolist())) == sorted(tuple(block.tolist()) for block in blocks)
-    assert not same(tokens(build(batch_size=4, seed=8).train_loader(0, 2)), everything[:6])
+    assert not same(tokens(build(batch_size=4, length=64, seed=8).train_loader(0, 2)), everything[:6])
 
 
 @pytest.mark.parametrize(("world", "batch_size"), [(1, None), (1, 3), (2, 3), (3, None), (4, 1)])

@@ -22,8 +22,8 @@ def test_it_is_the_recursion_with_warm_up():
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * module[0].weight.detach().double()
         average.update(module)
+        torch.testing.assert_close(average.weights["0.weight"].double(), expected, atol=1e-6, rtol=1e-6)
     assert (1 + 29) / (10 + 29) > 0.5 > 2 / 11  # both branches were walked
-    torch.testing.assert_close(average.weights["0.weight"].double(), expected, atol=1e-6, rtol=1e-6)
     assert average.updates == 29 and "1.bias" not in average.weights
 
 

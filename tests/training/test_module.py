@@ -43,6 +43,24 @@ def test_the_seed_reaches_noise_and_dropout(tmp_path):
     assert len(set(losses.values())) == 3
 
 
+def test_the_global_stream_is_new_for_each_seed_step_and_share(tmp_path):
+    drawn = {}
+    for seed, repeat in ((3, 0), (3, 1), (4, 0)):
+        module = make_module()
+        module.seed, loss = seed, module.algorithm.loss
+        found = drawn[seed, repeat] = []
+
+        def spy(batch, draws, loss=loss, found=found):
+            found.append(float(torch.rand((), dtype=torch.float64)))
+            return loss(batch, draws)
+
+        module.algorithm.loss = spy
+        torch.manual_seed(repeat)
+        run(tmp_path, 3, module=module, accumulate_grad_batches=2)
+    assert drawn[3, 0] == drawn[3, 1]
+    assert len(set(drawn[3, 0]) | set(drawn[4, 0])) == 12
+
+
 def test_samples_are_of_the_average_and_a_function_of_seed_and_step(tmp_path):
     seen = []
 

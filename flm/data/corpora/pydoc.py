@@ -56,8 +56,9 @@ class PydocCorpus(Corpus):
         digest = hashlib.sha256()
         for name, text in sorted(self._topics().items()):
             digest.update(f"{name}\n{text}".encode())
+        library = Path(sysconfig.get_path("stdlib"))
         for path in self._modules():
-            digest.update(path.as_posix().encode() + path.read_bytes())
+            digest.update(path.relative_to(library).as_posix().encode() + path.read_bytes())
         return {"python": platform.python_version(), "cleaning": _CLEANING, "sha256": digest.hexdigest()}
 
     def describe(self) -> str:

@@ -1,0 +1,75 @@
+"""Two-time algebra of the flow map (arXiv 2602.16813).
+
+X_{s,t} takes the state at physical time s to the state at t. Written through the two-time denoiser delta_{s,t},
+
+    X_{s,t}(x) = (1-t)/(1-s) x + (t-s)/(1-s) delta_{s,t}(x),
+
+delta is an average of points of the simplex along the trajectory, so it is one itself. delta_{t,t} is the denoiser D_t.
+The jump is `gaussian.step` with delta as target. B batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flm.draws import Draws
+
+
+def semigroup_weight(s: Tensor, u: Tensor, t: Tensor) -> Tensor:
+    """lam in delta_{s,t}(x) = lam delta_{s,u}(x) + (1 - lam) delta_{u,t}(X_{s,u} x), in [0, 1]; s <= u <= t, u < 1.
+
+    lam = (1-t)(u-s) / ((1-u)(t-s)). Where t = s every lam is right; 0 is returned.
+    """
+    numerator = (1 - t) * (u - s)
+    return torch.where(t > s, numerator / ((1 - u) * (t - s)).clamp_min(torch.finfo(t.dtype).tiny), torch.zeros_like(t))
+
+
+@dataclass(frozen=True)
+class TimePairs:
+    """Start, midpoint and end of jumps on the clock, each (B,) in [0, 1], float64."""
+
+    start: Tensor
+    middle: Tensor
+    end: Tensor
+
+
+def uniform_gap(count: int, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Gap ~ U(0,1), start ~ U(0,1) (1 - gap), both stratified over the global batch."""
+    gap = draws.stratified(count)
+    start = draws.stratified(count) * (1 - gap)
+    return start, start + gap
+
+
+def uniform_pair(count: int, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Two sorted uniforms."""
+    ends = torch.stack([draws.stratified(count), draws.stratified(count)])
+    return ends.amin(0), ends.amax(0)
+
+
+# The laws that `algo.time_pairs` may name.
+PAIR_LAWS: dict[str, Callable[[int, Draws], tuple[Tensor, Tensor]]] = {
+    "uniform_gap": uniform_gap,
+    "uniform_pair": uniform_pair,
+}
+
+
+def draw_time_pairs(
+    count: int, draws: Draws, law: str = "uniform_gap", boundary_prob: int | None = 32, random_middle: bool = False
+) -> TimePairs:
+    """Times of `count` jumps.
+
+    Args:
+        law: a key of PAIR_LAWS.
+        boundary_prob: one in so many jumps is the whole way, (0, 1), the jump that one-step generation makes; None for none.
+        random_middle: the midpoint uniform between the ends instead of halfway, on the clock either way.
+    """
+    start, end = PAIR_LAWS[law](count, draws)
+    if boundary_prob is not None:
+        # the expected number, rounded up or down at random: small batches get their share over steps
+        share = count / boundary_prob + draws.shared_uniform()
+        boundary = torch.arange(count, device=start.device) < int(share)
+        start, end = start.masked_fill(boundary, 0.0), end.masked_fill(boundary, 1.0)
+    fraction = draws.stratified(count) if random_middle else 0.5
+    return TimePairs(start, start + fraction * (end - start), end)
