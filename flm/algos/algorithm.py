@@ -4,7 +4,7 @@ An algorithm is one file. It knows nothing of Lightning, Hydra or files; `traini
 from a config. B batch, L length, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ class Loss:
 
     Attributes:
         total: differentiable scalar, what is minimised.
-        per_sequence: (B,) detached, nats per token of each sequence (of the term that validation reports).
+        per_sequence: (B,) detached, loss per token of each sequence.
         tau: (B,) where on the clock each sequence stood, in [0, 1]; None if the algorithm has no clock.
         metrics: detached scalars to log beside the loss.
     """
@@ -64,7 +64,14 @@ class Algorithm(nn.Module):
     Args:
         vocab_size: V, number of token ids the data uses.
         length: L, positions of a training sequence and of a sample unless asked otherwise.
+
+    Attributes:
+        validation_metric: name, with unit, of what `validation_loss` measures per token.
+        averaged_weights: running average of the trained parameters by name, kept by whoever trains; None if none is.
     """
+
+    validation_metric = "denoising_ce_nats"
+    averaged_weights: Mapping[str, Tensor] | None = None
 
     def __init__(self, vocab_size: int, length: int):
         super().__init__()
@@ -72,6 +79,10 @@ class Algorithm(nn.Module):
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         raise NotImplementedError
+
+    def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """What validation reports, in the unit `validation_metric` names; the training loss unless overridden."""
+        return self.loss(batch, draws)
 
     def denoiser(self) -> Any:
         """What a sampler of this algorithm asks for predictions."""

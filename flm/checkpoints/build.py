@@ -42,9 +42,7 @@ def build(node: Mapping[str, Any], trusted_modules: Sequence[str] = (), **extra:
     return partial(target, **arguments) if incomplete else target(**arguments)
 
 
-def build_algorithm(
-    config: Mapping[str, Any], vocab_size: int, trusted_modules: Sequence[str] = (), **extra: Any
-) -> Algorithm:
+def build_algorithm(config: Mapping[str, Any], vocab_size: int, trusted_modules: Sequence[str] = (), **extra: Any) -> Algorithm:
     """The algorithm of a resolved config: node `algo`, over the backbone of node `model`.
 
     Training and loading both come here, so what can be trained can be loaded.
@@ -61,8 +59,10 @@ def build_algorithm(
     if not isinstance(config["model"].get("length"), int):
         raise ValueError("the config has no model.length")
     backbone = build({**config["model"], "_partial_": True}, trusted_modules)
+    # `<name>_path` names the checkpoint of another model; who trains loads it and passes it as `<name>`
+    node = {key: value for key, value in config["algo"].items() if not str(key).endswith("_path")}
     algorithm = build(
-        config["algo"],
+        node,
         trusted_modules,
         backbone=backbone,
         vocab_size=vocab_size,

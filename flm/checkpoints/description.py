@@ -4,7 +4,7 @@ It lies under the key `flm` of the file, in plain types and tensors only, beside
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,10 @@ from flm import __version__
 
 KEY = "flm"
 FORMAT_VERSION = 1
+
+
+def package_version() -> str:
+    return __version__
 
 
 @dataclass
@@ -41,7 +45,7 @@ class Description:
     average: dict[str, Tensor] | None = None
     average_updates: int = 0
     format_version: int = FORMAT_VERSION
-    package_version: str = __version__
+    package_version: str = field(default_factory=package_version)
 
     def __post_init__(self) -> None:
         check_plain(self.config, "config")

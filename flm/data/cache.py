@@ -15,13 +15,15 @@ import shutil
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from flm.data.corpora.corpus import SPLITS, Corpus, Split
 from flm.data.tokenizers import Tokenizer
@@ -152,10 +154,10 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, fingerprint: dict[str, Any], fo
         splits = {}
         for split in SPLITS:
             counts: dict[str, Any] = {"documents": 0, "tokens": 0, "bytes": 0, "shards": []}
-            with tqdm(desc=f"tokenising {split}", unit=" tokens", unit_scale=True, disable=None) as progress:
+            with _progress(f"tokenising {split}") as advance:
                 for number, documents in enumerate(document_groups(corpus.documents(split))):
                     path = draft / f"{split}-{number:05d}.bin"
-                    shard = write_shard(path, documents, tokenizer, dtype, progress.update)
+                    shard = write_shard(path, documents, tokenizer, dtype, advance)
                     counts["documents"] += len(documents)
                     counts["bytes"] += sum(len(document.encode()) for document in documents)
                     counts["tokens"] += shard["tokens"]
@@ -238,6 +240,16 @@ def _parts(document: str) -> Iterator[tuple[str, bool]]:
         yield document[start:stop], False
         start = stop
     yield document[start:], True
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int], None]]:
+    """Shows the tokens done so far where someone watches."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn(what), TextColumn("{task.completed:,} tokens"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda tokens: progress.advance(task, tokens)
 
 
 def _sha256(path: Path) -> str:

@@ -31,9 +31,7 @@ class HuggingFaceTokenizer(TokenizerBuilder):
     def __init__(self, name_or_path: str | os.PathLike[str], add_pad: bool = False):
         self.name_or_path, self.add_pad = os.fspath(name_or_path), add_pad
 
-    def build(
-        self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None
-    ) -> Tokenizer:
+    def build(self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None) -> Tokenizer:
         backend, bos_id, eos_id, pad_id = self._load()
         backend = tokenizers.Tokenizer.from_str(backend.to_str())  # ours alone: padding and truncation get switched off
         first = next(iter(backend.encode("").ids), None)
@@ -61,9 +59,7 @@ class HuggingFaceTokenizer(TokenizerBuilder):
 
         try:
             try:  # what was downloaded before needs no network, and no minute of retries without one
-                loaded = AutoTokenizer.from_pretrained(
-                    self.name_or_path, local_files_only=True, trust_remote_code=False
-                )
+                loaded = AutoTokenizer.from_pretrained(self.name_or_path, local_files_only=True, trust_remote_code=False)
             except (OSError, ValueError):
                 if Path(self.name_or_path).exists():
                     raise
@@ -83,8 +79,7 @@ def _gpt2(folder: Path) -> tuple[tokenizers.Tokenizer, int | None, int | None, i
         backend = tokenizers.Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(
-            f"tokenizer.name_or_path={folder}: vocab.json and merges.txt are not a byte-pair vocabulary "
-            f"({_first_line(error)})"
+            f"tokenizer.name_or_path={folder}: vocab.json and merges.txt are not a byte-pair vocabulary ({_first_line(error)})"
         ) from error
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -108,9 +108,7 @@ class Tokenizer:
 class TokenizerBuilder:
     """Base of what a config names: `build` gives the tokenizer of a corpus."""
 
-    def build(
-        self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None
-    ) -> Tokenizer:
+    def build(self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None) -> Tokenizer:
         """A tokenizer for these training documents.
 
         Args:
@@ -124,9 +122,7 @@ class TokenizerBuilder:
 class LearnedTokenizer(TokenizerBuilder):
     """A tokenizer that depends on the training text, kept in `cache_dir` once it has been learned."""
 
-    def build(
-        self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None
-    ) -> Tokenizer:
+    def build(self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None) -> Tokenizer:
         if cache_dir is None or source is None:
             return self.learn(documents())
         key = {"builder": type(self).__name__, "options": vars(self), "source": source}
@@ -164,9 +160,7 @@ class CharacterTokenizer(LearnedTokenizer):
 class ByteTokenizer(TokenizerBuilder):
     """The 256 bytes of UTF-8, id = value of the byte, and `<|end|>` (256)."""
 
-    def build(
-        self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None
-    ) -> Tokenizer:
+    def build(self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None) -> Tokenizer:
         spelling = {character: byte for byte, character in enumerate(_byte_spelling())}
         backend = tokenizers.Tokenizer(models.BPE(vocab=spelling, merges=[]))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -200,9 +194,7 @@ class BPETokenizer(LearnedTokenizer):
         backend.train_from_iterator(documents, trainer)
         tokenizer = Tokenizer(backend, "bpe", "bpe", bos_id=0, eos_id=0)
         if tokenizer.vocab_size < self.vocab_size:
-            log.warning(
-                "tokenizer.vocab_size=%d: the text has pairs for %d only", self.vocab_size, tokenizer.vocab_size
-            )
+            log.warning("tokenizer.vocab_size=%d: the text has pairs for %d only", self.vocab_size, tokenizer.vocab_size)
         return tokenizer
 
 

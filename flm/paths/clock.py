@@ -59,8 +59,8 @@ class DecodingErrorClock(Clock):
     """The decoding-error clock of a vocabulary.
 
     tau is the cubic Hermite interpolant of the exact values and derivatives on 4097 points, monotone up to rounding at
-    that density, and `time` inverts that very interpolant, so tau(time(x)) = x up to rounding. Beyond t of about 0.92 tau is 1 to within float64:
-    `time` returns 1 only for tau = 1, and the last t that float64 can tell from it for every other tau.
+    that density, and `time` inverts that very interpolant, so tau(time(x)) = x up to rounding. From t of about 0.92 on,
+    tau is 1 to within float64: `time` jumps from there to 1 at tau = 1.
 
     The tables stay float64 when a parent module is cast, are not saved in a state dict, and hold values even when
     built under the meta device.
@@ -148,5 +148,6 @@ def _tables(vocab_size: int) -> tuple[Tensor, ...]:
         first, second = scale * density @ weight, scale * density @ (weight * z)
         rows.append(torch.stack([tau, first * stretch**2, second * stretch**4 + 2 * first * stretch**3]))
     tau, rate, curvature = torch.cat([*rows, torch.tensor([[1.0], [0.0], [0.0]], **exact)], dim=1)
-    tau = tau.clamp(0, 1).cummax(0).values  # rounding may wiggle by 1e-16 where tau has reached 1
+    # where rounding is all that separates tau from 1, it would wiggle: searchsorted needs it sorted
+    tau = torch.where(tau > 1 - 1e-15, 1.0, tau).cummax(0).values
     return tau, rate, curvature

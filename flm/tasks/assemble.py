@@ -26,12 +26,19 @@ def data_module(config: DictConfig) -> TextDataModule:
     )
 
 
-def new_algorithm(config: DictConfig, vocab_size: int, **extra: Any) -> Algorithm:
-    """A fresh model. Its `_target_`s come from the user's own command, so their modules are trusted."""
+def new_algorithm(config: DictConfig, vocab_size: int) -> Algorithm:
+    """A fresh model, with the teachers that `algo.<name>_path` keys name.
+
+    Its `_target_`s come from the user's own command, so their modules are trusted.
+    """
     plain = plain_config(config)
+    teachers = {}
+    for key, path in plain["algo"].items():
+        if key.endswith("_path") and path is not None:
+            teachers[key.removesuffix("_path")], _ = load_algorithm(path, trusted_modules=config.eval.trusted_modules)
     trusted = {target.rpartition(".")[0] for node in (plain["algo"], plain["model"]) for target in _targets(node)}
     torch.manual_seed(config.seed)
-    return build_algorithm(plain, vocab_size, sorted(trusted), **extra)
+    return build_algorithm(plain, vocab_size, sorted(trusted), **teachers)
 
 
 def load_for_evaluation(config: DictConfig) -> tuple[Algorithm, CheckpointFile, Tokenizer]:

@@ -30,7 +30,7 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
     all_steps = step_counts(config)
     algorithm, file, tokenizer = load_for_evaluation(config)
     canvas = canvas_of(config, algorithm, tokenizer)
-    options = sampler_options(config, file)
+    options = sampler_options(config, file, algorithm)
     folder = run_dir(config)
     console = Console()
     results: dict[str, Any] = {"samples": {}}
@@ -77,11 +77,16 @@ def step_counts(config: DictConfig) -> list[int]:
     return counts
 
 
-def sampler_options(config: DictConfig, file: CheckpointFile) -> dict[str, Any]:
+def sampler_options(config: DictConfig, file: CheckpointFile, algorithm: Algorithm) -> dict[str, Any]:
     """Options of the sampler: given now, else those the model was trained with in its config, else its defaults."""
     recorded = file.config.get("sampling", {})
     merged = {**recorded, **{key: value for key, value in config.sampling.items() if value is not None}}
-    return {key: value for key, value in merged.items() if key not in CANVAS_KEYS and value is not None}
+    options = {key: value for key, value in merged.items() if key not in CANVAS_KEYS and value is not None}
+    try:
+        algorithm.sampler(**options)
+    except TypeError as error:
+        raise ValueError(f"sampling: no such option for {type(algorithm).__name__}: {error}") from error
+    return options
 
 
 def canvas_of(config: DictConfig, algorithm: Algorithm, tokenizer: Tokenizer) -> Canvas:

@@ -6,6 +6,7 @@ from typing import Any
 import hydra
 import lightning
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -35,10 +36,13 @@ def train(config: DictConfig) -> dict[str, Any]:
     )
     write_json(folder / "run.json", provenance(config))
 
+    callbacks = _callbacks(config, data)
     trainer = lightning.Trainer(
         **trainer_arguments(config),
         logger=hydra.utils.instantiate(config.logger) if config.logger else False,
-        callbacks=_callbacks(config, data),
+        callbacks=callbacks,
+        # without one of ours, Lightning would add a checkpoint callback of its own
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         plugins=[AtomicCheckpointIO()],
     )
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
@@ -54,8 +58,7 @@ def trainer_arguments(config: DictConfig) -> dict[str, Any]:
         arguments["precision"] = "bf16-mixed" if on_cuda else "32-true"
     strategy = config.strategy
     arguments["strategy"] = strategy if isinstance(strategy, str) else hydra.utils.instantiate(strategy)
-    # the callbacks of this project write checkpoints; Lightning would add its own
-    return arguments | {"enable_checkpointing": True}
+    return arguments
 
 
 def _callbacks(config: DictConfig, data) -> list[lightning.Callback]:
@@ -63,7 +66,7 @@ def _callbacks(config: DictConfig, data) -> list[lightning.Callback]:
         return [data.tokenizer.decode(row) for row in tokens.tolist()]
 
     callbacks = []
-    for name, node in config.callbacks.items():
+    for node in config.callbacks.values():
         if node is None or (config.logger is None and "LearningRateMonitor" in node._target_):
             continue
         callback = hydra.utils.instantiate(node)

@@ -47,9 +47,7 @@ class CheckpointEvery(Checkpoint):
         last_path: the newest file of this run, None before the first.
     """
 
-    def __init__(
-        self, dirpath: str | Path, every_n_train_steps: int = 1000, keep: int | None = None, save_last: bool = True
-    ):
+    def __init__(self, dirpath: str | Path, every_n_train_steps: int = 1000, keep: int | None = None, save_last: bool = True):
         if every_n_train_steps < 1 or (keep is not None and keep < 1):
             raise ValueError(
                 f"callbacks.checkpoint_every_n_steps: every_n_train_steps={every_n_train_steps} and keep={keep} must "
@@ -81,7 +79,7 @@ class CheckpointEvery(Checkpoint):
         if trainer.global_step == self._saved_step:
             return
         path = self.dirpath / f"step_{trainer.global_step:07d}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)  # optimiser and average too
         self.last_path, self._saved_step = path, trainer.global_step
         if trainer.is_global_zero:
             if self.save_last:

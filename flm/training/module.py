@@ -58,13 +58,14 @@ class Module(LightningModule):
         super().__init__()
         self.algorithm = algorithm
         self.average = Average(algorithm, ema) if ema else None
+        algorithm.averaged_weights = None if self.average is None else self.average.weights
         self.report: Report | None = None
         self.seed = seed
         self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
         self._config, self._tokenizer, self._token_counts = config or {}, tokenizer, token_counts
         self._context_free: Tensor | None = None
         self._finite = FiniteCheck()
-        self._tally = Tally()
+        self._tally = Tally(algorithm.validation_metric)
         self._during_validation = ExitStack()
 
     def configure_optimizers(self) -> Any:
@@ -114,13 +115,13 @@ class Module(LightningModule):
             yield
 
     def on_validation_epoch_start(self) -> None:
-        self._tally = Tally()
+        self._tally = Tally(self.algorithm.validation_metric)
         self._during_validation.enter_context(self.average_weights())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         # the same noise at every validation: differences between two are differences between weights
         seed, ranks = mix_seed(self.seed, VALIDATION), self.trainer.world_size
-        loss = self.algorithm.loss(batch, Draws(seed, batch_idx, self.global_rank, ranks, self.device))
+        loss = self.algorithm.validation_loss(batch, Draws(seed, batch_idx, self.global_rank, ranks, self.device))
         self._tally.add(loss.per_sequence, loss.tau, batch.weight.sum(1))
 
     def on_validation_epoch_end(self) -> None:

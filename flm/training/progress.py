@@ -54,9 +54,10 @@ def print_report(report: Report) -> None:
 
     console = Console()
     if not report.has_clock:
-        console.print(f"validation: {report.mean:.4f} nats per token")
+        console.print(f"validation: {report.measure}_per_token {report.mean:.4f}")
         return
-    table = Table(title="validation cross-entropy, nats per token (over noise levels: not a likelihood)")
+    console.print(f"validation: {report.measure}_per_token by place on the clock (over noise levels: not a likelihood)")
+    table = Table()
     for heading in ("tau", "model", "without context"):
         table.add_column(heading, justify="right")
     for index, value in enumerate(report.by_tau):

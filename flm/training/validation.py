@@ -1,4 +1,4 @@
-"""Validation cross-entropy along the clock, beside what a decoder without context would reach.
+"""Validation loss along the clock, beside what a decoder without context would reach.
 
 The cross-entropy of a denoiser averages over noise levels: it is not a likelihood, and two algorithms or two clocks
 cannot be compared by it. B batch, V vocabulary.
@@ -15,9 +15,14 @@ BUCKET_CENTRES = (torch.arange(BUCKETS, dtype=torch.float64) + 0.5) / BUCKETS
 
 
 class Tally:
-    """Sums nats and tokens per bucket of the clock; the last column is for sequences without a clock."""
+    """Sums losses and tokens per bucket of the clock; the last column is for sequences without a clock.
 
-    def __init__(self) -> None:
+    Args:
+        measure: what the loss is, with unit, `Algorithm.validation_metric`.
+    """
+
+    def __init__(self, measure: str = "denoising_ce_nats") -> None:
+        self.measure = measure
         self.sums = torch.zeros(2, BUCKETS + 1, dtype=torch.float64)
 
     def add(self, per_sequence: Tensor, tau: Tensor | None, tokens: Tensor) -> None:
@@ -51,20 +56,22 @@ class Tally:
             context_free = context_free.detach().cpu().double()
             reference = context_free.tolist()
             reference_mean = float((context_free * clocked).sum() / clocked.sum())
-        return Report(float(nats.sum() / tokens.sum()), by_tau, reference, reference_mean)
+        return Report(self.measure, float(nats.sum() / tokens.sum()), by_tau, reference, reference_mean)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Nats per token over the validation data.
+    """Loss per token over the validation data.
 
     Attributes:
+        measure: what the loss is, with unit.
         mean: over all tokens.
         by_tau: mean per tenth of the clock, None where no sequence fell; all None for an algorithm without a clock.
         context_free: at the centre of each tenth; None where the notion does not apply.
         context_free_mean: the same averaged with the weights of `mean`.
     """
 
+    measure: str
     mean: float
     by_tau: list[float | None]
     context_free: list[float] | None = None
@@ -76,10 +83,8 @@ class Report:
 
     def metrics(self) -> dict[str, float]:
         """What is logged."""
-        if not self.has_clock:
-            return {"val/loss_nats_per_token": self.mean}
-        found = {"val/denoising_ce_nats_per_token": self.mean}
-        found |= {f"val/denoising_ce_nats_tau_{bucket_name(i)}": v for i, v in enumerate(self.by_tau) if v is not None}
+        found = {f"val/{self.measure}_per_token": self.mean}
+        found |= {f"val/{self.measure}_tau_{bucket_name(i)}": v for i, v in enumerate(self.by_tau) if v is not None}
         if self.context_free is not None and self.context_free_mean is not None:
             found["val/context_free_ce_nats_per_token"] = self.context_free_mean
             found |= {f"val/context_free_ce_nats_tau_{bucket_name(i)}": v for i, v in enumerate(self.context_free)}

@@ -99,9 +99,7 @@ def test_shares_make_up_the_same_global_batch(world, accumulation):
     size = total // (world * accumulation)
     order = ExampleOrder(count, seed=2)
     expected = [[order(k) for k in range(s * total, (s + 1) * total)] for s in range(2, 6)]
-    samplers = [
-        ShareSampler(ExampleOrder(count, seed=2), size, 2, 6, rank, world, accumulation) for rank in range(world)
-    ]
+    samplers = [ShareSampler(ExampleOrder(count, seed=2), size, 2, 6, rank, world, accumulation) for rank in range(world)]
     parts = [list(sampler) for sampler in samplers]
     assert all(len(part) == len(sampler) == 4 * accumulation for part, sampler in zip(parts, samplers, strict=True))
     for step in range(4):

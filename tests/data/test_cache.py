@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 
@@ -113,6 +114,17 @@ def test_damage_is_noticed(corpus, tokenizer, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_large_caches_are_checked_by_size_alone(corpus, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "_VERIFY_BYTES", 10)
+    path = open_cache(corpus, tokenizer, tmp_path / "cache").folder / "train-00000.bin"
+    raw = path.read_bytes()
+    path.write_bytes(b"\0" * len(raw))
+    open_cache(corpus, tokenizer, tmp_path / "cache")
+    path.write_bytes(raw + raw[:2])
+    with pytest.raises(ValueError, match="train-00000.bin is damaged"):
+        open_cache(corpus, tokenizer, tmp_path / "cache")
+
+
 def test_failed_build_leaves_nothing_behind(corpus, tokenizer, tmp_path):
     class Nothing:
         def __call__(self, text):
@@ -135,7 +147,14 @@ def _open(path, root, start, results):
     results.put((cache.folder.name, cache.tokens("train").read(0, 50).tolist()))
 
 
-def test_processes_building_at_once_end_with_one_whole_cache(corpus, tmp_path):
+def test_processes_building_at_once_end_with_one_whole_cache(corpus, tmp_path, monkeypatch):
+    build = cache_module._build
+
+    def noted(*arguments):
+        (tmp_path / f"built by {os.getpid()}").touch()
+        build(*arguments)
+
+    monkeypatch.setattr(cache_module, "_build", noted)  # the forked processes inherit it
     context = multiprocessing.get_context("fork")
     start, results = context.Event(), context.Queue()
     root = tmp_path / "cache"
@@ -146,7 +165,7 @@ def test_processes_building_at_once_end_with_one_whole_cache(corpus, tmp_path):
     answers = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
-    assert answers[0] == answers[1] == answers[2]
+    assert answers[0] == answers[1] == answers[2] and len(list(tmp_path.glob("built by *"))) == 1
     assert [path.name for path in root.iterdir() if path.is_dir()] == [answers[0][0]]
     assert len(list(root.glob("tokenizer-*.json"))) == 1 and len(list(root.iterdir())) == 3
 
@@ -174,7 +193,7 @@ def test_without_locks_the_first_to_finish_wins(corpus, tokenizer, tmp_path, mon
 
 def test_long_documents_give_the_ids_of_the_whole(monkeypatch):
     monkeypatch.setattr(cache_module, "_BATCH_CHARACTERS", 64)
-    texts = ["one two\n\nthree  four, caf\u00e9 (and) " * 30, "short", "x" * 500, "words of text " * 40]
+    texts = ["one two\n\nthree  four, caf\u00e9 (and) " * 30, "short", "x" * 500, "a    b      c " * 80]
     tokenizer = BPETokenizer(300).build(lambda: iter(texts))
     ids = [i for run in encode_documents(texts, tokenizer) for i in run]
     assert tokenizer.decode(ids) == "".join(f"{text}<|end|>" for text in texts)

@@ -58,8 +58,7 @@ def test_any_share_out_gives_the_same_global_batch(build, world, batch_size):
     parts = [tokens(build(batch_size=batch_size).train_loader(0, 3, rank, world)) for rank in range(world)]
     accumulation = build(batch_size=batch_size).accumulation(world)
     steps = [
-        torch.cat([block for part in parts for block in part[s * accumulation : (s + 1) * accumulation]])
-        for s in range(3)
+        torch.cat([block for part in parts for block in part[s * accumulation : (s + 1) * accumulation]]) for s in range(3)
     ]
     assert torch.equal(torch.stack(steps), reference)
 

@@ -140,9 +140,10 @@ def test_saved_folder_with_its_own_end(tmp_path):
     saved.save_pretrained(tmp_path / "both")
     tokenizer = HuggingFaceTokenizer(tmp_path / "both", add_pad=True).build(documents)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (0, 1, 4, 5)
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path / "one")
-    tokenizer = HuggingFaceTokenizer(tmp_path / "one").build(documents)
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (1, 1, None, 4)
+    one = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="<unk>")
+    one.save_pretrained(tmp_path / "one")
+    tokenizer = HuggingFaceTokenizer(tmp_path / "one", add_pad=True).build(documents)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (1, 1, 3, 4)
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "none")
     with pytest.raises(ValueError, match="no token to begin or end"):
         HuggingFaceTokenizer(tmp_path / "none").build(documents)

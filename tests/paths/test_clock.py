@@ -139,6 +139,7 @@ def test_both_directions_never_go_back(vocab_size: int):
     time = clock.time(spread())
     assert time.diff().min() >= 0
     assert 0 <= time.min() and time.max() <= 1
+    assert 0.91 < clock.time(f64(1 - 1.2e-16)).item() < 0.94
     assert clock.rate(grid).min() >= 0
 
 

@@ -133,7 +133,7 @@ def test_validation_of_unchanged_weights_repeats_itself(tmp_path):
 def test_without_a_clock_there_is_one_number(tmp_path):
     module = run(tmp_path, 3, module=make_module(clock=False), **VALIDATING)
     found = {k for k in module.trainer.callback_metrics if k.startswith("val/")}
-    assert found == {"val/loss_nats_per_token"}
+    assert found == {"val/denoising_ce_nats_per_token"}
 
 
 def test_files_written_at_validation_hold_the_trained_weights(tmp_path):

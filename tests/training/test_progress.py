@@ -100,4 +100,4 @@ def test_without_a_clock_one_line(tmp_path, capsys):
     make_trainer(tmp_path, 2, callbacks=[PrintCrossEntropy()], limit_val_batches=1.0, val_check_interval=2).fit(
         module, datamodule=ToyData()
     )
-    assert f"{module.report.mean:.4f} nats per token" in capsys.readouterr().out
+    assert f"denoising_ce_nats_per_token {module.report.mean:.4f}" in capsys.readouterr().out

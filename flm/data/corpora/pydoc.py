@@ -111,9 +111,7 @@ def _docstrings(path: Path) -> Iterator[str]:
         warnings.simplefilter("ignore")  # invalid escapes in old library files are not the user's concern
         tree = ast.parse(path.read_bytes())
     holders = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     for node in sorted(holders, key=lambda node: getattr(node, "lineno", 0)):
         text = ast.get_docstring(node)

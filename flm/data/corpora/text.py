@@ -111,9 +111,7 @@ def _files(path: Path, key: str) -> list[Path]:
     files = [
         file
         for file in sorted(path.rglob("*"))
-        if _kind(file) in _KINDS
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        if _kind(file) in _KINDS and file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
     if not files:
         raise ValueError(f"{key}: folder {path} holds no file of a supported kind: {supported}, each also with .gz")

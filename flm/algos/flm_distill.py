@@ -1,0 +1,164 @@
+"""Two-stage distillation, first stage: a residual network beside the frozen denoiser (first version of arXiv 2602.16813).
+
+The map adds a second-order term to one Euler step of the teacher f, X_{s,t}(x) = x + (t-s) (f - x)/(1-s) + (t-s)^2/2 g, that is
+
+    delta_{s,t}(x) = f_s(x) + c_{s,t} g_{s,t}(x),    c_{s,t} = (t-s)(1-s)/2,
+
+with g a vector over V without softmax. It is trained to agree with two half jumps of its own:
+
+    | X_{s,t} - X_{u,t} X_{s,u} |^2 = ((t-s)/(1-s))^2 | delta_{s,t} - lam delta_{s,u} - (1-lam) delta_{u,t} |^2.
+
+The state, and with it the V-dimensional noise, cancels: what is left are outputs of f and g, reduced in chunks.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.loss_weight import LossWeight, apply_loss_weight
+from flm.algos.teacher import Distillation, copy_weights
+from flm.draws import Draws
+from flm.paths.clock import DecodingErrorClock
+from flm.paths.flow_map import PAIR_LAWS, draw_time_pairs, semigroup_weight
+from flm.paths.gaussian import State, corrupt, expected, step
+from flm.posterior import Combination, RawOutput
+from flm.samplers.flow_map import FlowMapSampler
+from flm.vocabulary_losses import squared_error
+
+
+class ResidualDenoiser:
+    """delta_{s,t} = f_s + c g_{s,t}: two networks, each with its own view of the state."""
+
+    def __init__(self, base: nn.Module, residual: nn.Module, clock: nn.Module):
+        self.base, self.residual, self.clock = base, residual, clock
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        return (self.base.input_table, self.residual.input_table)
+
+    def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> Combination:
+        tau_to = tau if tau_to is None else tau_to
+        s, t = self.clock.time(tau.double()), self.clock.time(tau_to.double())
+        correction = raw(self.residual(state.views[1], tau, tau_to))
+        return Combination((1.0, correction_scale(s, t)), (self.base(state.views[0], tau), correction))
+
+
+class FLMDistill(Distillation):
+    """Trains the residual network g.
+
+    Args:
+        backbone: called as backbone(vocab_size=V) for f and backbone(vocab_size=V, two_times=True) for g.
+        vocab_size: V.
+        length: L.
+        teacher: a trained FLM of the same backbone, kept inside as f.
+        time_pairs: law of the jumps' ends, uniform_gap or uniform_pair.
+        boundary_prob: one jump in so many is (0, 1); None for none.
+        learnable_loss_weighting: exp(-w) loss + w with a learned w(tau_s).
+        clock: None for the decoding-error clock.
+    """
+
+    validation_metric = "jump_squared_error"
+
+    def __init__(
+        self,
+        backbone: Callable[..., nn.Module],
+        vocab_size: int,
+        length: int,
+        teacher: Algorithm | None = None,
+        time_pairs: str = "uniform_gap",
+        boundary_prob: int | None = 64,
+        learnable_loss_weighting: bool = True,
+        clock: nn.Module | None = None,
+    ):
+        super().__init__(vocab_size, length, teacher=teacher)
+        if time_pairs not in PAIR_LAWS:
+            raise ValueError(f"algo.time_pairs must be one of {', '.join(PAIR_LAWS)}, not {time_pairs}")
+        self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
+        self.base = backbone(vocab_size=vocab_size)
+        self.residual = backbone(vocab_size=vocab_size, two_times=True)
+        if teacher is not None:
+            copy_weights(teacher.backbone, self.base, "algo.teacher_path")
+            copy_weights(teacher.backbone, self.residual, "algo.teacher_path")
+            for layer in self.residual.output_layer.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.zeros_(layer.weight)
+                    nn.init.zeros_(layer.bias)
+        self.base.requires_grad_(False)
+        self.time_pairs, self.boundary_prob = time_pairs, boundary_prob
+        self.loss_weight = LossWeight() if learnable_loss_weighting else None
+
+    def train(self, mode: bool = True) -> "FLMDistill":
+        super().train(mode)
+        self.base.eval()
+        return self
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        pairs = draw_time_pairs(len(batch.tokens), draws, self.time_pairs, self.boundary_prob)
+        s, u, t = (self.clock.time(tau) for tau in (pairs.start, pairs.middle, pairs.end))
+        tau_s, tau_u, tau_t = (tau.float() for tau in (pairs.start, pairs.middle, pairs.end))
+        state = corrupt(batch.tokens, s.float(), self.denoiser().tables, draws.local)
+        with torch.no_grad():
+            still = State(tuple(view.detach() for view in state.views))
+            f_s = self.base(still.views[0], tau_s)
+            g_su = raw(self.residual(still.views[1], tau_s, tau_u))
+            first = Combination((1.0, correction_scale(s, u)), (f_s, g_su))
+            halfway = step(still, expected(first, self.denoiser().tables), s, u)
+            f_u = self.base(halfway.views[0], tau_u)
+            g_ut = raw(self.residual(halfway.views[1], tau_u, tau_t))
+            # delta_{s,t} = target solved for g; the factor c that was divided out stands in the weight
+            lam, c = semigroup_weight(s, u, t), correction_scale(s, t).clamp_min(1e-9)
+            weights = (
+                (lam - 1) / c,
+                lam * correction_scale(s, u) / c,
+                (1 - lam) / c,
+                (1 - lam) * correction_scale(u, t) / c,
+            )
+            target = Combination(weights, (f_s, g_su, f_u, g_ut))
+        g_st = raw(self.residual(state.views[1], tau_s, tau_t))
+        scale = (c * jump_fraction(s, t)).float().square()
+        return jump_loss(
+            batch, pairs.start, scale, self.loss_weight, lambda weight: squared_error(g_st, target, weight)
+        )
+
+    def denoiser(self) -> ResidualDenoiser:
+        return ResidualDenoiser(self.base, self.residual, self.clock)
+
+    def sampler(self, **options: Any) -> FlowMapSampler:
+        return FlowMapSampler(**options)
+
+
+def correction_scale(s: Tensor, t: Tensor) -> Tensor:
+    """c_{s,t} = (t-s)(1-s)/2, what g is multiplied by in delta."""
+    return (t - s) * (1 - s) / 2
+
+
+def jump_fraction(s: Tensor, t: Tensor) -> Tensor:
+    """(t-s)/(1-s), by which delta enters the jump; s < 1."""
+    return (t - s) / (1 - s)
+
+
+def raw(posterior) -> RawOutput:
+    """A network's output without softmax and softcap."""
+    return RawOutput(posterior.hidden, posterior.table, posterior.bias)
+
+
+def jump_loss(batch: Batch, tau: Tensor, scale: Tensor, loss_weight: LossWeight | None, squared: Callable) -> Loss:
+    """Mean over tokens of scale (B,) times a squared distance, optionally under a learned weight of tau (B,).
+
+    `squared` is called with a constant weight (B, L) and gives the weighted sum and the distance of each token.
+    """
+
+    def scaled(weight: Tensor) -> tuple[Tensor, Tensor]:
+        total, per_token = squared(weight * scale[:, None])
+        return total, per_token * scale[:, None]
+
+    weight = batch.weight / batch.weight.sum().clamp_min(1)
+    if loss_weight is None:
+        total, per_token = scaled(weight)
+    else:
+        total, per_token = apply_loss_weight(loss_weight(tau.float()), weight, scaled)
+    per_sequence = (per_token * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1)
+    return Loss(total, per_sequence, tau, {"jump_squared_error": per_sequence.mean()})

@@ -1,0 +1,163 @@
+"""FMLM: the flow map of FLM as one two-time softmax denoiser, distilled in a single stage (arXiv 2602.16813)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.flm import token_loss
+from flm.algos.flow_map_objectives import OBJECTIVES
+from flm.algos.loss_weight import LossWeight, apply_loss_weight
+from flm.algos.teacher import Distillation, copy_weights
+from flm.draws import Draws
+from flm.paths.clock import DecodingErrorClock
+from flm.paths.flow_map import PAIR_LAWS, draw_time_pairs
+from flm.paths.gaussian import State, context_free_cross_entropy, corrupt
+from flm.posterior import TokenPosterior
+from flm.samplers.flow_map import FlowMapSampler
+from flm.vocabulary_losses import cross_entropy
+
+
+class TwoTimeDenoiser:
+    """delta_{s,t}(x): a backbone that reads one view of the state and two clock times."""
+
+    def __init__(self, backbone: nn.Module, clock: nn.Module):
+        self.backbone, self.clock = backbone, clock
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        return (self.backbone.input_table,)
+
+    def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
+        return self.backbone(state.views[0], tau, tau if tau_to is None else tau_to)
+
+
+class FMLM(Distillation):
+    """The flow map language model.
+
+    A share of every batch is diagonal (both times equal): there the target is the teacher's prediction, or the data. The
+    rest are jumps, whose target the objective makes from the network itself.
+
+    Args:
+        backbone: called as backbone(vocab_size=V, two_times=True).
+        vocab_size: V.
+        length: L.
+        teacher: a trained FLM; None to learn the denoiser from data at the same time.
+        initialize_student_from_teacher: start at the teacher's weights.
+        objective: semigroup, lagrangian or eulerian.
+        diagonal_fraction: share of the batch in [0, 1] on the diagonal.
+        time_pairs: law of the jumps' ends, uniform_gap or uniform_pair.
+        boundary_prob: one jump in so many is (0, 1), what one-step generation does; None for none.
+        random_middle: semigroup midpoints uniform on the clock between the ends, not halfway.
+        averaged_targets: targets from the running average of the weights instead of the weights.
+        learnable_loss_weighting: exp(-w) loss + w with a learned w(tau).
+        clock: None for the decoding-error clock.
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[..., nn.Module],
+        vocab_size: int,
+        length: int,
+        teacher: Algorithm | None = None,
+        initialize_student_from_teacher: bool = True,
+        objective: str = "semigroup",
+        diagonal_fraction: float = 0.5,
+        time_pairs: str = "uniform_gap",
+        boundary_prob: int | None = 32,
+        random_middle: bool = False,
+        averaged_targets: bool = False,
+        learnable_loss_weighting: bool = False,
+        clock: nn.Module | None = None,
+    ):
+        super().__init__(vocab_size, length, teacher=teacher)
+        for key, value, choices in (("objective", objective, OBJECTIVES), ("time_pairs", time_pairs, PAIR_LAWS)):
+            if value not in choices:
+                raise ValueError(f"algo.{key} must be one of {', '.join(choices)}, not {value}")
+        if not 0 <= diagonal_fraction <= 1:
+            raise ValueError(f"algo.diagonal_fraction must be in [0, 1], not {diagonal_fraction}")
+        self.backbone = backbone(vocab_size=vocab_size, two_times=True)
+        self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
+        if teacher is not None and initialize_student_from_teacher:
+            copy_weights(teacher.backbone, self.backbone, "algo.teacher_path")
+        self.objective = OBJECTIVES[objective]()
+        self.diagonal_fraction, self.time_pairs, self.boundary_prob = diagonal_fraction, time_pairs, boundary_prob
+        self.random_middle, self.averaged_targets = random_middle, averaged_targets
+        self.loss_weight = LossWeight() if learnable_loss_weighting else None
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        size = len(batch.tokens)
+        split = round(self.diagonal_fraction * size)
+        diagonal, jumps = slice(0, split), slice(split, size)
+        teacher = None if self.teacher("teacher") is None else self.teacher("teacher").denoiser()
+        own, joint = (self.backbone.input_table,), (self.backbone.input_table, *(teacher.tables if teacher else ()))
+
+        tau = draws.stratified(split)
+        still = corrupt(batch.tokens[diagonal], self.clock.time(tau).float(), joint, draws.local)
+        pairs = draw_time_pairs(size - split, draws, self.time_pairs, self.boundary_prob, self.random_middle)
+        tables = joint if self.objective.reads_teacher else own
+        moving = corrupt(batch.tokens[jumps], self.clock.time(pairs.start).float(), tables, draws.local)
+
+        network = self.averaged("backbone") if self.averaged_targets else self.backbone
+
+        def denoise(state: State, tau: Tensor) -> TokenPosterior:
+            if teacher is None:
+                return network(state.views[0], tau, tau)
+            return teacher(State(state.views[1:]), tau)
+
+        with torch.no_grad():
+            still_target = batch.tokens[diagonal] if teacher is None else denoise(still, tau.float())
+            jump_target = None
+            if split < size:
+                jump_target = self.objective(network, denoise, self.clock, own[0], detached(moving), pairs)
+
+        posterior = self.backbone(
+            torch.cat([still.views[0], moving.views[0]]),
+            torch.cat([tau, pairs.start]).float(),
+            torch.cat([tau, pairs.end]).float(),
+        )
+        weight = batch.weight / batch.weight.sum().clamp_min(1)
+        total, per_token = 0.0, []
+        for rows, target, times in ((diagonal, still_target, tau), (jumps, jump_target, pairs.start)):
+            if rows.start == rows.stop:
+                continue
+            part, values = self._weighted(posterior.rows(rows), target, weight[rows], times)
+            total = total + part
+            per_token.append(values)
+        losses = torch.cat(per_token)
+        per_sequence = (losses * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1)
+        metrics = {
+            f"{name}_nats_per_token": per_sequence[rows].mean()
+            for name, rows in (("diagonal", diagonal), ("jump", jumps))
+            if rows.start < rows.stop
+        }
+        return Loss(total, per_sequence, torch.cat([tau, pairs.start]), metrics)
+
+    def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The denoising cross-entropy on the diagonal, against the data: comparable with the teacher's."""
+        tau = draws.stratified(len(batch.tokens))
+        state = corrupt(batch.tokens, self.clock.time(tau).float(), (self.backbone.input_table,), draws.local)
+        return token_loss(self.denoiser()(state, tau.float()), batch, tau)
+
+    def denoiser(self) -> TwoTimeDenoiser:
+        return TwoTimeDenoiser(self.backbone, self.clock)
+
+    def sampler(self, **options: Any) -> FlowMapSampler:
+        return FlowMapSampler(**options)
+
+    def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
+        return context_free_cross_entropy(token_counts, self.clock.time(tau.double()), draws.local)
+
+    def _weighted(self, posterior: TokenPosterior, target, weight: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        def loss(weight: Tensor) -> tuple[Tensor, Tensor]:
+            return cross_entropy(posterior, target, weight)
+
+        if self.loss_weight is None:
+            return loss(weight)
+        return apply_loss_weight(self.loss_weight(tau.float()), weight, loss)
+
+
+def detached(state: State) -> State:
+    return State(tuple(view.detach() for view in state.views))

@@ -1,0 +1,108 @@
+"""Whatever a user gets wrong: one clear line that names it, exit status 1, and nothing half-written."""
+
+import pytest
+from running import command, config_of, tiny, write_corpus
+
+from flm.tasks.command_line import quoted
+from flm.tasks.train import train
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), documents=10)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(config_of(folder, *tiny(corpus, "trainer.max_steps=2", "logger=none")))
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def fails(monkeypatch, capfd, *arguments):
+    assert command(monkeypatch, *arguments) == 1
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    return error[0]
+
+
+def test_config_mistakes(monkeypatch, capfd, tmp_path, corpus):
+    run = f"hydra.run.dir={tmp_path}"
+    cases = {
+        ("model.depth=3",): "depth",
+        ("+model.depth=3",): "depth",
+        ("algo=flmm",): "algo/flmm",
+        ("trainer.max_stps=3",): "max_stps",
+        ("data=text",): "data.path",
+        ("data=text", f"data.path={tmp_path}/nothing"): "nothing",
+        ("model.num_heads=5",): "num_heads",
+        ("loader.global_batch_size=7", "loader.batch_size=2"): "loader.global_batch_size",
+        ("algo.clock={_target_: os.system}",): "os.system",
+        ("tokenizer.vocab_size=5",): "tokenizer.vocab_size",
+        ("mode=sample_eval",): "eval.checkpoint_path",
+    }
+    for overrides, named in cases.items():
+        base = tiny(corpus)[:1] if overrides[0].startswith(("data", "tokenizer")) else tiny(corpus)
+        assert named in fails(monkeypatch, capfd, *base, *overrides, run), overrides
+
+
+def test_bad_text(monkeypatch, capfd, tmp_path):
+    latin, empty = tmp_path / "latin.txt", tmp_path / "empty.txt"
+    latin.write_bytes(b"caf\xe9 " * 100)
+    empty.write_text("")
+    for path in (latin, empty):
+        line = fails(monkeypatch, capfd, "debug=tiny", "data=text", f"data.path={path}", f"hydra.run.dir={tmp_path / 'run'}")
+        assert path.name in line
+    assert not list((tmp_path / "run").rglob("*.bin"))
+
+
+def test_bad_checkpoints(monkeypatch, capfd, tmp_path, checkpoint):
+    run = ["mode=sample_eval", f"hydra.run.dir={tmp_path / 'run'}"]
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(checkpoint.read_bytes()[:5000])
+    for path in (cut, tmp_path / "missing.ckpt"):
+        assert path.name in fails(monkeypatch, capfd, *run, f"eval.checkpoint_path={path}")
+    good = [*run, f"eval.checkpoint_path={checkpoint}"]
+    cases = {
+        "sampling.steps=0": "sampling.steps",
+        "sampling.steps=[]": "sampling.steps",
+        "sampling.temperature=-1": "sampling.temperature",
+        "+sampling.magic=3": "magic",
+        "sampling.infill=no hole": "sampling.infill",
+        "sampling.prompt=" + "x" * 50: "sampling.prompt",
+        "sampling.num_sample_batches=0": "sampling.num_sample_batches",
+    }
+    for override, named in cases.items():
+        assert named in fails(monkeypatch, capfd, *good, override)
+    assert not list((tmp_path / "run").glob("*.json*"))
+
+
+def test_resuming_with_another_vocabulary(monkeypatch, capfd, tmp_path, checkpoint):
+    other = write_corpus(tmp_path / "other", documents=10)
+    (other / "more.txt").write_text("0123456789 ABC " * 20)
+    resume = f"checkpointing.resume_ckpt_path={checkpoint}"
+    line = fails(monkeypatch, capfd, *tiny(other, resume, "trainer.max_steps=4"), f"hydra.run.dir={tmp_path / 'run'}")
+    assert "vocabulary" in line and checkpoint.name in line
+
+
+def test_no_network_for_a_hub_name(monkeypatch, capfd, tmp_path, corpus):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run = [*tiny(corpus, "tokenizer=huggingface", "tokenizer.name_or_path=some/model"), f"hydra.run.dir={tmp_path}"]
+    assert "tokenizer.name_or_path" in fails(monkeypatch, capfd, *run)
+
+
+def test_a_defect_of_the_program_is_not_hidden(monkeypatch, tmp_path, corpus):
+    def broken(config):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("flm.tasks.train.train", broken)
+    with pytest.raises(KeyError):
+        command(monkeypatch, *tiny(corpus), f"hydra.run.dir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "text", ["The ", " a, b", "x=[1]", "it's", "back\\slash\\", "\\'", 'say "no"', "${oc.env:HOME}", "ünïcode", "{a: 1}"]
+)
+def test_running_text_reaches_the_config_unchanged(text, tmp_path):
+    config = config_of(tmp_path, quoted(f"sampling.prompt={text}"))
+    assert config.sampling.prompt == text
