@@ -1,0 +1,52 @@
+"""Every YAML composes and builds what it describes."""
+
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from running import config_of, write_corpus
+
+from flm.tasks.assemble import new_algorithm, plain_config
+from flm.tasks.command_line import CONFIGS
+from flm.tasks.train import trainer_arguments
+
+GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
+FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
+
+
+def fill_required(group: str, name: str, corpus: Path) -> list[str]:
+    """Values for what a config leaves to the user (???)."""
+    text = (CONFIGS / group / f"{name}.yaml").read_text()
+    keys = [line.split(":")[0].strip() for line in text.splitlines() if line.rstrip().split("#")[0].strip().endswith("???")]
+    values = {"path": corpus, "teacher_path": "null", "teacher_g_path": "null", "name_or_path": "gpt2"}
+    return [f"{group}.{key}={values.get(key, 'null')}" for key in keys]
+
+
+@pytest.mark.parametrize("group,name", FILES, ids=lambda value: value)
+def test_yaml_composes_and_instantiates(group, name, tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", documents=3)
+    choice = [f"{group}={name}"] if group != "experiment" else [f"+{group}={name}"]
+    if group in ("experiment", "debug"):
+        choice = [f"{group}={name}"]
+    required = fill_required(group, name, corpus) if group not in ("experiment",) else []
+    config = config_of(tmp_path, *choice, *required)
+    plain_config(config)  # every interpolation resolves and nothing required is missing
+    hydra.utils.get_method(config.mode._target_)
+    hydra.utils.instantiate(config.data)
+    hydra.utils.instantiate(config.tokenizer)
+    arguments = trainer_arguments(config)
+    assert arguments["precision"] in ("32-true", "bf16-mixed")
+    with torch.device("meta"):
+        algorithm = new_algorithm(config, vocab_size=300)
+    optimizer = hydra.utils.instantiate(config.optim)([(n, p) for n, p in algorithm.named_parameters() if p.requires_grad])
+    hydra.utils.instantiate(config.lr_scheduler)(optimizer)
+    for node in config.callbacks.values():
+        if node is not None:
+            hydra.utils.instantiate(node)
+
+
+def test_first_line_of_an_experiment_runs_it():
+    for path in (CONFIGS / "experiment").glob("*.yaml"):
+        lines = path.read_text().splitlines()
+        assert lines[0] == "# @package _global_" and lines[1].startswith("# python main.py experiment=" + path.stem), path

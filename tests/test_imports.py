@@ -1,0 +1,67 @@
+"""Dependencies point one way, and heavy libraries are imported where they are used."""
+
+import ast
+from pathlib import Path
+
+import flm
+
+ROOT = Path(flm.__file__).parent
+# Each layer may import those before it (and itself).
+LAYERS = [
+    {"draws", "posterior", "vocabulary_losses", "paths"},
+    {"models"},
+    {"algos", "samplers"},
+    {"data"},
+    {"evaluation"},
+    {"checkpoints"},
+    {"training"},
+    {"tasks"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+ONLY_IN = {
+    "lightning": {"training", "tasks", "data/module.py"},
+    "hydra": {"tasks"},
+    "omegaconf": {"tasks"},
+}
+NEVER_AT_TOP = {"transformers", "datasets", "wandb", "matplotlib", "flash_attn", "mauve", "sacrebleu", "sentencepiece"}
+
+
+def imports(path):
+    """(module, is at top level) of every import in a file."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module]
+        for name in names:
+            yield name, node in tree.body
+
+
+def test_layers_and_heavy_libraries():
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        relative = path.relative_to(ROOT)
+        place = relative.parts[0].removesuffix(".py")
+        if place == "__init__":
+            continue
+        assert place in LEVEL, f"{relative}: a new room needs its place in LAYERS"
+        for name, at_top in imports(path):
+            root, *rest = name.split(".")
+            if root == "flm" and rest and LEVEL[rest[0]] > LEVEL[place]:
+                wrong.append(f"{relative} imports {name}, which stands above it")
+            allowed = ONLY_IN.get(root)
+            if allowed is not None and place not in allowed and str(relative) not in allowed:
+                wrong.append(f"{relative} imports {root}")
+            if root in NEVER_AT_TOP and at_top:
+                wrong.append(f"{relative} imports {root} at the top")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_algorithms_do_not_know_each_other_by_name():
+    """No file decides what to do by the name of an algorithm."""
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare) and "algo.name" in ast.unparse(node):
+                raise AssertionError(f"{path.name}: {ast.unparse(node)}")
