@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch, Loss
 from flm.algos.loss_weight import LossWeight, apply_loss_weight
-from flm.algos.teacher import Distillation, copy_weights
+from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.flow_map import PAIR_LAWS, draw_time_pairs, semigroup_weight
@@ -80,13 +80,13 @@ class FLMDistill(Distillation):
         self.base = backbone(vocab_size=vocab_size)
         self.residual = backbone(vocab_size=vocab_size, two_times=True)
         if teacher is not None:
-            copy_weights(teacher.backbone, self.base, "algo.teacher_path")
-            copy_weights(teacher.backbone, self.residual, "algo.teacher_path")
+            for network in (self.base, self.residual):
+                copy_weights(backbone_of(teacher, "algo.teacher_path"), network, "algo.teacher_path")
             for layer in self.residual.output_layer.modules():
                 if isinstance(layer, nn.Linear):
                     nn.init.zeros_(layer.weight)
                     nn.init.zeros_(layer.bias)
-        self.base.requires_grad_(False)
+        self.base.requires_grad_(False).eval()
         self.time_pairs, self.boundary_prob = time_pairs, boundary_prob
         self.loss_weight = LossWeight() if learnable_loss_weighting else None
 

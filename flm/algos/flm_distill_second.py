@@ -14,7 +14,7 @@ from flm.algos.algorithm import Algorithm, Batch, Loss
 from flm.algos.flm_distill import ResidualDenoiser, jump_fraction, jump_loss
 from flm.algos.fmlm import TwoTimeDenoiser
 from flm.algos.loss_weight import LossWeight
-from flm.algos.teacher import Distillation, copy_weights
+from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.flow_map import PAIR_LAWS, draw_time_pairs
@@ -88,4 +88,5 @@ class FLMDistillSecond(Distillation):
         f, g = self.teacher("teacher_f"), self.teacher("teacher_g")
         if g is None:
             raise ValueError("algo.teacher_g_path is not set: the second stage learns from a checkpoint of algo=flm_distill")
-        return ResidualDenoiser(g.base if f is None else f.backbone, g.residual, self.clock)
+        base = g.base if f is None else backbone_of(f, "algo.teacher_f_path")
+        return ResidualDenoiser(base, g.residual, self.clock)

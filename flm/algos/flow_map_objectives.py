@@ -164,6 +164,6 @@ def project_to_simplex(values: Tensor) -> Tensor:
     ordered = values.sort(-1, descending=True).values
     excess = ordered.cumsum(-1) - 1
     count = torch.arange(1, values.shape[-1] + 1, device=values.device, dtype=values.dtype)
-    size = (ordered * count > excess).sum(-1, keepdim=True)
+    size = (ordered * count > excess).sum(-1, keepdim=True).clamp_min(1)  # 0 only where something is not a number
     threshold = excess.gather(-1, size - 1) / size
     return (values - threshold).clamp_min(0)

@@ -10,10 +10,10 @@ from flm.algos.algorithm import Algorithm, Batch, Loss
 from flm.algos.flm import token_loss
 from flm.algos.flow_map_objectives import OBJECTIVES
 from flm.algos.loss_weight import LossWeight, apply_loss_weight
-from flm.algos.teacher import Distillation, copy_weights
+from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
-from flm.paths.flow_map import PAIR_LAWS, draw_time_pairs
+from flm.paths.flow_map import PAIR_LAWS, draw_time_pairs, whole_number
 from flm.paths.gaussian import State, context_free_cross_entropy, corrupt
 from flm.posterior import TokenPosterior
 from flm.samplers.flow_map import FlowMapSampler
@@ -81,7 +81,7 @@ class FMLM(Distillation):
         self.backbone = backbone(vocab_size=vocab_size, two_times=True)
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
         if teacher is not None and initialize_student_from_teacher:
-            copy_weights(teacher.backbone, self.backbone, "algo.teacher_path")
+            copy_weights(backbone_of(teacher, "algo.teacher_path"), self.backbone, "algo.teacher_path")
         self.objective = OBJECTIVES[objective]()
         self.diagonal_fraction, self.time_pairs, self.boundary_prob = diagonal_fraction, time_pairs, boundary_prob
         self.random_middle, self.averaged_targets = random_middle, averaged_targets
@@ -89,18 +89,19 @@ class FMLM(Distillation):
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         size = len(batch.tokens)
-        split = round(self.diagonal_fraction * size)
+        split = min(size, whole_number(self.diagonal_fraction * size, draws))
         diagonal, jumps = slice(0, split), slice(split, size)
         teacher = None if self.teacher("teacher") is None else self.teacher("teacher").denoiser()
-        own, joint = (self.backbone.input_table,), (self.backbone.input_table, *(teacher.tables if teacher else ()))
+        network = self.averaged("backbone") if self.averaged_targets else self.backbone
+        # the student's table, the targets' where it is another one, the teacher's: all read one state
+        own, averaged = (self.backbone.input_table,), (network.input_table,) if self.averaged_targets else ()
+        teachers = teacher.tables if teacher else ()
 
         tau = draws.stratified(split)
-        still = corrupt(batch.tokens[diagonal], self.clock.time(tau).float(), joint, draws.local)
+        still = corrupt(batch.tokens[diagonal], self.clock.time(tau).float(), (*own, *teachers), draws.local)
         pairs = draw_time_pairs(size - split, draws, self.time_pairs, self.boundary_prob, self.random_middle)
-        tables = joint if self.objective.reads_teacher else own
+        tables = (*own, *averaged, *(teachers if self.objective.reads_teacher else ()))
         moving = corrupt(batch.tokens[jumps], self.clock.time(pairs.start).float(), tables, draws.local)
-
-        network = self.averaged("backbone") if self.averaged_targets else self.backbone
 
         def denoise(state: State, tau: Tensor) -> TokenPosterior:
             if teacher is None:
@@ -108,10 +109,12 @@ class FMLM(Distillation):
             return teacher(State(state.views[1:]), tau)
 
         with torch.no_grad():
-            still_target = batch.tokens[diagonal] if teacher is None else denoise(still, tau.float())
-            jump_target = None
+            still_target, jump_target = batch.tokens[diagonal], None
+            if teacher is not None and split > 0:
+                still_target = denoise(still, tau.float())
             if split < size:
-                jump_target = self.objective(network, denoise, self.clock, own[0], detached(moving), pairs)
+                seen = State(detached(moving).views[len(averaged) :])
+                jump_target = self.objective(network, denoise, self.clock, network.input_table, seen, pairs)
 
         posterior = self.backbone(
             torch.cat([still.views[0], moving.views[0]]),

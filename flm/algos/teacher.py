@@ -1,12 +1,13 @@
 """Algorithms that learn from trained models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm
+from flm.posterior import TokenPosterior
 
 
 class Distillation(Algorithm):
@@ -41,14 +42,43 @@ class Distillation(Algorithm):
                 teacher._apply(fn)
         return super()._apply(fn, recurse)
 
-    def averaged(self, module_name: str) -> Callable[..., Any]:
-        """A submodule that runs on the averaged weights."""
+    def averaged(self, module_name: str) -> "AveragedBackbone":
+        """A backbone of this algorithm on the averaged weights."""
         if self.averaged_weights is None:
             raise ValueError("algo.averaged_targets=true needs an average of the weights: set training.ema")
-        prefix = module_name + "."
-        weights = {k.removeprefix(prefix): v for k, v in self.averaged_weights.items() if k.startswith(prefix)}
-        module = self.get_submodule(module_name)
-        return lambda *args: torch.func.functional_call(module, weights, args)
+        module, prefix = self.get_submodule(module_name), module_name + "."
+        # the average may lag behind a move of the module to its device until its first update
+        weights = {
+            name: self.averaged_weights[prefix + name].to(parameter)
+            for name, parameter in module.named_parameters()
+            if prefix + name in self.averaged_weights
+        }
+        return AveragedBackbone(module, weights)
+
+
+class AveragedBackbone:
+    """A backbone called with other weights. It reads the state through its own input table."""
+
+    def __init__(self, module: nn.Module, weights: Mapping[str, Tensor]):
+        self.module, self.weights = module, dict(weights)
+
+    @property
+    def input_table(self) -> Tensor:
+        return self.weights.get("input_table", self.module.input_table)
+
+    def __call__(self, *args: Tensor) -> TokenPosterior:
+        return torch.func.functional_call(self.module, self.weights, args)
+
+
+def backbone_of(teacher: Algorithm, key: str) -> nn.Module:
+    """The one network of a teacher; `key` is the config key to name.
+
+    Raises:
+        ValueError: it has none, or several.
+    """
+    if not isinstance(getattr(teacher, "backbone", None), nn.Module):
+        raise ValueError(f"{key}: needs a checkpoint of algo=flm, not of {type(teacher).__name__}")
+    return teacher.backbone
 
 
 def copy_weights(source: nn.Module, target: nn.Module, key: str) -> None:
@@ -67,4 +97,3 @@ def copy_weights(source: nn.Module, target: nn.Module, key: str) -> None:
             "student the model= of the teacher, or set algo.initialize_student_from_teacher=false"
         )
     target.load_state_dict(weights, strict=False)
-

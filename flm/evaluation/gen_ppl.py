@@ -62,10 +62,9 @@ class PublishedProtocol:
             raise ValueError(f"generative perplexity needs max_tokens of at least 2, not {self.max_tokens}")
 
     def windows(self, ids: list[int], context: int, eos_id: int) -> Iterable[Window]:
-        kept = ids[: self.max_tokens]
-        for start in range(0, len(kept), context):
+        for start in range(0, min(len(ids), self.max_tokens), context):
             size = min(context, self.max_tokens - start)
-            piece = kept[start : start + size]
+            piece = ids[start : start + size]
             if len(piece) < size:
                 piece = [*piece, eos_id]  # the first of the padding: what follows is not scored and changes nothing
             end = piece.index(eos_id) if eos_id in piece else None

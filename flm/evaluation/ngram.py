@@ -106,7 +106,7 @@ class NGramModel:
             kinds = np.where(known, level.kinds[context], 0)
             key = context * self.vocab_size + tokens
             place = np.minimum(np.searchsorted(level.keys, key), len(level.keys) - 1)
-            seen = known & (level.keys[place] == key)
+            seen = level.keys[place] == key  # a key made of -1 is negative and equals none
             count = np.where(seen, level.counts[place], 0)
             mass = total + kinds
             p = np.where(mass > 0, (count + kinds * p) / np.maximum(mass, 1), p)

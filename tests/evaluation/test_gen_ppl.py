@@ -62,6 +62,13 @@ def test_whole_text_scores_each_token_but_the_first_once(length, stride):
         assert len(before) >= min(position, enough)
 
 
+def test_windows_overlap_by_half_unless_told():
+    ids = list(range(100, 120))
+    assert [window.ids[0] for window in WholeTextProtocol().windows(ids, 8, EOS)] == [100, 104, 108, 112]
+    assert WholeTextProtocol().describe(8) == "whole text: windows of 8 tokens, 4 apart"
+    assert WholeTextProtocol(7).describe(8) == "whole text: windows of 8 tokens, 7 apart"
+
+
 def test_protocols_refuse_what_makes_no_sense():
     with pytest.raises(ValueError, match="max_tokens"):
         PublishedProtocol(1)

@@ -142,16 +142,22 @@ def test_result_says_where_it_comes_from(folder, scorer):
     assert result["nats_per_token"] == pytest.approx(exact.nats_per_token, rel=0.05)
 
 
-def test_a_hub_model_in_the_cache_needs_no_network(folder, scorer, tmp_path, monkeypatch):
+def in_the_cache(folder, tmp_path, monkeypatch):
+    """The judge as someone/judge in an otherwise empty hub cache, without network: its commit and its folder."""
     import huggingface_hub.constants
 
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "models--someone--judge"
-    shutil.copytree(folder, repository / "snapshots" / commit)
+    snapshot = shutil.copytree(folder, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return commit, snapshot
+
+
+def test_a_hub_model_in_the_cache_needs_no_network(folder, scorer, tmp_path, monkeypatch):
+    commit, _ = in_the_cache(folder, tmp_path, monkeypatch)
     cached = HuggingFaceScorer("someone/judge").score(TEXTS, PublishedProtocol(20))
     assert (cached.scorer, cached.revision) == ("someone/judge", commit)
     assert cached.nll_per_sample == scorer.score(TEXTS, PublishedProtocol(20)).nll_per_sample
@@ -183,9 +189,17 @@ def test_pickled_weights_are_refused_unread(folder, tmp_path):
     pickled = shutil.copytree(folder, tmp_path / "pickled")
     (pickled / "model.safetensors").unlink()
     torch.save(Bomb(tmp_path / "executed"), pickled / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=f"{KEY}=.*pickled.*safetensors|{KEY}=.*no safetensors weights"):
+    with pytest.raises(ValueError, match=f"{KEY}=.*no safetensors weights .pickled"):
         HuggingFaceScorer(pickled)
     assert not (tmp_path / "executed").exists()
+
+
+def test_pickled_weights_in_the_cache_are_refused_too(folder, model, tmp_path, monkeypatch):
+    _, snapshot = in_the_cache(folder, tmp_path, monkeypatch)
+    (snapshot / "model.safetensors").unlink()
+    torch.save(model.state_dict(), snapshot / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=f"{KEY}=someone/judge cannot be loaded"):
+        HuggingFaceScorer("someone/judge")
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "their_own"])
