@@ -27,6 +27,9 @@ class Batch:
             self.tokens.to(device, non_blocking=non_blocking), self.weight.to(device, non_blocking=non_blocking)
         )
 
+    def pin_memory(self) -> "Batch":
+        return Batch(self.tokens.pin_memory(), self.weight.pin_memory())
+
 
 @dataclass
 class Loss:

@@ -1,16 +1,13 @@
 """The targets of the three objectives: exact maps are their fixed points, and each equals its dense formula."""
 
-from functools import partial
-
 import pytest
 import torch
+from algos.dense_flow_map import column, dense, dense_target, nearest_on_simplex, rough, small_dit
 from algos.exact_world import ExactBackbone, correlated, single_token, three_tokens
-from torch.nn.functional import softmax
 
 import flm.posterior
 from flm.algos.flow_map_objectives import OBJECTIVES, Moved, derivative, project_to_simplex
 from flm.draws import Draws
-from flm.models.dit import DiT
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.flow_map import TimePairs, draw_time_pairs
 from flm.paths.gaussian import State
@@ -71,63 +68,8 @@ def test_a_wrong_map_is_no_fixed_point(objective):
 V, L, B = 9, 3, 6
 
 
-def rough_dit(seed=0, softcap=3.0, **options):
-    """A two-time DiT whose prediction depends on everything, with a softcap that bites; float64."""
-    torch.manual_seed(seed)
-    options = {"cond_dim": 8, "dropout": 0.0, "output_softcap": softcap, "attention_softcap": 5.0} | options
-    network = DiT(V, L, 8, 2, 2, two_times=True, **options).double().eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.4 * torch.randn_like(parameter))
-    return network
-
-
-def dense(network, x, tau, tau_to):
-    """Probabilities (B, L, V) of the dense state x (B, L, V)."""
-    posterior = network(x @ network.input_table, tau, tau_to)
-    logits = posterior.hidden @ posterior.table.T + posterior.bias
-    if posterior.softcap is not None:
-        logits = posterior.softcap * torch.tanh(logits / posterior.softcap)
-    return softmax(logits, -1)
-
-
-def column(x):
-    return x[:, None, None]
-
-
-def nearest_on_simplex(values):
-    """By bisection on the threshold."""
-    low, high = values.amin(-1, keepdim=True) - 1, values.amax(-1, keepdim=True)
-    for _ in range(100):
-        middle = (low + high) / 2
-        over = (values - middle).clamp_min(0).sum(-1, keepdim=True) > 1
-        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-    return (values - low).clamp_min(0)
-
-
-def dense_target(objective, network, clock, x, pairs):
-    """The published formulas on dense states, derivatives by central differences along the line of times and states."""
-    s, u, t = (clock.time(tau) for tau in (pairs.start, pairs.middle, pairs.end))
-    tau_s, tau_u, tau_t = (tau.float().double() for tau in (pairs.start, pairs.middle, pairs.end))
-    delta = partial(dense, network)
-    if objective == "semigroup":
-        first = delta(x, tau_s, tau_u)
-        landed = column((1 - u) / (1 - s)) * x + column((u - s) / (1 - s)) * first
-        share = column((1 - t) * (u - s) / ((1 - u) * (t - s)))
-        return share * first + (1 - share) * delta(landed, tau_u, tau_t)
-    h = 1e-5
-    here = delta(x, tau_s, tau_t)
-    if objective == "lagrangian":
-        change = (delta(x, tau_s, tau_t + h) - delta(x, tau_s, tau_t - h)) / (2 * h) * column(clock.rate(t))
-        landed = column((1 - t) / (1 - s)) * x + column((t - s) / (1 - s)) * here
-        return nearest_on_simplex(delta(landed, tau_t, tau_t) - column((1 - t) * (t - s) / (1 - s)) * change)
-    start = delta(x, tau_s, tau_s)
-    velocity, rate = (start - x) / column(1 - s), clock.rate(s)
-    ahead = delta(x + h * velocity, tau_s + h * rate, tau_t)
-    change = (ahead - delta(x - h * velocity, tau_s - h * rate, tau_t)) / (2 * h)
-    coefficient = (1 - s) * (t - s) / (1 - t)
-    damping = 1 / (1 + coefficient * rate.clamp_min(1))
-    return nearest_on_simplex(here + column(damping) * (start + column(coefficient) * change - here))
+def rough_dit():
+    return rough(small_dit(V, L)(vocab_size=V, two_times=True).double().eval())
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
