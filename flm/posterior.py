@@ -77,7 +77,7 @@ class TokenPosterior:
         """Log-probability (B, L) in nats of the given tokens (B, L)."""
         flat = tokens.reshape(-1)
         pieces = [
-            logits.gather(1, flat[part, None])[:, 0] - logits.logsumexp(-1) for part, logits in self._logit_chunks()
+            logits.gather(1, flat[part, None])[:, 0] - logits.logsumexp(-1) for part, logits in self.logit_chunks()
         ]
         return torch.cat(pieces).view_as(tokens)
 
@@ -114,7 +114,8 @@ class TokenPosterior:
 
     # Chunks -----------------------------------------------------------------------------------------------------------
 
-    def _logit_chunks(self) -> Iterator[tuple[slice, Tensor]]:
+    def logit_chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the flattened token axis, each with its tempered logits (n, V), which are the caller's to overwrite."""
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
         table, bias = compute_copy(hidden, self.table, self.bias)
         for part in chunks(hidden.shape[0], self.vocab_size, hidden.device):
@@ -130,7 +131,7 @@ class TokenPosterior:
 
     def _reduce(self, function, probabilities: bool = False) -> tuple[Tensor, ...]:
         pieces = [
-            function(torch.softmax(logits, -1) if probabilities else logits) for _, logits in self._logit_chunks()
+            function(torch.softmax(logits, -1) if probabilities else logits) for _, logits in self.logit_chunks()
         ]
         return tuple(torch.cat(column).view(*self.shape, *column[0].shape[1:]) for column in zip(*pieces, strict=True))
 

@@ -4,7 +4,7 @@ An algorithm is one file. It knows nothing of Lightning, Hydra or files; `traini
 from a config. B batch, L length, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,6 +48,34 @@ class Loss:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass
+class Bound:
+    """What one draw says about -log p(tokens).
+
+    Attributes:
+        nats: (B,) of whole sequences, all L positions: its mean over draws is the bound (or the exact value).
+        parts: where the nats come from: (B,) by name, adding up to `nats`; empty where nothing is told apart.
+    """
+
+    nats: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BoundVariant:
+    """One of several valid bounds of the same model.
+
+    Attributes:
+        options: keyword arguments of `bound`.
+        expected: nats per token it gave on training text; None if nothing was measured.
+        table: what was measured there, in plain values for a result file.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    expected: float | None = None
+    table: list[dict[str, float]] = field(default_factory=list)
+
+
 class Sampler(Protocol):
     """Fills a canvas: returns tokens (B, L); calls on_step(index, tokens) after each network evaluation round if given."""
 
@@ -70,10 +98,12 @@ class Algorithm(nn.Module):
 
     Attributes:
         validation_metric: name, with unit, of what `validation_loss` measures per token.
+        bound_kind: what `bound` gives, "exact" (one draw says all) or the sort of upper bound; None: it has none.
         averaged_weights: running average of the trained parameters by name, kept by whoever trains; None if none is.
     """
 
     validation_metric = "denoising_ce_nats"
+    bound_kind: str | None = None
     averaged_weights: Mapping[str, Tensor] | None = None
 
     def __init__(self, vocab_size: int, length: int):
@@ -102,6 +132,14 @@ class Algorithm(nn.Module):
         that is not below it has learned nothing from context.
         """
         return None
+
+    def bound(self, batch: Batch, draws: Draws, **options: Any) -> Bound:
+        """One draw of -log p(tokens) or an upper bound on it; `bound_kind` says which. Weights are not read."""
+        raise NotImplementedError
+
+    def bound_variants(self, training: Sequence[Batch], draws: Draws, **options: Any) -> dict[str, BoundVariant]:
+        """The bounds to report, by name. What they leave free may be chosen on the training batches; there may be none."""
+        return {"model": BoundVariant()}
 
     @torch.no_grad()
     def generate(

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.gaussian_likelihood import GaussianLikelihood
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.gaussian import State, context_free_cross_entropy, corrupt
@@ -32,7 +33,7 @@ class SingleTimeDenoiser:
         return self.backbone(state.views[0], tau)
 
 
-class FLM(Algorithm):
+class FLM(GaussianLikelihood, Algorithm):
     """The flow language model.
 
     Args:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flm.algos.algorithm import Algorithm, Batch, Loss
 from flm.algos.flm import token_loss
 from flm.algos.flow_map_objectives import OBJECTIVES
+from flm.algos.gaussian_likelihood import GaussianLikelihood
 from flm.algos.loss_weight import LossWeight, apply_loss_weight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.draws import Draws
@@ -34,7 +35,7 @@ class TwoTimeDenoiser:
         return self.backbone(state.views[0], tau, tau if tau_to is None else tau_to)
 
 
-class FMLM(Distillation):
+class FMLM(GaussianLikelihood, Distillation):
     """The flow map language model.
 
     A share of every batch is diagonal (both times equal): there the target is the teacher's prediction, or the data. The

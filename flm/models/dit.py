@@ -3,29 +3,36 @@
 B batch, L positions, D width, V vocabulary, H heads of width Dh.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flm.models.attention import attention, rotary_table, rotate
+from flm.models.causal import KeyValues
 from flm.models.layers import LayerNorm, Modulation, TimeEmbedding
 from flm.posterior import TokenPosterior
 
 
 class DiTBlock(nn.Module):
-    """Bidirectional attention and an MLP, each shifted, scaled and gated by the condition; at first the identity."""
+    """Attention and an MLP, each shifted, scaled and gated by the condition; at first the identity.
+
+    Without a condition (cond_dim None) a plain pre-norm block.
+    """
 
     def __init__(
         self,
         hidden_size: int,
         num_heads: int,
-        cond_dim: int,
+        cond_dim: int | None,
         mlp_ratio: int = 4,
         dropout: float = 0.1,
         attention_softcap: float | None = None,
+        causal: bool = False,
     ):
         super().__init__()
-        self.num_heads, self.attention_softcap = num_heads, attention_softcap
+        self.num_heads, self.attention_softcap, self.causal = num_heads, attention_softcap, causal
         self.norm1 = LayerNorm(hidden_size)
         self.attn_qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.attn_out = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -35,42 +42,63 @@ class DiTBlock(nn.Module):
             nn.GELU(approximate="tanh"),
             nn.Linear(mlp_ratio * hidden_size, hidden_size),
         )
-        self.adaLN_modulation = Modulation(cond_dim, hidden_size, 6)
+        self.adaLN_modulation = None if cond_dim is None else Modulation(cond_dim, hidden_size, 6)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, condition: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        cache: KeyValues | None = None,
+    ) -> Tensor:
         """x (B, L, D), condition (B, cond_dim), rotary tables (L, Dh/2), mask as in `attention`; returns (B, L, D)."""
+        if self.adaLN_modulation is None:
+            x = x + self.dropout(self.attn_out(self._mix(self.norm1(x), cos, sin, mask, cache)))
+            return x + self.dropout(self.mlp(self.norm2(x)))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(condition)
-        mixed = self._mix(self.norm1(x) * (1 + scale_a) + shift_a, cos, sin, mask)
+        mixed = self._mix(self.norm1(x) * (1 + scale_a) + shift_a, cos, sin, mask, cache)
         x = x + gate_a * self.dropout(self.attn_out(mixed))
         return x + gate_m * self.dropout(self.mlp(self.norm2(x) * (1 + scale_m) + shift_m))
 
-    def _mix(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def _mix(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
         # (B, L, 3 D) -> three of (B, H, L, Dh); the 3 D rows are all q, all k, all v, each ordered by head
         q, k, v = self.attn_qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        return attention(q, k, v, self.attention_softcap, mask=mask).transpose(1, 2).flatten(2)
+        causal = self.causal
+        if cache is not None:
+            k, v = cache.extend(k, v)
+            new, read = q.shape[-2], k.shape[-2]
+            if new < read:  # the new positions stand at the end: the triangle is shifted, and for one alone it is full
+                causal = False
+                if new > 1:
+                    mask = torch.ones(new, read, dtype=torch.bool, device=q.device).tril(read - new)
+        return attention(q, k, v, self.attention_softcap, causal, mask).transpose(1, 2).flatten(2)
 
 
 class OutputLayer(nn.Module):
     """The last modulated norm, and the table (V, D) and bias (V,) that turn it into logits; zero at the start."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, cond_dim: int):
+    def __init__(self, vocab_size: int, hidden_size: int, cond_dim: int | None):
         super().__init__()
         self.norm_final = LayerNorm(hidden_size)
         self.linear = nn.Linear(hidden_size, vocab_size)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        self.adaLN_modulation = Modulation(cond_dim, hidden_size, 2)
+        self.adaLN_modulation = None if cond_dim is None else Modulation(cond_dim, hidden_size, 2)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """(B, L, D) before the linear layer, which the posterior applies chunk by chunk."""
+        if self.adaLN_modulation is None:
+            return self.norm_final(x)
         shift, scale = self.adaLN_modulation(condition)
         return self.norm_final(x) * (1 + scale) + shift
 
 
 class DiT(nn.Module):
-    """A bidirectional transformer that reads an embedded state and a time, and predicts a distribution per token.
+    """A transformer that reads an embedded state and a time, and predicts a distribution per token.
 
     The state enters already embedded by `input_table` (a noised one-hot x as x @ input_table). Under autocast the
     residual stream, norms and time embeddings keep the precision of the weights; only linear layers and attention
@@ -87,12 +115,15 @@ class DiT(nn.Module):
         attention_softcap: the same for attention scores; None allows the fastest attention. Published FLM models: 50.
         time_scale: see `TimeEmbedding`.
         two_times: whether the model is a flow map, told where on the clock it goes beside where it is.
+        causal: whether a position sees itself and those before it only, rather than all.
+        conditioned: whether the model is told a time at all. If not, it has neither time embedding nor modulations, and
+            cond_dim and time_scale mean nothing: the plain pre-norm transformer of the autoregressive baseline.
 
     Attributes:
         input_table: (V, D) parameter, uniform in +-1/sqrt(D) at the start.
 
     Raises:
-        ValueError: hidden_size does not split into heads of even width.
+        ValueError: hidden_size does not split into heads of even width; or two_times without conditioned.
     """
 
     def __init__(
@@ -109,64 +140,102 @@ class DiT(nn.Module):
         attention_softcap: float | None = None,
         time_scale: float = 1.0,
         two_times: bool = False,
+        causal: bool = False,
+        conditioned: bool = True,
     ):
         super().__init__()
         if hidden_size % (2 * num_heads):
             raise ValueError(
                 f"model.hidden_size={hidden_size} must be a multiple of 2 * model.num_heads = {2 * num_heads}"
             )
+        if two_times and not conditioned:
+            raise ValueError("a model with two_times must be conditioned")
         self.vocab_size, self.length, self.hidden_size = vocab_size, length, hidden_size
+        self.causal = causal
         self.head_dim = hidden_size // num_heads
         self.output_softcap = output_softcap
         # declared in the order in which published checkpoints list their parameters
         self.input_table = nn.Parameter(torch.empty(vocab_size, hidden_size).uniform_(-1, 1) * hidden_size**-0.5)
-        self.time_embedding = TimeEmbedding(cond_dim, scale=time_scale)
+        self.time_embedding = TimeEmbedding(cond_dim, scale=time_scale) if conditioned else None
         self.second_time_embedding = None
         if two_times:
             self.second_time_embedding = TimeEmbedding(cond_dim, scale=time_scale)
             # so that a flow map starts as the denoiser at its start time, wherever it is told to go
             nn.init.zeros_(self.second_time_embedding.mlp[-1].weight)
             nn.init.zeros_(self.second_time_embedding.mlp[-1].bias)
+        block_cond_dim = cond_dim if conditioned else None
         self.blocks = nn.ModuleList(
-            DiTBlock(hidden_size, num_heads, cond_dim, mlp_ratio, dropout, attention_softcap) for _ in range(num_blocks)
+            DiTBlock(hidden_size, num_heads, block_cond_dim, mlp_ratio, dropout, attention_softcap, causal)
+            for _ in range(num_blocks)
         )
-        self.output_layer = OutputLayer(vocab_size, hidden_size, cond_dim)
+        self.output_layer = OutputLayer(vocab_size, hidden_size, block_cond_dim)
 
     def forward(
-        self, embedded: Tensor, tau: Tensor, tau_to: Tensor | None = None, mask: Tensor | None = None
+        self,
+        embedded: Tensor,
+        tau: Tensor | None = None,
+        tau_to: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Sequence[KeyValues] | None = None,
     ) -> TokenPosterior:
         """The distribution of each token; arguments as for `hidden`."""
+        hidden = self.hidden(embedded, tau, tau_to, mask, cache)
         linear = self.output_layer.linear
-        return TokenPosterior(
-            self.hidden(embedded, tau, tau_to, mask), linear.weight, linear.bias, softcap=self.output_softcap
-        )
+        return TokenPosterior(hidden, linear.weight, linear.bias, softcap=self.output_softcap)
 
-    def hidden(self, embedded: Tensor, tau: Tensor, tau_to: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        embedded: Tensor,
+        tau: Tensor | None = None,
+        tau_to: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Sequence[KeyValues] | None = None,
+    ) -> Tensor:
         """The output layer's input (B, L, D).
 
         Args:
             embedded: (B, L, D) floating point, the state times `input_table`.
-            tau: (B,) in [0, 1], where on the clock the state is.
+            tau: (B,) in [0, 1], where on the clock the state is; None for a model that is not conditioned.
             tau_to: (B,) in [tau, 1], where on the clock a flow map jumps to; None means tau itself, the denoiser. Only
                 for models with two_times.
             mask: bool, broadcastable to (B, H, L, L): True where the row's position may see the column's.
+            cache: of a causal model (`new_cache`), without a mask: what it has read of the sequences so far. `embedded`
+                continues them, and is added.
 
         Raises:
-            ValueError: tau_to is given to a model without two_times.
+            ValueError: a time is missing, or given to a model that does not take it; a cache is full, or given to a model
+                that is not causal, or together with a mask.
         """
+        if cache is not None and (mask is not None or not self.causal):
+            raise ValueError("a cache needs a model built with causal=True, and no mask")
         condition = self._condition(tau, tau_to)
-        cos, sin = rotary_table(torch.arange(embedded.shape[1], device=embedded.device), self.head_dim)
+        start = 0 if cache is None else cache[0].length
+        positions = torch.arange(start, start + embedded.shape[1], device=embedded.device)
+        cos, sin = rotary_table(positions, self.head_dim)
         x = embedded
-        for block in self.blocks:
-            x = block(x, condition, cos, sin, mask)
+        for index, block in enumerate(self.blocks):
+            if cache is None:
+                x = block(x, condition, cos, sin, mask)
+            else:  # never the compiled block: shapes change at every call
+                x = block.forward(x, condition, cos, sin, cache=cache[index])
         return self.output_layer(x, condition)
+
+    def new_cache(self, capacity: int) -> list[KeyValues]:
+        """An empty cache for sequences of up to `capacity` positions, to be read piece by piece."""
+        return [KeyValues(capacity) for _ in self.blocks]
 
     def compile_blocks(self) -> None:
         """Compiles each block on its first call: one compilation serves all, since they are alike."""
         for block in self.blocks:
             block.compile()
 
-    def _condition(self, tau: Tensor, tau_to: Tensor | None) -> Tensor:
+    def _condition(self, tau: Tensor | None, tau_to: Tensor | None) -> Tensor | None:
+        if self.time_embedding is None:
+            if tau is not None or tau_to is not None:
+                raise ValueError("a model built with conditioned=False takes no time")
+            return None
+        if tau is None:
+            raise ValueError("a conditioned model needs tau")
         embedding = self.time_embedding(tau)
         if self.second_time_embedding is not None:
             embedding = embedding + self.second_time_embedding(tau if tau_to is None else tau_to)

@@ -1,19 +1,23 @@
 """mode=train: a config becomes a trained model, its checkpoints, metrics and samples under run_dir."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import hydra
 import lightning
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from omegaconf import DictConfig
 from torch import Tensor
 
+from flm.data.module import TextDataModule
 from flm.tasks.assemble import data_module, new_algorithm, plain_config, run_dir
 from flm.tasks.results import provenance, write_json
 from flm.training.checkpointing import AtomicCheckpointIO
 from flm.training.module import Module
+
+REFERENCE_BLOCKS = 2000  # of validation text, at most, that callbacks compare samples with
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -61,16 +65,28 @@ def trainer_arguments(config: DictConfig) -> dict[str, Any]:
     return arguments
 
 
-def _callbacks(config: DictConfig, data) -> list[lightning.Callback]:
+def _callbacks(config: DictConfig, data: TextDataModule) -> list[lightning.Callback]:
+    """What `_partial_` callbacks ask for by argument name: `decode`, texts of tokens; `reference`, validation blocks."""
+
     def decode(tokens: Tensor) -> list[str]:
         return [data.tokenizer.decode(row) for row in tokens.tolist()]
 
+    def reference() -> list[list[int]]:
+        blocks = data.valid_blocks()
+        count = min(len(blocks), REFERENCE_BLOCKS)
+        return [blocks[i * len(blocks) // count].tolist() for i in range(count)]
+
     callbacks = []
     for node in config.callbacks.values():
-        if node is None or (config.logger is None and "LearningRateMonitor" in node._target_):
+        if node is None:
             continue
         callback = hydra.utils.instantiate(node)
-        callbacks.append(callback(decode=decode) if node.get("_partial_") else callback)
+        if node.get("_partial_"):
+            wanted = inspect.signature(callback.func).parameters
+            given = {"decode": lambda: decode, "reference": reference}
+            callback = callback(**{name: make() for name, make in given.items() if name in wanted})
+        if not (isinstance(callback, LearningRateMonitor) and config.logger is None):  # it refuses to run without one
+            callbacks.append(callback)
     return callbacks
 
 

@@ -20,6 +20,7 @@ from flm.posterior import TokenPosterior
 
 # At t = 1, m is infinite. From here on the posterior is a vertex to within e^-100 for all but a sliver of states.
 LARGEST_M = 12.0
+FEATURES = 4
 
 
 class ExactWorld:
@@ -152,10 +153,10 @@ class ToyBackbone(nn.Module):
         super().__init__()
         self.vocab_size, self.length, self.width = vocab_size, length, width
         self.register_buffer("input_table", torch.eye(vocab_size))
-        self.register_buffer("frequencies", math.pi * torch.arange(8.0), persistent=False)
+        self.register_buffer("frequencies", math.pi * torch.arange(FEATURES), persistent=False)
         self.read = nn.Linear(length * vocab_size, width)
-        self.time_embedding = nn.Linear(8, width)
-        self.second_time_embedding = nn.Linear(8, width) if two_times else None
+        self.time_embedding = nn.Linear(FEATURES, 2 * width)
+        self.second_time_embedding = nn.Linear(FEATURES, 2 * width) if two_times else None
         if two_times:
             nn.init.zeros_(self.second_time_embedding.weight)
             nn.init.zeros_(self.second_time_embedding.bias)
@@ -163,10 +164,11 @@ class ToyBackbone(nn.Module):
         self.output_layer = nn.Linear(width, vocab_size)
 
     def forward(self, view: Tensor, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
-        x = self.read(view.flatten(1)) + self.time_embedding(self._features(tau))
+        condition = self.time_embedding(self._features(tau))
         if self.second_time_embedding is not None:
-            x = x + self.second_time_embedding(self._features(tau if tau_to is None else tau_to))
-        hidden = self.body(x).unflatten(1, (self.length, self.width))
+            condition = condition + self.second_time_embedding(self._features(tau if tau_to is None else tau_to))
+        shift, scale = condition.chunk(2, 1)
+        hidden = self.body(self.read(view.flatten(1)) * (1 + 3 * scale) + shift).unflatten(1, (self.length, self.width))
         return TokenPosterior(hidden, self.output_layer.weight, self.output_layer.bias)
 
     def _features(self, tau: Tensor) -> Tensor:

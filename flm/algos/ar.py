@@ -1,0 +1,58 @@
+"""AR: the autoregressive baseline, next-token cross-entropy on the blocks that flow models are trained on.
+
+Its likelihood is exact: log p(x) = sum_i log p(x_i | x_0 .. x_{i-1}), over every token of a block, the first included.
+B batch, L length, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flm.algos.algorithm import Algorithm, Batch, Bound, Loss
+from flm.draws import Draws
+from flm.models.causal import CausalTransformer
+from flm.samplers.autoregressive import AutoregressiveSampler
+from flm.vocabulary_losses import cross_entropy
+
+
+class AR(Algorithm):
+    """The autoregressive language model.
+
+    Args:
+        backbone: called as backbone(vocab_size=V, causal=True, conditioned=False); see `CausalTransformer`.
+        vocab_size: V.
+        length: L.
+    """
+
+    validation_metric = "nll_nats"
+    bound_kind = "exact"
+
+    def __init__(self, backbone: Callable[..., nn.Module], vocab_size: int, length: int):
+        super().__init__(vocab_size, length)
+        self.backbone = CausalTransformer(backbone, vocab_size)
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """Mean nats over the tokens that count; the others are read but not predicted."""
+        weight = batch.weight / batch.weight.sum().clamp_min(1)
+        total, per_token = cross_entropy(self.backbone(batch.tokens), batch.tokens, weight)
+        return Loss(total, (per_token * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1))
+
+    @torch.no_grad()
+    def nll(self, tokens: Tensor) -> Tensor:
+        """-log p(token | the tokens before it) in nats, (B, L), at every position of tokens (B, L); exact.
+
+        Summed over a stretch, it is the likelihood of that stretch given all tokens before it, and none after.
+        """
+        return -self.backbone(tokens).log_prob(tokens)
+
+    def bound(self, batch: Batch, draws: Draws) -> Bound:
+        """-log p(tokens) itself, of whole blocks in float64; nothing is drawn."""
+        return Bound(self.nll(batch.tokens).double().sum(1))
+
+    def denoiser(self) -> CausalTransformer:
+        return self.backbone
+
+    def sampler(self, **options: Any) -> AutoregressiveSampler:
+        return AutoregressiveSampler(**options)

@@ -1,0 +1,48 @@
+"""The likelihood bound of algorithms whose denoiser reads one view of the Gaussian path."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flm.algos.algorithm import Batch, Bound, BoundVariant
+from flm.draws import Draws
+from flm.paths.gaussian_bound import GaussianDenoiser, Plan, estimate, measure
+
+
+class GaussianLikelihood:
+    """Mixin for an Algorithm whose `denoiser()` has one table; see `flm.paths.gaussian_bound`."""
+
+    bound_kind = "variational upper bound"
+    vocab_size: int
+
+    def denoiser(self) -> Any:
+        raise NotImplementedError
+
+    def bound(self, batch: Batch, draws: Draws, plan: Plan | None = None) -> Bound:
+        """One draw of the variational bound. plan: None draws evenly along the whole path."""
+        plan = Plan.even(self.vocab_size) if plan is None else plan
+        return Bound(*estimate(self._gaussian(), batch.tokens, plan, draws))
+
+    def bound_variants(
+        self, training: Sequence[Batch], draws: Draws, exact_evidence: bool = False, evidence_share: float = 0.5
+    ) -> dict[str, BoundVariant]:
+        """The network's own bound and, with exact_evidence, the one that hands a share of the evidence to the logits.
+
+        Where the path is cut and how draws are spread is chosen on the training batches; without any, the whole path is
+        drawn from evenly.
+        """
+        if not 0 < evidence_share < 1:
+            raise ValueError(f"eval.evidence_share must lie between 0 and 1, not {evidence_share}")
+        shares = {"network": 0.0} | ({"network + evidence": evidence_share} if exact_evidence else {})
+        variants = {}
+        for name, share in shares.items():
+            if not training:
+                variants[name] = BoundVariant({"plan": Plan.even(self.vocab_size, share)})
+                continue
+            pilot = measure(self._gaussian(), [batch.tokens for batch in training], draws, share)
+            variants[name] = BoundVariant({"plan": pilot.plan()}, pilot.bounds().min().item(), pilot.rows())
+        return variants
+
+    def _gaussian(self) -> GaussianDenoiser:
+        denoiser = self.denoiser()
+        (table,) = denoiser.tables
+        return GaussianDenoiser(denoiser, table, denoiser.clock, self.vocab_size)

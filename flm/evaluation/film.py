@@ -1,0 +1,105 @@
+"""A film strip: one generation at a few moments, each with its tokens and how probable the model held them.
+
+L length, V vocabulary.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flm.data.tokenizers import Tokenizer
+from flm.posterior import chunks
+from flm.samplers.flow import Moment
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what decoding gives for part of a character
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One moment of one sample.
+
+    Attributes:
+        index: round of network evaluation, from 0.
+        tau: where on the clock it stood, in [0, 1].
+        tokens: (L,) ids shown: given ones where given, else what the sampler would answer now; None: not written yet.
+        probability: (L,) that the model gave each of them; 1 where given, 0 where not written yet.
+        given: (L,) whether the position was given.
+    """
+
+    index: int
+    tau: float
+    tokens: list[int | None]
+    probability: list[float]
+    given: list[bool]
+
+    def to_dict(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Plain JSON values, tokens as text; "" for one not written yet."""
+        shown = ["" if token is None else spelling(token, tokenizer) for token in self.tokens]
+        return {"index": self.index, "tau": self.tau, "tokens": shown, "probability": self.probability, "given": self.given}
+
+
+@dataclass
+class FilmStrip:
+    """Called on each moment of a sampler (`on_step`), keeps about `count` of them, evenly spaced, first and last included.
+
+    Shows the first sequence of the batch. A sampler that writes one position at a time (its posterior is (B, 1)) is
+    understood too: there each token keeps the probability with which it was written.
+    """
+
+    count: int = 12
+    frames: list[Frame] = field(default_factory=list)
+    _written: dict[int, float] = field(default_factory=dict)
+
+    def __call__(self, moment: Moment) -> None:
+        length = moment.canvas.tokens.shape[1]
+        one_position = moment.posterior.shape[1] == 1 < length
+        if one_position:  # every moment adds a token, whether or not it is kept
+            column = round(moment.tau * length)  # tau there: share of the positions known before
+            token = moment.tokens()[:1, column : column + 1]
+            self._written[column] = shown_probability(moment.posterior, token).item()
+        if moment.index not in kept_moments(moment.steps, self.count):
+            return
+        tokens, editable = moment.tokens()[:1], moment.canvas.editable[0].tolist()
+        if one_position:
+            known = [not free or i in self._written for i, free in enumerate(editable)]
+            probability = [self._written.get(i, 0.0) for i in range(length)]
+        else:
+            known, probability = [True] * length, shown_probability(moment.posterior, tokens).tolist()
+        self.frames.append(
+            Frame(
+                moment.index,
+                moment.tau,
+                [token if seen else None for token, seen in zip(tokens[0].tolist(), known, strict=True)],
+                [p if free else 1.0 for p, free in zip(probability, editable, strict=True)],
+                [not free for free in editable],
+            )
+        )
+
+
+def kept_moments(steps: int, count: int) -> set[int]:
+    """At most `count` of the indices 0 .. steps - 1, evenly spaced; the last one always, the first if count > 1."""
+    if count >= steps:
+        return set(range(steps))
+    return {round(steps - 1 - i * (steps - 1) / max(1, count - 1)) for i in range(count)}
+
+
+@torch.no_grad()
+def shown_probability(posterior: Any, tokens: Tensor) -> Tensor:
+    """Probability (L,) that the prediction for the first sequence gives tokens (1, L), in [0, 1].
+
+    Works on whatever has values over V; a prediction with a correction added may leave [0, 1], and is cut there.
+    """
+    first = posterior.rows(slice(0, 1))
+    flat = tokens.reshape(-1)
+    pieces = [
+        first.chunk(part).gather(1, flat[part, None])[:, 0] for part in chunks(len(flat), first.vocab_size, tokens.device)
+    ]
+    return torch.cat(pieces).float().clamp(0, 1)
+
+
+def spelling(token: int, tokenizer: Tokenizer) -> str:
+    """One token as people read it; in the vocabulary's own spelling where it is only part of a character."""
+    text = tokenizer.decode([token])
+    return text if text and REPLACEMENT not in text else tokenizer.token(token)

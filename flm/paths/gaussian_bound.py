@@ -1,0 +1,215 @@
+"""A variational upper bound on -log p(tokens) from a denoiser of the Gaussian path. Derived in docs/likelihood.md.
+
+With the amplitude ratio m = t / (1 - t) (so SNR = m^2) and the cumulative evidence Y = t x_t / (1 - t)^2, a position of
+token y reads Y = m^2 onehot(y) + m n: a Brownian motion with drift onehot(y) in the time m^2. Replacing the drift by a
+denoiser D, up to a last ratio M, and decoding there with its own probabilities, gives for every D
+
+    -log p(y)  <=  integral_0^M m E|onehot(y) - D_m|^2 dm  -  E log D_M[y],        summed over positions.
+
+The prior term is zero. The integral and the decoding are estimated together: each draw is either one m or the decoding.
+
+D may read any part of the path up to m. With an evidence share s the network reads Y at m sqrt(1 - s), through its table, and
+the rest, s m^2 onehot(y) + m sqrt(s) n', independent of it, is added to its logits: evidence about the token that
+no table has narrowed, counted once. It is drawn for one chunk of tokens at a time.
+
+B batch, L length, V vocabulary, K cells.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flm.draws import Draws
+from flm.paths.gaussian import State, corrupt
+from flm.posterior import TokenPosterior
+
+CELLS = 32  # of the proposal, equal in m over the whole range
+BUCKETS = 8  # of the report
+DEFENSIVE = 0.1  # share of the draws that does not follow the pilot, so that no weight is large where it was wrong
+
+
+@dataclass(frozen=True)
+class GaussianDenoiser:
+    """What the bound is of: D_tau(view), the table it reads x_t through, the clock, and V."""
+
+    predict: Callable[[State, Tensor], TokenPosterior]
+    table: Tensor
+    clock: Any
+    vocab_size: int
+
+
+def largest_ratio(vocab_size: int) -> float:
+    """The m from which on x_t alone gives the token away: the arg-max of V entries errs with probability below 1e-6."""
+    return 2 * math.sqrt(math.log(vocab_size) + 15)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How draws are spread: over cells of m and the decoding at their end.
+
+    Attributes:
+        edges: (K + 1,) ratios from 0 to M, float64 on the CPU; K may be 0.
+        mass: (K + 1,) probabilities, all positive: of the cells, within which m is uniform, and of the decoding.
+        evidence: share s in [0, 1) of the evidence that goes to the logits and not through the table.
+    """
+
+    edges: Tensor
+    mass: Tensor
+    evidence: float = 0.0
+
+    @classmethod
+    def even(cls, vocab_size: int, evidence: float = 0.0) -> "Plan":
+        """All of the path, every m as likely as any other."""
+        spread = torch.full((CELLS + 1,), 1 / CELLS, dtype=torch.float64) * (1 - DEFENSIVE)
+        spread[-1] = DEFENSIVE
+        return cls(_edges(vocab_size), spread, evidence)
+
+    def place(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Uniform numbers (B,) in [0, 1) to ratios m (B,), 1 / density or 1 / mass (B,), and whether it is the decoding (B,)."""
+        above = self.mass.cumsum(0)
+        cell = torch.searchsorted(above, u, right=True).clamp(max=len(self.mass) - 1)
+        within = ((u - above[cell] + self.mass[cell]) / self.mass[cell]).clamp(0, 1)
+        width = torch.cat([self.edges.diff(), self.edges.new_zeros(1)])[cell]
+        decoding = cell == len(self.mass) - 1
+        return self.edges[cell] + within * width, torch.where(decoding, 1.0, width) / self.mass[cell], decoding
+
+
+@torch.no_grad()
+def estimate(denoiser: GaussianDenoiser, tokens: Tensor, plan: Plan, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    """One unbiased draw of the bound for tokens (B, L): nats (B,) float64, and by part of the path, which add up to it."""
+    m, weight, decoding = plan.place(draws.stratified(len(tokens)).cpu())
+    squared, surprise = (values.sum(1) for values in _errors(denoiser, tokens, m, plan.evidence, draws))
+    device = tokens.device
+    nats = torch.where(decoding.to(device), surprise, m.to(device) * squared) * weight.to(device)
+    bounds = torch.linspace(0, largest_ratio(denoiser.vocab_size), BUCKETS + 1, dtype=torch.float64)
+    bucket = torch.bucketize(m, bounds[1:-1], right=True)
+    parts, last = {}, plan.edges[-1]
+    for k, (low, high) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
+        if low < last:
+            here = ((bucket == k) & ~decoding).to(device)
+            parts[f"t {_time(low):.3f} to {_time(min(high, float(last))):.3f}"] = nats * here
+    parts[f"decoding at t {_time(float(last)):.3f}"] = nats * decoding.to(device)
+    return nats, parts
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """The integrand along the whole path, measured on text that is not to be evaluated.
+
+    Attributes:
+        edges: (K + 1,) cells in m.
+        integrand: (K,) mean of m |onehot - D|^2, in nats per token and unit of m.
+        spread: (K,) its root mean square over sequences.
+        surprise: (K,) mean of -log D[y] in nats per token.
+        evidence: as in `Plan`.
+    """
+
+    edges: Tensor
+    integrand: Tensor
+    spread: Tensor
+    surprise: Tensor
+    evidence: float = 0.0
+
+    def bounds(self) -> Tensor:
+        """The bound if it is cut at each edge (K + 1,), in nats per token."""
+        decoding = torch.cat([self.surprise[:1], (self.surprise[1:] + self.surprise[:-1]) / 2, self.surprise[-1:]])
+        integral = (self.integrand * self.edges.diff()).cumsum(0)
+        return torch.cat([integral.new_zeros(1), integral]) + decoding
+
+    def plan(self) -> Plan:
+        """The cut with the least bound, and draws in proportion to what each cell contributes."""
+        bounds = self.bounds()
+        cut = int(bounds.argmin())
+        decoding = self.surprise[max(cut - 1, 0)].expand(1)
+        mass = torch.cat([self.spread[:cut] * self.edges.diff()[:cut], decoding])
+        floor = torch.full_like(mass, 0.5 / max(cut, 1))
+        floor[-1] = 0.5 if cut else 1.0
+        return Plan(self.edges[: cut + 1], (1 - DEFENSIVE) * mass / mass.sum() + DEFENSIVE * floor, self.evidence)
+
+    def rows(self) -> list[dict[str, float]]:
+        """One row a cell, in plain values; all in nats per token."""
+        columns = {
+            "t_from": _time(self.edges[:-1]),
+            "t_to": _time(self.edges[1:]),
+            "contribution_nats": self.integrand * self.edges.diff(),
+            "surprise_nats": self.surprise,
+            "bound_if_cut_at_t_to_nats": self.bounds()[1:],
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
+
+
+@torch.no_grad()
+def measure(denoiser: GaussianDenoiser, batches: Sequence[Tensor], draws: Draws, evidence: float = 0.0) -> Pilot:
+    """A pilot from one draw for each sequence of the batches (each (B, L)).
+
+    Raises:
+        ValueError: there are fewer sequences than cells.
+    """
+    count = sum(len(tokens) for tokens in batches)
+    if count < CELLS:
+        raise ValueError(f"eval.pilot_draws={count} is too few: at least {CELLS}, or 0 for no pilot")
+    edges = _edges(denoiser.vocab_size)
+    cell = torch.arange(count) % CELLS
+    m = edges[cell] + draws.uniform(count, dtype=torch.float64).cpu() * edges.diff()[cell]
+    integrand, surprise, start = [], [], 0
+    for tokens in batches:
+        here = m[start : start + len(tokens)]
+        squared, surprises = _errors(denoiser, tokens, here, evidence, draws)
+        integrand.append(here * squared.mean(1).cpu())
+        surprise.append(surprises.mean(1).cpu())
+        start += len(tokens)
+
+    def by_cell(values: Tensor) -> Tensor:
+        return torch.zeros(CELLS, dtype=torch.float64).index_add_(0, cell, values) / cell.bincount(minlength=CELLS)
+
+    values = torch.cat(integrand)
+    return Pilot(edges, by_cell(values), by_cell(values**2).sqrt(), by_cell(torch.cat(surprise)), evidence)
+
+
+def token_errors(
+    posterior: TokenPosterior, tokens: Tensor, precision: Tensor | None = None, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """|onehot(y) - p|^2 and -log p[y] of tokens (B, L), each (B, L) in float64, in chunks of tokens.
+
+    With a precision (B,), each position first sees its token through fresh noise: precision * onehot(y) + sqrt(precision) n
+    is added to the logits.
+    """
+    flat = tokens.reshape(-1)
+    squared, surprise = (torch.empty(flat.shape, dtype=torch.float64, device=flat.device) for _ in range(2))
+    if precision is not None:
+        precision = precision.repeat_interleave(tokens.shape[1])
+    for part, logits in posterior.logit_chunks():
+        index = flat[part, None]
+        if precision is not None:
+            gain = precision[part, None].to(logits.dtype)
+            noise = torch.randn(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
+            logits.addcmul_(noise, gain.sqrt()).scatter_add_(1, index, gain)
+        log_p = logits.log_softmax(-1)
+        surprise[part] = -log_p.gather(1, index)[:, 0].double()
+        # p - onehot entry by entry: 1 - 2 p_y + sum p^2 would cancel where the token is nearly certain
+        error = log_p.exp_()
+        error.scatter_add_(1, index, error.new_full((), -1.0).expand(index.shape))
+        squared[part] = torch.linalg.vecdot(error, error).double()
+    return squared.view(tokens.shape), surprise.view(tokens.shape)
+
+
+def _errors(denoiser: GaussianDenoiser, tokens: Tensor, m: Tensor, evidence: float, draws: Draws) -> tuple[Tensor, Tensor]:
+    """`token_errors` at ratios m (B,)."""
+    seen = _time(m * math.sqrt(1 - evidence)).to(tokens.device)
+    tau, dtype = denoiser.clock.tau(seen), denoiser.table.dtype
+    state = corrupt(tokens, seen.to(dtype), (denoiser.table,), draws.local)
+    posterior = denoiser.predict(state, tau.to(dtype))
+    precision = (evidence * m**2).to(tokens.device) if evidence else None
+    return token_errors(posterior, tokens, precision, draws.local)
+
+
+def _edges(vocab_size: int) -> Tensor:
+    return torch.linspace(0, largest_ratio(vocab_size), CELLS + 1, dtype=torch.float64)
+
+
+def _time(m):
+    return m / (1 + m)

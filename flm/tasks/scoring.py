@@ -1,0 +1,207 @@
+"""What is measured on a set of texts, and by whom: built once from the `eval` node, asked for every number of steps."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig
+
+from flm.algos.algorithm import Algorithm
+from flm.checkpoints.load import apply_average, load_algorithm
+from flm.data.tokenizers import Tokenizer
+from flm.evaluation.diversity import self_bleu_4, token_diversity
+from flm.evaluation.estimate import Estimate
+from flm.evaluation.gen_ppl import PublishedProtocol, Scorer, ScoreResult, ScoringProtocol, TokenScorer, WholeTextProtocol
+from flm.evaluation.huggingface_scorer import HuggingFaceScorer
+from flm.evaluation.mauve import Mauve
+from flm.evaluation.ngram_judge import HeldOutNGrams
+from flm.tasks.assemble import device_of
+from flm.tasks.real_text import RealText
+
+PROTOCOLS = {"published": PublishedProtocol, "whole_text": lambda length: WholeTextProtocol()}  # of the sample length
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A scorer, and whether it is given token ids (it has the tokenizer of the samples) or text to tokenise again."""
+
+    scorer: Scorer
+    reads_tokens: bool
+
+    def score(self, rows: Sequence[Sequence[int]], texts: Sequence[str], protocol: ScoringProtocol) -> ScoreResult:
+        return self.scorer.score_tokens(rows, protocol) if self.reads_tokens else self.scorer.score(texts, protocol)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """All measures of one run.
+
+    Attributes:
+        judges: for generative perplexity, in the order asked for; none: it is not measured.
+        protocols: which tokens they score, by name.
+        ngrams: judge that needs no download; None without real text.
+        mauve: None unless eval.mauve.
+    """
+
+    judges: Sequence[Judge]
+    protocols: dict[str, ScoringProtocol]
+    ngrams: HeldOutNGrams | None
+    mauve: Mauve | None
+
+    def of_generated(self, rows: Sequence[Sequence[int]], texts: Sequence[str]) -> dict[str, Any]:
+        """The measures by name, plain JSON values; given tokens (a prompt) count as all others."""
+        judged = None if self.ngrams is None else self.ngrams.generated(rows)
+        score = None if self.mauve is None else self.mauve.score(texts)
+        return self._common(rows, texts) | {"ngram_ce_nats": plain(judged), "mauve": score}
+
+    def of_real(self, real: RealText, texts: Sequence[str]) -> dict[str, Any]:
+        """The same of real text, which the n-gram judge scores without having seen it."""
+        judged = None if self.ngrams is None else self.ngrams.real(real.chosen)
+        return self._common(real.rows, texts) | {"ngram_ce_nats": plain(judged), "mauve": None}
+
+    def gen_ppl(self, rows: Sequence[Sequence[int]], texts: Sequence[str]) -> list[dict[str, Any]]:
+        """One entry for each judge and protocol."""
+        return [
+            perplexity_entry(judge.score(rows, texts, protocol), name, judge.reads_tokens)
+            for judge in self.judges
+            for name, protocol in self.protocols.items()
+        ]
+
+    @property
+    def first_scorer(self) -> dict[str, Any] | None:
+        """Who gives the first entry of `gen_ppl`, for the head of a result file."""
+        if not self.judges:
+            return None
+        scorer, protocol = self.judges[0].scorer, next(iter(self.protocols))
+        description = self.protocols[protocol].describe(scorer.context)
+        return {
+            "name": scorer.name,
+            "revision": scorer.revision,
+            "protocol": protocol,
+            "protocol_description": description,
+            "dtype": scorer.dtype,
+        }
+
+    def _common(self, rows: Sequence[Sequence[int]], texts: Sequence[str]) -> dict[str, Any]:
+        found = token_diversity(rows)
+        return {
+            "entropy_nats": plain(found.entropy_nats),
+            "distinct_tokens": plain(found.distinct_tokens),
+            "tokens_used": found.tokens_used,
+            "distinct_1": found.distinct_1,
+            "distinct_2": found.distinct_2,
+            "distinct_3": found.distinct_3,
+            "rep_4": plain(found.rep_4),
+            "longest_run": plain(found.longest_run),
+            "longest_run_of_all": found.longest_run_of_all,
+            "self_bleu_4": plain(self_bleu_4(texts)),
+            "gen_ppl": self.gen_ppl(rows, texts),
+        }
+
+
+def measures(
+    config: DictConfig, judges: Sequence[Judge], tokenizer: Tokenizer, length: int, real: RealText | str
+) -> Measures:
+    """Everything that `eval` asks to be measured on samples of `length` tokens.
+
+    Args:
+        judges: from `judges_of`.
+        real: the real text, or why there is none.
+    """
+    ngrams = mauve = None
+    if isinstance(real, RealText) and len(real.blocks) > 1:
+        ngrams = HeldOutNGrams(real.blocks, tokenizer.vocab_size)
+    if config.eval.mauve:
+        if isinstance(real, str):
+            raise ValueError(f"eval.mauve=true compares with real text, and there is none: {real}")
+        texts = [tokenizer.decode(row) for row in real.rows]
+        mauve = Mauve(texts, config.eval.mauve_model_name_or_path, device_of(config))
+    return Measures(judges, protocols_of(config, length), ngrams, mauve)
+
+
+def protocols_of(config: DictConfig, length: int) -> dict[str, ScoringProtocol]:
+    """Those of eval.protocols by name; `length` is what the published one cuts after."""
+    wanted = config.eval.protocols
+    names = [wanted] if isinstance(wanted, str) else list(wanted or ())
+    if not names or not set(names) <= set(PROTOCOLS):
+        raise ValueError(f"eval.protocols={names} must be one or several of {', '.join(PROTOCOLS)}")
+    return {name: PROTOCOLS[name](length) for name in names}
+
+
+def judges_of(config: DictConfig, tokenizer: Tokenizer) -> list[Judge]:
+    """The scorers that `eval` asks for, loaded; `tokenizer` is that of the samples.
+
+    Raises:
+        ValueError: one of them is not to be had. Another is never taken in its place.
+    """
+    wanted, device = config.eval.gen_ppl_eval_model_name_or_path, device_of(config)
+    names = list(wanted) if isinstance(wanted, ListConfig) else [] if wanted is None else [wanted]
+    options = {"device": device, "dtype": config.eval.scorer_dtype, "batch_size": config.eval.scorer_batch_size}
+    judges = [Judge(HuggingFaceScorer(str(name), **options), reads_tokens=False) for name in names]
+    path = config.eval.scorer_checkpoint_path
+    if config.eval.scorer is None:
+        if path is not None:
+            raise ValueError("eval.scorer_checkpoint_path is set and eval.scorer is not: set eval.scorer=ar to score with it")
+        return judges
+    if config.eval.scorer != "ar":
+        raise ValueError(f"eval.scorer must be ar or null, not {config.eval.scorer}")
+    if path is None:
+        raise ValueError("eval.scorer=ar needs eval.scorer_checkpoint_path, a checkpoint trained with algo=ar")
+    return [*judges, checkpoint_judge(config, str(path), tokenizer, device)]
+
+
+def checkpoint_judge(config: DictConfig, path: str, tokenizer: Tokenizer, device: torch.device) -> Judge:
+    """A model of this project that gives `nll(tokens (B, L)) -> (B, L)`; its averaged weights where it has any."""
+    algorithm, file = load_algorithm(path, use_average=False, trusted_modules=config.eval.trusted_modules)
+    nll = getattr(algorithm, "nll", None)
+    if not callable(nll):
+        kind = type(algorithm).__name__
+        raise ValueError(f"eval.scorer_checkpoint_path={path}: {kind} gives no next-token likelihood: train one with algo=ar")
+    if file.tokenizer is None:
+        raise ValueError(f"eval.scorer_checkpoint_path={path}: holds no tokenizer")
+    if file.average is not None:
+        apply_average(algorithm, file)
+    own = Tokenizer.from_dict(file.tokenizer)
+    algorithm.to(device)
+    scorer = TokenScorer(
+        nll, own, f"ar:{path}", algorithm.length, config.eval.scorer_batch_size, device, revision=file.sha256
+    )
+    return Judge(scorer, reads_tokens=own.fingerprint() == tokenizer.fingerprint())
+
+
+def perplexity_entry(result: ScoreResult, protocol: str, reads_tokens: bool) -> dict[str, Any]:
+    """A score as result files hold it; perplexity and nats are None where nothing was scored."""
+    scored = result.num_samples - result.num_without_scored_tokens
+    nats = None if result.nats_per_token is None else Estimate(result.nats_per_token, result.standard_error, scored)
+    return {
+        "scorer": result.scorer,
+        "revision": result.revision,
+        "dtype": result.dtype,
+        "protocol": protocol,
+        "protocol_description": result.protocol,
+        "reads": "tokens" if reads_tokens else "text",
+        "ppl": result.ppl if result.ppl is not None and math.isfinite(result.ppl) else None,
+        "nats_per_token": plain(nats),
+        "num_samples": result.num_samples,
+        "num_without_scored_tokens": result.num_without_scored_tokens,
+        "num_scored_tokens": result.num_scored_tokens,
+    }
+
+
+def plain(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else asdict(estimate)
+
+
+def head(kind: str, config: DictConfig, algorithm: Algorithm, measured: Measures | None = None) -> dict[str, Any]:
+    """What result files say beside their provenance."""
+    weight = next(algorithm.parameters())
+    return {
+        "kind": kind,
+        "label": config.eval.label,
+        "algorithm": type(algorithm).__name__,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": weight.device.type,
+        "scorer": None if measured is None else measured.first_scorer,
+    }
