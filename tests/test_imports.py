@@ -14,7 +14,8 @@ LAYERS = [
     {"data"},
     {"evaluation"},
     {"checkpoints"},
-    {"training"},
+    {"language_model"},
+    {"training", "__main__"},
     {"tasks"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -23,6 +24,8 @@ ONLY_IN = {
     "hydra": {"tasks"},
     "omegaconf": {"tasks"},
 }
+# Copied into exported folders for transformers to run there; nothing here imports it.
+SHIPPED = {"checkpoints/hf_code/modeling_flm.py"}
 NEVER_AT_TOP = {"transformers", "datasets", "wandb", "matplotlib", "flash_attn", "mauve", "sacrebleu", "sentencepiece"}
 
 
@@ -44,7 +47,7 @@ def test_layers_and_heavy_libraries():
     for path in ROOT.rglob("*.py"):
         relative = path.relative_to(ROOT)
         place = relative.parts[0].removesuffix(".py")
-        if place == "__init__":
+        if place == "__init__" or str(relative) in SHIPPED:
             continue
         assert place in LEVEL, f"{relative}: a new room needs its place in LAYERS"
         for name, at_top in imports(path):

@@ -32,7 +32,7 @@ class GaussianLikelihood:
         """
         if not 0 < evidence_share < 1:
             raise ValueError(f"eval.evidence_share must lie between 0 and 1, not {evidence_share}")
-        shares = {"network": 0.0} | ({"network + evidence": evidence_share} if exact_evidence else {})
+        shares = {"network": 0.0} | ({"with evidence": evidence_share} if exact_evidence else {})
         variants = {}
         for name, share in shares.items():
             if not training:

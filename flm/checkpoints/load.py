@@ -1,8 +1,9 @@
 """From a checkpoint file back to a model. Nothing in the file is executed."""
 
 import hashlib
+import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm
-from flm.checkpoints import atomic
+from flm.checkpoints import atomic, restricted
 from flm.checkpoints.build import build_algorithm
-from flm.checkpoints.description import Description
+from flm.checkpoints.description import KEY, Description
+from flm.checkpoints.fit import check_state
+from flm.checkpoints.imported import ImportChoices, describe
+from flm.checkpoints.published import is_published, layout_of
 
 PREFIX = "algorithm."  # the name of the algorithm in the training module
 
@@ -58,27 +62,46 @@ class CheckpointFile:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_checkpoint(path: str | Path) -> CheckpointFile:
-    """Raises ValueError, naming the file, for anything that is not a whole checkpoint of this project."""
-    content = atomic.load(path, mmap=True)
-    description = Description.of(content, str(path))
-    return CheckpointFile(Path(path), description, algorithm_state(content, str(path)))
+def read_checkpoint(path: str | Path, choices: ImportChoices | None = None) -> CheckpointFile:
+    """A checkpoint of this project, or a published one of FLM, MDLM or Duo as if it were.
+
+    Args:
+        choices: what a published file does not say; None infers all, without a tokenizer. Not read for our own files.
+
+    Raises:
+        ValueError: naming the file: it is neither, or damaged; or a choice is missing (see `describe`).
+    """
+    content, name = _content(path), str(path)
+    if KEY in content or not is_published(content):
+        return CheckpointFile(Path(path), Description.of(content, name), algorithm_state(content, name))
+    choices = ImportChoices(tokenizer=False) if choices is None else choices
+    base = None
+    if choices.imported_base_path is not None:
+        alone = replace(choices, imported_as=None, imported_base_path=None, tokenizer=False)
+        found = read_checkpoint(choices.imported_base_path, alone)
+        base = found.state | (found.average or {})
+    return CheckpointFile(Path(path), *describe(layout_of(content, name), name, choices, base))
 
 
 def load_algorithm(
-    path: str | Path, use_average: bool = True, trusted_modules: Sequence[str] = (), **extra: Any
+    path: str | Path,
+    use_average: bool = True,
+    trusted_modules: Sequence[str] = (),
+    choices: ImportChoices | None = None,
+    **extra: Any,
 ) -> tuple[Algorithm, CheckpointFile]:
     """The model of a checkpoint, on the CPU, in evaluation mode.
 
     Args:
         use_average: take the averaged weights rather than those of the last step.
         trusted_modules, extra: as in `build_algorithm`.
+        choices: as in `read_checkpoint`.
 
     Raises:
         ValueError: the file is unreadable, describes no model this code can build, or its weights do not fit it; or
             use_average is asked of a file without an average.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, choices)
     try:
         algorithm = build_algorithm(checkpoint.config, checkpoint.description.vocab_size, trusted_modules, **extra)
     except ValueError as error:
@@ -106,6 +129,19 @@ def apply_average(algorithm: nn.Module, checkpoint: CheckpointFile) -> None:
         parameter.copy_(checkpoint.average[name])
 
 
+def _content(path: str | Path) -> Mapping[str, Any]:
+    try:
+        content = atomic.load(path, mmap=True)
+    except ValueError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError):
+            raise
+        # a published checkpoint holds its config and tokenizer as objects; no other file has a reason to hold any
+        content = restricted.read(path)
+        if not is_published(content):
+            raise
+    return content if isinstance(content, Mapping) else {}
+
+
 def algorithm_state(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     """The algorithm's part of the state dict in a loaded file called `name`."""
     state = content.get("state_dict")
@@ -114,20 +150,6 @@ def algorithm_state(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     ):
         raise ValueError(f"{name}: damaged checkpoint: no weights under state_dict")
     return {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-
-
-def check_state(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str, shown: int = 4) -> None:
-    """Raises ValueError naming, key by key, the first few weights that are missing, unexpected or of another shape."""
-    problems = [f"{key} missing" for key in expected if key not in given]
-    problems += [f"{key} unexpected" for key in given if key not in expected]
-    problems += [
-        f"{key} has shape {tuple(given[key].shape)}, the model needs {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in given and given[key].shape != tensor.shape
-    ]
-    if problems:
-        more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
-        raise ValueError(f"{name}: the weights do not fit the model: {'; '.join(problems[:shown])}{more}")
 
 
 def check_vocabulary(checkpoint: CheckpointFile, tokenizer: _Tokenizer) -> None:

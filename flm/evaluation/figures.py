@@ -5,9 +5,12 @@ figures, and markers or dashes say the rest.
 """
 
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from flm.evaluation.estimate import Estimate
 from flm.evaluation.result_records import Bucket, Frontier, FrontierPoint, Likelihood, Number, Samples, Training
@@ -77,7 +80,7 @@ def frontier_figure(frontiers: Sequence[Frontier], colours: Mapping[str, str]) -
         frontiers: measured by one scorer.
         colours: by label of the run.
     """
-    drawn = [(run, rest, frontier.along, points) for frontier in frontiers for run, rest, points in sweeps(frontier)]
+    drawn = [curve for frontier in frontiers for curve in sweeps(frontier)]
     varying = {key for _, rest, _, _ in drawn for key in rest if len({repr(other.get(key)) for _, other, _, _ in drawn}) > 1}
     by_run = len({run for run, *_ in drawn}) > 1
     looks = list(dict.fromkeys(repr(sorted(rest.items())) for _, rest, _, _ in drawn))
@@ -102,24 +105,23 @@ def frontier_figure(frontiers: Sequence[Frontier], colours: Mapping[str, str]) -
             axes.plot(entropy.mean, log_ppl.mean, "*", color=INK, markersize=12, label="real text", linestyle="none")
         swept = " and ".join(sorted({along for _, _, along, _ in drawn}))
         axes.set_xlabel("unigram entropy within a sample, nats")
-        axes.set_ylabel("log generative perplexity, nats per token")
-        axes.set_title(f"along a curve: {swept}; scorer: {frontiers[0].scorer}")
-        _legend(axes)
+        axes.set_ylabel("log perplexity, nats per token")
+        _perplexity_axis(axes)
+        axes.set_title(textwrap.fill(f"along a curve: {swept}; scored by {frontiers[0].scorer}", 85))
+        _legend(axes, 1.14)
         return png(figure)
 
 
-def sweeps(frontier: Frontier) -> list[tuple[str, dict[str, Any], list[FrontierPoint]]]:
-    """(run, other settings, points along the swept setting) of each curve."""
-    curves: dict[str, tuple[str, dict[str, Any], list[FrontierPoint]]] = {}
+def sweeps(frontier: Frontier) -> list[tuple[str, dict[str, Any], str, list[FrontierPoint]]]:
+    """(run, fixed settings, swept setting, points along it) of each curve."""
+    curves: dict[str, tuple[str, dict[str, Any], str, list[FrontierPoint]]] = {}
     for point in frontier.points:
-        rest = {key: value for key, value in point.settings.items() if key not in (frontier.along, "run")}
-        run = str(point.settings.get("run", frontier.source.label))
-        curves.setdefault(repr((run, sorted(rest.items()))), (run, rest, []))[2].append(point)
-    for _, _, points in curves.values():
-        if all(isinstance(point.settings.get(frontier.along), int | float) for point in points):
-            points.sort(key=lambda point: point.settings[frontier.along])
-        else:
-            points.sort(key=lambda point: point.entropy.mean)
+        run = frontier.run_of(point.settings)
+        along = frontier.along.get(run) or ("temperature" if "temperature" in point.settings else "steps")
+        fixed = {key: value for key, value in point.settings.items() if key not in (along, "run")}
+        curves.setdefault(repr((run, sorted(fixed.items()))), (run, fixed, along, []))[3].append(point)
+    for _, _, along, points in curves.values():
+        points.sort(key=lambda point, along=along: point.settings.get(along, 0.0))
     return list(curves.values())
 
 
@@ -148,13 +150,15 @@ def diversity_figure(samples: Sequence[Samples], colours: Mapping[str, str]) -> 
                         steps, list(map(mean_of, values)), _errors(values), color=colour, marker="o", label=run.source.label
                     )
                 if len(levels) > 1 and (level := real.get(run.source.label)) is not None:
-                    ax.axhline(mean_of(level), color=colour, linestyle="--", linewidth=1.1, label=f"{run.source.label}, real text")
+                    ax.axhline(
+                        mean_of(level), color=colour, linestyle="--", linewidth=1.1, label=f"{run.source.label}, real text"
+                    )
             if len(levels) == 1:
                 ax.axhline(levels.pop(), color=INK, linestyle="--", linewidth=1.1, label="real text")
             _steps_axis(ax, [one.steps for run in samples for one in run.generated])
             ax.set_title(title)
             if name.startswith("distinct"):
-                ax.set_ylim(0, 1.03)
+                ax.set_ylim(bottom=0)
         _shared_legend(figure, axes.flat[0])
         return png(figure)
 
@@ -178,6 +182,8 @@ def cross_entropy_figure(trainings: Sequence[Training], colours: Mapping[str, st
 
 def throughput_figure(trainings: Sequence[Training], samples: Sequence[Samples], colours: Mapping[str, str]) -> bytes:
     """Training tokens per second for each run, and milliseconds per sample by number of steps."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     trained = [run for run in trainings if run.tokens_per_second is not None]
     sampled = [run for run in samples if any(one.ms_per_sample is not None for one in run.generated)]
     with styled():
@@ -203,6 +209,9 @@ def throughput_figure(trainings: Sequence[Training], samples: Sequence[Samples],
                 steps, cost = zip(*found, strict=True)
                 ax.plot(steps, cost, marker="o", color=colours[run.source.label], label=run.source.label)
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_locator(NullLocator())
             _steps_axis(ax, [one.steps for run in sampled for one in run.generated])
             ax.set_ylabel("milliseconds per sample")
             ax.set_title("sampling")
@@ -273,12 +282,24 @@ def _steps_axis(axes: "Axes", steps: Sequence[int | None]) -> None:
     axes.set_xlabel("sampling steps")
 
 
-def _legend(axes: "Axes") -> None:
+def _perplexity_axis(axes: "Axes") -> None:
+    """On the right, what the log perplexities on the left are perplexities of."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    low, high = axes.get_ylim()
+    right = axes.secondary_yaxis("right", functions=(np.exp, lambda ppl: np.log(np.maximum(ppl, 1e-9))))
+    # even steps would crowd at the top of a wide range
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high - low > 1.4 else MaxNLocator(7))
+    right.yaxis.set_major_formatter("{x:,g}")
+    right.set_ylabel("perplexity")
+
+
+def _legend(axes: "Axes", left: float = 1.01) -> None:
     """Beside the axes, where it covers nothing; equal entries once."""
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     if once:
-        axes.legend(once.values(), once.keys(), loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+        axes.legend(once.values(), once.keys(), loc="upper left", bbox_to_anchor=(left, 1.0), borderaxespad=0)
 
 
 def _shared_legend(figure: "Figure", axes: "Axes") -> None:

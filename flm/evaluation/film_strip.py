@@ -1,6 +1,5 @@
 """A film strip: one text at moments of its generation, each token shaded by its probability."""
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +59,8 @@ def _lines(frame: Frame) -> list[list[tuple[str, float, bool]]]:
     used = 0
     for token, probability, given in zip(frame.tokens, frame.probability, frame.given, strict=True):
         rest = visible(token)
+        if used + len(rest) > LINE >= len(rest):  # a token is broken only where no line holds it
+            used = LINE
         while rest:
             if used == LINE:
                 if len(lines) == LINES:
@@ -98,9 +99,3 @@ def _key(axes: Any, left: float, y: float) -> None:
         axes.add_patch(Rectangle((x, y - 0.5), 1.6, 1, facecolor=shade(step / 10), edgecolor="#BBBBBB", linewidth=0.4))
     axes.text(left + 27.3, y, "0", fontsize=8, color="#444444", ha="right", va="center")
     axes.text(left + 28 + 11 * 1.6 + 0.6, y, "1", fontsize=8, color="#444444", va="center")
-
-
-def described(film: Film) -> str:
-    """The last moment in words, for readers who do not see the figure."""
-    text = "".join(map(visible, film.frames[-1].tokens))
-    return f"{film.steps} steps end at: {textwrap.shorten(text, 200)}"

@@ -66,7 +66,7 @@ def likelihood(
         options: keyword arguments of `bound`.
         on_draw: called after each evaluation of one batch.
     """
-    device = next(algorithm.parameters()).device
+    device = next(algorithm.parameters(), torch.empty(0)).device
     num_draws = 1 if algorithm.bound_kind == "exact" else draws_per_example
     nats, parts, num_tokens = [], defaultdict(float), 0
     for index, batch in enumerate(batches):

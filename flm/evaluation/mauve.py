@@ -21,7 +21,7 @@ class Mauve:
         real: texts to compare with, at least two.
         name_or_path: hub name or local folder of the model; gpt2-large in published numbers.
         device: where it runs.
-        max_tokens: of a text, longer ones are cut.
+        max_tokens: of a text, longer ones are cut; fewer if the model reads fewer.
 
     Raises:
         ValueError: the package or the model is not there, or there are fewer than two texts.
@@ -35,8 +35,9 @@ class Mauve:
         if len(real) < 2:
             raise ValueError("eval.mauve=true compares with real texts, and there are fewer than two")
         self._compute = mauve.compute_mauve
-        self._max_tokens, self._device = max_tokens, torch.device(device)
         self._model, self._tokenizer = _load(name_or_path)
+        limit = getattr(self._model.config, "max_position_embeddings", None) or max_tokens
+        self._max_tokens, self._device = min(max_tokens, limit), torch.device(device)
         self._model.requires_grad_(False).eval().to(self._device)
         self._real = self._features(real)
 
@@ -60,8 +61,12 @@ def _load(name: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        model = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
-        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+        model, report = AutoModel.from_pretrained(name, **options)
     except Exception as error:  # the hub, the network and the parsers each raise their own
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{KEY}={name} cannot be loaded ({reason}): give a hub name or a local folder") from error
+    if report["missing_keys"]:  # transformers would go on with random numbers there
+        raise ValueError(f"{KEY}={name} is not a complete model: its weights lack {sorted(report['missing_keys'])[0]}")
+    return model, tokenizer

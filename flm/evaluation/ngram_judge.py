@@ -32,13 +32,16 @@ class HeldOutNGrams:
         self._first = NGramModel(blocks[: self._middle], vocab_size, order)
         self._second = NGramModel(blocks[self._middle :], vocab_size, order)
 
-    @property
-    def name(self) -> str:
-        return f"{self.order}-gram of {len(self._blocks)} blocks of validation text"
-
-    @property
-    def protocol(self) -> str:
-        return "every token, in nats; mean of the models of both halves (real text: of the half it is not in)"
+    def describe(self) -> dict[str, str | None]:
+        """Who judges, for result files, in the words that scorers are described with."""
+        return {
+            "name": f"{self.order}-gram of validation text",
+            "revision": None,
+            "protocol": "every token",
+            "protocol_description": f"mean of two {self.order}-gram models, one for each half of {len(self._blocks)} blocks of "
+            "validation text; real text: of the half it is not in",
+            "dtype": "float64",
+        }
 
     def generated(self, tokens: TokenRows) -> Estimate:
         """Nats per token of samples; the error is over samples."""

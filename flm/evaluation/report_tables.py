@@ -3,24 +3,24 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from flm.evaluation.figures import DIVERSITY
 from flm.evaluation.result_records import Frontier, Likelihood, Number, Results, Samples, TextSet, Training
 
 Cell = Number | str | int
 
 METRIC_NAMES = {
     "entropy_nats": "entropy, nats",
+    "ngram_ce_nats": "3-gram CE, nats",
     "distinct_1": "distinct-1",
     "distinct_2": "distinct-2",
     "distinct_3": "distinct-3",
     "self_bleu_4": "self-BLEU-4",
     "rep_4": "rep-4",
     "longest_run": "longest run",
+    "longest_run_of_all": "longest run of all",
     "distinct_tokens": "distinct tokens",
-    "ngram_ce_nats": "3-gram CE, nats",
+    "tokens_used": "tokens used",
     "mauve": "MAUVE",
 }
-assert set(DIVERSITY) <= set(METRIC_NAMES)
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,29 @@ class Table:
 
 
 def runs_table(results: Results) -> Table:
-    columns = ("run", "result", "algorithm", "data", "steps trained", "checkpoint SHA-256", "seed", "device", "dtype", "code")
-    rows = []
+    """A row for each checkpoint and each training run, with the kinds of result there are of it."""
+    columns = ("run", "algorithm", "data", "steps trained", "checkpoint SHA-256", "results", "seed", "device", "dtype", "code")
+    merged: dict[tuple[str, str | None], list[list[Cell]]] = {}
     for source in results.sources:
         revision = source.get("git_revision")
-        sha, code = source.sha256 and source.sha256[:12], revision and _short_revision(revision)
-        run = (source.label, _KINDS[source.kind], source.algorithm, source.data, source.step, sha)
-        rows.append((*run, source.get("seed"), source.get("device"), source.get("dtype"), code))
-    return Table("runs", columns, tuple(dict.fromkeys(rows))).without_empty_columns()
+        shared = [source.kind, source.get("seed"), source.get("device"), source.get("dtype")]
+        shared += [revision and _short_revision(revision)]
+        checkpoints = source.get("checkpoints")  # of a sweep over several
+        if source.sha256 is None and checkpoints:
+            models = [(str(run), c["algorithm"], c["step"], c["sha256"]) for run, c in checkpoints.items()]
+        else:
+            models = [(source.label, source.algorithm, source.step, source.sha256)]
+        for label, algorithm, step, sha in models:
+            row = [label, algorithm, source.data, step, sha and sha[:12], *shared]
+            merged.setdefault((label, sha), []).append(row)
+    rows = [tuple(map(_joined, zip(*found, strict=True))) for found in merged.values()]
+    return Table("runs", columns, tuple(rows)).without_empty_columns()
+
+
+def _joined(cells: Iterable[Cell]) -> Cell:
+    """The one value there is, else all of them in words."""
+    values = list(dict.fromkeys(cell for cell in cells if cell is not None))
+    return values[0] if len(values) == 1 else ", ".join(map(str, values)) or None
 
 
 def commands(results: Results) -> list[tuple[str, str]]:
@@ -57,18 +72,18 @@ def frontier_table(frontiers: Sequence[Frontier]) -> Table:
     """Perplexity at matched entropies, of one scorer."""
     known = {"target", "target_entropy_nats", "ppl", "log_ppl", "log_ppl_error", "crossings", "run"}
     matched = [(frontier, row) for frontier in frontiers for row in frontier.matched]
-    swept = {frontier.along for frontier in frontiers}
+    swept = {along for frontier in frontiers for along in frontier.along.values()}
     settings = [key for _, row in matched for key in row if key not in known | swept and not key.startswith("closest_")]
     settings = list(dict.fromkeys(settings))
-    along = " or ".join(sorted(swept))
-    columns = ("run", *settings, "at the entropy of", "nats", "ppl", "log ppl", "standard error", along, "closest reached")
+    columns = ("run", *settings, "at the entropy of", "nats", "ppl", "log ppl", "standard error")
+    columns += (*sorted(swept), "closest reached")
     rows = []
     for frontier, row in matched:
         closest = None
         if row.get("ppl") is None and row.get("closest_ppl") is not None:
             closest = f"ppl {row['closest_ppl']:.1f} at {row['closest_entropy_nats']:.2f} nats"
-        run = str(row.get("run", frontier.source.label))
-        numbers = (row.get("ppl"), row.get("log_ppl"), row.get("log_ppl_error"), row.get(frontier.along))
+        run = frontier.run_of(row)
+        numbers = [row.get(key) for key in ("ppl", "log_ppl", "log_ppl_error", *sorted(swept))]
         named = (_plain(row.get(key)) for key in settings)
         rows.append((run, *named, row["target"], row["target_entropy_nats"], *numbers, closest))
     return Table("frontier", columns, tuple(rows)).without_empty_columns()
@@ -80,15 +95,14 @@ def diversity_table(samples: Sequence[Samples]) -> Table:
     present = {name for one in texts for name in one.metrics}
     metrics = [name for name in METRIC_NAMES if name in present]
     metrics += sorted(present - set(metrics))
-    scorers = list(dict.fromkeys(scorer for one in texts for scorer, _, _ in one.perplexity))
-    columns = ("run", "steps", "texts", *(METRIC_NAMES.get(name, name) for name in metrics))
-    columns += tuple(f"gen. ppl ({scorer})" for scorer in scorers)
+    scorers = list(dict.fromkeys(scorer for one in texts for scorer in one.perplexity))
+    named = tuple(METRIC_NAMES.get(name, name.replace("_", " ")) for name in metrics)
+    columns = ("run", "steps", "texts", *(f"gen. ppl ({scorer})" for scorer in scorers), *named)
     rows = []
     for run in samples:
         for one in _with_real(run):
-            ppl = {scorer: value for scorer, value, _ in one.perplexity}
             steps = "real text" if one.steps is None else one.steps
-            numbers = (*(one.metrics.get(name) for name in metrics), *(ppl.get(scorer) for scorer in scorers))
+            numbers = (*(one.perplexity.get(scorer) for scorer in scorers), *(one.metrics.get(name) for name in metrics))
             rows.append((run.source.label, steps, one.count, *numbers))
     return Table("diversity", columns, tuple(rows)).without_empty_columns()
 
@@ -141,15 +155,6 @@ def contribution_table(likelihoods: Iterable[Likelihood]) -> Table:
         for part, nats in row.parts.items()
     ]
     return Table("contribution", ("run", "corpus", "bound", "part", "nats per token"), tuple(rows)).without_empty_columns()
-
-
-_KINDS = {
-    "sample_eval": "samples",
-    "frontier": "frontier",
-    "film": "film",
-    "likelihood": "likelihood",
-    "training": "training",
-}
 
 
 def _short_revision(revision: str) -> str:

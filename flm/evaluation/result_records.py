@@ -15,6 +15,8 @@ class Source:
     """Where a result came from.
 
     Attributes:
+        label: name of the run in figures.
+        algorithm, data: in a word or a few; None where the file does not say.
         step: optimiser steps the model was trained for; None where not known.
         sha256: of the checkpoint file.
         command: as typed, in one line.
@@ -24,8 +26,8 @@ class Source:
     path: Path
     kind: str
     label: str
-    algorithm: str
-    data: str
+    algorithm: str | None
+    data: str | None
     step: int | None
     sha256: str | None
     command: str
@@ -42,14 +44,14 @@ class TextSet:
     Attributes:
         steps: of the sampler; None for real text.
         metrics: by name, in the order of the file.
-        perplexity: (scorer and protocol, perplexity, nats per token).
+        perplexity: by scorer and protocol; None where nothing could be scored.
         texts: None where the file of texts is missing.
     """
 
     steps: int | None
     count: int
     metrics: Mapping[str, Number]
-    perplexity: tuple[tuple[str, float, Number], ...]
+    perplexity: Mapping[str, float | None]
     texts: tuple[str, ...] | None
     ms_per_sample: float | None = None
     tokens_per_second: float | None = None
@@ -72,14 +74,28 @@ class FrontierPoint:
 
 @dataclass(frozen=True)
 class Frontier:
-    """A sweep. `along` is the swept setting; `matched` are the rows of flm.evaluation.frontier.frontier_table."""
+    """A sweep.
+
+    Attributes:
+        along: the setting a curve runs along, for each run in the sweep.
+        matched: rows of flm.evaluation.frontier.frontier_table.
+    """
 
     source: Source
     scorer: str
-    along: str
+    along: Mapping[str, str]
     points: tuple[FrontierPoint, ...]
     real: tuple[Estimate, Estimate] | None  # entropy, log perplexity
     matched: tuple[Mapping[str, Any], ...]
+
+    def run_of(self, settings: Mapping[str, Any]) -> str:
+        """The run of a point or row; where it is the whole file's, by the label that tells the file from others."""
+        run = settings.get("run")
+        return self.source.label if run is None or run == self.source.get("label") else str(run)
+
+    @property
+    def runs(self) -> list[str]:
+        return list(dict.fromkeys(self.run_of(point.settings) for point in self.points))
 
 
 @dataclass(frozen=True)

@@ -203,8 +203,8 @@ class DiT(nn.Module):
                 continues them, and is added.
 
         Raises:
-            ValueError: a time is missing, or given to a model that does not take it; a cache is full, or given to a model
-                that is not causal, or together with a mask.
+            ValueError: a time is missing, or given to a model that does not take it; a cache is full, or given to a
+                model that is not causal, or together with a mask.
         """
         if cache is not None and (mask is not None or not self.causal):
             raise ValueError("a cache needs a model built with causal=True, and no mask")

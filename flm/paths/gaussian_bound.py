@@ -69,7 +69,7 @@ class Plan:
         return cls(_edges(vocab_size), spread, evidence)
 
     def place(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Uniform numbers (B,) in [0, 1) to ratios m (B,), 1 / density or 1 / mass (B,), and whether it is the decoding (B,)."""
+        """Uniform numbers u (B,) in [0, 1) to ratios m, 1 / density or 1 / mass, and whether it is the decoding; each (B,)."""
         above = self.mass.cumsum(0)
         cell = torch.searchsorted(above, u, right=True).clamp(max=len(self.mass) - 1)
         within = ((u - above[cell] + self.mass[cell]) / self.mass[cell]).clamp(0, 1)

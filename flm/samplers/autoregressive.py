@@ -43,9 +43,9 @@ class AutoregressiveSampler:
     Given tokens stay, and what comes after them is written knowing them. What comes before them is not: such a model
     cannot look ahead, so a hole in front of given text does not lead up to it.
 
-    It takes one network evaluation for each position that is editable in any sequence, L for a blank canvas, each of the
-    tokens since the last one only, thanks to cached keys and values: one token, or a whole stretch of given ones. `steps`
-    changes nothing: it is there because all samplers take it.
+    It takes one network evaluation for each position that is editable in any sequence, L for a blank canvas. Keys and
+    values are cached, so each reads only the tokens since the one before: one, or a whole stretch of given ones.
+    `steps` changes nothing: it is there because all samplers take it.
 
     Args:
         temperature: divides the logits; > 0.

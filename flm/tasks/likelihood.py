@@ -7,6 +7,7 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import DictConfig
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -32,6 +33,8 @@ def ppl_eval(config: DictConfig) -> dict[str, Any]:
     for key in ("max_examples", "draws_per_example"):
         if config.eval[key] is not None and config.eval[key] < 1:
             raise ValueError(f"eval.{key} must be at least 1, not {config.eval[key]}")
+    if config.eval.pilot_draws < 0:
+        raise ValueError(f"eval.pilot_draws must be 0 (no pilot) or more, not {config.eval.pilot_draws}")
     algorithm, file, tokenizer = load_for_evaluation(config)
     if algorithm.bound_kind is None:
         raise ValueError(f"{file.path}: {type(algorithm).__name__} has no likelihood bound, which mode=ppl_eval needs")
@@ -91,7 +94,7 @@ def _data(node: Any, tokenizer: Tokenizer, algorithm: Algorithm, config: DictCon
 
 def _variants(algorithm: Algorithm, data: TextDataModule, config: DictConfig) -> dict[str, BoundVariant]:
     """What the bound leaves free, chosen on training blocks of the `data` corpus, evenly spaced over it."""
-    blocks, wanted = data.train_blocks(), config.eval.pilot_draws or 0
+    blocks, wanted = data.train_blocks(), config.eval.pilot_draws
     device = next(algorithm.parameters()).device
     rows = [blocks[i * len(blocks) // wanted] for i in range(wanted)]
     size = config.loader.eval_batch_size
@@ -138,10 +141,11 @@ def _characters_per_byte(data: TextDataModule, tokenizer: Tokenizer) -> float:
 
 
 def _print(console: Console, result: dict[str, Any], algorithm: Algorithm, file: CheckpointFile) -> None:
-    table = Table(title=f"{type(algorithm).__name__}, step {file.step}: {result['kind']}")
+    narrow = {"box": SIMPLE, "pad_edge": False, "collapse_padding": True}
+    table = Table(title=f"{type(algorithm).__name__}, step {file.step}: {result['kind']}", **narrow)
     for heading in ("text", "of", "nats/token", "+-text", "+-draws", "ppl", "bits/byte", "bits/char"):
         words = heading in ("text", "of")
-        table.add_column(heading, justify="left" if words else "right", no_wrap=not words)
+        table.add_column(heading, justify="left" if words else "right", no_wrap=heading != "text", min_width=4)
     for name, corpus in result["corpora"].items():
         for variant, row in corpus["variants"].items():
             errors = (row["standard_error_nats"], row["monte_carlo_error_nats"])
@@ -158,7 +162,7 @@ def _print(console: Console, result: dict[str, Any], algorithm: Algorithm, file:
     shown = {name: row["parts_nats_per_token"] for name, row in result["corpora"][TRAINED_ON]["variants"].items()}
     if not any(shown.values()):
         return
-    parts = Table(title=f"nats per token of {TRAINED_ON}, by part of the bound")
+    parts = Table(title=f"nats per token of {TRAINED_ON}, by part of the bound", **narrow)
     parts.add_column("of")
     parts.add_column("where")
     parts.add_column("nats / token", justify="right")

@@ -1,8 +1,10 @@
-"""mode=sample_eval: texts from a checkpoint, at one or several numbers of steps."""
+"""mode=sample_eval: texts from a checkpoint, at one or several numbers of steps, and what they are like beside real text."""
 
 import json
-import re
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,70 +12,201 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from torch import Tensor
 
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints.load import CheckpointFile
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
+from flm.evaluation.film import FilmStrip
 from flm.samplers.canvas import Canvas
+from flm.samplers.template import CANVAS_KEYS, pieces_of
 from flm.tasks.assemble import load_for_evaluation, run_dir
+from flm.tasks.real_text import RealText, real_text
 from flm.tasks.results import provenance, write_json, write_text
+from flm.tasks.scoring import head, judges_of, measures
 
-# The keys of `sampling` that say what to fill; all others are options of the sampler.
-CANVAS_KEYS = ("steps", "num_sample_batches", "length", "prompt", "suffix", "infill")
-_HOLE = re.compile(r"\[(\d+)\]")
+
+@dataclass(frozen=True)
+class Generation:
+    """Samples of one setting.
+
+    Attributes:
+        tokens: (N, L) on the CPU.
+        batch_seconds: of each batch, the tokens' way back to the CPU included.
+        network_evaluations: calls of the algorithm's `backbone` for one batch; None where it has none, or it is not called
+            as a module.
+    """
+
+    tokens: Tensor
+    batch_seconds: list[float]
+    network_evaluations: int | None
+
+    def timing(self) -> dict[str, float | int | None]:
+        """For result files. Rates leave out the first batch, which warms up, unless it is the only one."""
+        timed = self.batch_seconds[1:] or self.batch_seconds
+        per_sample = sum(timed) / (len(timed) * len(self.tokens) / len(self.batch_seconds))
+        return {
+            "seconds": sum(self.batch_seconds),
+            "ms_per_sample": 1000 * per_sample,
+            "tokens_per_second": self.tokens.shape[1] / per_sample,
+            "network_evaluations": self.network_evaluations,
+        }
 
 
 def sample_eval(config: DictConfig) -> dict[str, Any]:
-    """Samples from eval.checkpoint_path, prints some, writes all to run_dir/samples-<steps>.jsonl and results.json."""
-    all_steps = step_counts(config)
+    """Samples from eval.checkpoint_path, measures the samples and as much real text, prints some and a table.
+
+    Writes run_dir/samples-<steps>.jsonl, real.jsonl, results.json, and with sampling.film film-<steps>.json.
+    """
+    all_steps = step_counts(config.sampling.steps)
     algorithm, file, tokenizer = load_for_evaluation(config)
     canvas = canvas_of(config, algorithm, tokenizer)
     options = sampler_options(config, file, algorithm)
-    folder = run_dir(config)
-    console = Console()
-    results: dict[str, Any] = {"samples": {}}
+    count, length = number_of_samples(config), canvas.tokens.shape[1]
+    judges = judges_of(config, tokenizer)  # what is missing is missed before anything is sampled
+    real = real_text(config, file, tokenizer, length, count)
+    measured = measures(config, judges, tokenizer, length, real)
+    folder, console = run_dir(config), Console()
+    common = provenance(config, file)
+    generated: dict[str, Any] = {}
     for steps in all_steps:
-        tokens, seconds = generate(algorithm, canvas, steps, config, options)
-        texts = [tokenizer.decode(row) for row in tokens.tolist()]
-        rows = [{"text": text, "tokens": row} for text, row in zip(texts, tokens.tolist(), strict=True)]
+        film = FilmStrip() if config.sampling.film else None
+        found = generate(algorithm, canvas, steps, config, options, film)
+        rows = found.tokens.tolist()
         path = folder / f"samples-{steps}.jsonl"
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        results["samples"][str(steps)] = {"file": path.name, "count": len(texts), "seconds": seconds}
+        texts = write_texts(path, rows, tokenizer)
+        if film is not None:
+            frames = [frame.to_dict(tokenizer) for frame in film.frames]
+            content = head("film", config, algorithm, file, measured) | {"steps": steps, "frames": frames}
+            write_json(folder / f"film-{steps}.json", common | content)
+        generated[str(steps)] = {
+            "steps": steps,
+            "options": options,
+            "count": len(rows),
+            "file": path.name,
+            **found.timing(),
+            "metrics": measured.of_generated(rows, texts),
+        }
         console.rule(f"{steps} step{'s' * (steps > 1)}")
         for text in texts[:3]:
             console.print(escape(text), soft_wrap=True)
             console.print()
-    write_json(folder / "results.json", provenance(config, file) | results)
+    results = head("sample_eval", config, algorithm, file, measured) | {"generated": generated, "real": None}
+    if isinstance(real, RealText):
+        texts = write_texts(folder / "real.jsonl", real.rows, tokenizer)
+        results["real"] = {
+            "count": len(texts),
+            "file": "real.jsonl",
+            "source": real.source,
+            "metrics": measured.of_real(real, texts),
+        }
+    else:
+        results["real_unavailable"] = real
+    results["ngram_judge"] = None if measured.ngrams is None else measured.ngrams.describe()
+    write_json(folder / "results.json", common | results)
+    console.print(table_of(results))
+    say_what_is_missing(real, count, config, console)
     console.print(f"samples and results: {folder}")
     return results
 
 
 @torch.no_grad()
 def generate(
-    algorithm: Algorithm, canvas: Canvas, steps: int, config: DictConfig, options: dict[str, Any]
-) -> tuple[Tensor, float]:
-    """All samples (N, L) on the CPU, and the seconds they took. The noise does not depend on the number of steps."""
-    device = canvas.tokens.device
-    if config.sampling.num_sample_batches < 1:
-        raise ValueError("sampling.num_sample_batches must be at least 1")
-    batches, start = [], time.perf_counter()
+    algorithm: Algorithm,
+    canvas: Canvas,
+    steps: int,
+    config: DictConfig,
+    options: dict[str, Any],
+    film: Callable[[Any], None] | None = None,
+) -> Generation:
+    """All samples. The noise depends on the seed and the batch, not on the number of steps or the options.
+
+    Args:
+        film: shown every moment of the first batch, whose time it adds to.
+    """
+    device, batches = canvas.tokens.device, config.sampling.num_sample_batches
+    calls = 0
+
+    def count_call(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    backbone = getattr(algorithm, "backbone", None)
+    counted = backbone.register_forward_pre_hook(count_call) if isinstance(backbone, torch.nn.Module) else None
+    parts, seconds = [], []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
-        bar = progress.add_task(f"sampling, {steps} steps", total=config.sampling.num_sample_batches * steps)
-        for batch in range(config.sampling.num_sample_batches):
+        bar = progress.add_task(f"sampling, {steps} steps", total=batches * steps)
+
+        def on_step(moment: Any) -> None:
+            progress.update(bar, advance=1, total=batches * moment.steps)
+            if film is not None and not parts:
+                film(moment)
+
+        for batch in range(batches):
             generator = torch.Generator(device).manual_seed(mix_seed(config.seed, batch))
-            tokens = algorithm.generate(canvas, steps, generator, lambda _: progress.advance(bar), **options)
-            batches.append(tokens.cpu())
-    return torch.cat(batches), time.perf_counter() - start
+            start = time.perf_counter()
+            parts.append(algorithm.generate(canvas, steps, generator, on_step, **options).cpu())
+            seconds.append(time.perf_counter() - start)
+            if counted is not None:  # the first batch says how many; the others run without the hook
+                counted.remove()
+                counted = None
+    return Generation(torch.cat(parts), seconds, calls or None)
 
 
-def step_counts(config: DictConfig) -> list[int]:
-    steps = config.sampling.steps
+def number_of_samples(config: DictConfig) -> int:
+    if config.sampling.num_sample_batches < 1:
+        raise ValueError("sampling.num_sample_batches must be at least 1")
+    return config.sampling.num_sample_batches * config.loader.eval_batch_size
+
+
+def write_texts(path: Path, rows: Sequence[Sequence[int]], tokenizer: Tokenizer) -> list[str]:
+    """One line of JSON a text, with its tokens; the texts."""
+    texts = [tokenizer.decode(row) for row in rows]
+    lines = ({"text": text, "tokens": list(row)} for text, row in zip(texts, rows, strict=True))
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return texts
+
+
+def table_of(results: dict[str, Any]) -> Table:
+    """The chief numbers, a row for each number of steps and one for real text."""
+    table = Table(title="nats; perplexity: " + (results["scorer"] or {"name": "no scorer"})["name"])
+    for heading in ("steps", "entropy", "distinct-2", "3-gram CE", "gen ppl", "ms / sample"):
+        table.add_column(heading, justify="right")
+    rows = [(name, entry) for name, entry in results["generated"].items()]
+    rows += [("real", results["real"])] if results["real"] is not None else []
+    for name, entry in rows:
+        found = entry["metrics"]
+        perplexity = found["gen_ppl"][0]["ppl"] if found["gen_ppl"] else None
+        numbers = (mean(found["entropy_nats"]), found["distinct_2"], mean(found["ngram_ce_nats"]), perplexity)
+        cells = ["" if number is None else f"{number:.3f}" for number in numbers]
+        table.add_row(name, *cells, f"{entry['ms_per_sample']:.1f}" if "ms_per_sample" in entry else "")
+    return table
+
+
+def mean(estimate: dict[str, Any] | None) -> float | None:
+    return None if estimate is None else estimate["mean"]
+
+
+def say_what_is_missing(real: RealText | str, count: int, config: DictConfig, console: Console) -> None:
+    """One line where real text is missing, or less than samples, although it is wanted."""
+    if isinstance(real, str) and config.eval.real_data is not None:
+        console.print(f"warning: no real text to compare with: {escape(real)}", soft_wrap=True)
+    elif isinstance(real, RealText) and len(real.chosen) < count:
+        console.print(
+            f"warning: only {len(real.chosen)} real texts for {count} samples: distinct-n and self-BLEU depend on the number "
+            "and do not compare",
+            soft_wrap=True,
+        )
+
+
+def step_counts(steps: Any, key: str = "sampling.steps") -> list[int]:
+    """A number or a list of them, as a list."""
     counts = list(steps) if isinstance(steps, ListConfig) else [steps]
-    if not counts or not all(isinstance(count, int) and count >= 1 for count in counts):
-        raise ValueError(f"sampling.steps must be whole numbers of at least 1, not {steps}")
+    if not counts or not all(isinstance(count, int) and count >= 1 for count in counts) or len(set(counts)) < len(counts):
+        raise ValueError(f"{key} must be different whole numbers of at least 1, not {steps}")
     return counts
 
 
@@ -96,18 +229,6 @@ def canvas_of(config: DictConfig, algorithm: Algorithm, tokenizer: Tokenizer) ->
     if wanted.infill is not None:
         if wanted.prompt is not None or wanted.suffix is not None or wanted.length is not None:
             raise ValueError("sampling.infill gives the whole text: leave out sampling.prompt, suffix and length")
-        return Canvas.from_pieces(pieces_of(wanted.infill, tokenizer), batch, device)
+        return Canvas.from_pieces(pieces_of(wanted.infill, tokenizer.encode), batch, device)
     prompt, suffix = (tokenizer.encode(text) if text else [] for text in (wanted.prompt, wanted.suffix))
     return Canvas.between(prompt, suffix, wanted.length or algorithm.length, batch, device)
-
-
-def pieces_of(template: str, tokenizer: Tokenizer) -> list[list[int] | int]:
-    """ "The [8] sat." to given tokens and holes.
-
-    Raises:
-        ValueError: the template has no hole.
-    """
-    parts = _HOLE.split(template)  # text, count, text, count, ..., text
-    if len(parts) == 1:
-        raise ValueError(f"sampling.infill={template!r} has no hole: write the number of tokens to fill in brackets, [8]")
-    return [int(part) if index % 2 else tokenizer.encode(part) for index, part in enumerate(parts)]

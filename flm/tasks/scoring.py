@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from flm.algos.algorithm import Algorithm
-from flm.checkpoints.load import apply_average, load_algorithm
+from flm.checkpoints.load import CheckpointFile, apply_average, load_algorithm
 from flm.data.tokenizers import Tokenizer
 from flm.evaluation.diversity import self_bleu_4, token_diversity
 from flm.evaluation.estimate import Estimate
@@ -69,9 +69,19 @@ class Measures:
             for name, protocol in self.protocols.items()
         ]
 
+    def log_ppl(self, rows: Sequence[Sequence[int]], texts: Sequence[str]) -> Estimate | None:
+        """Nats per scored token of samples by the first judge and protocol, by 3-grams if there is no judge.
+
+        None where there is nothing to score.
+        """
+        if not self.judges:
+            assert self.ngrams is not None
+            return self.ngrams.generated(rows)
+        return nats_of(self.judges[0].score(rows, texts, next(iter(self.protocols.values()))))
+
     @property
     def first_scorer(self) -> dict[str, Any] | None:
-        """Who gives the first entry of `gen_ppl`, for the head of a result file."""
+        """Who gives the first entry of `gen_ppl`, for the head of a result file; None if nobody does."""
         if not self.judges:
             return None
         scorer, protocol = self.judges[0].scorer, next(iter(self.protocols))
@@ -101,9 +111,7 @@ class Measures:
         }
 
 
-def measures(
-    config: DictConfig, judges: Sequence[Judge], tokenizer: Tokenizer, length: int, real: RealText | str
-) -> Measures:
+def measures(config: DictConfig, judges: Sequence[Judge], tokenizer: Tokenizer, length: int, real: RealText | str) -> Measures:
     """Everything that `eval` asks to be measured on samples of `length` tokens.
 
     Args:
@@ -166,15 +174,13 @@ def checkpoint_judge(config: DictConfig, path: str, tokenizer: Tokenizer, device
     own = Tokenizer.from_dict(file.tokenizer)
     algorithm.to(device)
     scorer = TokenScorer(
-        nll, own, f"ar:{path}", algorithm.length, config.eval.scorer_batch_size, device, revision=file.sha256
+        nll, own, f"ar:{label_of(file)}", algorithm.length, config.eval.scorer_batch_size, device, revision=file.sha256
     )
     return Judge(scorer, reads_tokens=own.fingerprint() == tokenizer.fingerprint())
 
 
 def perplexity_entry(result: ScoreResult, protocol: str, reads_tokens: bool) -> dict[str, Any]:
     """A score as result files hold it; perplexity and nats are None where nothing was scored."""
-    scored = result.num_samples - result.num_without_scored_tokens
-    nats = None if result.nats_per_token is None else Estimate(result.nats_per_token, result.standard_error, scored)
     return {
         "scorer": result.scorer,
         "revision": result.revision,
@@ -183,25 +189,38 @@ def perplexity_entry(result: ScoreResult, protocol: str, reads_tokens: bool) -> 
         "protocol_description": result.protocol,
         "reads": "tokens" if reads_tokens else "text",
         "ppl": result.ppl if result.ppl is not None and math.isfinite(result.ppl) else None,
-        "nats_per_token": plain(nats),
+        "nats_per_token": plain(nats_of(result)),
         "num_samples": result.num_samples,
         "num_without_scored_tokens": result.num_without_scored_tokens,
         "num_scored_tokens": result.num_scored_tokens,
     }
 
 
+def nats_of(result: ScoreResult) -> Estimate | None:
+    """Nats per scored token; None where nothing was scored."""
+    if result.nats_per_token is None:
+        return None
+    return Estimate(result.nats_per_token, result.standard_error, result.num_samples - result.num_without_scored_tokens)
+
+
 def plain(estimate: Estimate | None) -> dict[str, Any] | None:
     return None if estimate is None else asdict(estimate)
 
 
-def head(kind: str, config: DictConfig, algorithm: Algorithm, measured: Measures | None = None) -> dict[str, Any]:
+def head(kind: str, config: DictConfig, algorithm: Algorithm, file: CheckpointFile, measured: Measures) -> dict[str, Any]:
     """What result files say beside their provenance."""
     weight = next(algorithm.parameters())
     return {
         "kind": kind,
-        "label": config.eval.label,
+        "label": config.eval.label or label_of(file),
         "algorithm": type(algorithm).__name__,
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": weight.device.type,
-        "scorer": None if measured is None else measured.first_scorer,
+        "scorer": measured.first_scorer,
     }
+
+
+def label_of(file: CheckpointFile) -> str:
+    """The folder of the run that trained it, as its own results are called; of a file elsewhere, its name."""
+    path = file.path.resolve()
+    return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem

@@ -22,6 +22,7 @@ from flm.tasks.train import train  # noqa: E402
 
 RECORDED = HERE / "losses.json"
 RUNS = {
+    "ar": ["algo=ar"],
     "flm": ["algo=flm"],
     "fmlm": ["algo=fmlm"],
     "fmlm_lagrangian": ["algo=fmlm", "algo.objective=lagrangian"],
@@ -32,7 +33,7 @@ RUNS = {
 def losses_of(overrides: list[str], folder: Path) -> list[float]:
     torch.set_num_threads(1)
     corpus = write_corpus(folder / "corpus", documents=20)
-    quiet = ["trainer.log_every_n_steps=1", "trainer.limit_val_batches=0", "callbacks.sample=null"]
+    quiet = ["model.time_scale=1", "trainer.log_every_n_steps=1", "trainer.limit_val_batches=0", "callbacks.sample=null"]
     train(config_of(folder / "run", *tiny(corpus, *overrides, *quiet)))
     with open(folder / "run" / "metrics" / "version_0" / "metrics.csv") as file:
         rows = [row["train/loss_nats_per_token"] for row in csv.DictReader(file)]

@@ -14,8 +14,8 @@ V, L, D, HEADS = 7, 9, 24, 3
 
 def build(seed=0, dtype=torch.float64, randomised=True, **options):
     torch.manual_seed(seed)
-    sizes = {"length": L, "hidden_size": D, "num_blocks": 2, "num_heads": HEADS, "cond_dim": 10, "dropout": 0.0, **options}
-    model = CausalTransformer(partial(DiT, **sizes), V).to(dtype)
+    sizes = {"length": L, "hidden_size": D, "num_blocks": 2, "num_heads": HEADS, "dropout": 0.0}
+    model = CausalTransformer(partial(DiT, **sizes, **options), V).to(dtype)
     if randomised:
         with torch.no_grad():
             for parameter in model.parameters():

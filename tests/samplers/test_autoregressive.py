@@ -53,7 +53,9 @@ def uneven(batch, length, vocab_size):
     return Canvas(torch.where(given, tokens, 0), ~given)
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"top_k": 4}, {"temperature": 1.5, "top_p": 0.8}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.6}, {"top_k": 4}, {"temperature": 1.5, "top_p": 0.8}], ids=str
+)
 @pytest.mark.parametrize("shape", ["blank", "prompt", "infill", "uneven"])
 def test_cached_equals_uncached_token_for_token(shape, options):
     model, length, batch = build(11, 10), 10, 6
@@ -72,7 +74,7 @@ def test_cached_equals_uncached_token_for_token(shape, options):
 
 def exact_law(model, canvas, temperature=1.0, top_k=None, top_p=None):
     """Probability of each of the V^L sequences, from the definitions, one next-token law at a time."""
-    vocab_size, pieces = model.body.vocab_size, list(zip(canvas.tokens[0].tolist(), canvas.editable[0].tolist(), strict=True))
+    vocab_size, tokens, editable = model.body.vocab_size, canvas.tokens[0].tolist(), canvas.editable[0].tolist()
 
     def truncated(p):
         ranked = sorted(range(vocab_size), key=lambda token: -p[token])
@@ -90,11 +92,14 @@ def exact_law(model, canvas, temperature=1.0, top_k=None, top_p=None):
         return [p[token] / total if token in ranked else 0.0 for token in range(vocab_size)]
 
     law = []
-    for sequence in itertools.product(range(vocab_size), repeat=len(pieces)):
+    for sequence in itertools.product(range(vocab_size), repeat=len(tokens)):
         log_p = model(torch.tensor([sequence])).probabilities()[0].log() / temperature
         probability = 1.0
-        for i, (given, editable) in enumerate(pieces):
-            probability *= truncated(log_p[i].softmax(-1).tolist())[sequence[i]] if editable else float(sequence[i] == given)
+        for i, token in enumerate(sequence):
+            if editable[i]:
+                probability *= truncated(log_p[i].softmax(-1).tolist())[token]
+            else:
+                probability *= token == tokens[i]
         law.append(probability)
     return torch.tensor(law, dtype=torch.float64)
 
@@ -172,7 +177,9 @@ def test_it_writes_beyond_the_length_trained_on():
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": 0.0}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}], ids=str
+    "options",
+    [{"temperature": 0.0}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}],
+    ids=str,
 )
 def test_options_out_of_range_are_refused_by_name(options):
     with pytest.raises(ValueError, match=f"sampling.{next(iter(options))} must"):

@@ -47,7 +47,7 @@ def test_sampling_needs_only_the_checkpoint_and_keeps_given_text(trained, tmp_pa
         assert all(text.startswith("the cat ") and text.endswith(".") and len(text) == 32 for text in texts)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["checkpoint"]["sha256"] == read_checkpoint(checkpoint).sha256
-    assert results["samples"]["16"]["count"] == 3 and results["seed"] == 1
+    assert results["generated"]["16"]["count"] == 3 and results["seed"] == 1
 
     infill = [*common, "sampling.steps=4", "sampling.infill=the [3] sees, [2].", f"hydra.run.dir={tmp_path / 'infill'}"]
     assert command(monkeypatch, *infill) == 0

@@ -1,0 +1,77 @@
+"""To and from the Hugging Face hub. Only the files of an exported model travel, and no code among them is run here."""
+
+import re
+from pathlib import Path
+
+from flm.checkpoints.export import FILES, READ
+
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether it has the form owner/model."""
+    return _NAME.fullmatch(name) is not None
+
+
+def check_token(repo_id: str) -> None:
+    """Raises ValueError unless a login to the hub is at hand and the name is one."""
+    import huggingface_hub
+
+    if not is_hub_name(repo_id):
+        raise ValueError(f"export.repo_id={repo_id} is no name on the hub: write owner/model")
+    if huggingface_hub.get_token() is None:
+        raise ValueError(f"export.repo_id={repo_id} needs a login to the hub: set HF_TOKEN, or run `hf auth login`")
+
+
+def push_to_hub(folder: Path, repo_id: str, private: bool, endpoint: str | None = None) -> str:
+    """Uploads an exported folder as one commit, making the repository if it is not there; the commit's address.
+
+    Args:
+        repo_id: owner/model.
+        private: of a repository made now.
+        endpoint: address of the hub; None: the usual one, or HF_ENDPOINT.
+
+    Raises:
+        ValueError: no login, or the hub refuses.
+    """
+    import huggingface_hub
+
+    check_token(repo_id)
+    api = huggingface_hub.HfApi(endpoint=endpoint)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, allow_patterns=list(FILES), commit_message="Export of a model trained with flm"
+        )
+    except Exception as error:  # the hub and the network each raise their own
+        raise ValueError(
+            f"export.repo_id={repo_id}: not uploaded ({_first_line(error)}); the folder {folder} is whole"
+        ) from error
+    return str(done.commit_url)
+
+
+def download(name: str, revision: str | None = None, endpoint: str | None = None) -> Path:
+    """The local copy of a model on the hub; what was downloaded before needs no network.
+
+    Args:
+        name: owner/model.
+        revision: branch, tag or commit; None: main.
+
+    Raises:
+        ValueError: it cannot be fetched and is not here already.
+    """
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(READ), endpoint=endpoint)
+        )
+    except Exception as error:  # as above
+        raise ValueError(
+            f"{name}: no such file or folder here, and it could not be fetched from the Hugging Face hub "
+            f"({_first_line(error)}): without network, give a local folder or checkpoint"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,233 @@
+"""A published checkpoint as one of ours: which algorithm its weights are of, and what the file leaves to be told."""
+
+import importlib.util
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from flm.checkpoints.description import Description
+from flm.checkpoints.fit import check_state
+from flm.checkpoints.published import Layout
+from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
+from flm.data.tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A published algorithm.
+
+    Attributes:
+        title: for people.
+        target: its class here.
+        two_times: whether its network is a flow map.
+        output_softcap, attention_softcap: of its network, as published; None for none.
+        network: the algorithm's module that the published backbone becomes.
+        mask_row: whether the last row of its tables may stand for a mask that its tokenizer lacks.
+        loss_weight: whether the algorithm here has the learned loss weight.
+    """
+
+    title: str
+    target: str
+    two_times: bool
+    output_softcap: float | None = None
+    attention_softcap: float | None = None
+    network: str = "backbone"
+    mask_row: bool = False
+    loss_weight: bool = False
+
+
+KINDS = {
+    "flm": Kind("FLM (arXiv 2602.16813)", "flm.algos.flm.FLM", False, 30.0, 50.0),
+    "fmlm": Kind("FMLM (arXiv 2602.16813)", "flm.algos.fmlm.FMLM", True, 30.0, 50.0, loss_weight=True),
+    "flm_distill": Kind(
+        "the residual network of two-stage FMLM (arXiv 2602.16813, first version)",
+        "flm.algos.flm_distill.FLMDistill", True, 30.0, 50.0, network="residual", loss_weight=True,
+    ),
+    "mdlm": Kind("MDLM (masked diffusion, arXiv 2406.07524)", "flm.algos.mdlm.MDLM", False, mask_row=True),
+    "duo": Kind("Duo (uniform-state diffusion, arXiv 2506.10892)", "flm.algos.duo.Duo", False),
+}  # fmt: skip
+# `algo.name` in a file's config. FLM's authors renamed theirs often: whatever is not another method's is told by its shape.
+_OTHER_METHODS = {"mdlm": "mdlm", "duo": "duo", "duo_base": "duo", "distillation": "duo"}
+_NOT_IMPORTED = {"ar", "sedd", "sedd_absorb", "d3pm", "d3pm_absorb", "udlm", "ot-finetune"}
+_TOKENIZERS = {30522: "bert-base-uncased", 50257: "gpt2", 50258: "gpt2"}  # names on the Hugging Face hub, by V
+
+
+@dataclass(frozen=True)
+class ImportChoices:
+    """What the user says of a published checkpoint; keys of `eval`. What is left out is inferred where it can be.
+
+    Attributes:
+        imported_as: one of KINDS. Needed where the file cannot tell: a one-time network without a config, a residual.
+        imported_base_path: for imported_as=flm_distill, the checkpoint of the FLM that the residual was trained beside.
+        imported_ema: of several averages in the file, the decay of the one to take; None: the first.
+        tokenizer_name_or_path: as of `HuggingFaceTokenizer`; None: by the number of tokens.
+        length: L; None: from the file's config.
+        output_softcap, attention_softcap: a number, None for none, or "auto": as published for the algorithm.
+        tokenizer: whether one is wanted at all; a teacher needs none.
+    """
+
+    imported_as: str | None = None
+    imported_base_path: str | None = None
+    imported_ema: float | None = None
+    tokenizer_name_or_path: str | None = None
+    length: int | None = None
+    output_softcap: float | str | None = "auto"
+    attention_softcap: float | str | None = "auto"
+    tokenizer: bool = True
+
+
+def kind_of(layout: Layout, name: str, imported_as: str | None = None) -> str:
+    """Which of KINDS a file called `name` is.
+
+    Raises:
+        ValueError: imported_as is none of them or does not fit, or it is needed, or the weights are of another method.
+    """
+    method = _OTHER_METHODS.get(layout.algorithm or "") or ("mdlm" if layout.parameterization == "subs" else None)
+    if imported_as is not None:
+        if imported_as not in KINDS:
+            raise ValueError(f"eval.imported_as must be one of {', '.join(KINDS)}, not {imported_as}")
+        kind = imported_as
+    elif method is not None:
+        kind = method
+    elif layout.algorithm in _NOT_IMPORTED:
+        raise ValueError(f"{name}: weights of algorithm {layout.algorithm!r}, which is not imported; {', '.join(KINDS)} are")
+    elif layout.two_times:
+        kind = "fmlm"
+    elif layout.algorithm is None:
+        raise ValueError(
+            f"{name}: holds no config, and weights of FLM, MDLM and Duo look alike: set eval.imported_as to flm, mdlm or duo"
+        )
+    else:
+        kind = "flm"
+    if KINDS[kind].two_times != layout.two_times:
+        has = "a second time embedding" if layout.two_times else "no second time embedding"
+        raise ValueError(f"{name}: has {has}, so it is not {KINDS[kind].title}: set eval.imported_as")
+    return kind
+
+
+def describe(
+    layout: Layout, name: str, choices: ImportChoices, base: Mapping[str, Tensor] | None = None
+) -> tuple[Description, dict[str, Tensor]]:
+    """The description and the algorithm's state dict that one of our checkpoints would hold.
+
+    Args:
+        base: for a residual, the weights of its FLM, named `backbone.*`.
+
+    Raises:
+        ValueError: as `kind_of`; there is no such algorithm here; or a choice is missing or does not fit the weights.
+    """
+    kind = KINDS[kind_of(layout, name, choices.imported_as)]
+    if importlib.util.find_spec(kind.target.rpartition(".")[0]) is None:
+        raise ValueError(f"{name}: recognised as weights of {kind.title}, which cannot be sampled or trained here yet")
+    model = {
+        "_target_": "flm.models.dit.DiT",
+        "length": _length(layout, name, choices),
+        **layout.model,
+        "output_softcap": _softcap(choices.output_softcap, kind.output_softcap, "output_softcap"),
+        "attention_softcap": _softcap(choices.attention_softcap, kind.attention_softcap, "attention_softcap"),
+        "time_scale": 1.0,
+    }
+    weighted = any(key.startswith("loss_weight.") for key in layout.weights)
+    algorithm: dict[str, Any] = {"_target_": kind.target}
+    if kind.loss_weight:
+        algorithm["learnable_loss_weighting"] = weighted
+    elif weighted:
+        log.warning("%s: its learned loss weight, used in training alone, is left out", name)
+    average = _average(layout, name, choices.imported_ema)
+    state, average = (None if part is None else _placed(part, kind) for part in (layout.weights, average))
+    assert state is not None
+    if kind.network == "residual":
+        state = _base(layout, name, base) | state
+    tokenizer = _tokenizer(layout, name, kind, choices) if choices.tokenizer else None
+    origin = {"file": Path(name).name, "algorithm": layout.algorithm, "parameterization": layout.parameterization}
+    description = Description(
+        config={"algo": algorithm, "model": model, "imported": origin},
+        tokenizer=None if tokenizer is None else tokenizer.to_dict(),
+        vocab_size=layout.vocab_size,
+        length=model["length"],
+        step=layout.step,
+        average=average,
+        average_updates=layout.average_updates,
+    )
+    return description, state
+
+
+def _placed(weights: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
+    """Weights under the names of the algorithm's modules."""
+    found = {f"{kind.network}.{key.removeprefix('backbone.')}": w for key, w in weights.items() if key.startswith("backbone.")}
+    if kind.loss_weight:
+        found |= {key: weight for key, weight in weights.items() if key.startswith("loss_weight.")}
+    return found
+
+
+def _base(layout: Layout, name: str, base: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    if base is None:
+        raise ValueError(
+            f"{name}: a residual network adds to the FLM it was trained beside: set eval.imported_base_path to that checkpoint"
+        )
+    own = {
+        key: weight
+        for key, weight in layout.weights.items()
+        if key.startswith("backbone.") and not key.startswith("backbone.second_time_embedding.")
+    }
+    check_state(base, own, "eval.imported_base_path")
+    return {f"base.{key.removeprefix('backbone.')}": weight for key, weight in base.items()}
+
+
+def _average(layout: Layout, name: str, decay: float | None) -> dict[str, Tensor] | None:
+    if decay is None:
+        return next(iter(layout.averages.values()), None)
+    for written, average in layout.averages.items():
+        if written != "ema" and _is_number(written) and abs(float(written) - decay) < 1e-9:
+            return average
+    raise ValueError(f"{name}: eval.imported_ema={decay}: it holds averages {', '.join(layout.averages) or 'none'}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _length(layout: Layout, name: str, choices: ImportChoices) -> int:
+    length = layout.length if choices.length is None else choices.length
+    if length is None:
+        raise ValueError(f"{name}: does not say how long its sequences are: set eval.length (LM1B 128, OpenWebText 1024)")
+    if type(length) is not int or length < 1:
+        raise ValueError(f"eval.length must be a whole number of at least 1, not {length}")
+    return length
+
+
+def _softcap(given: float | str | None, published: float | None, key: str) -> float | None:
+    if given == "auto":
+        return published
+    if given is not None and (isinstance(given, (str, bool)) or not given > 0):
+        raise ValueError(f"eval.{key} must be auto, a number above 0 or null, not {given}")
+    return None if given is None else float(given)
+
+
+def _tokenizer(layout: Layout, name: str, kind: Kind, choices: ImportChoices) -> Tokenizer:
+    rows = layout.vocab_size
+    source = choices.tokenizer_name_or_path or _TOKENIZERS.get(rows)
+    if source is None:
+        raise ValueError(f"{name}: no tokenizer is known for {rows} tokens: set eval.tokenizer_name_or_path")
+    try:
+        tokenizer = HuggingFaceTokenizer(source).build(lambda: iter(()))
+        if tokenizer.vocab_size == rows - 1 and not kind.mask_row:  # [PAD] was appended, as for GPT-2
+            tokenizer = HuggingFaceTokenizer(source, add_pad=True).build(lambda: iter(()))
+    except ValueError as error:
+        raise ValueError(f"{name}: eval.tokenizer_name_or_path: {error}") from error
+    if tokenizer.vocab_size not in ({rows, rows - 1} if kind.mask_row else {rows}):
+        raise ValueError(
+            f"{name}: the weights have {rows} tokens, the tokenizer {source} has {tokenizer.vocab_size}: "
+            "set eval.tokenizer_name_or_path to the one it was trained with"
+        )
+    return tokenizer

@@ -1,0 +1,48 @@
+"""mode=export: a checkpoint as a Hugging Face folder, and onto the hub where a repository is named."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from flm.checkpoints.export import write_folder
+from flm.checkpoints.hub import check_token, push_to_hub
+from flm.checkpoints.load import CheckpointFile
+from flm.checkpoints.model_card import model_card
+from flm.tasks.assemble import load_for_evaluation, run_dir
+from flm.tasks.results import read_result
+
+
+def export(config: DictConfig) -> dict[str, Any]:
+    """Writes eval.checkpoint_path to run_dir, with averaged weights unless eval.disable_ema; uploads it to export.repo_id."""
+    wanted = config.export
+    if wanted.repo_id is not None:
+        check_token(wanted.repo_id)  # what is missing is missed before anything is written
+    algorithm, file, _ = load_for_evaluation(config)
+    averaged = not config.eval.disable_ema
+    results = [_result(path, file, averaged) for path in wanted.results]
+    folder, console = run_dir(config), Console()
+    name = wanted.repo_id or folder.resolve().name
+    card = model_card(name, algorithm, file, averaged, wanted.license, wanted.citation, results)
+    write_folder(folder, algorithm, file, averaged, card)
+    console.print(f"exported to {folder}; in Python: flm.load({str(folder)!r})", soft_wrap=True)
+    if wanted.license is None:
+        console.print("note: the model card names no licence: set export.license=apache-2.0, or another")
+    address = None
+    if wanted.repo_id is not None:
+        address = push_to_hub(folder, wanted.repo_id, wanted.private)
+        console.print(f"uploaded: {address}", soft_wrap=True)
+    return {"folder": str(folder), "commit": address}
+
+
+def _result(path: str | Path, file: CheckpointFile, averaged: bool) -> dict[str, Any]:
+    """A result of mode=sample_eval or ppl_eval, for the card; it must be of the very weights that are exported."""
+    result = read_result(path)
+    if not {"generated", "likelihood"} & set(result):
+        raise ValueError(f"export.results: {path}: not a result of mode=sample_eval or mode=ppl_eval")
+    if (result.get("checkpoint") or {}).get("sha256") != file.sha256:
+        raise ValueError(f"export.results: {path}: measured on another checkpoint than {file.path}")
+    if result["config"]["eval"]["disable_ema"] == averaged:
+        raise ValueError(f"export.results: {path}: measured with another eval.disable_ema than is exported")
+    return result

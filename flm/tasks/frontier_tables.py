@@ -1,0 +1,80 @@
+"""A frontier as tables: frontier.md, and what the console shows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+MATCHED_HEADINGS = ("run", "settings", "entropy", "target", "ppl", "+- log ppl", "at", "closest")
+
+
+def matched_cells(content: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of text under MATCHED_HEADINGS: perplexity where the sweep reaches the entropy, else the closest point."""
+    fixed = ("run", "target", "target_entropy_nats", "ppl", "log_ppl", "log_ppl_error", "crossings")
+    cells = []
+    for row in content["matched"]:
+        along = next(name.removeprefix("closest_") for name in reversed(row) if name.startswith("closest_"))
+        rest = {key: value for key, value in row.items() if key not in (*fixed, along) and not key.startswith("closest_")}
+        closest = row["closest_ppl"]
+        cells.append(
+            [
+                row["run"],
+                ", ".join(f"{key} {value:g}" for key, value in rest.items()),
+                f"{row['target_entropy_nats']:.3f}",
+                row["target"],
+                "not reached" if row["ppl"] is None else f"{row['ppl']:.2f}",
+                "" if row["log_ppl_error"] is None else f"{row['log_ppl_error']:.3f}",
+                "" if row[along] is None else f"{along} {row[along]:.3g}",
+                "" if closest is None else f"{closest:.2f} at entropy {row['closest_entropy_nats']:.3f}",
+            ]
+        )
+    return cells
+
+
+def markdown(content: Mapping[str, Any], count: int, seed: int) -> str:
+    """The tables of frontier.md."""
+    scorer = content["scorer"]
+    lines = [
+        f"# Frontier: {content['label']}",
+        "",
+        f"Perplexity by {scorer['name']} ({scorer['protocol']}), {count} samples a setting, seed {seed}. "
+        "Entropy: unigram entropy within a sample, nats.",
+        "",
+    ]
+    if content["real"] is not None:
+        entropy, judged = (content["real"][key]["mean"] for key in ("entropy_nats", "log_ppl"))
+        lines += [f"Real text: entropy {entropy:.3f}, log perplexity {judged:.3f}.", ""]
+    if content["matched"]:
+        lines += ["## At equal entropy", "", *_markdown_table(MATCHED_HEADINGS, matched_cells(content)), ""]
+    settings = list(dict.fromkeys(key for point in content["points"] for key in point["settings"]))
+    headings = [*settings, "entropy", "log ppl", "+-", "distinct-2", "self-BLEU-4", "ms / sample"]
+    rows = []
+    for point in content["points"]:
+        values = [point["settings"].get(key) for key in settings]
+        error, bleu = point["log_ppl"]["standard_error"], point["self_bleu_4"]
+        rows.append(
+            [
+                *("" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in values),
+                f"{point['entropy_nats']['mean']:.3f}",
+                f"{point['log_ppl']['mean']:.3f}",
+                "" if error is None else f"{error:.3f}",
+                "" if point["distinct_2"] is None else f"{point['distinct_2']:.3f}",
+                "" if bleu is None else f"{bleu['mean']:.1f}",
+                f"{point['ms_per_sample']:.1f}",
+            ]
+        )
+    return "\n".join([*lines, "## All settings", "", *_markdown_table(headings, rows), ""])
+
+
+def console_table(content: Mapping[str, Any]) -> Table:
+    table = Table(title=f"perplexity at equal entropy; {content['scorer']['name']}")
+    for heading in MATCHED_HEADINGS:
+        table.add_column(heading)
+    for cells in matched_cells(content):
+        table.add_row(*(escape(cell) for cell in cells))
+    return table
+
+
+def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]

@@ -1,0 +1,240 @@
+"""Strings in, strings out: from a checkpoint, from a folder, in a fresh process, from the shell."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tasks.running import command, config_of, tiny, write_corpus
+
+import flm
+from flm.__main__ import main
+from flm.checkpoints.load import read_checkpoint
+from flm.samplers.canvas import Canvas
+from flm.samplers.template import pieces_of
+from flm.tasks.export import export
+from flm.tasks.sample import sample_eval
+from flm.tasks.train import train
+
+ROOT = Path(flm.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), documents=20)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(corpus, tmp_path_factory):
+    """A short run whose average lies elsewhere than its last weights."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = ("trainer.max_steps=40", "training.ema=0.9", "optim.lr=1e-2", "logger=none", "sampling.temperature=0.7")
+    train(config_of(folder, *tiny(corpus, *options)))
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def autoregressive(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ar")
+    train(config_of(folder, *tiny(corpus, "algo=ar", "trainer.max_steps=30", "optim.lr=1e-2", "logger=none")))
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def exported(checkpoint, folder, *overrides):
+    common = ["mode=export", f"eval.checkpoint_path={checkpoint}", "trainer.accelerator=cpu"]
+    export(config_of(folder, *common, *overrides))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, tmp_path_factory):
+    return exported(checkpoint, tmp_path_factory.mktemp("exported") / "model", "export.license=apache-2.0")
+
+
+@pytest.fixture(scope="module")
+def lm(folder):
+    return flm.load(folder, device="cpu")
+
+
+FRESH = """
+import json, resource, sys
+import flm
+after_import = [name for name in ("torch", "lightning", "transformers", "hydra", "omegaconf") if name in sys.modules]
+lm = flm.load(sys.argv[1], device="cpu")
+cpu = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+from flm.samplers.canvas import Canvas
+tokens = lm.fill(Canvas.blank(3, lm.length), steps=4, seed=11).tolist()
+after_use = [name for name in ("lightning", "transformers", "hydra", "omegaconf", "datasets") if name in sys.modules]
+texts = lm.generate(n=3, steps=4, seed=11)
+print(json.dumps([after_import, after_use, cpu, tokens, texts]))
+"""
+
+
+def test_a_fresh_process_makes_the_same_tokens_from_the_folder(checkpoint, folder, tmp_path):
+    run = [sys.executable, "-c", FRESH, str(folder)]
+    done = subprocess.run(
+        run, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    after_import, after_use, cpu, tokens, texts = json.loads(done.stdout)
+    assert after_import == after_use == []
+    print(f"import and load: {cpu:.1f} s of CPU")
+    assert cpu < 10
+    here = flm.load(checkpoint, device="cpu")
+    assert here.fill(Canvas.blank(3, 32), steps=4, seed=11).tolist() == tokens
+    assert here.generate(n=3, steps=4, seed=11) == texts == [here.tokenizer.decode(row) for row in tokens]
+    assert len(set(texts)) == 3
+
+
+def test_the_command_line_and_python_agree(checkpoint, lm, tmp_path):
+    """The same noise, the options that the recipe records, the same batches."""
+    options = ["eval.real_data=null", "sampling.steps=3", "sampling.prompt=the cat ", "sampling.num_sample_batches=2", "seed=9"]
+    run = ["mode=sample_eval", f"eval.checkpoint_path={checkpoint}", "loader.eval_batch_size=2", "trainer.accelerator=cpu"]
+    sample_eval(config_of(tmp_path, *run, *options))
+    written = [json.loads(line)["text"] for line in (tmp_path / "samples-3.jsonl").read_text().splitlines()]
+    assert lm.generate(n=4, steps=3, prompt="the cat ", seed=9, batch_size=2) == written
+    assert lm.options == {"temperature": 0.7} and lm.steps == 4
+    assert lm.generate(n=4, steps=3, prompt="the cat ", seed=9, batch_size=2, temperature=None, solver="heun") != written
+
+
+def test_what_is_given_stays(lm):
+    text = lm.generate(prompt="the cat ", suffix=" rain.", steps=2, length=20, seed=3)[0]
+    assert lm.tokenizer.encode(text)[:8] == lm.tokenizer.encode("the cat ")
+    assert text.endswith(" rain.") and len(lm.tokenizer.encode(text)) == 20
+    for text in lm.infill("the [3] sees [2].", n=3, steps=2):
+        ids = lm.tokenizer.encode(text)
+        given = [*lm.tokenizer.encode("the "), *lm.tokenizer.encode(" sees "), *lm.tokenizer.encode(".")]
+        assert len(ids) == 4 + 3 + 6 + 2 + 1 and ids[:4] + ids[7:13] + ids[15:] == given
+    assert len(lm.generate(n=5, steps=1, batch_size=2)) == 5
+    assert lm.generate(steps=1) == lm.generate(steps=1) != lm.generate(steps=1, seed=1)
+
+
+def test_templates():
+    pieces = pieces_of("[2]a [x] b[10]", lambda text: [len(text)])
+    assert pieces == [[0], 2, [8], 10, [0]]
+    with pytest.raises(ValueError, match="^where='ab' has no hole"):
+        pieces_of("ab", len, "where")
+
+
+def test_exact_likelihood_is_the_sum_over_blocks(autoregressive, tmp_path):
+    lm = flm.load(exported(autoregressive, tmp_path / "ar"), device="cpu")
+    text = "the cat sees fish. a dog hears the sea. one bird likes"
+    ids = torch.tensor(lm.tokenizer.encode(text))
+    assert 32 < len(ids) < 64
+    by_hand = 0.0
+    for block in (ids[:32], ids[32:]):
+        for i in range(len(block)):  # token by token, from a prediction that has seen no more than those before it
+            seen = torch.cat([block[:i], torch.zeros(1, dtype=torch.long)])[None]
+            by_hand -= lm.algorithm.backbone(seen).probabilities()[0, -1, block[i]].log().item()
+    found = lm.nll(text)
+    assert found.nats == pytest.approx(by_hand, rel=1e-5) and float(found) == found.nats
+    assert (found.kind, found.standard_error, found.num_tokens) == ("exact", 0.0, len(ids))
+    assert found.nats_per_token == found.nats / len(ids)
+
+
+def test_a_bound_says_so_and_how_sure_it_is(lm):
+    """Its mean and error against many independent small estimates, on a text of two blocks."""
+    text = "the cat sees fish. a dog hears the sea."
+    found = lm.nll(text, draws=200, seed=1)
+    assert found.kind == "variational upper bound" and found.num_tokens == len(text) > 32
+    singles = torch.tensor([lm.nll(text, draws=2, seed=seed).nats for seed in range(100, 200)])
+    assert abs(found.nats - singles.mean()) < 4 * found.standard_error
+    assert 0 < found.standard_error < 2 * singles.std() / 10
+    assert lm.nll(text, draws=1).standard_error is None
+    assert lm.nll(text, seed=5) == lm.nll(text, seed=5) != lm.nll(text, seed=6)
+
+
+def test_either_weights(checkpoint, folder, tmp_path):
+    average = read_checkpoint(checkpoint).average
+    online = exported(checkpoint, tmp_path / "online", "eval.disable_ema=true")
+    for source, use_average, expected in (
+        (folder, True, True),
+        (online, True, False),
+        (checkpoint, True, True),
+        (checkpoint, False, False),
+    ):
+        weights = dict(flm.load(source, use_average=use_average).algorithm.named_parameters())
+        assert all(torch.equal(weights[name], value.to(weights[name])) for name, value in average.items()) == expected
+
+
+@pytest.mark.parametrize(
+    "call,message",
+    [
+        (lambda lm: lm.generate(steps=0), "steps must be a whole number of at least 1, not 0"),
+        (lambda lm: lm.generate(n=0), "n must be"),
+        (lambda lm: lm.generate(batch_size=0), "batch_size must be"),
+        (lambda lm: lm.generate(length=0), "length must be"),
+        (lambda lm: lm.generate(steps=1.5), "steps must be"),
+        (lambda lm: lm.generate(prompt="x" * 20, suffix="y" * 12), r"prompt \(20 tokens\) and suffix \(12\) leave nothing.*32"),
+        (lambda lm: lm.generate(magic=3), "sampler options .*magic.* do not fit FLM"),
+        (lambda lm: lm.generate(temperature=-1), "temperature must be above 0"),
+        (lambda lm: lm.infill("no hole [x]"), "infill='no hole .*has no hole"),
+        (lambda lm: lm.infill("a [0] b"), "hole of 0 tokens"),
+        (lambda lm: lm.infill("a [3] b", steps=0), "steps must be"),
+        (lambda lm: lm.nll(""), "no tokens"),
+        (lambda lm: lm.nll("a", draws=0), "draws must be"),
+        (lambda lm: flm.load("nowhere.ckpt"), "nowhere.ckpt: no such file or folder"),
+        (lambda lm: flm.load(ROOT / "docs"), "docs: not an exported model: it has no config.json"),
+        (lambda lm: flm.load(ROOT / "README.md"), "README.md: not a"),
+    ],
+)
+def test_mistakes_are_one_line(lm, call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(lm)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_another_size_is_refused(folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in folder.glob("*.*"):
+        (other / path.name).write_bytes(path.read_bytes())
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["@"] = len(tokenizer["model"]["vocab"])
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match=f"{other}: its tokenizer has .* tokens, its model"):
+        flm.load(other)
+
+
+def test_the_shell_says_what_python_says(folder, lm, capsys):
+    common = [str(folder), "--device", "cpu", "--seed", "4"]
+    assert main(["generate", *common, "-n", "2", "--steps", "3", "--prompt", "the ", "--option", "temperature=0.9"]) == 0
+    assert capsys.readouterr().out.splitlines() == lm.generate(n=2, steps=3, prompt="the ", seed=4, temperature=0.9)
+    assert main(["infill", *common, "the [3] sees [2].", "--json", "--option", "solver=heun"]) == 0
+    assert json.loads(capsys.readouterr().out) == lm.infill("the [3] sees [2].", seed=4, solver="heun")[0]
+    assert main(["nll", *common, "the cat"]) == 0
+    assert json.loads(capsys.readouterr().out)["nats"] == lm.nll("the cat", seed=4).nats
+    assert main(["generate", *common, "--steps", "0"]) == 1
+    said = capsys.readouterr()
+    assert said.err == "error: steps must be a whole number of at least 1, not 0\n" and not said.out
+
+
+def test_the_card_names_licence_recipe_and_measurements(checkpoint, folder, corpus, tmp_path, monkeypatch, capfd):
+    run = ["mode=ppl_eval", f"eval.checkpoint_path={checkpoint}", "trainer.accelerator=cpu", "eval.pilot_draws=0"]
+    data = [*tiny(corpus)[1:], "eval.max_examples=2", "loader.eval_batch_size=2"]
+    assert command(monkeypatch, *run, *data, f"hydra.run.dir={tmp_path / 'nll'}") == 0
+    measured = tmp_path / "nll" / "likelihood.json"
+    (row,) = next(iter(json.loads(measured.read_text())["likelihood"]["corpora"].values()))["variants"].values()
+    wanted = ["mode=export", f"eval.checkpoint_path={checkpoint}", f"export.results=[{measured}]", "trainer.accelerator=cpu"]
+    assert command(monkeypatch, *wanted, "export.license=cc-by-4.0", f"hydra.run.dir={tmp_path / 'model'}") == 0
+    card = (tmp_path / "model" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["license"] == "cc-by-4.0" and front["library_name"] == "flm" and "arXiv 2602.16813" in card
+    assert f"| {row['nats_per_token']:.4g} | {row['perplexity']:.4g} | {row['bits_per_byte']:.4g} |" in card
+    assert '"lr": 0.01' in card and '"_target_": "flm.data.corpora.text.TextCorpus"' in card
+    assert read_checkpoint(checkpoint).sha256 in card and str(corpus.parent) not in card
+    capfd.readouterr()
+    for override, named in (
+        ("eval.disable_ema=true", "measured with another eval.disable_ema"),
+        (f"eval.checkpoint_path={checkpoint.with_name('step_0000010.ckpt')}", "measured on another checkpoint"),
+        (f"export.results=[{checkpoint.parents[1] / 'run.json'}]", "export.results: .*run.json|not a result"),
+        ("export.repo_id=nonsense", "export.repo_id=nonsense is no name"),
+    ):
+        assert command(monkeypatch, *wanted, override, f"hydra.run.dir={tmp_path / 'other'}") == 1
+        (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert any(part in line for part in named.split("|")), line
+    assert not (tmp_path / "other" / "config.json").exists()
