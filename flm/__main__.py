@@ -13,7 +13,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 after one line on standard error."""
     given = _parser().parse_args(arguments)
     try:
-        lm = flm.load(given.model, given.device, not given.last_weights, given.trusted_module, given.revision)
+        weights = not given.last_weights
+        lm = flm.load(given.model, given.device, weights, given.trusted_module, given.revision, **dict(given.published))
         if given.command == "nll":
             found = lm.nll(sys.stdin.read() if given.text == "-" else given.text, given.draws, given.seed)
             print(json.dumps(vars(found) | {"nats_per_token": found.nats_per_token}))
@@ -41,6 +42,14 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--last-weights", action="store_true", help="of a checkpoint: not the averaged weights")
     shared.add_argument("--trusted-module", action="append", default=[], help="module whose model classes may be built")
     shared.add_argument("--revision", help="branch, tag or commit on the hub")
+    shared.add_argument(
+        "--published",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what a published checkpoint does not say: length=128, tokenizer_name_or_path=...",
+    )
     sampling = argparse.ArgumentParser(add_help=False)
     sampling.add_argument("-n", type=int, default=1, help="how many texts")
     sampling.add_argument("--steps", type=int, help="default: what the model's recipe names")

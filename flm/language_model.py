@@ -7,7 +7,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from flm.algos.algorithm import Algorithm, Batch
 from flm.checkpoints.export import CONFIG, generation_defaults, read_folder
 from flm.checkpoints.hub import download, is_hub_name
+from flm.checkpoints.imported import ImportChoices
 from flm.checkpoints.load import load_algorithm
 from flm.data.tokenizers import Tokenizer
 from flm.draws import Draws, mix_seed
@@ -202,8 +203,11 @@ def load(
     use_average: bool = True,
     trusted_modules: Sequence[str] = (),
     revision: str | None = None,
+    **published: Any,
 ) -> LanguageModel:
     """The model of an exported folder, a checkpoint file, or a name on the Hugging Face hub. Executes nothing in any.
+
+    A checkpoint file is one of this project, or a published one of FLM, MDLM or Duo.
 
     Args:
         source: a path, or owner/model if there is no such path.
@@ -211,21 +215,26 @@ def load(
         use_average: of a checkpoint: take the averaged weights rather than the last step's. A folder holds one of them.
         trusted_modules: modules outside this package whose model classes may be built; your word, never the file's.
         revision: branch, tag or commit on the hub; None: main.
+        published: what a published checkpoint does not say, as fields of `flm.checkpoints.imported.ImportChoices`:
+            tokenizer_name_or_path, length, imported_as, ... Not read for others.
 
     Raises:
         ValueError: there is nothing of that name, or it is not a whole model that this code can build.
     """
     path = Path(source)
+    unknown = set(published) - {item.name for item in fields(ImportChoices)}
+    if unknown:
+        raise ValueError(f"load takes no {', '.join(sorted(unknown))}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if path.is_file():
-        algorithm, file = load_algorithm(path, use_average, trusted_modules)
+        algorithm, file = load_algorithm(path, use_average, trusted_modules, ImportChoices(**published))
         if file.tokenizer is None:
             raise ValueError(f"{path}: holds no tokenizer")
         found: tuple[Any, ...] = (file.tokenizer, file.config, generation_defaults(file.config))
     else:
         if not path.is_dir():
-            if not is_hub_name(str(source)):
+            if not is_hub_name(str(source)) or path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".safetensors"):
                 raise ValueError(f"{source}: no such file or folder, and no name on the Hugging Face hub (owner/model)")
             path = download(str(source), revision)
         if not (path / CONFIG).is_file():
@@ -237,7 +246,8 @@ def load(
         tokenizer = Tokenizer.from_dict(tokenizer)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    if tokenizer.vocab_size != algorithm.vocab_size:
+    # a model may have a row for a mask that its tokenizer lacks
+    if not algorithm.vocab_size - 1 <= tokenizer.vocab_size <= algorithm.vocab_size:
         raise ValueError(f"{source}: its tokenizer has {tokenizer.vocab_size} tokens, its model {algorithm.vocab_size}")
     return LanguageModel(algorithm.to(device), tokenizer, config, generation["steps"], generation["options"])
 

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from checkpoints.published_layouts import L, V, tokenizer_folder
+from checkpoints.published_layouts import flm_v1 as published
 from tasks.running import command, config_of, tiny, write_corpus
 
 import flm
+from flm import LanguageModel
 from flm.__main__ import main
-from flm.checkpoints.load import read_checkpoint
+from flm.checkpoints.imported import ImportChoices
+from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.samplers.canvas import Canvas
 from flm.samplers.template import pieces_of
 from flm.tasks.export import export
@@ -92,13 +96,13 @@ def test_a_fresh_process_makes_the_same_tokens_from_the_folder(checkpoint, folde
 
 def test_the_command_line_and_python_agree(checkpoint, lm, tmp_path):
     """The same noise, the options that the recipe records, the same batches."""
-    options = ["eval.real_data=null", "sampling.steps=3", "sampling.prompt=the cat ", "sampling.num_sample_batches=2", "seed=9"]
+    options = ["eval.real_data=null", "sampling.steps=3", "sampling.prompt=the cat", "sampling.num_sample_batches=2", "seed=9"]
     run = ["mode=sample_eval", f"eval.checkpoint_path={checkpoint}", "loader.eval_batch_size=2", "trainer.accelerator=cpu"]
     sample_eval(config_of(tmp_path, *run, *options))
     written = [json.loads(line)["text"] for line in (tmp_path / "samples-3.jsonl").read_text().splitlines()]
-    assert lm.generate(n=4, steps=3, prompt="the cat ", seed=9, batch_size=2) == written
+    assert lm.generate(n=4, steps=3, prompt="the cat", seed=9, batch_size=2) == written
     assert lm.options == {"temperature": 0.7} and lm.steps == 4
-    assert lm.generate(n=4, steps=3, prompt="the cat ", seed=9, batch_size=2, temperature=None, solver="heun") != written
+    assert lm.generate(n=4, steps=3, prompt="the cat", seed=9, batch_size=2, temperature=None, solver="heun") != written
 
 
 def test_what_is_given_stays(lm):
@@ -115,7 +119,7 @@ def test_what_is_given_stays(lm):
 
 def test_templates():
     pieces = pieces_of("[2]a [x] b[10]", lambda text: [len(text)])
-    assert pieces == [[0], 2, [8], 10, [0]]
+    assert pieces == [[0], 2, [7], 10, [0]]
     with pytest.raises(ValueError, match="^where='ab' has no hole"):
         pieces_of("ab", len, "where")
 
@@ -178,6 +182,7 @@ def test_either_weights(checkpoint, folder, tmp_path):
         (lambda lm: lm.nll(""), "no tokens"),
         (lambda lm: lm.nll("a", draws=0), "draws must be"),
         (lambda lm: flm.load("nowhere.ckpt"), "nowhere.ckpt: no such file or folder"),
+        (lambda lm: flm.load("runs/nowhere.ckpt"), "runs/nowhere.ckpt: no such file or folder"),
         (lambda lm: flm.load(ROOT / "docs"), "docs: not an exported model: it has no config.json"),
         (lambda lm: flm.load(ROOT / "README.md"), "README.md: not a"),
     ],
@@ -186,6 +191,24 @@ def test_mistakes_are_one_line(lm, call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call(lm)
     assert "\n" not in str(caught.value)
+
+
+def test_a_published_checkpoint_loads_like_any_other(tmp_path):
+    source, words = tmp_path / "published.ckpt", str(tokenizer_folder(tmp_path / "bert"))
+    torch.save(published()[0], source)
+    with pytest.raises(ValueError, match="published.ckpt: no tokenizer is known for 15 tokens"):
+        flm.load(source)
+    with pytest.raises(ValueError, match="load takes no lenght"):
+        flm.load(source, lenght=3)
+    lm = flm.load(source, device="cpu", tokenizer_name_or_path=words)
+    canvas = Canvas.blank(2, L)
+    algorithm, _ = load_algorithm(source, choices=ImportChoices(tokenizer_name_or_path=words))
+    assert torch.equal(lm.fill(canvas, 3, seed=2), LanguageModel(algorithm, lm.tokenizer, {}, 3, {}).fill(canvas, seed=2))
+    assert (lm.length, lm.algorithm.vocab_size, lm.steps) == (L, V, 64)
+    text = lm.generate(prompt="the cat", steps=2)[0]
+    assert text.startswith("the cat")
+    # weights of the file: its average, not its trained ones
+    assert torch.equal(lm.algorithm.backbone.input_table, published()[2]["vocab_embed.embedding"])
 
 
 def test_a_tokenizer_of_another_size_is_refused(folder, tmp_path):

@@ -1,7 +1,6 @@
 """From a checkpoint file back to a model. Nothing in the file is executed."""
 
 import hashlib
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm
-from flm.checkpoints import atomic, restricted
+from flm.checkpoints import restricted
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.fit import check_state
@@ -34,11 +33,13 @@ class CheckpointFile:
         path: the file.
         description: what it says of itself.
         state: the algorithm's state dict (the weights as trained, not averaged).
+        published: whether the file is of another project's layout, so that it describes itself only in part.
     """
 
     path: Path
     description: Description
     state: dict[str, Tensor]
+    published: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -73,14 +74,18 @@ def read_checkpoint(path: str | Path, choices: ImportChoices | None = None) -> C
     """
     content, name = _content(path), str(path)
     if KEY in content or not is_published(content):
-        return CheckpointFile(Path(path), Description.of(content, name), algorithm_state(content, name))
+        try:
+            description = Description.of(content, name)
+        except RecursionError as error:
+            raise ValueError(f"{name}: damaged description: nested without end") from error
+        return CheckpointFile(Path(path), description, algorithm_state(content, name))
     choices = ImportChoices(tokenizer=False) if choices is None else choices
     base = None
     if choices.imported_base_path is not None:
         alone = replace(choices, imported_as=None, imported_base_path=None, tokenizer=False)
         found = read_checkpoint(choices.imported_base_path, alone)
         base = found.state | (found.average or {})
-    return CheckpointFile(Path(path), *describe(layout_of(content, name), name, choices, base))
+    return CheckpointFile(Path(path), *describe(layout_of(content, name), name, choices, base), published=True)
 
 
 def load_algorithm(
@@ -130,15 +135,11 @@ def apply_average(algorithm: nn.Module, checkpoint: CheckpointFile) -> None:
 
 
 def _content(path: str | Path) -> Mapping[str, Any]:
-    try:
-        content = atomic.load(path, mmap=True)
-    except ValueError as error:
-        if not isinstance(error.__cause__, pickle.UnpicklingError):
-            raise
-        # a published checkpoint holds its config and tokenizer as objects; no other file has a reason to hold any
-        content = restricted.read(path)
-        if not is_published(content):
-            raise
+    noted: list[str] = []
+    content = restricted.read(path, noted)
+    # a published checkpoint carries its config and tokenizer as objects; no other file has a reason to hold any
+    if noted and (not is_published(content) or KEY in content):
+        raise ValueError(f"{path}: refused, it holds Python objects beyond plain values and tensors ({noted[0]})")
     return content if isinstance(content, Mapping) else {}
 
 

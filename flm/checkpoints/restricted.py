@@ -72,23 +72,30 @@ class _Storage:
     count: int
 
 
-def read(path: str | Path) -> Any:
+def read(path: str | Path, noted: list[str] | None = None) -> Any:
     """What torch.save was given: dicts, lists, tuples, scalars and CPU tensors, with an Inert for all else.
 
     An entry of a dict whose key is neither a scalar nor a short tuple of scalars is left out.
     Tensors stay on disk until they are touched.
 
+    Args:
+        noted: takes the names of what was not read, the first few; empty if the file holds nothing of the kind.
+
     Raises:
         ValueError: naming the file: it is missing, damaged, not a torch zip file, or not what torch.save writes.
     """
     archive = TorchArchive(path)
+    machine = _Machine(archive)
     try:
-        return _Machine(archive).run()
+        content = machine.run()
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError, EOFError) as error:
         line = str(error).partition("\n")[0][:200]
         if line.startswith(f"{path}: "):
             raise
         raise ValueError(f"{path}: refused, its pickle is damaged or hostile ({type(error).__name__}: {line})") from error
+    if noted is not None:
+        noted += machine.noted
+    return content
 
 
 class _Machine:
@@ -99,6 +106,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.noted: list[str] = []
 
     def run(self) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(self.archive.pickle)):
@@ -144,12 +152,23 @@ class _Machine:
     def memoize(self, _: Any) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
 
+    def inert(self, name: str) -> Inert:
+        if len(self.noted) < 8:
+            self.noted.append(name[:60])
+        return Inert()
+
     def global_name(self, argument: str) -> None:
-        self.stack.append(_Name(argument.replace(" ", ".")))
+        name = argument.replace(" ", ".")
+        if name not in _CALLS and _dtype(name) is None:
+            self.inert(name)
+        self.stack.append(_Name(name))
 
     def stack_global(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
-        self.stack.append(_Name(f"{module}.{name}") if type(module) is type(name) is str else Inert())
+        if type(module) is type(name) is str:
+            self.global_name(f"{module} {name}")
+        else:
+            self.stack.append(self.inert("a name that is no text"))
 
     def take_tuple(self, length: int) -> None:
         found = tuple(self.stack[-length:])
@@ -181,7 +200,7 @@ class _Machine:
     def reduce(self, _: Any) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         make = _CALLS.get(function.text) if type(function) is _Name else None
-        self.stack.append(Inert() if make is None else make(arguments))
+        self.stack.append(self.inert("a call") if make is None else make(arguments))
 
     def build(self, _: Any) -> None:
         state, target = self.stack.pop(), self.stack[-1]
@@ -190,23 +209,25 @@ class _Machine:
 
     def new_object(self, taken: int) -> None:
         del self.stack[len(self.stack) - taken :]
-        self.stack.append(Inert())
+        self.stack.append(self.inert("an object"))
 
     def new_object_from_mark(self, _: Any) -> None:
         self.items()
-        self.stack.append(Inert())
+        self.stack.append(self.inert("an object"))
 
     def persistent(self, _: Any) -> None:
         kind, storage, key, _location, count = self.stack.pop()
         if kind != "storage" or type(storage) is not _Name or type(key) is not str or type(count) is not int or count < 0:
             raise ValueError("a persistent id that is no tensor storage")
-        module, _, name = storage.text.rpartition(".")
-        dtype = _DTYPES.get(name) if module == "torch" else None
-        if storage.text == "torch.storage.UntypedStorage":
-            dtype = torch.uint8
+        dtype = _dtype(storage.text)
         if dtype is None:
             raise ValueError(f"tensor storage of type {storage.text[:60]}")
         self.stack.append(_Storage(self.archive.storage(key, count * dtype.itemsize), dtype, count))
+
+
+def _dtype(storage: str) -> torch.dtype | None:
+    """Of the elements of a storage class, by its full name; None if it is none."""
+    return torch.uint8 if storage == "torch.storage.UntypedStorage" else _DTYPES.get(storage.removeprefix("torch."))
 
 
 def _is_key(key: Any) -> bool:
@@ -271,7 +292,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE3": lambda machine, _: machine.take_tuple(3),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.items())),
     "EMPTY_LIST": lambda machine, _: machine.push([]),
-    "EMPTY_SET": lambda machine, _: machine.push(Inert()),
+    "EMPTY_SET": lambda machine, _: machine.push(machine.inert("a set")),
     "LIST": lambda machine, _: machine.push(machine.items()),
     "FROZENSET": _Machine.new_object_from_mark,
     "APPEND": lambda machine, _: machine.extend([machine.stack.pop()]),

@@ -23,7 +23,7 @@ def import_checkpoint(config: DictConfig) -> dict[str, Any]:
     if path is None:
         raise ValueError("eval.checkpoint_path is not set: name the checkpoint to import")
     file = read_checkpoint(path, import_choices(config))
-    if "imported" not in file.config:
+    if not file.published:
         raise ValueError(f"{path}: is a checkpoint of this project already")
     folder = run_dir(config)
     target = folder / "checkpoints" / "imported.ckpt"

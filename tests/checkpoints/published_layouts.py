@@ -35,7 +35,8 @@ def shapes(vocab_size: int, two_times: bool, loss_weight: bool) -> dict[str, tup
         found |= {f"{name}.mlp.2.weight": (COND, COND), f"{name}.mlp.2.bias": (COND,)}
     found["rotary_emb.inv_freq"] = (D // HEADS // 2,)
     if loss_weight:
-        for name, rows in (("s_embed.mlp.0", (128, 256)), ("s_embed.mlp.2", (128, 128)), ("mlp.0", (128, 128)), ("mlp.2", (1, 128))):
+        layers = {"s_embed.mlp.0": (128, 256), "s_embed.mlp.2": (128, 128), "mlp.0": (128, 128), "mlp.2": (1, 128)}
+        for name, rows in layers.items():
             found |= {f"learnable_loss_weighting.{name}.weight": rows, f"learnable_loss_weighting.{name}.bias": rows[:1]}
     for n in range(BLOCKS):
         block = {
@@ -54,7 +55,7 @@ def random_weights(seed: int, vocab_size: int = V, two_times: bool = False, loss
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for key, shape in shapes(vocab_size, two_times, loss_weight).items():
-        scale = 1.5 if "attn_qkv" in key or "output_layer.linear" in key else 0.4
+        scale = 0.9 if "attn_qkv" in key else 1.5 if "output_layer.linear" in key else 0.4
         found[key] = scale * torch.randn(shape, generator=generator) + (1.0 if "norm" in key else 0.0)
     found["rotary_emb.inv_freq"] = 1.0 / 10000 ** (torch.arange(0, D // HEADS, 2).float() / (D // HEADS))
     return found
@@ -115,7 +116,8 @@ def fmlm_v2() -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
     """June 2026: two times, one average, no teacher in the file but what a stray save left."""
     trained, average = (random_weights(seed, two_times=True) for seed in (4, 5))
     content = lightning(trained, config_of("fmlm", double_temb=True), ema=average_of(average, 0.9999))
-    content["state_dict"] = OrderedDict({"teacher_model.backbone.vocab_embed.embedding": torch.zeros(2, 2), **content["state_dict"]})
+    stray = {"teacher_model.backbone.vocab_embed.embedding": torch.zeros(2, 2)}
+    content["state_dict"] = OrderedDict(stray | content["state_dict"])
     return content, trained, average
 
 

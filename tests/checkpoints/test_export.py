@@ -25,8 +25,8 @@ from flm.checkpoints.model_card import model_card
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer
 
 LENGTH = 6
-DOCUMENTS = ["A cat sees, a dog hears.", "one  bird sees the sea. naïve café <|end|> 'tis"] * 4
-NETWORK = {"_target_": "flm.models.dit.DiT", "length": LENGTH, "hidden_size": 16, "num_blocks": 2, "num_heads": 2, "cond_dim": 8}
+DOCUMENTS = ["A cat sees, a dog hears.", "one  bird sees the sea. na\u00efve caf\u00e9 <|end|> 'tis"] * 4
+SIZES = {"length": LENGTH, "hidden_size": 16, "num_blocks": 2, "num_heads": 2, "cond_dim": 8}
 KINDS = {
     "flm": ({"_target_": "flm.algos.flm.FLM", "clock": None}, {"time_scale": 100.0}, CharacterTokenizer()),
     "fmlm": (
@@ -35,6 +35,7 @@ KINDS = {
         ByteTokenizer(),
     ),
     "ar": ({"_target_": "flm.algos.ar.AR"}, {"attention_softcap": 5.0, "output_softcap": None}, BPETokenizer(270)),
+    "ar_plain": ({"_target_": "flm.algos.ar.AR"}, {"attention_softcap": None}, CharacterTokenizer()),
     "flm_distill": ({"_target_": "flm.algos.flm_distill.FLMDistill"}, {"output_softcap": 2.0}, CharacterTokenizer()),
 }
 
@@ -43,9 +44,10 @@ def checkpoint(path, kind):
     """A model with random weights everywhere, its average other random weights."""
     algo, network, builder = KINDS[kind]
     tokenizer = builder.build(lambda: iter(DOCUMENTS))
+    tokenizer.name = "/home/someone/tokenizer"  # as of one that was given as a folder
     config = {
         "algo": algo,
-        "model": NETWORK | network,
+        "model": {"_target_": "flm.models.dit.DiT"} | SIZES | network,
         "data": {"_target_": "flm.data.corpora.text.TextCorpus", "path": "/home/someone/secret/corpus"},
         "sampling": {"steps": [1, 3], "temperature": 0.8, "gamma": None, "length": None, "film": False},
         "run_dir": "/home/someone/run",
@@ -84,7 +86,7 @@ def test_weights_tokenizer_and_recipe_come_back_bit_for_bit(models, kind):
     assert type(found) is type(wanted) and not found.training
     for name, tensor in wanted.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor)
-    assert exported.tokenizer == file.tokenizer and exported.step == 12
+    assert exported.tokenizer == file.tokenizer | {"name": "tokenizer"} and exported.step == 12
     assert exported.generation == {"steps": 3, "options": {"temperature": 0.8}}
     assert exported.config["model"] == file.config["model"] and exported.config["sampling"] == file.config["sampling"]
 
@@ -142,7 +144,7 @@ def test_transformers_opens_it_without_this_package_and_predicts_the_same(models
         tokens = torch.randint(0, algorithm.vocab_size, (3, LENGTH), generator=generator)
         calls = []
         with torch.no_grad():
-            if kind == "ar":
+            if kind.startswith("ar"):
                 calls.append(({"input_ids": tokens}, logits_of(algorithm.backbone(tokens))))
             elif kind == "flm_distill":
                 calls.append(({"inputs_embeds": state, "tau": tau}, logits_of(algorithm.base(state, tau))))

@@ -23,7 +23,7 @@ def times(count=200, latest=0.85, seed=0):
     return *ends.sort(0).values, generator
 
 
-def delta(world, x, s, t, nodes=300):
+def delta(world, x, s, t, nodes=150):
     return world.log_delta(x, s / (1 - s), t / (1 - t), nodes).exp()
 
 
@@ -31,7 +31,7 @@ def jump(x, target, s, t):
     return step(State((x,)), State((target,)), s, t).views[0]
 
 
-def integrate_in_t(world, x, s, t, nodes=800):
+def integrate_in_t(world, x, s, t, nodes=400):
     """X_{s,t}(x) by Runge-Kutta on dx/dt = (D_t(x) - x)/(1-t) itself."""
 
     def velocity(x, time):
