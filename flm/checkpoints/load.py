@@ -82,7 +82,7 @@ def read_checkpoint(path: str | Path, choices: ImportChoices | None = None) -> C
     choices = ImportChoices(tokenizer=False) if choices is None else choices
     base = None
     if choices.imported_base_path is not None:
-        alone = replace(choices, imported_as=None, imported_base_path=None, tokenizer=False)
+        alone = replace(choices, imported_as=None, imported_base_path=None, imported_ema=None, tokenizer=False)
         found = read_checkpoint(choices.imported_base_path, alone)
         base = found.state | (found.average or {})
     return CheckpointFile(Path(path), *describe(layout_of(content, name), name, choices, base), published=True)

@@ -27,7 +27,7 @@ class FakeTokenizer:
         ran.append("FakeTokenizer.__setstate__")
 
 
-def shapes(vocab_size: int, two_times: bool, loss_weight: bool) -> dict[str, tuple[int, ...]]:
+def shapes(vocab_size: int, two_times: bool, loss_weight: bool, blocks: int = BLOCKS) -> dict[str, tuple[int, ...]]:
     """Keys after `backbone.` in the order of registration, the buffer among them."""
     found: dict[str, tuple[int, ...]] = {"vocab_embed.embedding": (vocab_size, D)}
     for name in ("sigma_map", *(["sigma_map_prime"] if two_times else [])):
@@ -38,7 +38,7 @@ def shapes(vocab_size: int, two_times: bool, loss_weight: bool) -> dict[str, tup
         layers = {"s_embed.mlp.0": (128, 256), "s_embed.mlp.2": (128, 128), "mlp.0": (128, 128), "mlp.2": (1, 128)}
         for name, rows in layers.items():
             found |= {f"learnable_loss_weighting.{name}.weight": rows, f"learnable_loss_weighting.{name}.bias": rows[:1]}
-    for n in range(BLOCKS):
+    for n in range(blocks):
         block = {
             "norm1.weight": (D,), "attn_qkv.weight": (3 * D, D), "attn_out.weight": (D, D), "norm2.weight": (D,),
             "mlp.0.weight": (4 * D, D), "mlp.0.bias": (4 * D,), "mlp.2.weight": (D, 4 * D), "mlp.2.bias": (D,),

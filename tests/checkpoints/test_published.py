@@ -22,6 +22,7 @@ from published_layouts import (
     published_logits,
     ran,
     random_weights,
+    shapes,
     tokenizer_folder,
     two_stage,
 )
@@ -64,6 +65,12 @@ def inputs(seed: int = 0):
     state = (1 - t) * noise + t * torch.nn.functional.one_hot(tokens, V)
     tau = torch.tensor([0.0, 0.31, 0.8])
     return state, tau, torch.tensor([1.0, 0.5, 0.9])
+
+
+@pytest.mark.parametrize("two_times, loss_weight, count", [(0, 0, 130), (0, 1, 138), (1, 0, 134), (1, 1, 142)])
+def test_the_fixtures_have_as_many_parameters_as_the_published_models_of_twelve_blocks(two_times, loss_weight, count):
+    one, two = (len(shapes(V, bool(two_times), bool(loss_weight), blocks)) for blocks in (1, 2))
+    assert two - one == 10 and two - 1 + 10 * (two - one) == count  # the buffer is no parameter
 
 
 @pytest.mark.parametrize("name", FLMS)
