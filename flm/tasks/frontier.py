@@ -110,7 +110,7 @@ def frontier(config: DictConfig) -> dict[str, Any]:
     targets = {f"{entropy:g}": float(entropy) for entropy in config.frontier.entropies or ()}
     if level is not None:
         targets = {"data": level["entropy_nats"]["mean"], **targets}
-    content = head("frontier", config, first.algorithm, first.file, measured)
+    content = head("frontier", config, first.algorithm, first.file, measured.first_scorer)
     content |= {
         "label": config.eval.label or ", ".join(run.label for run in runs),
         "algorithm": ", ".join(dict.fromkeys(type(run.algorithm).__name__ for run in runs)),

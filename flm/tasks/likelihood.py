@@ -24,6 +24,7 @@ from flm.evaluation.bits_per_byte import utf8_bytes
 from flm.evaluation.likelihood import likelihood
 from flm.tasks.assemble import load_for_evaluation, plain_config, run_dir
 from flm.tasks.results import provenance, write_json
+from flm.tasks.scoring import head
 
 TRAINED_ON = "data"  # what the corpus of the `data` node is called among eval.corpora
 
@@ -49,7 +50,7 @@ def ppl_eval(config: DictConfig) -> dict[str, Any]:
         "corpora": {name: _score(name, data, tokenizer, algorithm, variants, config) for name, data in sources.items()},
     }
     folder = run_dir(config)
-    write_json(folder / "likelihood.json", provenance(config, file) | {"likelihood": result})
+    write_json(folder / "likelihood.json", provenance(config, file) | head("likelihood", config, algorithm, file) | {"likelihood": result})
     recorded, given = (_without_cache(node) for node in (file.config.get("data"), plain_config(config)["data"]))
     if recorded is not None and recorded != given:
         console.print(f"note: this checkpoint was trained on another data node than is given now: {escape(str(recorded))}")

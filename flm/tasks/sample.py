@@ -79,7 +79,7 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
         texts = write_texts(path, rows, tokenizer)
         if film is not None:
             frames = [frame.to_dict(tokenizer) for frame in film.frames]
-            content = head("film", config, algorithm, file, measured) | {"steps": steps, "frames": frames}
+            content = head("film", config, algorithm, file, measured.first_scorer) | {"steps": steps, "frames": frames}
             write_json(folder / f"film-{steps}.json", common | content)
         generated[str(steps)] = {
             "steps": steps,
@@ -93,7 +93,7 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
         for text in texts[:3]:
             console.print(escape(text), soft_wrap=True)
             console.print()
-    results = head("sample_eval", config, algorithm, file, measured) | {"generated": generated, "real": None}
+    results = head("sample_eval", config, algorithm, file, measured.first_scorer) | {"generated": generated, "real": None}
     if isinstance(real, RealText):
         texts = write_texts(folder / "real.jsonl", real.rows, tokenizer)
         results["real"] = {

@@ -207,7 +207,9 @@ def plain(estimate: Estimate | None) -> dict[str, Any] | None:
     return None if estimate is None else asdict(estimate)
 
 
-def head(kind: str, config: DictConfig, algorithm: Algorithm, file: CheckpointFile, measured: Measures) -> dict[str, Any]:
+def head(
+    kind: str, config: DictConfig, algorithm: Algorithm, file: CheckpointFile, scorer: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """What result files say beside their provenance."""
     weight = next(algorithm.parameters())
     return {
@@ -216,7 +218,7 @@ def head(kind: str, config: DictConfig, algorithm: Algorithm, file: CheckpointFi
         "algorithm": type(algorithm).__name__,
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": weight.device.type,
-        "scorer": measured.first_scorer,
+        "scorer": scorer,
     }
 
 

@@ -213,7 +213,7 @@ HOSTILE = {
     "bytearray of an exabyte": raw(lambda flag: in_state_dict(b"\x96" + struct.pack("<Q", 1 << 60) + b"x")),
     "integer without end": raw(lambda flag: in_state_dict(b"\x8b" + struct.pack("<i", 1 << 16) + b"\x7f" * (1 << 16))),
     "doubling lists": raw(lambda flag: in_state_dict(b"]q\x00" + b"(h\x00h\x00lq\x00" * 100)),
-    "deep key": raw(lambda flag: in_state_dict(b"})" + b"\x85" * 100_000 + b"Ns")),
+    "deep key": raw(lambda flag: in_state_dict(b"})" + b"\x85" * 400_000 + b"Ns")),
     "deep nest": raw(lambda flag: in_state_dict(b")" + b"\x85" * 100_000)),
     "list in itself": raw(lambda flag: in_state_dict(b"]q\x00h\x00a")),
     "empty stack": raw(lambda flag: b"\x80\x02R."),

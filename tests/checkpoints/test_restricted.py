@@ -84,10 +84,6 @@ def test_a_hostile_file_leaves_no_trace_and_gives_one_line(tmp_path, name):
         load_algorithm(path)
     line = str(caught.value)
     assert line.startswith(f"{path}: ") and "\n" not in line and len(line) < 500
-    try:
-        restricted.read(path)
-    except ValueError as error:
-        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
     assert not flag.exists() and sorted(tmp_path.iterdir()) == before
 
 
@@ -111,7 +107,9 @@ def test_the_payloads_are_live(tmp_path, name):
     assert flag.exists()
 
 
-@pytest.mark.parametrize("name", ["oversized storage", "oversized tensor", "tensor beyond its storage", "short storage"])
+@pytest.mark.parametrize(
+    "name", ["oversized storage", "oversized tensor", "expanded tensor", "tensor beyond its storage", "short storage"]
+)
 def test_sizes_are_refused_for_what_they_are(tmp_path, name):
     HOSTILE[name](tmp_path / "x.ckpt", tmp_path / "ran")
     with pytest.raises(ValueError, match="declares|of [0-9]+ elements in a storage of"):

@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_killed_at_any_step(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", documents=20)
-    options = tiny(corpus, "trainer.max_steps=200", "callbacks.checkpoint_every_n_steps.every_n_train_steps=5", "model.dropout=0.1")
-    options += ["callbacks.checkpoint_every_n_steps.keep=2", "trainer.val_check_interval=50"]
+    options = tiny(corpus, "trainer.max_steps=200", "model.dropout=0.1")
+    every = "callbacks.checkpoint_every_n_steps"
+    options += [f"{every}.every_n_train_steps=5", f"{every}.keep=2", "trainer.val_check_interval=50"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

@@ -87,7 +87,8 @@ def assert_identical(a, b):
 
 def test_a_run_that_resumes_ends_bit_identical(corpus, tmp_path):
     """Through the real data module, with accumulation and dropout."""
-    options = tiny(corpus, "loader.batch_size=4", "model.dropout=0.1", "callbacks.checkpoint_every_n_steps.every_n_train_steps=7")
+    options = tiny(corpus, "loader.batch_size=4", "model.dropout=0.1")
+    options += ["callbacks.checkpoint_every_n_steps.every_n_train_steps=7"]
     schedule = "lr_scheduler.warmup_steps=3"
     train(config_of(tmp_path / "whole", *options, schedule))
     train(config_of(tmp_path / "parts", *options, schedule, "trainer.max_steps=9"))

@@ -64,6 +64,7 @@ def test_training_does_not_depend_on_the_monitor(tmp_path):
     weights = []
     for callbacks in ([], [GenerationMonitor(REFERENCE, tmp_path / "ckpt", count=2)]):
         module = make_module()
-        make_trainer(tmp_path, 6, callbacks=callbacks, limit_val_batches=1, val_check_interval=2).fit(module, datamodule=ToyData())
+        trainer = make_trainer(tmp_path, 6, callbacks=callbacks, limit_val_batches=1, val_check_interval=2)
+        trainer.fit(module, datamodule=ToyData())
         weights.append([p.detach().clone() for p in module.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
