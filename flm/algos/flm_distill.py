@@ -81,7 +81,7 @@ class FLMDistill(Distillation):
         self.residual = backbone(vocab_size=vocab_size, two_times=True)
         if teacher is not None:
             for network in (self.base, self.residual):
-                copy_weights(backbone_of(teacher, "algo.teacher_path"), network, "algo.teacher_path")
+                copy_weights(backbone_of(teacher, "algo.teacher_path"), network, length, "algo.teacher_path")
             for layer in self.residual.output_layer.modules():
                 if isinstance(layer, nn.Linear):
                     nn.init.zeros_(layer.weight)
@@ -96,6 +96,8 @@ class FLMDistill(Distillation):
         return self
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
+        if self.teacher("teacher") is None:
+            raise ValueError("algo.teacher_path is not set: the first stage learns from a checkpoint of algo=flm")
         pairs = draw_time_pairs(len(batch.tokens), draws, self.time_pairs, self.boundary_prob)
         s, u, t = (self.clock.time(tau) for tau in (pairs.start, pairs.middle, pairs.end))
         tau_s, tau_u, tau_t = (tau.float() for tau in (pairs.start, pairs.middle, pairs.end))

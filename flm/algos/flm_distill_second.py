@@ -60,7 +60,7 @@ class FLMDistillSecond(Distillation):
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
         self.backbone = backbone(vocab_size=vocab_size, two_times=True)
         if teacher_g is not None:
-            copy_weights(self._pair().base, self.backbone, "algo.teacher_f_path")
+            copy_weights(self._pair().base, self.backbone, length, "algo.teacher_f_path")
         self.time_pairs, self.boundary_prob = time_pairs, boundary_prob
         self.loss_weight = LossWeight() if learnable_loss_weighting else None
 

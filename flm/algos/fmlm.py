@@ -82,7 +82,7 @@ class FMLM(GaussianLikelihood, Distillation):
         self.backbone = backbone(vocab_size=vocab_size, two_times=True)
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
         if teacher is not None and initialize_student_from_teacher:
-            copy_weights(backbone_of(teacher, "algo.teacher_path"), self.backbone, "algo.teacher_path")
+            copy_weights(backbone_of(teacher, "algo.teacher_path"), self.backbone, length, "algo.teacher_path")
         self.objective = OBJECTIVES[objective]()
         self.diagonal_fraction, self.time_pairs, self.boundary_prob = diagonal_fraction, time_pairs, boundary_prob
         self.random_middle, self.averaged_targets = random_middle, averaged_targets

@@ -81,7 +81,7 @@ def backbone_of(teacher: Algorithm, key: str) -> nn.Module:
     return teacher.backbone
 
 
-def copy_weights(source: nn.Module, target: nn.Module, key: str) -> None:
+def copy_weights(source: nn.Module, target: nn.Module, length: int, key: str) -> None:
     """Starts `target` at the weights of `source`, by name; what only the target has (a second time embedding) stays.
 
     Raises:
@@ -97,3 +97,23 @@ def copy_weights(source: nn.Module, target: nn.Module, key: str) -> None:
             "student the model= of the teacher, or set algo.initialize_student_from_teacher=false"
         )
     target.load_state_dict(weights, strict=False)
+    check_same_function(source, target, length, key)
+
+
+@torch.no_grad()
+def check_same_function(source: nn.Module, target: nn.Module, length: int, key: str) -> None:
+    """What shapes cannot tell (heads, softcaps, time scale): both networks must predict the same from the same state."""
+    table = source.input_table
+    view = torch.randn(1, length, table.shape[1], generator=torch.Generator().manual_seed(0)).to(table)
+    tau = torch.full((1,), 0.4, device=table.device)
+    predictions = []
+    for network in (source, target):
+        training = network.training
+        output = network.eval()(view, tau)
+        predictions.append(output.log_prob(torch.zeros(1, length, dtype=torch.long, device=table.device)))
+        network.train(training)
+    if not torch.allclose(*predictions, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"{key}: with the teacher's weights this model= predicts something else than it: num_heads, softcaps or "
+            "time_scale differ; take the model= of the teacher"
+        )

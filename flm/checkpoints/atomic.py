@@ -1,13 +1,13 @@
 """Writing a checkpoint whole or not at all, and reading one without trusting it."""
 
 import os
-import pickle
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from flm.checkpoints import restricted
 
 
 def save(content: Any, path: str | Path) -> None:
@@ -48,33 +48,17 @@ def alias(path: Path, name: Path) -> None:
     sync_folder(name.parent)
 
 
-def load(path: str | Path, mmap: bool = False) -> Any:
+def load(path: str | Path) -> Any:
     """Plain values and CPU tensors of a torch file. Executes nothing in it: anything else is refused.
-
-    Args:
-        mmap: leave tensors on disk until they are touched.
 
     Raises:
         ValueError: there is no such file, it is cut short or damaged, or it holds more than plain values and tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint file")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: not a checkpoint, or cut short: not a complete torch zip file")
-    try:
-        # torch does not compare checksums itself: one flipped bit would be a different model
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{path}: damaged: the checksum of {damaged} does not match")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: refused, it holds Python objects beyond plain values and tensors ({_cause(error)})"
-        ) from error
-    except (RuntimeError, OSError, EOFError, zipfile.BadZipFile, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({_cause(error)})") from error
+    noted: list[str] = []
+    content = restricted.read(path, noted)
+    if noted:
+        raise ValueError(f"{path}: refused, it holds Python objects beyond plain values and tensors ({noted[0]})")
+    return content
 
 
 def sync_folder(folder: Path) -> None:

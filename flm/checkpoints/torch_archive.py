@@ -30,14 +30,14 @@ class TorchArchive:
             raise ValueError(f"{path}: no such checkpoint file")
         if not zipfile.is_zipfile(self.path):
             raise ValueError(
-                f"{path}: not a torch zip file: cut short, no checkpoint at all, or in torch's old format, which is not read"
+                f"{path}: not a checkpoint, or cut short: not a complete torch zip file (torch's older format is not read)"
             )
         try:
             with zipfile.ZipFile(self.path) as archive:
                 self._check(archive)
                 self.pickle = archive.read(self._prefix + "data.pkl")
         except (zipfile.BadZipFile, OSError, RuntimeError, struct.error, EOFError, UnicodeError) as error:
-            raise ValueError(f"{path}: not a readable torch zip file ({type(error).__name__}: {error})") from error
+            raise ValueError(f"{path}: not a readable checkpoint ({type(error).__name__}: {error})") from error
         self._mapped: torch.UntypedStorage | None = None
         self._storages: dict[str, torch.UntypedStorage] = {}
 
@@ -72,7 +72,7 @@ class TorchArchive:
             raise ValueError(f"{self.path}: refused: its records claim more bytes than the file has")
         pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise ValueError(f"{self.path}: a zip file, but not one that torch.save wrote")
+            raise ValueError(f"{self.path}: not a readable checkpoint: a zip file, but not one that torch.save wrote")
         self._prefix = pickles[0].removesuffix("data.pkl")
         self._records = dict(zip(names, records, strict=True))
         if self._records[pickles[0]].file_size > MAX_PICKLE_BYTES:

@@ -13,6 +13,7 @@ from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.load import CheckpointFile, load_algorithm
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
+from flm.tasks.import_choices import import_choices
 
 
 def data_module(config: DictConfig) -> TextDataModule:
@@ -46,7 +47,8 @@ def load_for_evaluation(config: DictConfig) -> tuple[Algorithm, CheckpointFile, 
     path = config.eval.checkpoint_path
     if path is None:
         raise ValueError("eval.checkpoint_path is not set: name the checkpoint to use")
-    algorithm, file = load_algorithm(path, not config.eval.disable_ema, config.eval.trusted_modules)
+    choices = import_choices(config)
+    algorithm, file = load_algorithm(path, not config.eval.disable_ema, config.eval.trusted_modules, choices)
     if file.tokenizer is None:
         raise ValueError(f"{path}: holds no tokenizer")
     return algorithm.to(device_of(config)), file, Tokenizer.from_dict(file.tokenizer)

@@ -50,7 +50,8 @@ def ppl_eval(config: DictConfig) -> dict[str, Any]:
         "corpora": {name: _score(name, data, tokenizer, algorithm, variants, config) for name, data in sources.items()},
     }
     folder = run_dir(config)
-    write_json(folder / "likelihood.json", provenance(config, file) | head("likelihood", config, algorithm, file) | {"likelihood": result})
+    about = provenance(config, file) | head("likelihood", config, algorithm, file)
+    write_json(folder / "likelihood.json", about | {"likelihood": result})
     recorded, given = (_without_cache(node) for node in (file.config.get("data"), plain_config(config)["data"]))
     if recorded is not None and recorded != given:
         console.print(f"note: this checkpoint was trained on another data node than is given now: {escape(str(recorded))}")

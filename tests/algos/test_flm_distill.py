@@ -1,6 +1,7 @@
 """Both stages of the residual distillation against V-dimensional squared errors, and where training leads."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -282,3 +283,13 @@ def test_both_stages_lead_from_a_denoiser_to_the_exact_map():
     for stage in (first, second):
         error = map_error(stage.denoiser(), world)
         assert error[:-1].mean() < 0.075 and error[-1] < 0.25
+
+
+def test_a_teacher_that_computes_differently_with_the_same_weights_is_refused():
+    """Shapes agree; heads, softcap or time scale do not."""
+    known = teacher()
+    for options in ({"output_softcap": 1.0}, {"time_scale": 100.0}, {"num_heads": 1}):
+        backbone = small_dit(V, L)
+        changed = partial(backbone.func, **(backbone.keywords | options))
+        with pytest.raises(ValueError, match="algo.teacher_path.*num_heads, softcaps"):
+            FLMDistill(changed, V, L, teacher=known)

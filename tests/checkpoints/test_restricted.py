@@ -116,6 +116,14 @@ def test_sizes_are_refused_for_what_they_are(tmp_path, name):
         restricted.read(tmp_path / "x.ckpt")
 
 
+def test_our_own_checkpoints_hold_no_objects(tmp_path):
+    content = {"flm": {"format_version": 1}, "state_dict": {}, "callbacks": FakeTokenizer()}
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="x.ckpt: refused, it holds Python objects .*published_layouts.FakeTokenizer"):
+        load_algorithm(tmp_path / "x.ckpt")
+    assert ran == []
+
+
 def test_a_pickle_of_too_many_operations(tmp_path, monkeypatch):
     monkeypatch.setattr(restricted, "MAX_OPERATIONS", 1000)
     pickled(tmp_path / "x.ckpt", b"\x80\x02]" + b"N0" * 600 + b".")

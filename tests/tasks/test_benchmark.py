@@ -6,8 +6,8 @@ from flm.tasks.benchmark import benchmark
 
 
 def test_both_variants_are_measured_and_dense_takes_more_memory(tmp_path):
-    small = ["debug=tiny", "benchmark.vocab_size=20000", "benchmark.steps=1", "benchmark.rounds=1", "loader.global_batch_size=16"]
-    result = benchmark(config_of(tmp_path, *small))
+    quick = ["benchmark.vocab_size=20000", "benchmark.steps=1", "benchmark.rounds=1"]
+    result = benchmark(config_of(tmp_path, "debug=tiny", "loader.global_batch_size=16", *quick))
     dense_tensor_mb = 16 * 32 * 20000 * 4 / 2**20
     assert result["dense"]["peak_memory_mb"] > result["v_free"]["peak_memory_mb"] + 2 * dense_tensor_mb
     # the same loss over other noise: log V at the start
