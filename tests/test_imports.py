@@ -68,3 +68,9 @@ def test_algorithms_do_not_know_each_other_by_name():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Compare) and "algo.name" in ast.unparse(node):
                 raise AssertionError(f"{path.name}: {ast.unparse(node)}")
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by base name: two alike stop the whole suite."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})

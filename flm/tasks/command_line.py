@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,8 +19,16 @@ _TEXT = re.compile(r"(sampling\.(?:prompt|suffix|infill))=(.*)", re.DOTALL)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
-def _run(config: DictConfig) -> float | None:
-    return hydra.utils.get_method(config.mode._target_)(config)
+def _run(config: DictConfig) -> None:
+    try:
+        hydra.utils.get_method(config.mode._target_)(config)
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # ends the sweep
+        _failures.append(error)  # Hydra would print its own account of it first
+
+
+_failures: list[Exception] = []
 
 
 def main() -> int:
@@ -26,8 +36,11 @@ def main() -> int:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors on instead of printing its own account
     sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    _failures.clear()
     try:
         _run()
+        if _failures:
+            raise _failures[0]
     except Exception as error:
         line = user_error(error)
         if wants_traceback or line is None:

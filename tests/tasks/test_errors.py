@@ -21,8 +21,9 @@ def checkpoint(corpus, tmp_path_factory):
 
 def fails(monkeypatch, capfd, *arguments):
     assert command(monkeypatch, *arguments) == 1
-    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1
+    printed = capfd.readouterr().err
+    error = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and "Error executing job" not in printed and "Traceback" not in printed
     return error[0]
 
 
