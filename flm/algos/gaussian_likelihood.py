@@ -1,11 +1,25 @@
 """The likelihood bound of algorithms whose denoiser reads one view of the Gaussian path."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from flm.algos.algorithm import Batch, Bound, BoundVariant
 from flm.draws import Draws
 from flm.paths.gaussian_bound import GaussianDenoiser, Plan, estimate, measure
+
+
+@dataclass
+class DrawnBound(Bound):
+    """A bound each draw of which evaluates one part.
+
+    Attributes:
+        drawn: which part it was, (B,) bool by name: nats of 0 do not tell, where the model is certain.
+    """
+
+    drawn: dict[str, Tensor] = field(default_factory=dict)
 
 
 class GaussianLikelihood:
@@ -17,10 +31,10 @@ class GaussianLikelihood:
     def denoiser(self) -> Any:
         raise NotImplementedError
 
-    def bound(self, batch: Batch, draws: Draws, plan: Plan | None = None) -> Bound:
+    def bound(self, batch: Batch, draws: Draws, plan: Plan | None = None) -> DrawnBound:
         """One draw of the variational bound. plan: None draws evenly along the whole path."""
         plan = Plan.even(self.vocab_size) if plan is None else plan
-        return Bound(*estimate(self._gaussian(), batch.tokens, plan, draws))
+        return DrawnBound(*estimate(self._gaussian(), batch.tokens, plan, draws))
 
     def bound_variants(
         self, training: Sequence[Batch], draws: Draws, exact_evidence: bool = False, evidence_share: float = 0.5
@@ -30,7 +44,9 @@ class GaussianLikelihood:
         Where the path is cut and how draws are spread is chosen on the training batches; without any, the whole path is
         drawn from evenly.
         """
-        if not 0 < evidence_share < 1:
+        if not isinstance(exact_evidence, bool):
+            raise ValueError(f"eval.exact_evidence must be true or false, not {exact_evidence}")
+        if not isinstance(evidence_share, int | float) or not 0 < evidence_share < 1:
             raise ValueError(f"eval.evidence_share must lie between 0 and 1, not {evidence_share}")
         shares = {"network": 0.0} | ({"with evidence": evidence_share} if exact_evidence else {})
         variants = {}

@@ -5,6 +5,7 @@ figures, and markers or dashes say the rest.
 """
 
 import io
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ def run_colours(labels: Sequence[str]) -> dict[str, str]:
 
 
 def frontier_figure(frontiers: Sequence[Frontier], colours: Mapping[str, str]) -> bytes:
-    """Generative perplexity against entropy, a curve for each setting that was not swept; lower is better at one entropy.
+    """Perplexity against entropy, a curve for each setting that was not swept; lower is better at one entropy.
 
     Args:
         frontiers: measured by one scorer.
@@ -105,11 +106,18 @@ def frontier_figure(frontiers: Sequence[Frontier], colours: Mapping[str, str]) -
             axes.plot(entropy.mean, log_ppl.mean, "*", color=INK, markersize=12, label="real text", linestyle="none")
         swept = " and ".join(sorted({along for _, _, along, _ in drawn}))
         axes.set_xlabel("unigram entropy within a sample, nats")
-        axes.set_ylabel("log perplexity, nats per token")
-        _perplexity_axis(axes)
+        name = perplexity_by(frontiers[0].scorer)
+        axes.set_ylabel(f"log {name}, nats per token")
+        _perplexity_axis(axes, name)
         axes.set_title(textwrap.fill(f"along a curve: {swept}; scored by {frontiers[0].scorer}", 85))
         _legend(axes, 1.14)
         return png(figure)
+
+
+def perplexity_by(scorer: str) -> str:
+    """What a judge's perplexity is called: only a language model's is generative perplexity."""
+    found = re.match(r"(\d+-gram) of validation text", scorer)
+    return "generative perplexity" if found is None else f"perplexity under {found[1]}s"
 
 
 def sweeps(frontier: Frontier) -> list[tuple[str, dict[str, Any], str, list[FrontierPoint]]]:
@@ -134,13 +142,13 @@ DIVERSITY = {
 
 
 def diversity_figure(samples: Sequence[Samples], colours: Mapping[str, str]) -> bytes:
-    """Entropy and distinct-n by number of steps, with real text as level lines (one per run where they differ)."""
+    """Entropy and distinct-n by number of steps, with real text as level lines: one where all runs have the same."""
     with styled():
         figure, axes = _figure(8.4, 5.6, 2, 2)
         for ax, (name, title) in zip(axes.flat, DIVERSITY.items(), strict=True):
-            real = {run.source.label: run.real.metrics.get(name) for run in samples if run.real is not None}
-            levels = {mean_of(value) for value in real.values() if value is not None}
-            for run in samples:
+            levels = [None if run.real is None else run.real.metrics.get(name) for run in samples]
+            common = None not in levels and len(set(map(mean_of, levels))) == 1
+            for run, level in zip(samples, levels, strict=True):
                 colour = colours[run.source.label]
                 found = [(one.steps, one.metrics.get(name)) for one in run.generated if one.metrics.get(name) is not None]
                 values = [value for _, value in found]
@@ -149,12 +157,12 @@ def diversity_figure(samples: Sequence[Samples], colours: Mapping[str, str]) -> 
                     ax.errorbar(
                         steps, list(map(mean_of, values)), _errors(values), color=colour, marker="o", label=run.source.label
                     )
-                if len(levels) > 1 and (level := real.get(run.source.label)) is not None:
+                if level is not None and not common:
                     ax.axhline(
                         mean_of(level), color=colour, linestyle="--", linewidth=1.1, label=f"{run.source.label}, real text"
                     )
-            if len(levels) == 1:
-                ax.axhline(levels.pop(), color=INK, linestyle="--", linewidth=1.1, label="real text")
+            if common:
+                ax.axhline(mean_of(levels[0]), color=INK, linestyle="--", linewidth=1.1, label="real text")
             _steps_axis(ax, [one.steps for run in samples for one in run.generated])
             ax.set_title(title)
             if name.startswith("distinct"):
@@ -282,7 +290,7 @@ def _steps_axis(axes: "Axes", steps: Sequence[int | None]) -> None:
     axes.set_xlabel("sampling steps")
 
 
-def _perplexity_axis(axes: "Axes") -> None:
+def _perplexity_axis(axes: "Axes", name: str) -> None:
     """On the right, what the log perplexities on the left are perplexities of."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
@@ -291,7 +299,7 @@ def _perplexity_axis(axes: "Axes") -> None:
     # even steps would crowd at the top of a wide range
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high - low > 1.4 else MaxNLocator(7))
     right.yaxis.set_major_formatter("{x:,g}")
-    right.set_ylabel("perplexity")
+    right.set_ylabel(name)
 
 
 def _legend(axes: "Axes", left: float = 1.01) -> None:

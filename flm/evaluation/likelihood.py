@@ -22,29 +22,37 @@ class Likelihood:
         nats_per_token: over sequences: its error says how far other text of the same kind might differ.
         monte_carlo_error: of the mean over draws, for this very text, in nats per token; 0 where the value is exact, None
             where one draw was made. Draws are stratified, which it does not see: it errs on the large side.
-        parts: nats per token by part of the bound, adding up to the mean.
+        parts: nats per token by part of the bound, adding up to the mean; None where no draw fell.
+        draws_by_part: how many draws, of all sequences together, fell there.
         num_tokens: N * L.
         num_draws: for each sequence.
     """
 
     nats_per_token: Estimate
     monte_carlo_error: float | None
-    parts: dict[str, float]
+    parts: dict[str, float | None]
+    draws_by_part: dict[str, int]
     num_tokens: int
     num_draws: int
 
     def in_units(self, num_bytes: float, num_characters: float) -> dict[str, Any]:
-        """Plain values for a result file; the tokens spell so many bytes of UTF-8 and so many characters."""
-        mean = self.nats_per_token.mean
+        """Plain values for a result file; the tokens stand for so many bytes of UTF-8 and so many characters."""
+        mean, error = self.nats_per_token.mean, self.monte_carlo_error
+        per_nat = {
+            "bits_per_token": bits_per_token(1.0),
+            "bits_per_byte": bits_per_byte(1.0, self.num_tokens, num_bytes),
+            "bits_per_character": bits_per_token(1.0) * self.num_tokens / num_characters,
+        }
+        slopes = {"nats": 1.0, "perplexity": perplexity(mean), **per_nat}  # d perplexity / d nats is the perplexity
         return {
             "nats_per_token": mean,
             "standard_error_nats": self.nats_per_token.standard_error,
-            "monte_carlo_error_nats": self.monte_carlo_error,
             "perplexity": perplexity(mean),
-            "bits_per_token": bits_per_token(mean),
-            "bits_per_byte": bits_per_byte(mean, self.num_tokens, num_bytes),
-            "bits_per_character": bits_per_token(mean) * self.num_tokens / num_characters,
+            **{name: mean * slope for name, slope in per_nat.items()},
+            # `error and`: none stays none, and 0 stays 0 where the perplexity overflows
+            **{f"monte_carlo_error_{name}": error and error * slope for name, slope in slopes.items()},
             "parts_nats_per_token": self.parts,
+            "draws_by_part": self.draws_by_part,
             "sequences": self.nats_per_token.count,
             "tokens": self.num_tokens,
             "draws_per_example": self.num_draws,
@@ -68,7 +76,7 @@ def likelihood(
     """
     device = next(algorithm.parameters(), torch.empty(0)).device
     num_draws = 1 if algorithm.bound_kind == "exact" else draws_per_example
-    nats, parts, num_tokens = [], defaultdict(float), 0
+    nats, parts, fallen, num_tokens = [], defaultdict(float), defaultdict(int), 0
     for index, batch in enumerate(batches):
         batch = batch.to(device)
         num_tokens += batch.tokens.numel()
@@ -76,8 +84,10 @@ def likelihood(
         for draw in range(num_draws):
             bound = algorithm.bound(batch, Draws(seed, index * num_draws + draw, device=device), **(options or {}))
             columns.append(bound.nats.double().cpu())
+            drawn = getattr(bound, "drawn", {})  # absent where every draw evaluates every part
             for name, values in bound.parts.items():
                 parts[name] += values.double().sum().item() / num_draws
+                fallen[name] += int(drawn[name].sum()) if name in drawn else len(values)
             if on_draw is not None:
                 on_draw()
         nats.append(torch.stack(columns, 1))
@@ -88,7 +98,8 @@ def likelihood(
     return Likelihood(
         Estimate.of(values.mean(1).tolist()),
         error,
-        {name: value / num_tokens for name, value in parts.items()},
+        {name: value / num_tokens if fallen[name] else None for name, value in parts.items()},
+        dict(fallen),
         num_tokens,
         num_draws,
     )

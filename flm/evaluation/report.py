@@ -88,7 +88,8 @@ class _Composer:
             if len(by_scorer) > 1:
                 html += f"<h3>Scored by {escape(scorer)}</h3>\n"
             drawn = figures.frontier_figure(found, self.colours)
-            html += self._figure(f"frontier{suffix}", drawn, f"log generative perplexity against entropy, scored by {scorer}")
+            description = f"log {figures.perplexity_by(scorer)} against entropy, scored by {scorer}"
+            html += self._figure(f"frontier{suffix}", drawn, description)
             matched = report_tables.frontier_table(found)
             html += self._table(Table(f"frontier{suffix}", matched.columns, matched.rows))
         return html
@@ -109,7 +110,8 @@ class _Composer:
         for film in sorted(self.results.films, key=lambda film: film.steps):
             by_run.setdefault(film.source.label, []).append(film)
         if not by_run:
-            return report_page.missing("No film; sampling leaves one:", f"python main.py mode=sample_eval {CHECKPOINT}")
+            command = f"python main.py mode=sample_eval {CHECKPOINT} sampling.film=true"
+            return report_page.missing("No film; sampling leaves one when asked to:", command)
         html = report_page.paragraph(
             "One generation from noise to text: at each moment the token the model finds likeliest, shaded by its probability."
         )

@@ -131,11 +131,13 @@ def _likelihood(source: Source) -> list[Likelihood]:
     for corpus, entry in content["corpora"].items():
         variants = entry["variants"]
         for variant, values in variants.items():
-            parts = {name: float(nats) for name, nats in (values.get("parts_nats_per_token") or {}).items()}
+            # None: no draw fell into this part
+            parts = {name: nats if nats is None else float(nats) for name, nats in values["parts_nats_per_token"].items()}
             error = values["standard_error_nats"]
             record = Likelihood(
                 source=source,
-                corpus=str(entry.get("corpus") or corpus),
+                # the user's name for it; the task itself calls the corpus of the run "data", which says less than its description
+                corpus=str(entry.get("corpus") or corpus) if corpus == "data" else str(corpus),
                 variant=variant if len(variants) > 1 else "",
                 bound=str(content["kind"]),
                 nats_per_token=Estimate(float(values["nats_per_token"]), error, values["sequences"]),
@@ -150,10 +152,12 @@ def _likelihood(source: Source) -> list[Likelihood]:
     return found
 
 
-def _spans(parts: Mapping[str, float]) -> tuple[tuple[float, float, float], ...]:
+def _spans(parts: Mapping[str, float | None]) -> tuple[tuple[float, float, float], ...]:
     """Parts named "t 0.100 to 0.200" or "... at t 0.950", along t."""
     spans = []
     for name, nats in parts.items():
+        if nats is None:
+            continue
         if match := _SPAN.fullmatch(name):
             spans.append((float(match[1]), float(match[2]), nats))
         elif match := _POINT.fullmatch(name):

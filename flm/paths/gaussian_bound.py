@@ -79,21 +79,26 @@ class Plan:
 
 
 @torch.no_grad()
-def estimate(denoiser: GaussianDenoiser, tokens: Tensor, plan: Plan, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-    """One unbiased draw of the bound for tokens (B, L): nats (B,) float64, and by part of the path, which add up to it."""
+def estimate(
+    denoiser: GaussianDenoiser, tokens: Tensor, plan: Plan, draws: Draws
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """One unbiased draw of the bound for tokens (B, L).
+
+    Returns:
+        Nats (B,) float64; the same by part of the path, adding up to it; and by part, where the draw fell: (B,) bool.
+    """
     m, weight, decoding = plan.place(draws.stratified(len(tokens)).cpu())
     squared, surprise = (values.sum(1) for values in _errors(denoiser, tokens, m, plan.evidence, draws))
     device = tokens.device
     nats = torch.where(decoding.to(device), surprise, m.to(device) * squared) * weight.to(device)
     bounds = torch.linspace(0, largest_ratio(denoiser.vocab_size), BUCKETS + 1, dtype=torch.float64)
     bucket = torch.bucketize(m, bounds[1:-1], right=True)
-    parts, last = {}, plan.edges[-1]
+    drawn, last = {}, plan.edges[-1]
     for k, (low, high) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
         if low < last:
-            here = ((bucket == k) & ~decoding).to(device)
-            parts[f"t {_time(low):.3f} to {_time(min(high, float(last))):.3f}"] = nats * here
-    parts[f"decoding at t {_time(float(last)):.3f}"] = nats * decoding.to(device)
-    return nats, parts
+            drawn[f"t {_time(low):.3f} to {_time(min(high, float(last))):.3f}"] = ((bucket == k) & ~decoding).to(device)
+    drawn[f"decoding at t {_time(float(last)):.3f}"] = decoding.to(device)
+    return nats, {name: nats * here for name, here in drawn.items()}, drawn
 
 
 @dataclass(frozen=True)

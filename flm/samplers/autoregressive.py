@@ -45,7 +45,8 @@ class AutoregressiveSampler:
 
     It takes one network evaluation for each position that is editable in any sequence, L for a blank canvas. Keys and
     values are cached, so each reads only the tokens since the one before: one, or a whole stretch of given ones.
-    `steps` changes nothing: it is there because all samplers take it.
+    `steps` changes nothing: it is there because all samplers take it, and `steps_are_fixed` tells who compares numbers of
+    steps that there is only one.
 
     Args:
         temperature: divides the logits; > 0.
@@ -53,6 +54,8 @@ class AutoregressiveSampler:
         top_p: draw among the fewest most probable tokens whose mass, at this temperature and within top_k, reaches this
             share in (0, 1]; None: among all.
     """
+
+    steps_are_fixed = True
 
     def __init__(self, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None):
         if not temperature > 0:

@@ -1,5 +1,6 @@
 """mode=frontier: one or several checkpoints at many settings of the sampler, compared at equal entropy."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -25,9 +26,11 @@ from flm.tasks.sample import (
     canvas_of,
     generate,
     number_of_samples,
+    possible_steps,
     sampler_options,
     say_what_is_missing,
     step_counts,
+    warm_up,
     write_texts,
 )
 from flm.tasks.scoring import Measures, head, judges_of, label_of, measures, plain
@@ -40,6 +43,7 @@ class Run:
     """A checkpoint in the sweep.
 
     Attributes:
+        steps: numbers of steps to sample with.
         options: of its sampler, those not swept.
         sweeps: values by name, of the swept options that its sampler has.
     """
@@ -49,6 +53,7 @@ class Run:
     file: CheckpointFile
     tokenizer: Tokenizer
     canvas: Canvas
+    steps: list[int]
     options: dict[str, Any]
     sweeps: dict[str, list[float]]
 
@@ -57,8 +62,8 @@ class Run:
         """The setting whose neighbours are interpolated between."""
         return next((name for name in self.sweeps if len(self.sweeps[name]) > 1), next(iter(self.sweeps), "steps"))
 
-    def settings(self, all_steps: Sequence[int]) -> Iterator[dict[str, Any]]:
-        for steps, *values in product(all_steps, *self.sweeps.values()):
+    def settings(self) -> Iterator[dict[str, Any]]:
+        for steps, *values in product(self.steps, *self.sweeps.values()):
             yield {"run": self.label, "steps": steps, **dict(zip(self.sweeps, values, strict=True))}
 
 
@@ -69,8 +74,8 @@ def frontier(config: DictConfig) -> dict[str, Any]:
     validation text, and called so. Real text is that of the first checkpoint's data. Samples of point i are in
     run_dir/frontier-samples/<i>.jsonl.
     """
-    all_steps, count = step_counts(config.frontier.steps, "frontier.steps"), number_of_samples(config)
-    runs = runs_of(config)
+    count, entropies, console = number_of_samples(config), target_entropies(config), Console()
+    runs = runs_of(config, console)
     first = runs[0]
     length = first.canvas.tokens.shape[1]
     judges = judges_of(config, first.tokenizer)
@@ -82,11 +87,12 @@ def frontier(config: DictConfig) -> dict[str, Any]:
             "mode=frontier needs a scorer: eval.gen_ppl_eval_model_name_or_path, eval.scorer=ar, or real text for the 3-gram "
             f"judge ({reason})"
         )
-    folder, console = run_dir(config), Console()
+    folder = run_dir(config)
     (folder / "frontier-samples").mkdir(exist_ok=True)
     points: list[dict[str, Any]] = []
     for run in runs:
-        for settings in run.settings(all_steps):
+        warm_up(run.algorithm, run.canvas, run.options)
+        for settings in run.settings():
             options = {key: value for key, value in settings.items() if key not in ("run", "steps")}
             found = generate(run.algorithm, run.canvas, settings["steps"], config, run.options | options)
             path = folder / "frontier-samples" / f"{len(points):03d}.jsonl"
@@ -107,7 +113,7 @@ def frontier(config: DictConfig) -> dict[str, Any]:
                 }
             )
     level = real_level(measured, real, first.tokenizer)
-    targets = {f"{entropy:g}": float(entropy) for entropy in config.frontier.entropies or ()}
+    targets = {f"{entropy:g}": entropy for entropy in entropies}
     if level is not None:
         targets = {"data": level["entropy_nats"]["mean"], **targets}
     content = head("frontier", config, first.algorithm, first.file, measured.first_scorer)
@@ -126,14 +132,16 @@ def frontier(config: DictConfig) -> dict[str, Any]:
     write_json(path, provenance(config, first.file if len(runs) == 1 else None) | content)
     write_text(folder / "frontier.md", markdown(content, count, config.seed))
     drawn = read_results([path], FORMAT_VERSION).frontiers
-    (folder / "frontier.png").write_bytes(frontier_figure(drawn, run_colours([run.label for run in runs])))
+    draft = folder / ".frontier.png.draft"  # whole or not at all, as the others
+    draft.write_bytes(frontier_figure(drawn, run_colours([run.label for run in runs])))
+    draft.replace(folder / "frontier.png")
     console.print(console_table(content))
     say_what_is_missing(real, count, config, console)
     console.print(f"frontier: {folder}")
     return content
 
 
-def runs_of(config: DictConfig) -> list[Run]:
+def runs_of(config: DictConfig, console: Console) -> list[Run]:
     """All checkpoints, loaded, and every option they will be sampled with tried on their samplers.
 
     Raises:
@@ -142,6 +150,7 @@ def runs_of(config: DictConfig) -> list[Run]:
     named = config.frontier.checkpoints or {}
     if not isinstance(named, Mapping):
         raise ValueError(f"frontier.checkpoints must be {{label: path, ...}}, not {named}")
+    all_steps = step_counts(config.frontier.steps, "frontier.steps")
     wanted = {name: axis_values(config, name) for name in AXES if config.frontier[name] is not None}
     runs: list[Run] = []
     for label, path in (named or {None: config.eval.checkpoint_path}).items():
@@ -153,7 +162,8 @@ def runs_of(config: DictConfig) -> list[Run]:
             algorithm.sampler(**(options | dict(zip(sweeps, values, strict=True))))
         canvas = canvas_of(config, algorithm, tokenizer)
         label = str(label) if label is not None else config.eval.label or label_of(file)
-        runs.append(Run(label, algorithm, file, tokenizer, canvas, options, sweeps))
+        steps = possible_steps(all_steps, algorithm, canvas, options, console)
+        runs.append(Run(label, algorithm, file, tokenizer, canvas, steps, options, sweeps))
     for name in wanted:
         if not any(name in run.sweeps for run in runs):
             kinds = ", ".join(sorted({type(run.algorithm).__name__ for run in runs}))
@@ -168,12 +178,18 @@ def runs_of(config: DictConfig) -> list[Run]:
     return runs
 
 
+def target_entropies(config: DictConfig) -> list[float]:
+    """frontier.entropies in nats, a number or a list; none where it is null or empty."""
+    given = config.frontier.entropies
+    return [] if given is None or given == [] else axis_values(config, "entropies")
+
+
 def axis_values(config: DictConfig, name: str) -> list[float]:
     """The values of frontier.<name>, a number or a list."""
     given = config.frontier[name]
     values = list(given) if isinstance(given, ListConfig) else [given]
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if not values or len(numbers) < len(values) or len(set(values)) < len(values):
+    numeric = [isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values]
+    if not values or not all(numeric) or len(set(values)) < len(values):
         raise ValueError(f"frontier.{name} must be different numbers, not {given}")
     return [float(value) for value in values]
 

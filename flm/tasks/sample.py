@@ -44,7 +44,7 @@ class Generation:
     network_evaluations: int | None
 
     def timing(self) -> dict[str, float | int | None]:
-        """For result files. Rates leave out the first batch, which warms up, unless it is the only one."""
+        """For result files. Rates leave out the first batch, which may be filmed, unless it is the only one."""
         timed = self.batch_seconds[1:] or self.batch_seconds
         per_sample = sum(timed) / (len(timed) * len(self.tokens) / len(self.batch_seconds))
         return {
@@ -60,17 +60,19 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
 
     Writes run_dir/samples-<steps>.jsonl, real.jsonl, results.json, and with sampling.film film-<steps>.json.
     """
-    all_steps = step_counts(config.sampling.steps)
+    wanted_steps, count = step_counts(config.sampling.steps), number_of_samples(config)
     algorithm, file, tokenizer = load_for_evaluation(config)
     canvas = canvas_of(config, algorithm, tokenizer)
     options = sampler_options(config, file, algorithm)
-    count, length = number_of_samples(config), canvas.tokens.shape[1]
+    length = canvas.tokens.shape[1]
     judges = judges_of(config, tokenizer)  # what is missing is missed before anything is sampled
     real = real_text(config, file, tokenizer, length, count)
     measured = measures(config, judges, tokenizer, length, real)
     folder, console = run_dir(config), Console()
+    all_steps = possible_steps(wanted_steps, algorithm, canvas, options, console)
     common = provenance(config, file)
     generated: dict[str, Any] = {}
+    warm_up(algorithm, canvas, options)
     for steps in all_steps:
         film = FilmStrip() if config.sampling.film else None
         found = generate(algorithm, canvas, steps, config, options, film)
@@ -79,8 +81,9 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
         texts = write_texts(path, rows, tokenizer)
         if film is not None:
             frames = [frame.to_dict(tokenizer) for frame in film.frames]
-            content = head("film", config, algorithm, file, measured.first_scorer) | {"steps": steps, "frames": frames}
-            write_json(folder / f"film-{steps}.json", common | content)
+            content = {"steps": steps, "options": options, "frames": frames}
+            about = head("film", config, algorithm, file, measured.first_scorer)
+            write_json(folder / f"film-{steps}.json", common | about | content)
         generated[str(steps)] = {
             "steps": steps,
             "options": options,
@@ -156,10 +159,36 @@ def generate(
     return Generation(torch.cat(parts), seconds, calls or None)
 
 
+def warm_up(algorithm: Algorithm, canvas: Canvas, options: dict[str, Any]) -> None:
+    """One step whose samples are thrown away: what is set up at the first call is no part of the time a sample takes."""
+    if has_fixed_steps(algorithm, options):  # a step of these is a position
+        canvas = Canvas.blank(len(canvas.tokens), 1, canvas.tokens.device)
+    algorithm.generate(canvas, 1, torch.Generator(canvas.tokens.device).manual_seed(0), **options).cpu()
+
+
+def possible_steps(
+    wanted: list[int], algorithm: Algorithm, canvas: Canvas, options: dict[str, Any], console: Console
+) -> list[int]:
+    """Numbers of steps to sample with: those wanted, or the one that the canvas fixes, which is then said."""
+    if not has_fixed_steps(algorithm, options):
+        return wanted
+    positions = int(canvas.editable.any(0).sum())
+    if wanted != [positions]:
+        asked = ", ".join(map(str, wanted))
+        console.print(f"{type(algorithm).__name__} takes one step a position: {positions} steps, not {asked}", soft_wrap=True)
+    return [positions]
+
+
+def has_fixed_steps(algorithm: Algorithm, options: dict[str, Any]) -> bool:
+    """Whether the sampler takes as many steps as the canvas has positions to fill, whatever it is asked for."""
+    return getattr(algorithm.sampler(**options), "steps_are_fixed", False)
+
+
 def number_of_samples(config: DictConfig) -> int:
-    if config.sampling.num_sample_batches < 1:
-        raise ValueError("sampling.num_sample_batches must be at least 1")
-    return config.sampling.num_sample_batches * config.loader.eval_batch_size
+    batches = config.sampling.num_sample_batches
+    if not isinstance(batches, int) or batches < 1:
+        raise ValueError(f"sampling.num_sample_batches must be a whole number of at least 1, not {batches}")
+    return batches * config.loader.eval_batch_size
 
 
 def write_texts(path: Path, rows: Sequence[Sequence[int]], tokenizer: Tokenizer) -> list[str]:
@@ -230,5 +259,8 @@ def canvas_of(config: DictConfig, algorithm: Algorithm, tokenizer: Tokenizer) ->
         if wanted.prompt is not None or wanted.suffix is not None or wanted.length is not None:
             raise ValueError("sampling.infill gives the whole text: leave out sampling.prompt, suffix and length")
         return Canvas.from_pieces(pieces_of(wanted.infill, tokenizer.encode), batch, device)
+    length = algorithm.length if wanted.length is None else wanted.length
+    if not isinstance(length, int) or length < 1:
+        raise ValueError(f"sampling.length must be a whole number of at least 1, not {length}")
     prompt, suffix = (tokenizer.encode(text) if text else [] for text in (wanted.prompt, wanted.suffix))
-    return Canvas.between(prompt, suffix, wanted.length or algorithm.length, batch, device)
+    return Canvas.between(prompt, suffix, length, batch, device)

@@ -126,16 +126,25 @@ def measures(config: DictConfig, judges: Sequence[Judge], tokenizer: Tokenizer, 
             raise ValueError(f"eval.mauve=true compares with real text, and there is none: {real}")
         texts = [tokenizer.decode(row) for row in real.rows]
         mauve = Mauve(texts, config.eval.mauve_model_name_or_path, device_of(config))
-    return Measures(judges, protocols_of(config, length), ngrams, mauve)
+    names = protocol_names(config)  # a mistake there is one even where nobody scores
+    return Measures(judges, protocols_of(names, length) if judges else {}, ngrams, mauve)
 
 
-def protocols_of(config: DictConfig, length: int) -> dict[str, ScoringProtocol]:
-    """Those of eval.protocols by name; `length` is what the published one cuts after."""
+def protocol_names(config: DictConfig) -> list[str]:
+    """eval.protocols, a name or a list of them."""
     wanted = config.eval.protocols
     names = [wanted] if isinstance(wanted, str) else list(wanted or ())
     if not names or not set(names) <= set(PROTOCOLS):
         raise ValueError(f"eval.protocols={names} must be one or several of {', '.join(PROTOCOLS)}")
-    return {name: PROTOCOLS[name](length) for name in names}
+    return names
+
+
+def protocols_of(names: Sequence[str], length: int) -> dict[str, ScoringProtocol]:
+    """Protocols by name; `length` is what the published one cuts after."""
+    try:
+        return {name: PROTOCOLS[name](length) for name in names}
+    except ValueError as error:
+        raise ValueError(f"sampling.length={length}: {error}") from error
 
 
 def judges_of(config: DictConfig, tokenizer: Tokenizer) -> list[Judge]:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 from collections import Counter
 
 import pytest
@@ -10,12 +11,15 @@ import torch
 from random_gpt2 import random_gpt2
 from running import command, config_of, tiny, write_corpus
 
+from flm.algos.flm import FLM
 from flm.checkpoints.load import load_algorithm
 from flm.data.tokenizers import Tokenizer
+from flm.draws import mix_seed
 from flm.evaluation.diversity import self_bleu_4, token_diversity
 from flm.evaluation.gen_ppl import PublishedProtocol, WholeTextProtocol
 from flm.evaluation.huggingface_scorer import HuggingFaceScorer
 from flm.evaluation.ngram import NGramModel
+from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import data_module
 from flm.tasks.real_text import recorded_corpus
 from flm.tasks.results import read_result, write_json
@@ -170,6 +174,7 @@ def test_film_ends_in_the_first_sample(measured, checkpoint):
     tokenizer = Tokenizer.from_dict(load_algorithm(checkpoint)[1].tokenizer)
     for steps in STEPS:
         film = read_result(measured[0] / f"film-{steps}.json", "film")
+        assert film["options"] == measured[1]["generated"][str(steps)]["options"]
         assert film["steps"] == steps and [frame["index"] for frame in film["frames"]] == list(range(steps))
         rows, _ = read_lines(measured[0] / f"samples-{steps}.jsonl")
         assert film["frames"][-1]["tokens"] == [tokenizer.decode([token]) for token in rows[0]]
@@ -182,12 +187,50 @@ def test_every_number_of_steps_starts_from_the_same_noise(measured):
     assert first["tokens"] == second["tokens"] and first["probability"] == pytest.approx(second["probability"])
 
 
+def test_the_first_call_is_not_timed_and_changes_no_sample(checkpoint, tmp_path, monkeypatch):
+    generate, calls = FLM.generate, []
+
+    def slow_at_first(self, canvas, steps, *arguments, **options):
+        if not calls:
+            time.sleep(0.5)
+        calls.append((len(canvas.tokens), steps))
+        return generate(self, canvas, steps, *arguments, **options)
+
+    monkeypatch.setattr(FLM, "generate", slow_at_first)
+    run = ["mode=sample_eval", f"eval.checkpoint_path={checkpoint}", "eval.real_data=null", "sampling.temperature=0.5"]
+    results = sample_eval(config_of(tmp_path, *run, "sampling.steps=[1,2]", "loader.eval_batch_size=3", "seed=5"))
+    assert calls == [(3, 1), (3, 1), (3, 2)]
+    assert results["generated"]["1"]["seconds"] < 0.4 and results["generated"]["1"]["network_evaluations"] == 1
+    algorithm, generator = load_algorithm(checkpoint)[0], torch.Generator().manual_seed(mix_seed(5, 0))
+    expected = generate(algorithm, Canvas.blank(3, LENGTH), 2, generator, temperature=0.5)
+    assert read_lines(tmp_path / "samples-2.jsonl")[0] == expected.tolist()
+
+
+def test_a_sampler_whose_steps_the_canvas_fixes_samples_once(judge, tmp_path, capfd):
+    run = ["mode=sample_eval", f"eval.checkpoint_path={judge}", "eval.real_data=null", "sampling.steps=[1,4]"]
+    results = sample_eval(config_of(tmp_path, *run, "loader.eval_batch_size=2", "sampling.prompt=the cat", "sampling.film=true"))
+    (entry,) = results["generated"].values()
+    assert list(results["generated"]) == ["25"] and entry["steps"] == entry["network_evaluations"] == 25  # 32 less 7 given
+    assert {path.name for path in tmp_path.glob("*-*.json*")} == {"samples-25.jsonl", "film-25.json"}
+    assert "AR takes one step a position: 25 steps, not 1, 4\n" in capfd.readouterr().out
+    sample_eval(config_of(tmp_path / "asked", *run[:-1], "loader.eval_batch_size=2", f"sampling.steps={LENGTH}"))
+    assert "one step a position" not in capfd.readouterr().out  # nothing else was asked for
+
+
+def test_a_sample_of_one_token_needs_no_protocol(checkpoint, judge, tmp_path):
+    run = ["mode=sample_eval", f"eval.checkpoint_path={checkpoint}", "sampling.length=1", "sampling.steps=1"]
+    results = sample_eval(config_of(tmp_path / "alone", *run))
+    assert len(read_lines(tmp_path / "alone" / "samples-1.jsonl")[0][0]) == 1
+    assert results["generated"]["1"]["metrics"]["ngram_ce_nats"]["mean"] > 0
+    with pytest.raises(ValueError, match="^sampling.length=1: .* at least 2"):
+        sample_eval(config_of(tmp_path / "judged", *run, "eval.scorer=ar", f"eval.scorer_checkpoint_path={judge}"))
+
+
 def test_what_is_asked_for_and_not_there_is_an_error(checkpoint, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "mauve", None)
-    run = ["mode=sample_eval", f"eval.checkpoint_path={checkpoint}", f"hydra.run.dir={tmp_path}", "loader.eval_batch_size=2"]
+    run = ["mode=sample_eval", f"eval.checkpoint_path={checkpoint}", "loader.eval_batch_size=2"]
     cases = {
         (f"eval.gen_ppl_eval_model_name_or_path={tmp_path}/absent",): "absent",
-        ("eval.scorer=ar",): "eval.scorer_checkpoint_path",
         ("eval.scorer=gpt2",): "eval.scorer must be ar",
         ("eval.scorer=ar", f"eval.scorer_checkpoint_path={checkpoint}"): "FLM gives no next-token likelihood",
         ("eval.scorer=ar", f"eval.scorer_checkpoint_path={tmp_path}/none.ckpt"): "none.ckpt",
@@ -199,22 +242,29 @@ def test_what_is_asked_for_and_not_there_is_an_error(checkpoint, tmp_path, monke
         ("eval.mauve=true",): "pip install mauve-text",
         ("eval.mauve=true", "eval.real_data=null"): "eval.mauve",
         ("sampling.steps=[2,2]",): "sampling.steps",
+        ("sampling.num_sample_batches=1.5",): "sampling.num_sample_batches",
+        ("sampling.num_sample_batches=0",): "sampling.num_sample_batches",
+        ("sampling.length=0",): "sampling.length",
+        ("sampling.length=1.5",): "sampling.length",
     }
     for overrides, named in cases.items():
-        assert command(monkeypatch, *run, *overrides) == 1, overrides
-        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1 and named in lines[0], (overrides, lines)
+        with pytest.raises(ValueError) as error:
+            sample_eval(config_of(tmp_path, *run, *overrides))
+        assert named in str(error.value) and "\n" not in str(error.value), overrides
+    assert command(monkeypatch, *run, f"hydra.run.dir={tmp_path}", "eval.scorer=ar") == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "eval.scorer_checkpoint_path" in lines[0]
     assert not list(tmp_path.glob("*.json*"))
 
 
-def test_real_text_that_is_gone_is_said_and_stops_nothing(training, corpus, tmp_path, monkeypatch, capfd):
+def test_real_text_that_is_gone_is_said_and_stops_nothing(tmp_path, capfd):
     moved = write_corpus(tmp_path / "corpus", documents=30)
     train(config_of(tmp_path / "run", *tiny(moved, "trainer.max_steps=1", "logger=none")))
     moved.rename(tmp_path / "elsewhere")
     run = ["mode=sample_eval", f"eval.checkpoint_path={tmp_path}/run/checkpoints/last.ckpt", "sampling.steps=1"]
 
     def sampled(name, *overrides):
-        assert command(monkeypatch, *run, "loader.eval_batch_size=3", f"hydra.run.dir={tmp_path / name}", *overrides) == 0
+        sample_eval(config_of(tmp_path / name, *run, "loader.eval_batch_size=3", *overrides))
         return read_result(tmp_path / name / "results.json"), capfd.readouterr().out
 
     results, shown = sampled("gone")
