@@ -106,7 +106,8 @@ class LanguageModel:
             ValueError: a number is below 1, prompt and suffix leave nothing to fill, or the sampler has no such option.
         """
         length = _at_least_one("length", self.length if length is None else length)
-        given = [self.tokenizer.encode(text) if text else [] for text in (prompt, suffix)]
+        named = {"prompt": prompt, "suffix": suffix}
+        given = [self.tokenizer.encode_exactly(text, name) if text else [] for name, text in named.items()]
         hole = length - len(given[0]) - len(given[1])
         if hole < 1:
             raise ValueError(
@@ -127,7 +128,8 @@ class LanguageModel:
         Raises:
             ValueError: as `generate`; or the template has no hole, or one of 0 tokens.
         """
-        return self._texts(pieces_of(template, self.tokenizer.encode, "infill"), n, steps, seed, batch_size, options)
+        pieces = pieces_of(template, lambda text: self.tokenizer.encode_exactly(text, "infill"), "infill")
+        return self._texts(pieces, n, steps, seed, batch_size, options)
 
     def fill(self, canvas: Canvas, steps: int | None = None, seed: int = 0, batch: int = 0, **options: Any) -> Tensor:
         """Token ids (B, L) for a canvas on `self.device`: what `generate` and `infill` decode; arguments as there.

@@ -22,7 +22,7 @@ from flm.algos.loss_weight import LossWeight, apply_loss_weight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
-from flm.paths.flow_map import PAIR_LAWS, draw_time_pairs, semigroup_weight
+from flm.paths.flow_map import PAIR_LAWS, check_boundary_prob, draw_time_pairs, semigroup_weight
 from flm.paths.gaussian import State, corrupt, expected, step
 from flm.posterior import Combination, RawOutput
 from flm.samplers.flow_map import FlowMapSampler
@@ -77,6 +77,8 @@ class FLMDistill(Distillation):
         if time_pairs not in PAIR_LAWS:
             raise ValueError(f"algo.time_pairs must be one of {', '.join(PAIR_LAWS)}, not {time_pairs}")
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
+        self.check_clock(self.clock)
+        check_boundary_prob(boundary_prob)
         self.base = backbone(vocab_size=vocab_size)
         self.residual = backbone(vocab_size=vocab_size, two_times=True)
         if teacher is not None:

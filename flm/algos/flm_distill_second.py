@@ -17,7 +17,7 @@ from flm.algos.loss_weight import LossWeight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
-from flm.paths.flow_map import PAIR_LAWS, draw_time_pairs
+from flm.paths.flow_map import PAIR_LAWS, check_boundary_prob, draw_time_pairs
 from flm.paths.gaussian import State, corrupt
 from flm.samplers.flow_map import FlowMapSampler
 from flm.vocabulary_losses import squared_error
@@ -58,6 +58,8 @@ class FLMDistillSecond(Distillation):
         if teacher_g is not None and not hasattr(teacher_g, "residual"):
             raise ValueError("algo.teacher_g_path: needs a checkpoint of algo=flm_distill")
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
+        self.check_clock(self.clock)
+        check_boundary_prob(boundary_prob)
         self.backbone = backbone(vocab_size=vocab_size, two_times=True)
         if teacher_g is not None:
             copy_weights(self._pair().base, self.backbone, length, "algo.teacher_f_path")

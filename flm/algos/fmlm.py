@@ -14,7 +14,7 @@ from flm.algos.loss_weight import LossWeight, apply_loss_weight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
-from flm.paths.flow_map import PAIR_LAWS, draw_time_pairs, whole_number
+from flm.paths.flow_map import PAIR_LAWS, check_boundary_prob, draw_time_pairs, whole_number
 from flm.paths.gaussian import State, context_free_cross_entropy, corrupt
 from flm.posterior import TokenPosterior
 from flm.samplers.flow_map import FlowMapSampler
@@ -81,6 +81,8 @@ class FMLM(GaussianLikelihood, Distillation):
             raise ValueError(f"algo.diagonal_fraction must be in [0, 1], not {diagonal_fraction}")
         self.backbone = backbone(vocab_size=vocab_size, two_times=True)
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
+        self.check_clock(self.clock)
+        check_boundary_prob(boundary_prob)
         if teacher is not None and initialize_student_from_teacher:
             copy_weights(backbone_of(teacher, "algo.teacher_path"), self.backbone, length, "algo.teacher_path")
         self.objective = OBJECTIVES[objective]()

@@ -36,6 +36,15 @@ class Distillation(Algorithm):
         """A teacher by its constructor argument; None if it was not given."""
         return self._teachers[name]
 
+    def check_clock(self, clock: nn.Module) -> None:
+        """Raises ValueError unless every teacher was trained on this clock: it is told the same times."""
+        tau = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+        for name, teacher in self._teachers.items():
+            if teacher is not None and hasattr(teacher, "clock"):
+                theirs, ours = teacher.clock.time(tau.to(_device(teacher.clock))), clock.time(tau.to(_device(clock)))
+                if not torch.allclose(theirs.cpu(), ours.cpu()):
+                    raise ValueError(f"algo.{name}_path: trained on another clock: give algo.clock the one it was trained on")
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distillation":
         for teacher in self._teachers.values():
             if teacher is not None:
@@ -54,6 +63,10 @@ class Distillation(Algorithm):
             if prefix + name in self.averaged_weights
         }
         return AveragedBackbone(module, weights)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.buffers(), torch.zeros(())).device
 
 
 class AveragedBackbone:
@@ -94,7 +107,7 @@ def copy_weights(source: nn.Module, target: nn.Module, length: int, key: str) ->
     if odd:
         raise ValueError(
             f"{key}: the teacher's network is not of the student's shape ({odd[0]} and {len(odd) - 1} more differ): give the "
-            "student the model= of the teacher, or set algo.initialize_student_from_teacher=false"
+            "student the model= of the teacher"
         )
     target.load_state_dict(weights, strict=False)
     check_same_function(source, target, length, key)

@@ -160,9 +160,10 @@ def check_vocabulary(checkpoint: CheckpointFile, tokenizer: _Tokenizer) -> None:
 
 def check_tokenizer(stored: Mapping[str, Any] | None, given: Mapping[str, Any] | None, name: str) -> None:
     """Raises ValueError unless two Tokenizer.to_dict() are equal; `name` is the file that holds the first."""
+    stored, given = ({key: v for key, v in (side or {}).items() if key != "name"} for side in (stored, given))
     if stored != given:
-        keys = sorted(set(stored or {}) | set(given or {}))
-        differing = [key for key in keys if (stored or {}).get(key) != (given or {}).get(key)]
+        keys = sorted(set(stored) | set(given))
+        differing = [key for key in keys if stored.get(key) != given.get(key)]
         raise ValueError(
             f"{name}: a checkpoint of another vocabulary: its tokenizer differs from that of the data in "
             f"{', '.join(differing) or 'being absent'}: choose the data= it was trained on"

@@ -65,6 +65,18 @@ class Tokenizer:
         """Ids of the text alone. A special token written out in the text becomes its id."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def encode_exactly(self, text: str, name: str) -> list[int]:
+        """Ids that decode to this very text, up to white space (WordPiece keeps none).
+
+        Raises:
+            ValueError: the tokenizer cannot write it (a character it lacks, capitals it drops); `name` is what to call it.
+        """
+        ids = self.encode(text)
+        written = self.decode(ids)
+        if "".join(written.split()) != "".join(text.split()):
+            raise ValueError(f"{name}: the tokenizer {self.name} cannot write {text!r}; it makes {written!r} of it")
+        return ids
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """As `encode`, for many texts at once, on all cores."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]

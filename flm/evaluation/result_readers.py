@@ -131,12 +131,12 @@ def _likelihood(source: Source) -> list[Likelihood]:
     for corpus, entry in content["corpora"].items():
         variants = entry["variants"]
         for variant, values in variants.items():
-            # None: no draw fell into this part
-            parts = {name: nats if nats is None else float(nats) for name, nats in values["parts_nats_per_token"].items()}
+            found_parts = values.get("parts_nats_per_token") or {}
+            parts = {name: None if nats is None else float(nats) for name, nats in found_parts.items()}  # None: never drawn
             error = values["standard_error_nats"]
             record = Likelihood(
                 source=source,
-                # the user's name for it; the task itself calls the corpus of the run "data", which says less than its description
+                # the user's own name for it; "data" is the task's, and says less than the description
                 corpus=str(entry.get("corpus") or corpus) if corpus == "data" else str(corpus),
                 variant=variant if len(variants) > 1 else "",
                 bound=str(content["kind"]),

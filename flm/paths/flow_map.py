@@ -60,6 +60,15 @@ PAIR_LAWS: dict[str, Callable[[int, Draws], tuple[Tensor, Tensor]]] = {
 }
 
 
+def check_boundary_prob(boundary_prob: int | None) -> None:
+    """Raises ValueError unless it is None or a whole number of at least 1: one jump in so many, not a probability."""
+    if boundary_prob is not None and (not isinstance(boundary_prob, int) or boundary_prob < 1):
+        raise ValueError(
+            f"algo.boundary_prob={boundary_prob} must be a whole number of at least 1 (one jump in so many goes the whole "
+            "way) or null"
+        )
+
+
 def draw_time_pairs(
     count: int, draws: Draws, law: str = "uniform_gap", boundary_prob: int | None = 32, random_middle: bool = False
 ) -> TimePairs:

@@ -83,7 +83,9 @@ class ProjectedNoise:
 
     # Columns are normalised before factoring, so this is relative to each column's own length. It only matters for columns
     # that (nearly) depend on others; the basis stays contracted (O^T O <= I), so noise and gradients stay bounded.
+    # Gram and factor are float64: in float32 their rounding error alone can exceed this and leave no factor.
     JITTER = 1e-6
+    ROWS = 8192  # of the tables in float64 at once
 
     def __init__(self, tables: Sequence[Tensor]):
         self.tables = tuple(tables)
@@ -94,18 +96,26 @@ class ProjectedNoise:
         # has nearly the teacher's table, and the difference keeps its digits where the joint Gram would lose them.
         self.relative = tuple(k > 0 and table.shape == first.shape for k, table in enumerate(self.tables))
         with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
-            columns = [
-                table - first if relative else table
-                for table, relative in zip(self.tables, self.relative, strict=True)
-            ]
-            gram = torch.cat([torch.cat([a.T @ b for b in columns], dim=1) for a in columns], dim=0)
-            self.scale = gram.diagonal().clamp_min(0).sqrt()
-            inverse = torch.where(self.scale > 0, 1 / self.scale, torch.zeros_like(self.scale))
-            correlation = gram * inverse[:, None] * inverse
-            jitter = self.JITTER if gram.dtype != torch.float64 else self.JITTER * 1e-6
-            correlation.diagonal().fill_(1 + jitter)
-            self.factor = torch.linalg.cholesky(correlation)
-            self.inverse_scale = inverse
+            gram = self._gram()
+            scale = gram.diagonal().sqrt()
+            self.inverse_scale = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
+            correlation = gram * self.inverse_scale[:, None] * self.inverse_scale
+            correlation.diagonal().fill_(1 + (self.JITTER if first.dtype != torch.float64 else self.JITTER * 1e-6))
+            # not `cholesky`, which waits for the device to learn whether it failed
+            self.exact_factor, _ = torch.linalg.cholesky_ex(correlation)
+            self.factor, self.scale = self.exact_factor.to(first.dtype), scale.to(first.dtype)
+
+    def _gram(self) -> Tensor:
+        """M^T M of the columns as they enter, (D, D) float64."""
+        width = sum(table.shape[1] for table in self.tables)
+        gram = torch.zeros(width, width, dtype=torch.float64, device=self.tables[0].device)
+        for rows in zip(*(table.detach().split(self.ROWS) for table in self.tables), strict=True):
+            exact = [part.double() for part in rows]
+            block = torch.cat(
+                [part - exact[0] if relative else part for part, relative in zip(exact, self.relative, strict=True)], dim=1
+            )
+            gram.addmm_(block.T, block)
+        return gram
 
     def sample(self, batch: int, length: int, generator: torch.Generator) -> State:
         white = torch.randn(
@@ -124,7 +134,8 @@ class ProjectedNoise:
 
     def lift(self, moments: Tensor) -> Tensor:
         """O @ moments for moments (D, d): (V, d), without building O."""
-        solved = torch.linalg.solve_triangular(self.factor.T, moments, upper=True) * self.inverse_scale[:, None]
+        solved = torch.linalg.solve_triangular(self.exact_factor.T, moments.double(), upper=True)
+        solved = (solved * self.inverse_scale[:, None]).to(moments.dtype)
         parts = list(solved.split([table.shape[1] for table in self.tables], dim=0))
         for k, relative in enumerate(self.relative):
             if relative:  # column block k is W_k - W_0

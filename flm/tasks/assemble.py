@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints.build import build_algorithm
-from flm.checkpoints.load import CheckpointFile, load_algorithm
+from flm.checkpoints.load import CheckpointFile, check_vocabulary, load_algorithm, read_checkpoint
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
 from flm.tasks.import_choices import import_choices
@@ -27,7 +27,7 @@ def data_module(config: DictConfig) -> TextDataModule:
     )
 
 
-def new_algorithm(config: DictConfig, vocab_size: int) -> Algorithm:
+def new_algorithm(config: DictConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Algorithm:
     """A fresh model, with the teachers that `algo.<name>_path` keys name.
 
     Its `_target_`s come from the user's own command, so their modules are trusted.
@@ -36,10 +36,22 @@ def new_algorithm(config: DictConfig, vocab_size: int) -> Algorithm:
     teachers = {}
     for key, path in plain["algo"].items():
         if key.endswith("_path") and path is not None:
-            teachers[key.removesuffix("_path")], _ = load_algorithm(path, trusted_modules=config.eval.trusted_modules)
+            teachers[key.removesuffix("_path")] = _teacher(f"algo.{key}", path, config, tokenizer)
     trusted = {target.rpartition(".")[0] for node in (plain["algo"], plain["model"]) for target in _targets(node)}
     torch.manual_seed(config.seed)
     return build_algorithm(plain, vocab_size, sorted(trusted), **teachers)
+
+
+def _teacher(key: str, path: str, config: DictConfig, tokenizer: Tokenizer | None) -> Algorithm:
+    """A trained model, averaged weights where it has them, of the tokenizer the student will be trained with."""
+    try:
+        use_average = read_checkpoint(path).average is not None
+        teacher, file = load_algorithm(path, use_average, config.eval.trusted_modules)
+        if tokenizer is not None and file.tokenizer is not None:
+            check_vocabulary(file, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    return teacher
 
 
 def load_for_evaluation(config: DictConfig) -> tuple[Algorithm, CheckpointFile, Tokenizer]:

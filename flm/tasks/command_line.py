@@ -9,6 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -71,12 +72,14 @@ def user_error(error: BaseException) -> str | None:
         if cause is not None and (inner := user_error(cause)):
             return f"{inner} (in {error.full_key})" if getattr(error, "full_key", None) else inner
         return _one_line(error)
-    if isinstance(error, ValueError | OSError):
+    if isinstance(error, ValueError | OSError | MisconfigurationException):
         return _one_line(error)
     return None
 
 
 def _one_line(error: BaseException) -> str:
+    if "Config group override must be a string" in str(error):
+        return "a config group is switched off by its option `none`, as in logger=none, not by null"
     lines = [line.strip() for line in str(error).splitlines()]
     # Hydra's advice on adding keys and showing tracebacks would hide what is wrong
     kept = [line for line in lines if line and not line.startswith(("Set the environment", "object_type", "reference_type"))]

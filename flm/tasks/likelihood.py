@@ -1,5 +1,6 @@
 """mode=ppl_eval: how probable a checkpoint finds held-out text, exactly or as an upper bound on the nats."""
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -23,39 +24,45 @@ from flm.draws import Draws, mix_seed
 from flm.evaluation.bits_per_byte import utf8_bytes
 from flm.evaluation.likelihood import likelihood
 from flm.tasks.assemble import load_for_evaluation, plain_config, run_dir
+from flm.tasks.real_text import recorded_corpus
 from flm.tasks.results import provenance, write_json
 from flm.tasks.scoring import head
 
-TRAINED_ON = "data"  # what the corpus of the `data` node is called among eval.corpora
+FIRST = "data"  # what the corpus of eval.real_data is called among eval.corpora
 
 
 def ppl_eval(config: DictConfig) -> dict[str, Any]:
-    """Scores the held-out text of `data` and of each of eval.corpora; writes run_dir/likelihood.json, prints a table."""
-    for key in ("max_examples", "draws_per_example"):
-        if config.eval[key] is not None and config.eval[key] < 1:
-            raise ValueError(f"eval.{key} must be at least 1, not {config.eval[key]}")
-    if config.eval.pilot_draws < 0:
-        raise ValueError(f"eval.pilot_draws must be 0 (no pilot) or more, not {config.eval.pilot_draws}")
+    """Scores the held-out text of the corpus eval.real_data names and of each of eval.corpora.
+
+    Writes run_dir/likelihood.json and prints a table.
+    """
+    if config.eval.max_examples is not None:
+        _check_whole(config, "max_examples", 1, "or null for all")
+    _check_whole(config, "draws_per_example", 1)
+    _check_whole(config, "pilot_draws", 0, "where 0 is no pilot")
+    if config.eval.real_data not in ("recorded", "current"):
+        raise ValueError(f"eval.real_data must be recorded or current for mode=ppl_eval, not {config.eval.real_data}")
+    others = _other_corpora(config)
     algorithm, file, tokenizer = load_for_evaluation(config)
     if algorithm.bound_kind is None:
         raise ValueError(f"{file.path}: {type(algorithm).__name__} has no likelihood bound, which mode=ppl_eval needs")
     console = Console()
-    sources = {name: _data(node, tokenizer, algorithm, config) for name, node in _corpora(config).items()}
-    variants = _variants(algorithm, sources[TRAINED_ON], config)
-    chosen = min(variants, key=lambda name: variants[name].expected or 0.0)  # without a pilot, the first
+    sources = {FIRST: _first_data(config, file, tokenizer, algorithm)}
+    sources |= {name: _data(_corpus(node, "eval.corpora"), tokenizer, algorithm, config) for name, node in others.items()}
+    variants = _variants(algorithm, sources[FIRST], config)
+    corpora = {name: _score(name, data, tokenizer, algorithm, variants, config) for name, data in sources.items()}
+    corpora[FIRST]["trained_on"] = _trained_on(config, file)
     result = {
         "kind": algorithm.bound_kind,
-        "chosen": chosen,
+        "chosen": _lowest(variants),
         "measured_on_training_text": {name: variant.table for name, variant in variants.items()},
-        "corpora": {name: _score(name, data, tokenizer, algorithm, variants, config) for name, data in sources.items()},
+        "corpora": corpora,
     }
     folder = run_dir(config)
     about = provenance(config, file) | head("likelihood", config, algorithm, file)
     write_json(folder / "likelihood.json", about | {"likelihood": result})
-    recorded, given = (_without_cache(node) for node in (file.config.get("data"), plain_config(config)["data"]))
-    if recorded is not None and recorded != given:
-        console.print(f"note: this checkpoint was trained on another data node than is given now: {escape(str(recorded))}")
     _print(console, result, algorithm, file)
+    _print_notes(console, result, config, file)
     console.print(f"written to {folder / 'likelihood.json'}")
     return result
 
@@ -70,19 +77,45 @@ class _Given(TokenizerBuilder):
         return self.tokenizer
 
 
-def _corpora(config: DictConfig) -> dict[str, Any]:
-    """Config nodes, or paths, by name; the one trained on first."""
+def _check_whole(config: DictConfig, key: str, least: int, remark: str = "") -> None:
+    value = config.eval[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        bounds = f"a whole number of at least {least}{remark and f' ({remark})'}"
+        raise ValueError(f"eval.{key} must be {bounds}, not {'null' if value is None else value}")
+
+
+def _other_corpora(config: DictConfig) -> dict[str, Any]:
+    """Config nodes, or paths, by name."""
     named = config.eval.corpora or {}
-    if not isinstance(named, Mapping) or TRAINED_ON in named:
-        raise ValueError(f"eval.corpora must map names (other than {TRAINED_ON}) to files or data configs, not {named}")
-    return {TRAINED_ON: config.data, **{str(name): node for name, node in named.items()}}
+    if not isinstance(named, Mapping) or FIRST in named:
+        raise ValueError(f"eval.corpora must map names (other than {FIRST}) to files or data configs, not {named}")
+    return {str(name): node for name, node in named.items()}
 
 
-def _data(node: Any, tokenizer: Tokenizer, algorithm: Algorithm, config: DictConfig) -> TextDataModule:
+def _first_data(config: DictConfig, file: CheckpointFile, tokenizer: Tokenizer, algorithm: Algorithm) -> TextDataModule:
+    """The text that eval.real_data names, tokenised; of a recorded corpus that is not to be had, says what to do."""
+    if config.eval.real_data == "current":
+        return _data(_corpus(config.data, "data"), tokenizer, algorithm, config)
+    try:
+        corpus = recorded_corpus(file.config.get("data"), config.eval.trusted_modules)
+        corpus.cache_dir = config.data.get("cache_dir")  # a file that may come from anyone does not say where to write
+        data = _data(corpus, tokenizer, algorithm, config)
+        data.prepare()
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{reason}; name the text anew with eval.real_data=current and data=...") from error
+    return data
+
+
+def _corpus(node: Any, key: str) -> Corpus:
     # a bare path: all of its text is held-out text
     corpus = TextCorpus(node, valid_path=node) if isinstance(node, str) else hydra.utils.instantiate(node)
     if not isinstance(corpus, Corpus):
-        raise ValueError(f"eval.corpora: {node} is no corpus: give a path, or a node with the _target_ of one")
+        raise ValueError(f"{key}: {node} is no corpus: give a path, or a node with the _target_ of one")
+    return corpus
+
+
+def _data(corpus: Corpus, tokenizer: Tokenizer, algorithm: Algorithm, config: DictConfig) -> TextDataModule:
     return TextDataModule(
         corpus,
         _Given(tokenizer),
@@ -95,7 +128,7 @@ def _data(node: Any, tokenizer: Tokenizer, algorithm: Algorithm, config: DictCon
 
 
 def _variants(algorithm: Algorithm, data: TextDataModule, config: DictConfig) -> dict[str, BoundVariant]:
-    """What the bound leaves free, chosen on training blocks of the `data` corpus, evenly spaced over it."""
+    """What the bound leaves free, chosen on training blocks of the first corpus, evenly spaced over it."""
     blocks, wanted = data.train_blocks(), config.eval.pilot_draws
     device = next(algorithm.parameters()).device
     rows = [blocks[i * len(blocks) // wanted] for i in range(wanted)]
@@ -104,6 +137,14 @@ def _variants(algorithm: Algorithm, data: TextDataModule, config: DictConfig) ->
     training = [Batch(tokens, torch.ones(tokens.shape)).to(device) for tokens in parts]
     options = {key: config.eval[key] for key in ("exact_evidence", "evidence_share")}
     return algorithm.bound_variants(training, Draws(mix_seed(config.seed, 1), device=device), **options)
+
+
+def _lowest(variants: dict[str, BoundVariant]) -> str | None:
+    """The only one, or that with the lowest bound on training text; None where none was measured."""
+    if len(variants) == 1:
+        return next(iter(variants))
+    measured = {name: variant.expected for name, variant in variants.items() if variant.expected is not None}
+    return min(measured, key=measured.__getitem__) if measured else None
 
 
 def _score(
@@ -126,20 +167,42 @@ def _score(
             values[variant] = likelihood(algorithm, loader, draws, config.seed, settings.options, advance)
     num_tokens = next(iter(values.values())).num_tokens
     num_bytes = data.bytes_per_token() * num_tokens
-    num_characters = num_bytes * _characters_per_byte(data, tokenizer)
+    num_characters = num_bytes * _characters_per_byte(data)
     return {
         "corpus": data.corpus.describe(),
         "wrap": data.corpus.wrap,
-        "bytes": round(num_bytes),
-        "characters": round(num_characters),
+        "bytes_estimated": round(num_bytes),
+        "characters_estimated": round(num_characters),
+        "unknown_share": _unknown_share(data, tokenizer),
         "variants": {variant: value.in_units(num_bytes, num_characters) for variant, value in values.items()},
     }
 
 
-def _characters_per_byte(data: TextDataModule, tokenizer: Tokenizer) -> float:
-    """Of the evaluated blocks, decoded: their own bytes would count characters cut at a block's edge twice over."""
-    texts = [tokenizer.decode(row, skip_special=True) for batch in data.valid_loader() for row in batch.tokens.tolist()]
-    return sum(map(len, texts)) / max(1, utf8_bytes(texts))
+def _characters_per_byte(data: TextDataModule) -> float:
+    """Of the held-out documents themselves: what tokens spell lacks the characters the tokenizer does not know."""
+    characters = num_bytes = 0
+    for document in data.valid_documents():
+        characters += len(document)
+        num_bytes += utf8_bytes([document])
+    return characters / num_bytes
+
+
+def _unknown_share(data: TextDataModule, tokenizer: Tokenizer) -> float:
+    """Share of the scored tokens that stand for text the tokenizer cannot spell."""
+    unknown = _unknown_id(tokenizer)
+    if unknown is None:
+        return 0.0
+    found = [(batch.tokens == unknown).double().mean(1) for batch in data.valid_loader()]
+    return torch.cat(found).mean().item()
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """None where every text can be spelled. GPT-2 names its end mark here, which no text becomes."""
+    model = json.loads(tokenizer.to_dict()["json"])["model"]
+    unknown = model.get("unk_id")  # of unigram models; the others name it
+    if unknown is None and model.get("unk_token") is not None:
+        unknown = model["vocab"].get(model["unk_token"])
+    return None if unknown in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) else unknown
 
 
 def _print(console: Console, result: dict[str, Any], algorithm: Algorithm, file: CheckpointFile) -> None:
@@ -161,19 +224,41 @@ def _print(console: Console, result: dict[str, Any], algorithm: Algorithm, file:
                 f"{row['bits_per_character']:.4f}",
             )
     console.print(table)
-    shown = {name: row["parts_nats_per_token"] for name, row in result["corpora"][TRAINED_ON]["variants"].items()}
-    if not any(shown.values()):
-        return
-    parts = Table(title=f"nats per token of {TRAINED_ON}, by part of the bound", **narrow)
-    parts.add_column("of")
-    parts.add_column("where")
-    parts.add_column("nats / token", justify="right")
-    for variant, nats in shown.items():
-        for where, value in nats.items():
-            parts.add_row(variant, where, f"{value:.4f}")
-    console.print(parts)
-    if len(shown) > 1:
+    shown = result["corpora"][FIRST]["variants"]
+    if any(row["parts_nats_per_token"] for row in shown.values()):
+        parts = Table(title=f"nats per token of {FIRST}, by part of the bound", **narrow)
+        for heading in ("of", "where", "nats / token", "draws"):
+            parts.add_column(heading, justify="left" if heading in ("of", "where") else "right")
+        for variant, row in shown.items():
+            for where, nats in row["parts_nats_per_token"].items():
+                parts.add_row(variant, where, "-" if nats is None else f"{nats:.4f}", str(row["draws_by_part"][where]))
+        console.print(parts)
+    if len(shown) > 1 and result["chosen"] is not None:
         console.print(f"* the lowest on training text: {result['chosen']}")
+
+
+def _print_notes(console: Console, result: dict[str, Any], config: DictConfig, file: CheckpointFile) -> None:
+    """What a reader of the table should know of the texts."""
+    first = result["corpora"][FIRST]
+    if config.eval.real_data == "recorded":
+        remark = "the corpus the checkpoint records; data=... of this command is not read without eval.real_data=current"
+        console.print(f"{FIRST}: {escape(first['corpus'])}: {remark}", soft_wrap=True)
+    elif first["trained_on"] is False:
+        recorded = escape(str(_without_cache(file.config["data"])))
+        console.print(f"note: this checkpoint was trained on another data node than is given now: {recorded}", soft_wrap=True)
+    for name, corpus in result["corpora"].items():
+        if corpus["unknown_share"] > 0:
+            share = f"{100 * corpus['unknown_share']:.2g}% of the tokens of {escape(name)}"
+            remark = "stand for unknown characters: its likelihood is no bound on that of the text"
+            console.print(f"warning: {share} {remark}", soft_wrap=True)
+
+
+def _trained_on(config: DictConfig, file: CheckpointFile) -> bool | None:
+    """Whether the first corpus is the one the checkpoint records; None if it records none."""
+    if config.eval.real_data == "recorded":
+        return True
+    recorded = _without_cache(file.config.get("data"))
+    return None if recorded is None else recorded == _without_cache(plain_config(config)["data"])
 
 
 def _without_cache(node: Any) -> Any:

@@ -258,9 +258,12 @@ def canvas_of(config: DictConfig, algorithm: Algorithm, tokenizer: Tokenizer) ->
     if wanted.infill is not None:
         if wanted.prompt is not None or wanted.suffix is not None or wanted.length is not None:
             raise ValueError("sampling.infill gives the whole text: leave out sampling.prompt, suffix and length")
-        return Canvas.from_pieces(pieces_of(wanted.infill, tokenizer.encode), batch, device)
+        pieces = pieces_of(wanted.infill, lambda text: tokenizer.encode_exactly(text, "sampling.infill"))
+        return Canvas.from_pieces(pieces, batch, device)
     length = algorithm.length if wanted.length is None else wanted.length
     if not isinstance(length, int) or length < 1:
         raise ValueError(f"sampling.length must be a whole number of at least 1, not {length}")
-    prompt, suffix = (tokenizer.encode(text) if text else [] for text in (wanted.prompt, wanted.suffix))
+    prompt, suffix = (
+        tokenizer.encode_exactly(wanted[key], f"sampling.{key}") if wanted[key] else [] for key in ("prompt", "suffix")
+    )
     return Canvas.between(prompt, suffix, length, batch, device)

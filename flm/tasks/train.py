@@ -29,9 +29,10 @@ def train(config: DictConfig) -> dict[str, Any]:
     data = data_module(config)
     data.prepare()
     module = Module(
-        algorithm=new_algorithm(config, data.vocab_size),
+        algorithm=new_algorithm(config, data.vocab_size, data.tokenizer),
         optimizer=hydra.utils.instantiate(config.optim),
-        lr_scheduler=hydra.utils.instantiate(config.lr_scheduler) if config.lr_scheduler else None,
+        # without a target: switched off, and some other config set one of its values
+        lr_scheduler=hydra.utils.instantiate(config.lr_scheduler) if (config.lr_scheduler or {}).get("_target_") else None,
         ema=config.training.ema,
         seed=config.seed,
         config=plain_config(config),
@@ -50,6 +51,9 @@ def train(config: DictConfig) -> dict[str, Any]:
         plugins=[AtomicCheckpointIO()],
     )
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
+    if isinstance(trainer.val_check_interval, int):  # a run shorter than the interval ends with its one validation
+        batches = trainer.max_steps * trainer.accumulate_grad_batches
+        trainer.val_check_interval = max(1, min(trainer.val_check_interval, batches))
     trainer.fit(module, datamodule=data, ckpt_path=_resume_path(config), weights_only=True)
     return {name: value.item() for name, value in trainer.callback_metrics.items()}
 
@@ -60,6 +64,10 @@ def trainer_arguments(config: DictConfig) -> dict[str, Any]:
     if arguments["precision"] is None:
         on_cuda = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
         arguments["precision"] = "bf16-mixed" if on_cuda else "32-true"
+    if str(arguments["precision"]).endswith("-true") and not str(arguments["precision"]).startswith(("32", "64")):
+        raise ValueError(
+            f"trainer.precision={arguments['precision']} would train low-precision weights: use bf16-mixed or 16-mixed"
+        )
     strategy = config.strategy
     arguments["strategy"] = strategy if isinstance(strategy, str) else hydra.utils.instantiate(strategy)
     return arguments
@@ -92,6 +100,10 @@ def _callbacks(config: DictConfig, data: TextDataModule) -> list[lightning.Callb
 
 def _resume_path(config: DictConfig) -> str | None:
     path = config.checkpointing.resume_ckpt_path
-    if not config.checkpointing.resume_from_ckpt or path is None or not Path(path).exists():
+    if not config.checkpointing.resume_from_ckpt or path is None:
+        return None
+    if not Path(path).exists():
+        if Path(path) != Path(config.run_dir) / "checkpoints" / "last.ckpt":  # absent there, a run simply begins
+            raise ValueError(f"checkpointing.resume_ckpt_path={path}: there is no such file")
         return None
     return str(path)

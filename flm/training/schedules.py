@@ -29,15 +29,16 @@ def linear_warmdown(
     optimizer: Optimizer,
     warmup_steps: int,
     total_steps: int,
-    warmdown_steps: int | None = None,
+    warmdown_fraction: float = 1.0,
     final_factor: float = 0.0,
 ) -> LambdaLR:
-    """Linear warm-up, constant, then a line down to final_factor over the last warmdown_steps of total_steps.
+    """Linear warm-up, constant, then a line down to final_factor at total_steps.
 
-    warmdown_steps None: the line begins where the warm-up ends.
+    warmdown_fraction in (0, 1]: share of the steps after the warm-up that the line takes.
     """
-    if warmdown_steps is None:
-        warmdown_steps = total_steps - warmup_steps
+    if not 0 < warmdown_fraction <= 1:
+        raise ValueError(f"lr_scheduler.warmdown_fraction={warmdown_fraction} must lie in (0, 1]")
+    warmdown_steps = round(warmdown_fraction * (total_steps - warmup_steps))
     _check(warmup_steps, total_steps, warmdown_steps, final_factor)
     return _decay(optimizer, warmup_steps, total_steps, warmdown_steps, final_factor, lambda progress: 1 - progress)
 

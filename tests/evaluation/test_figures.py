@@ -94,6 +94,24 @@ def test_different_real_texts_are_different_levels(results, axes_of):
     assert levels == {f"{first.source.label}, real text": {4.117}, f"{second.source.label}, real text": {5.5}}
 
 
+def test_a_run_without_real_text_is_not_held_to_that_of_another(results, axes_of):
+    first, second = results.samples
+    alone = type(second)(second.source, second.generated, None)
+    lines = lines_by_label(axes_of(figures.diversity_figure([first, alone], COLOURS))[0])
+    assert set(lines) == {"nano", "other", "nano, real text"} and set(lines["nano, real text"].get_ydata()) == {4.117}
+    lines = lines_by_label(axes_of(figures.diversity_figure([alone], COLOURS))[0])
+    assert set(lines) == {"other"}
+
+
+def test_only_a_language_models_perplexity_is_called_generative(results, axes_of):
+    by_3_grams = ("3-gram of validation text, every token", "perplexity under 3-grams")
+    for scorer, name in (by_3_grams, ("gpt2-large, published", "generative perplexity")):
+        judged = [type(one)(**{**one.__dict__, "scorer": scorer}) for one in results.frontiers]
+        (axes,) = axes_of(figures.frontier_figure(judged, COLOURS))
+        assert axes.get_ylabel() == f"log {name}, nats per token"
+        assert axes.child_axes[0].get_ylabel() == name
+
+
 def test_cross_entropy_is_that_of_the_last_validation_and_skips_empty_tenths(results, axes_of):
     (axes,) = axes_of(figures.cross_entropy_figure(results.trainings, COLOURS))
     lines = lines_by_label(axes)
@@ -176,11 +194,12 @@ def test_lines_of_a_film_lose_nothing_until_the_last_is_full():
     assert all(text == " sevens" for line in words for text, _, _ in line)  # broken between tokens, not within
 
 
-def test_the_largest_film_is_a_small_file():
+def test_a_full_film_is_a_small_file():
+    """Four moments with as many tokens as are shown; the largest figure has thirteen, and 200 kB."""
     rng = np.random.default_rng(0)
     frames = []
-    for index in range(12):
+    for index in range(3):
         tokens = tuple("".join(map(chr, rng.integers(33, 126, 4))) for _ in range(100))
-        frames.append(Frame(index / 12, tokens, tuple(rng.random(100).tolist()), (False,) * 100))
+        frames.append(Frame(index / 3, tokens, tuple(rng.random(100).tolist()), (False,) * 100))
     png = film_figure([Film(None, 1, tuple(frames[:1])), Film(None, 64, tuple(frames))])
-    assert len(png) < 200_000
+    assert len(png) < 200_000 * 4 / 13

@@ -1,6 +1,7 @@
 """Averages, errors and units of a likelihood over blocks and draws."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from evaluation.likelihood_gap import SpoiltBackbone, entropy, flm_of, words
 from flm.algos.algorithm import Algorithm, Batch, Bound
 from flm.draws import Draws
 from flm.evaluation.likelihood import likelihood
+from flm.paths.gaussian_bound import Plan
 
 
 class Known(Algorithm):
@@ -46,6 +48,8 @@ def test_an_exact_likelihood_by_hand():
     assert row["bits_per_token"] == pytest.approx(2.8 / math.log(2))
     assert row["bits_per_byte"] == pytest.approx(2.8 * 25 / 50 / math.log(2))
     assert row["bits_per_character"] == pytest.approx(2.8 * 25 / 40 / math.log(2))
+    assert all(error == 0 for name, error in row.items() if name.startswith("monte_carlo_error"))
+    assert got.draws_by_part == {"mean": 5, "noise": 5}  # each draw evaluates both
 
 
 def test_the_two_errors_tell_text_from_draws():
@@ -58,7 +62,28 @@ def test_the_two_errors_tell_text_from_draws():
     assert got.nats_per_token.standard_error == pytest.approx(math.hypot(noise_per_token, 1 / math.sqrt(2000)), rel=0.05)
     assert abs(got.nats_per_token.mean - 1.0) < 4.5 * noise_per_token
     assert sum(got.parts.values()) == pytest.approx(got.nats_per_token.mean)
-    assert likelihood(model, batches(firsts, 500), 1, seed=3).monte_carlo_error is None
+    once = likelihood(model, batches(firsts, 500), 1, seed=3)
+    assert once.monte_carlo_error is None
+    names = ("perplexity", "bits_per_token", "bits_per_byte", "bits_per_character")
+    assert all(once.in_units(7.0, 5.0)[f"monte_carlo_error_{name}"] is None for name in names)
+    step = 1e-6  # the error of each unit is its derivative by the nats times the error in nats
+    further = replace(got, nats_per_token=replace(got.nats_per_token, mean=got.nats_per_token.mean + step))
+    units, moved = got.in_units(4000.5, 3000.0), further.in_units(4000.5, 3000.0)
+    for name in names:
+        slope = (moved[name] - units[name]) / step
+        assert units[f"monte_carlo_error_{name}"] == pytest.approx(slope * got.monte_carlo_error, rel=1e-5), name
+
+
+def test_a_part_is_known_only_where_a_draw_fell():
+    """Nine parts; three draws for each of two sequences cannot fall into them all."""
+    world = words()
+    model = flm_of(world, SpoiltBackbone(world))
+    options = {"plan": Plan.even(3)}
+    got = likelihood(model, [world.batch(2, torch.Generator().manual_seed(0))], 3, seed=0, options=options)
+    assert sum(got.draws_by_part.values()) == 6 and list(got.draws_by_part) == list(got.parts)
+    missed = [name for name, count in got.draws_by_part.items() if count == 0]
+    assert missed and all((got.parts[name] is None) == (name in missed) for name in got.parts)
+    assert sum(nats for nats in got.parts.values() if nats is not None) == pytest.approx(got.nats_per_token.mean)
 
 
 def test_draws_differ_between_batches_and_repeats_but_not_between_runs():

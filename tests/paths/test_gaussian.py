@@ -60,6 +60,28 @@ def test_views_have_the_dense_mean_and_covariance(law, case):
         assert ((got.T @ got / count - gap.T @ gap).abs().max() / (gap.T @ gap).diagonal().max()) < 0.05
 
 
+@pytest.mark.parametrize("case", ["constant table", "difference of rank one", "three on a line"])
+def test_tables_that_nearly_depend_on_each_other_are_factored(case):
+    """Their Gram matrix has rounding errors above any small jitter in float32."""
+    g = torch.Generator().manual_seed(0)
+    table = 0.1 * torch.randn(2000, 128, generator=g)
+    if case == "constant table":
+        used = [torch.ones(2000, 128) + 1e-5 * table]
+    elif case == "difference of rank one":
+        used = [table, table + 1e-3 * torch.sign(torch.randn(2000, 1, generator=g) @ torch.randn(1, 128, generator=g))]
+    else:
+        step_to = 1e-3 * torch.randn(2000, 128, generator=g)
+        used = [table, table + step_to, table + 0.1 * step_to]
+    used = [table.requires_grad_() for table in used]
+    noise = ProjectedNoise(used)
+    views = noise.sample(4, 500, torch.Generator().manual_seed(1)).views
+    for view, table in zip(views, used, strict=True):
+        ratio = view.detach().double().square().sum() / (2000 * table.detach().double().square().sum())
+        assert 0.8 < ratio < 1.25
+    gradients = torch.autograd.grad([view.sum() for view in views], used)
+    assert all(torch.isfinite(gradient).all() and gradient.norm() < 1e4 for gradient in gradients)
+
+
 def test_the_path_picks_the_cheaper_law():
     assert isinstance(noise_for(tables(20, 20)), DenseNoise)
     assert isinstance(noise_for(tables(20)), ProjectedNoise)

@@ -41,6 +41,11 @@ def test_config_mistakes(monkeypatch, capfd, tmp_path, corpus):
         ("algo.clock={_target_: os.system}",): "os.system",
         ("tokenizer.vocab_size=5",): "tokenizer.vocab_size",
         ("mode=sample_eval",): "eval.checkpoint_path",
+        ("lr_scheduler=null",): "=none",
+        ("trainer.precision=bf16-true",): "trainer.precision",
+        (f"checkpointing.resume_ckpt_path={tmp_path}/typo.ckpt",): "typo.ckpt",
+        ("algo=fmlm", "algo.boundary_prob=0"): "algo.boundary_prob",
+        ("algo=fmlm", f"algo.teacher_path={tmp_path}/none.ckpt"): "algo.teacher_path",
     }
     for overrides, named in cases.items():
         base = tiny(corpus)[:1] if overrides[0].startswith(("data", "tokenizer")) else tiny(corpus)
@@ -70,7 +75,9 @@ def test_bad_checkpoints(monkeypatch, capfd, tmp_path, checkpoint):
         "sampling.temperature=-1": "sampling.temperature",
         "+sampling.magic=3": "magic",
         "sampling.infill=no hole": "sampling.infill",
-        "sampling.prompt=" + "x" * 50: "sampling.prompt",
+        "sampling.prompt=" + "t" * 50: "sampling.prompt",
+        "sampling.prompt=Ж": "sampling.prompt",
+        "sampling.infill=Ж [3]": "sampling.infill",
         "sampling.num_sample_batches=0": "sampling.num_sample_batches",
     }
     for override, named in cases.items():
@@ -86,8 +93,18 @@ def test_resuming_with_another_vocabulary(monkeypatch, capfd, tmp_path, checkpoi
     assert "vocabulary" in line and checkpoint.name in line
 
 
+def test_a_teacher_of_another_tokenizer(monkeypatch, capfd, tmp_path, checkpoint):
+    """As many tokens, other ones."""
+    other = write_corpus(tmp_path / "other", documents=10)
+    for path in other.iterdir():
+        path.write_text(path.read_text().upper())
+    run = [*tiny(other, "algo=fmlm", f"algo.teacher_path={checkpoint}"), f"hydra.run.dir={tmp_path / 'run'}"]
+    line = fails(monkeypatch, capfd, *run)
+    assert "algo.teacher_path" in line and "vocabulary" in line
+
+
 def test_no_network_for_a_hub_name(monkeypatch, capfd, tmp_path, corpus):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else the library tries for a minute
     run = [*tiny(corpus, "tokenizer=huggingface", "tokenizer.name_or_path=some/model"), f"hydra.run.dir={tmp_path}"]
     assert "tokenizer.name_or_path" in fails(monkeypatch, capfd, *run)
 

@@ -9,6 +9,7 @@ from PIL import Image
 from random_gpt2 import random_gpt2
 from running import command, config_of, tiny, write_corpus
 
+from flm.algos.flm import FLM
 from flm.evaluation.diversity import token_diversity
 from flm.evaluation.gen_ppl import PublishedProtocol
 from flm.evaluation.huggingface_scorer import HuggingFaceScorer
@@ -128,6 +129,7 @@ def test_files_for_people(swept):
     image = Image.open(io.BytesIO((folder / "frontier.png").read_bytes())).convert("RGB")
     colours = {colour for _, colour in image.getcolors(1 << 24)}
     assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colours  # one for each checkpoint
+    assert not list(folder.glob(".*draft"))
     assert max(image.size) < 1600 and (folder / "frontier.png").stat().st_size < 100_000
 
 
@@ -151,16 +153,34 @@ def test_each_sampler_sweeps_what_it_has(trained, tmp_path):
     assert "closest_churn" in first and "closest_gamma" in second  # each is interpolated along what was swept
 
 
-def test_a_scorer_takes_the_place_of_the_3_grams(trained, tmp_path):
+def test_a_scorer_takes_the_place_of_the_3_grams(trained, tmp_path, monkeypatch):
+    generate, steps_of_calls = FLM.generate, []
+
+    def counted(self, canvas, steps, *arguments, **options):
+        steps_of_calls.append(steps)
+        return generate(self, canvas, steps, *arguments, **options)
+
+    monkeypatch.setattr(FLM, "generate", counted)
     folder = random_gpt2(tmp_path / "gpt2")
     one = [f"eval.checkpoint_path={trained['long']}", f"eval.gen_ppl_eval_model_name_or_path={folder}", "frontier.steps=2"]
     content = sweep(tmp_path / "run", *one, "eval.real_data=null")
+    assert steps_of_calls == [1, 2, 2]  # one to warm up, and two batches
     assert content["scorer"]["name"] == str(folder) and content["real"] is None
     assert content["matched"] == [] and content["label"] == "long" and content["checkpoint"]["step"] == 20
     (point,) = content["points"]
     texts = [json.loads(line)["text"] for line in (tmp_path / "run" / point["file"]).read_text().split("\n") if line]
     expected = HuggingFaceScorer(folder).score(texts, PublishedProtocol(32))
     assert point["log_ppl"]["mean"] == pytest.approx(expected.nats_per_token, rel=1e-4)
+
+
+def test_a_sampler_whose_steps_the_canvas_fixes_is_one_point(trained, corpus, tmp_path, capfd):
+    train(config_of(tmp_path / "ar", *tiny(corpus, "logger=none", "algo=ar", "trainer.max_steps=1")))
+    named = f"frontier.checkpoints={{flow: {trained['long']}, ar: {tmp_path}/ar/checkpoints/last.ckpt}}"
+    content = sweep(tmp_path / "run", named, "frontier.steps=[1,3]", "frontier.entropies=2")
+    settings = [(point["settings"]["run"], point["settings"]["steps"]) for point in content["points"]]
+    assert settings == [("flow", 1), ("flow", 3), ("ar", 32)]
+    assert "AR takes one step a position: 32 steps, not 1, 3\n" in capfd.readouterr().out
+    assert {row["target"] for row in content["matched"]} == {"data", "2"}  # a number alone is a list of one
 
 
 def test_mistakes(trained, corpus, tmp_path, monkeypatch, capfd):
@@ -181,16 +201,21 @@ def test_mistakes(trained, corpus, tmp_path, monkeypatch, capfd):
         (one, "frontier.temperature=[1,hot]"): "frontier.temperature",
         (one, "frontier.temperature=[1,0]"): "sampling.temperature",
         (one, "frontier.steps=[0]"): "frontier.steps",
-        (one, "frontier.stps=[1]"): "stps",
+        (one, "frontier.entropies=[abc]"): "frontier.entropies",
+        (one, "frontier.entropies=abc"): "frontier.entropies",
+        (one, "frontier.entropies=[nan]"): "frontier.entropies",
         (one, "eval.real_data=null"): "needs a scorer",
         (both(other),): "different tokenizers",
         (both(longer),): "sampling.length",
         (both(tmp_path / "nowhere"),): "nowhere",
         (one, "frontier.checkpoints=[x.ckpt]"): "frontier.checkpoints",
     }
-    run = ["mode=frontier", f"hydra.run.dir={tmp_path / 'run'}", "loader.eval_batch_size=2"]
+    run = ["mode=frontier", "loader.eval_batch_size=2"]
     for overrides, named in cases.items():
-        assert command(monkeypatch, *run, *overrides) == 1, overrides
-        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1 and named in lines[0], (overrides, lines)
+        with pytest.raises(ValueError) as error:
+            frontier(config_of(tmp_path / "run", *run, *overrides))
+        assert named in str(error.value) and "\n" not in str(error.value), overrides
+    assert command(monkeypatch, *run, f"hydra.run.dir={tmp_path / 'run'}", one, "frontier.stps=[1]") == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "stps" in lines[0]
     assert not list((tmp_path / "run").rglob("*.json*"))

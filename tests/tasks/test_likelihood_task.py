@@ -1,5 +1,6 @@
 """mode=ppl_eval through the command line, from nothing but a checkpoint and text."""
 
+import copy
 import json
 import math
 from functools import partial
@@ -12,9 +13,14 @@ from flm.algos.algorithm import Batch
 from flm.algos.flm import FLM
 from flm.algos.fmlm import FMLM
 from flm.checkpoints.load import read_checkpoint
+from flm.data.tokenizers import BPETokenizer, ByteTokenizer
 from flm.draws import Draws
+from flm.evaluation.report_tables import contribution_table
+from flm.evaluation.result_files import read_results
 from flm.models.dit import DiT
 from flm.tasks.assemble import data_module
+from flm.tasks.likelihood import _unknown_id, ppl_eval
+from flm.tasks.results import FORMAT_VERSION
 from flm.tasks.train import train
 
 
@@ -26,7 +32,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    settings = ("trainer.max_steps=200", "model.num_blocks=1", "optim.lr=5e-3", "training.ema=0.9", "logger=none")
+    settings = ("trainer.max_steps=60", "model.num_blocks=1", "optim.lr=5e-3", "training.ema=0.9", "logger=none")
     train(config_of(folder, *tiny(corpus, *settings)))
     return folder / "checkpoints" / "last.ckpt"
 
@@ -60,14 +66,18 @@ def test_a_checkpoint_is_scored_on_its_own_and_on_other_text(monkeypatch, capfd,
     assert row["sequences"] == 40 and row["tokens"] == 40 * 32 and row["draws_per_example"] == 3
     uniform = math.log(read_checkpoint(checkpoint).description.vocab_size)
     assert 0.3 < row["nats_per_token"] < uniform - 3 * row["standard_error_nats"]
-    assert sum(row["parts_nats_per_token"].values()) == pytest.approx(row["nats_per_token"])
+    known = [nats for nats in row["parts_nats_per_token"].values() if nats is not None]
+    assert sum(known) == pytest.approx(row["nats_per_token"]) and sum(row["draws_by_part"].values()) == 40 * 3
     assert row["perplexity"] == pytest.approx(math.exp(row["nats_per_token"]))
     # one token a character but for the end marks, which spell nothing: a few per thousand positions
-    assert own["bytes"] == own["characters"] and 0.98 < own["bytes"] / row["tokens"] < 1
-    assert row["bits_per_character"] == pytest.approx(row["bits_per_token"] * row["tokens"] / own["characters"], rel=1e-3)
+    assert own["bytes_estimated"] == own["characters_estimated"] and 0.98 < own["bytes_estimated"] / row["tokens"] < 1
+    expected = row["bits_per_token"] * row["tokens"] / own["characters_estimated"]
+    assert row["bits_per_character"] == pytest.approx(expected, rel=1e-3)
     assert 0 < row["monte_carlo_error_nats"] < row["standard_error_nats"] * 1.5
     assert odd["variants"]["network"]["nats_per_token"] > 1.5 * row["nats_per_token"]
     assert odd["corpus"].startswith(str(other))
+    records = read_results([tmp_path / "likelihood.json"], FORMAT_VERSION).likelihoods
+    assert [record.corpus for record in records] == [str(corpus)] * 2 + ["odd"] * 2
     shown = capfd.readouterr().out
     assert "variational upper bound" in shown and f"{row['nats_per_token']:.4f}" in shown and "odd" in shown
 
@@ -100,34 +110,95 @@ def test_the_pilot_reads_training_text_from_all_over(monkeypatch, tmp_path, chec
     assert seen == [blocks[i * len(blocks) // 50] for i in range(50)]
 
 
-def test_other_data_than_trained_on_is_said(monkeypatch, capfd, tmp_path, checkpoint):
+def test_the_corpus_of_the_checkpoint_is_scored_unless_another_is_asked_for(capfd, tmp_path, checkpoint, corpus):
     other = write_corpus(tmp_path / "other", documents=12, seed=9)
     few = ("eval.pilot_draws=0", "eval.max_examples=4", "eval.draws_per_example=1")
-    evaluated(monkeypatch, checkpoint, other, tmp_path / "run", *few)
-    assert "trained on another" in capfd.readouterr().out
+
+    def first(given, *overrides):
+        run = ("mode=ppl_eval", *tiny(given), f"eval.checkpoint_path={checkpoint}", *few, *overrides)
+        return ppl_eval(config_of(tmp_path / "run", *run))["corpora"]["data"], capfd.readouterr().out
+
+    recorded, said = first(other)
+    assert recorded["corpus"] == str(corpus) and recorded["trained_on"] is True
+    assert f"data: {corpus}" in said and "eval.real_data=current" in said
+    assert (tmp_path / "run" / "data").is_dir()  # tokens are kept where this run writes, not where the file says
+    replaced, said = first(other, "eval.real_data=current")
+    assert replaced["corpus"] == str(other) and replaced["trained_on"] is False and "trained on another" in said
+    same, said = first(corpus, "eval.real_data=current")
+    assert same["trained_on"] is True and "trained on another" not in said
+    assert same["variants"] == recorded["variants"] != replaced["variants"]
+    corpus.rename(tmp_path / "moved")
+    try:
+        with pytest.raises(ValueError, match=f"{corpus}.*eval.real_data=current"):
+            first(other)
+    finally:
+        (tmp_path / "moved").rename(corpus)
+
+
+def test_characters_that_the_tokenizer_lacks_are_counted_and_said(tmp_path, checkpoint, corpus, capfd):
+    """Every third character is one of three bytes that the tokenizer lacks: 3 characters, 5 bytes, 3 tokens."""
+    foreign = tmp_path / "foreign.txt"
+    foreign.write_text("th\u20ac" * 400, encoding="utf-8")
+    few = ("eval.pilot_draws=0", "eval.max_examples=null", "eval.draws_per_example=1", f"eval.corpora={{euro: {foreign}}}")
+    config = config_of(tmp_path / "run", "mode=ppl_eval", *tiny(corpus), f"eval.checkpoint_path={checkpoint}", *few)
+    found = ppl_eval(config)["corpora"]
+    euro, (row,) = found["euro"], found["euro"]["variants"].values()
+    assert euro["bytes_estimated"] / euro["characters_estimated"] == pytest.approx(5 / 3, rel=1e-3)
+    assert euro["characters_estimated"] == pytest.approx(row["tokens"], rel=2e-3)  # but for one end mark
+    assert euro["unknown_share"] == pytest.approx(1 / 3, rel=5e-3) and found["data"]["unknown_share"] == 0
+    assert row["bits_per_character"] == pytest.approx(row["bits_per_token"], rel=2e-3)
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith("warning")]
+    assert "33% of the tokens of euro" in line and "no bound" in line
+
+
+@pytest.mark.parametrize("builder", [ByteTokenizer(), BPETokenizer(257)])
+def test_tokenizers_that_spell_everything_have_no_unknown(builder):
+    assert _unknown_id(builder.build(lambda: iter(["a b"]))) is None
+
+
+def test_nothing_is_called_lowest_without_a_pilot(tmp_path, checkpoint, corpus, capfd):
+    few = ("eval.pilot_draws=0", "eval.exact_evidence=true", "eval.max_examples=2", "eval.draws_per_example=1")
+    result = ppl_eval(config_of(tmp_path, "mode=ppl_eval", *tiny(corpus), f"eval.checkpoint_path={checkpoint}", *few))
+    said = capfd.readouterr().out
+    assert result["chosen"] is None and len(result["corpora"]["data"]["variants"]) == 2
+    assert "the lowest on training text" not in said and "*" not in said
+    # two draws of nine parts: what was not drawn is a dash
+    row = result["corpora"]["data"]["variants"]["network"]
+    assert sum(row["draws_by_part"].values()) == 2 and None in row["parts_nats_per_token"].values()
+    shown = [line.split()[-2:] for line in said.splitlines() if line.strip().startswith("network ") and " t 0." in line]
+    expected = ["-" if nats is None else f"{nats:.4f}" for nats in row["parts_nats_per_token"].values()]
+    assert shown == [[nats, str(count)] for nats, count in zip(expected, row["draws_by_part"].values(), strict=True)]
+    record = read_results([tmp_path / "likelihood.json"], FORMAT_VERSION).likelihoods[0]
+    assert record.parts == row["parts_nats_per_token"]
+    assert [nats for *_, nats in record.spans] == [nats for nats in record.parts.values() if nats is not None]
+    assert [cells[-1] for cells in contribution_table([record]).rows] == list(record.parts.values())
 
 
 def test_mistakes_are_named_in_one_line(monkeypatch, capfd, tmp_path, checkpoint, corpus):
-    base = ["mode=ppl_eval", *tiny(corpus), f"hydra.run.dir={tmp_path}"]
-    good = [*base, f"eval.checkpoint_path={checkpoint}"]
+    good = ["mode=ppl_eval", *tiny(corpus), f"eval.checkpoint_path={checkpoint}"]
+    config = config_of(tmp_path, *good)
+    corpora = ({"none": f"{tmp_path}/nothing.txt"}, {"odd": {"_target_": "flm.data.tokenizers.ByteTokenizer"}})
     cases = [
-        (base, "eval.checkpoint_path"),
-        ([*good, "eval.max_examples=0"], "eval.max_examples"),
-        ([*good, "eval.draws_per_example=0"], "eval.draws_per_example"),
-        ([*good, "eval.pilot_draws=5"], "eval.pilot_draws"),
-        ([*good, "eval.pilot_draws=-1"], "eval.pilot_draws"),
-        ([*good, "eval.evidence_share=1.0"], "eval.evidence_share"),
-        ([*good, "eval.corpora=[a.txt]"], "eval.corpora"),
-        ([*good, f"eval.corpora={{none: {tmp_path}/nothing.txt}}"], "nothing.txt"),
-        ([*good, "eval.corpora={odd: {_target_: flm.data.tokenizers.ByteTokenizer}}"], "eval.corpora"),
+        *(("max_examples", value, "eval.max_examples") for value in (0, "abc", True)),
+        *(("draws_per_example", value, "eval.draws_per_example") for value in (0, None, 2.5)),
+        *(("pilot_draws", value, "eval.pilot_draws") for value in (5, -1, None)),
+        *(("evidence_share", value, "eval.evidence_share") for value in (1.0, "half")),
+        *(("corpora", value, named) for value, named in zip(corpora, ("nothing.txt", "eval.corpora"), strict=True)),
+        ("corpora", ["a.txt"], "eval.corpora"),
+        ("exact_evidence", "perhaps", "eval.exact_evidence"),
+        ("real_data", None, "eval.real_data"),
+        ("checkpoint_path", None, "eval.checkpoint_path"),
     ]
-    for arguments, named in cases:
-        assert command(monkeypatch, *arguments) == 1, arguments
-        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1 and named in lines[0], (arguments, lines)
+    for key, value, named in cases:
+        wrong = copy.deepcopy(config)
+        wrong.eval[key] = value
+        with pytest.raises(ValueError, match=named) as raised:
+            ppl_eval(wrong)
+        assert "\n" not in str(raised.value)
     monkeypatch.setattr(FLM, "bound_kind", None)
-    assert command(monkeypatch, *good) == 1
-    assert "FLM has no likelihood bound" in capfd.readouterr().err
+    assert command(monkeypatch, *good, f"hydra.run.dir={tmp_path}") == 1
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "FLM has no likelihood bound" in line
     assert not (tmp_path / "likelihood.json").exists()
 
 
@@ -154,6 +225,7 @@ def test_an_autoregressive_model_is_exact(monkeypatch, tmp_path, corpus):
     run = ("algo=ar", "eval.max_examples=null", "eval.draws_per_example=5")
     result = evaluated(monkeypatch, checkpoint, corpus, tmp_path / "run", *run)["likelihood"]
     (row,) = result["corpora"]["data"]["variants"].values()
+    assert result["chosen"] == "model" and row["draws_by_part"] == {}
     assert result["kind"] == "exact" and row["draws_per_example"] == 1 and row["monte_carlo_error_nats"] == 0
     (validated,) = (value for name, value in metrics.items() if name.startswith("val/nll_nats"))
     assert row["nats_per_token"] == pytest.approx(validated, rel=1e-3)

@@ -112,7 +112,7 @@ def test_film_spans_are_shaded_by_probability(made):
 @pytest.mark.parametrize("kind", ["samples", "frontier", "likelihood", "training", "film"])
 def test_one_kind_of_result_alone_is_enough(kind, tmp_path):
     source = make.film(tmp_path / "in", 8) if kind == "film" else getattr(make, kind)(tmp_path / "in")
-    _, page = run(tmp_path / "out", source.parent)
+    html, page = run(tmp_path / "out", source.parent)
     filled = {
         "samples": {"diversity", "samples", "throughput"},
         "frontier": {"frontier"},
@@ -120,8 +120,20 @@ def test_one_kind_of_result_alone_is_enough(kind, tmp_path):
         "training": {"cross-entropy", "throughput"},
         "film": {"film"},
     }[kind]
-    for section in set(SECTIONS) - {"runs"}:
+    checkpoint = "eval.checkpoint_path=RUN/checkpoints/last.ckpt"
+    commands = {
+        "frontier": f"python main.py mode=frontier {checkpoint}",
+        "diversity": f"python main.py mode=sample_eval {checkpoint}",
+        "film": f"python main.py mode=sample_eval {checkpoint} sampling.film=true",
+        "samples": f"python main.py mode=sample_eval {checkpoint}",
+        "cross-entropy": "python main.py mode=report report.inputs=[RUN,...]",
+        "likelihood": f"python main.py mode=ppl_eval {checkpoint}",
+        "throughput": "python main.py mode=train",
+    }
+    for section in commands:
         assert ("python main.py mode=" in page.rows(section)) == (section not in filled), section
+    advice = re.findall(r'<p class="missing">[^<]*: <code>(.*?)</code></p>', html)
+    assert advice == [command for section, command in commands.items() if section not in filled]
 
 
 def test_real_text_samples_and_metrics_may_be_missing(tmp_path):
@@ -136,6 +148,14 @@ def test_real_text_samples_and_metrics_may_be_missing(tmp_path):
     assert make.ONE_STEP in page.rows("samples") and "not beside the result" in page.rows("samples")
     assert page.rows("diversity").count("real text") == 1  # in the explanation, and in no row
     assert "\u2013" in page.rows("diversity")
+
+
+def test_a_picture_says_which_perplexity_it_shows(tmp_path):
+    make.frontier(tmp_path / "a", scorer="3-gram of validation text")
+    html, _ = run(tmp_path / "out", tmp_path / "a")
+    assert 'alt="log perplexity under 3-grams against entropy, scored by 3-gram of validation text, published"' in html
+    make.frontier(tmp_path / "a")
+    assert 'alt="log generative perplexity against entropy, scored by gpt2-large, ' in run(tmp_path / "out", tmp_path / "a")[0]
 
 
 def test_scorers_are_not_mixed_in_one_figure(tmp_path):
