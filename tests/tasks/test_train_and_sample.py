@@ -127,7 +127,7 @@ def test_every_algorithm_resumes_bit_identical_and_samples_alone(algo, corpus, t
 
 def test_the_recipes_shrink_to_seconds(tmp_path, corpus):
     """debug=tiny fits over an experiment, and so does a shorter run than the recipe's."""
-    config = config_of(tmp_path, "experiment=pydoc_flm", *tiny(corpus, "trainer.max_steps=3", "logger=none"))
+    config = config_of(tmp_path, "experiment=pydoc_flm", *tiny(corpus, "trainer.max_steps=8", "logger=none"))
     assert train(config)["val/denoising_ce_nats_per_token"] > 0  # shorter than its validation interval: validated once
 
 
