@@ -109,7 +109,7 @@ def test_through_the_command_line(tmp_path, monkeypatch, capfd):
     # ++: added where the config does not list the option
     options = ["sampling.prompt=the cat ", "sampling.temperature=0.8", "++sampling.top_k=20", "++sampling.top_p=0.9"]
     assert command(monkeypatch, *common, *options) == 0
-    rows = [json.loads(line) for line in (tmp_path / "prompt" / "samples-1.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "prompt" / "samples-24.jsonl").read_text().splitlines()]
     assert len({row["text"] for row in rows}) == 3
     assert all(row["text"].startswith("the cat ") and len(row["tokens"]) == 32 for row in rows)
     # the samples are the model's: better under it than uniform tokens
