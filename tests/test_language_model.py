@@ -173,7 +173,7 @@ def test_either_weights(checkpoint, folder, tmp_path):
         (lambda lm: lm.generate(batch_size=0), "batch_size must be"),
         (lambda lm: lm.generate(length=0), "length must be"),
         (lambda lm: lm.generate(steps=1.5), "steps must be"),
-        (lambda lm: lm.generate(prompt="x" * 20, suffix="y" * 12), r"prompt \(20 tokens\) and suffix \(12\) leave nothing.*32"),
+        (lambda lm: lm.generate(prompt="t" * 20, suffix="e" * 12), r"prompt \(20 tokens\) and suffix \(12\) leave nothing.*32"),
         (lambda lm: lm.generate(magic=3), "sampler options .*magic.* do not fit FLM"),
         (lambda lm: lm.generate(temperature=-1), "temperature must be above 0"),
         (lambda lm: lm.infill("no hole [x]"), "infill='no hole .*has no hole"),

@@ -132,7 +132,7 @@ class Likelihood:
         bound: what the number is, in words: exact, or the sort of upper bound.
         nats_per_token: over sequences.
         monte_carlo_error: of the mean over draws, nats per token; None where not known.
-        parts: nats per token by part of the bound; empty where nothing is told apart.
+        parts: nats per token by part of the bound, None where no draw fell; empty where nothing is told apart.
         spans: (low, high, nats per token) of those parts that lie on the axis of physical time t; low = high for a point.
     """
 
@@ -145,7 +145,7 @@ class Likelihood:
     perplexity: float
     bits_per_byte: float | None
     bits_per_character: float | None
-    parts: Mapping[str, float]
+    parts: Mapping[str, float | None]
     spans: tuple[tuple[float, float, float], ...]
 
 
