@@ -37,7 +37,8 @@ def test_yaml_composes_and_instantiates(group, name, tmp_path):
     with torch.device("meta"):
         algorithm = new_algorithm(config, vocab_size=300)
     optimizer = hydra.utils.instantiate(config.optim)([(n, p) for n, p in algorithm.named_parameters() if p.requires_grad])
-    hydra.utils.instantiate(config.lr_scheduler)(optimizer)
+    if config.lr_scheduler is not None:
+        hydra.utils.instantiate(config.lr_scheduler)(optimizer)
     for node in config.callbacks.values():
         if node is not None:
             hydra.utils.instantiate(node)
