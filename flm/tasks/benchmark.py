@@ -9,6 +9,7 @@ import resource
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,11 +94,21 @@ def _measure(name: str, plain: dict[str, Any], send) -> None:
         seconds.append(time.perf_counter() - start)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
-    else:  # ru_maxrss counts kilobytes, on macOS bytes
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform != "darwin" else 2**20)
+    else:
+        peak = _peak_resident_mb()
     parameters = sum(p.numel() * p.element_size() for p in algorithm.parameters()) / 2**20
     values = {"seconds": statistics.median(seconds[1:]), "peak_memory_mb": peak, "parameter_memory_mb": parameters}
     send.send(json.loads(json.dumps(values | {"loss": loss.item()})))
+
+
+def _peak_resident_mb() -> float:
+    """Of this process since it was started. Linux's ru_maxrss will not do: it begins at what the parent held."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**10 if sys.platform != "darwin" else 2**20)  # kilobytes, on macOS bytes
 
 
 def _print(result: dict[str, dict[str, float]], config: DictConfig) -> None:

@@ -31,7 +31,7 @@ def composed(tmp_path, *overrides):
 
 
 @pytest.mark.parametrize("optim", sorted(p.stem for p in (CONFIGS / "optim").iterdir()))
-@pytest.mark.parametrize("schedule", sorted(p.stem for p in (CONFIGS / "lr_scheduler").iterdir()))
+@pytest.mark.parametrize("schedule", sorted({p.stem for p in (CONFIGS / "lr_scheduler").iterdir()} - {"none"}))
 def test_every_optimiser_takes_every_schedule(tmp_path, optim, schedule):
     config = composed(tmp_path, f"optim={optim}", f"lr_scheduler={schedule}", "trainer.max_steps=5000", "optim.lr=0.5")
     module = make_module(instantiate(config.optim))
@@ -68,6 +68,7 @@ def test_null_and_none_switch_off(tmp_path):
 
 
 def test_wandb_is_offline_when_told_so(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "run").mkdir()
     logger = instantiate(composed(tmp_path, "logger=wandb").logger)
