@@ -47,8 +47,9 @@ def test_the_defaults_run_and_say_what_they_write(tmp_path):
     overrides = ["trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.accelerator=cpu", "trainer.devices=1"]
     every = "callbacks.checkpoint_every_n_steps.every_n_train_steps=2"
     config = composed(tmp_path, *overrides, every, "callbacks.sample.steps=1", "trainer.log_every_n_steps=1")
-    nodes = [instantiate(node) for node in config.callbacks.values() if node is not None]
-    callbacks = [c(decode=lambda tokens: ["text"] * len(tokens)) if isinstance(c, partial) else c for c in nodes]
+    given = {"sample": {"decode": lambda tokens: ["text"] * len(tokens)}, "generation": {"reference": [[0, 1, 2]] * 4}}
+    nodes = {name: instantiate(node) for name, node in config.callbacks.items() if node is not None}
+    callbacks = [c(**given[name]) if isinstance(c, partial) else c for name, c in nodes.items()]
     trainer = instantiate(config.trainer, _partial_=True, _target_="lightning.pytorch.Trainer")(
         callbacks=callbacks, logger=instantiate(config.logger), strategy=config.strategy
     )
