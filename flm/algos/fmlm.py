@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch, Loss
-from flm.algos.flm import token_loss
+from flm.algos.flm import SingleTimeDenoiser, token_loss
 from flm.algos.flow_map_objectives import OBJECTIVES
 from flm.algos.gaussian_likelihood import GaussianLikelihood
 from flm.algos.loss_weight import LossWeight, apply_loss_weight
@@ -21,15 +21,8 @@ from flm.samplers.flow_map import FlowMapSampler
 from flm.vocabulary_losses import cross_entropy
 
 
-class TwoTimeDenoiser:
+class TwoTimeDenoiser(SingleTimeDenoiser):
     """delta_{s,t}(x): a backbone that reads one view of the state and two clock times."""
-
-    def __init__(self, backbone: nn.Module, clock: nn.Module):
-        self.backbone, self.clock = backbone, clock
-
-    @property
-    def tables(self) -> tuple[Tensor, ...]:
-        return (self.backbone.input_table,)
 
     def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
         return self.backbone(state.views[0], tau, tau if tau_to is None else tau_to)

@@ -58,7 +58,35 @@ def predicted_point(posterior: TokenPosterior, canvas: Canvas, tables: tuple[Ten
     return State(tuple(torch.where(editable, a, b) for a, b in zip(free.views, given.views, strict=True)))
 
 
-class FlowSampler:
+class StateSampler:
+    """A sampler that carries a state from noise to tokens: draws the noise and leaves the way to `integrate`."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: FlowDenoiser,
+        canvas: Canvas,
+        steps: int,
+        generator: torch.Generator,
+        on_step: OnStep = None,
+    ) -> Tensor:
+        start = noise_for(denoiser.tables).sample(*canvas.tokens.shape, generator)
+        return self.integrate(denoiser, canvas, steps, start, generator, on_step)
+
+    def integrate(
+        self,
+        denoiser: FlowDenoiser,
+        canvas: Canvas,
+        steps: int,
+        state: State,
+        generator: torch.Generator,
+        on_step: OnStep = None,
+    ) -> Tensor:
+        """From a given noise state at t = 0 to tokens (B, L)."""
+        raise NotImplementedError
+
+
+class FlowSampler(StateSampler):
     """Integrates dx/dt = (D_t(x) - x) / (1 - t) on a grid uniform in tau; the last step returns the prediction's arg-max.
 
     Args:
@@ -82,18 +110,6 @@ class FlowSampler:
         self.temperature, self.churn, self.churn_noise = temperature, churn, churn_noise
 
     @torch.no_grad()
-    def __call__(
-        self,
-        denoiser: FlowDenoiser,
-        canvas: Canvas,
-        steps: int,
-        generator: torch.Generator,
-        on_step: OnStep = None,
-    ) -> Tensor:
-        start = noise_for(denoiser.tables).sample(*canvas.tokens.shape, generator)
-        return self.integrate(denoiser, canvas, steps, start, generator, on_step)
-
-    @torch.no_grad()
     def integrate(
         self,
         denoiser: FlowDenoiser,
@@ -103,7 +119,6 @@ class FlowSampler:
         generator: torch.Generator,
         on_step: OnStep = None,
     ) -> Tensor:
-        """From a given noise state at t = 0 to tokens (B, L)."""
         check_steps(steps)
         batch, length = canvas.tokens.shape
         device = canvas.tokens.device

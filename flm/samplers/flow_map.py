@@ -7,10 +7,10 @@ from torch import Tensor
 
 from flm.paths.gaussian import State, combine, noise_for, step
 from flm.samplers.canvas import Canvas
-from flm.samplers.flow import FlowDenoiser, Moment, OnStep, check_steps, predicted_point
+from flm.samplers.flow import FlowDenoiser, Moment, OnStep, StateSampler, check_steps, predicted_point
 
 
-class FlowMapSampler:
+class FlowMapSampler(StateSampler):
     """N jumps on a grid uniform in tau; the last one's point of the simplex gives the tokens by arg-max.
 
     Each jump aims beyond the next grid point, at noise level sigma~ = sqrt(1 - gamma^2) sigma, and fresh noise gamma sigma
@@ -29,13 +29,6 @@ class FlowMapSampler:
         self.gamma, self.temperature = gamma, temperature
 
     @torch.no_grad()
-    def __call__(
-        self, denoiser: FlowDenoiser, canvas: Canvas, steps: int, generator: torch.Generator, on_step: OnStep = None
-    ) -> Tensor:
-        start = noise_for(denoiser.tables).sample(*canvas.tokens.shape, generator)
-        return self.integrate(denoiser, canvas, steps, start, generator, on_step)
-
-    @torch.no_grad()
     def integrate(
         self,
         denoiser: FlowDenoiser,
@@ -45,7 +38,6 @@ class FlowMapSampler:
         generator: torch.Generator,
         on_step: OnStep = None,
     ) -> Tensor:
-        """From a given noise state at t = 0 to tokens (B, L)."""
         check_steps(steps)
         batch, length = canvas.tokens.shape
         device = canvas.tokens.device

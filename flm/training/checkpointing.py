@@ -79,7 +79,7 @@ class CheckpointEvery(Checkpoint):
         if trainer.global_step == self._saved_step:
             return
         path = self.dirpath / f"step_{trainer.global_step:07d}.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)  # optimiser and average too
+        trainer.save_checkpoint(path, False)  # everything, not the weights alone  # optimiser and average too
         self.last_path, self._saved_step = path, trainer.global_step
         if trainer.is_global_zero:
             if self.save_last:

@@ -79,7 +79,7 @@ class GenerationMonitor(Callback):
         entropy, judged = trainer.strategy.broadcast((entropy, judged))
         if self._keep_best and judged < self._best and abs(entropy - self._data_entropy_of(pl_module)) < self._tolerance:
             self._best = judged
-            trainer.save_checkpoint(self._folder / "best.ckpt", weights_only=False)
+            trainer.save_checkpoint(self._folder / "best.ckpt", False)  # everything, not the weights alone
         if self._min_entropy is not None and entropy < self._min_entropy:
             trainer.should_stop = True
             print(
