@@ -67,21 +67,33 @@ class _Gradients:
                 else:
                     self.table += slope.T @ h
 
-    def save(self, ctx, hidden: Tensor, table: Tensor, bias: Tensor) -> None:
+    def finish(
+        self, ctx, hidden: Tensor, table: Tensor, bias: Tensor, per_token: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keeps the gradients for the backward pass; what the forward pass returns: weighted sum and values (B, L)."""
         ctx.save_for_backward(self.hidden, self.table, self.bias)
         ctx.shape, ctx.dtypes = hidden.shape, (table.dtype, bias.dtype)
+        total = (per_token * weight.reshape(-1)).sum()
+        per_token = per_token.view(weight.shape)
+        ctx.mark_non_differentiable(per_token)
+        return total, per_token
+
+
+class _GradientInForward(torch.autograd.Function):
+    """Scales the gradients that the forward pass left by the one upstream number."""
 
     @staticmethod
-    def scaled(ctx, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad_total, _):
         hidden, table, bias = ctx.saved_tensors
         return (
             None if hidden is None else (hidden * grad_total).view(ctx.shape),
             None if table is None else table.mul_(grad_total).to(ctx.dtypes[0]),
             None if bias is None else bias.mul_(grad_total).to(ctx.dtypes[1]),
+            *[None] * 4,  # output, target, weight, with_grad
         )
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _CrossEntropy(_GradientInForward):
     @staticmethod
     def forward(ctx, hidden, table, bias, posterior, target, weight, with_grad):
         flat, flat_weight = hidden.reshape(-1, hidden.shape[-1]), weight.reshape(-1)
@@ -115,18 +127,10 @@ class _CrossEntropy(torch.autograd.Function):
                 slope.mul_(squashed.square_().neg_().add_(1.0))
             gradients.add(part, slope, h)
 
-        gradients.save(ctx, hidden, table, bias)
-        total = (per_token * flat_weight).sum()
-        per_token = per_token.view(weight.shape)
-        ctx.mark_non_differentiable(per_token)
-        return total, per_token
-
-    @staticmethod
-    def backward(ctx, grad_total, _):
-        return *_Gradients.scaled(ctx, grad_total), None, None, None, None
+        return gradients.finish(ctx, hidden, table, bias, per_token, weight)
 
 
-class _SquaredError(torch.autograd.Function):
+class _SquaredError(_GradientInForward):
     @staticmethod
     def forward(ctx, hidden, table, bias, output, target, weight, with_grad):
         flat, flat_weight = hidden.reshape(-1, hidden.shape[-1]), weight.reshape(-1)
@@ -154,12 +158,4 @@ class _SquaredError(torch.autograd.Function):
                 slope.mul_(squashed.square_().neg_().add_(1.0))
             gradients.add(part, slope, h)
 
-        gradients.save(ctx, hidden, table, bias)
-        total = (per_token * flat_weight).sum()
-        per_token = per_token.view(weight.shape)
-        ctx.mark_non_differentiable(per_token)
-        return total, per_token
-
-    @staticmethod
-    def backward(ctx, grad_total, _):
-        return *_Gradients.scaled(ctx, grad_total), None, None, None, None
+        return gradients.finish(ctx, hidden, table, bias, per_token, weight)
