@@ -17,18 +17,34 @@ from flm.samplers.canvas import Canvas
 
 @dataclass
 class Batch:
-    """Tokens (B, L) int64, and their weight (B, L) float: 0 on padding and on what is given, else 1."""
+    """Sequences to learn from.
+
+    Attributes:
+        tokens: (B, L) int64.
+        weight: (B, L) float: 0 on padding and on what is given, else 1.
+        documents: (B, L) int64, positions of a row that belong together, -1 on padding; attention crosses no boundary.
+            None: every row is one whole document.
+    """
 
     tokens: Tensor
     weight: Tensor
+    documents: Tensor | None = None
+
+    @property
+    def given(self) -> Tensor:
+        """(B, L) bool, what a model reads as it is and need not predict: a prompt, the text around a hole."""
+        given = self.weight == 0
+        return given if self.documents is None else given & (self.documents >= 0)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        return Batch(
-            self.tokens.to(device, non_blocking=non_blocking), self.weight.to(device, non_blocking=non_blocking)
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.tokens.pin_memory(), self.weight.pin_memory())
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        documents = None if self.documents is None else change(self.documents)
+        return Batch(change(self.tokens), change(self.weight), documents)
 
 
 @dataclass
