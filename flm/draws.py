@@ -33,6 +33,7 @@ class Draws:
         device: where the tensors are drawn.
 
     Attributes:
+        step: as given, for what changes in the course of training.
         local: generator of this share alone (noise, categorical draws).
         shared: generator in the same state on every share (stratified times); always on the CPU, so that ranks on
             different devices agree.
@@ -49,7 +50,7 @@ class Draws:
         if not 0 <= share < num_shares:
             raise ValueError(f"share {share} is not in [0, {num_shares})")
         self.device = torch.device(device)
-        self.share, self.num_shares = share, num_shares
+        self.step, self.share, self.num_shares = step, share, num_shares
         self.shared = torch.Generator("cpu").manual_seed(mix_seed(seed, step, 0))
         self.local = torch.Generator(self.device).manual_seed(mix_seed(seed, step, 1, share))
 
@@ -63,6 +64,13 @@ class Draws:
         """One uniform number that every share of the global batch draws alike."""
         return torch.rand((), generator=self.shared, dtype=torch.float64).item()
 
+    def seed(self) -> int:
+        """The seed of a generator for this share alone, without waiting for the device.
+
+        Every share must call it equally often.
+        """
+        return mix_seed(int(torch.randint(1 << 62, (), generator=self.shared)), self.share)
+
     def stratified(self, count: int) -> Tensor:
         """This share's part of a stratified U[0, 1) sample over the global batch, float64 (count,).
 
@@ -72,4 +80,7 @@ class Draws:
         jitter = torch.rand(total, generator=self.shared, dtype=torch.float64)
         points = (torch.arange(total, dtype=torch.float64) + jitter) / total
         order = torch.randperm(total, generator=self.shared)[self.share * count : (self.share + 1) * count]
-        return points[order].to(self.device)
+        mine = points[order]
+        if self.device.type == "cuda":
+            mine = mine.pin_memory()  # from pageable memory the copy would wait for all work queued on the device
+        return mine.to(self.device, non_blocking=True)

@@ -11,14 +11,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flm.compilation import compiled_on_device
+
 # Logits alive at once. 64 MB of fp32 keeps a CPU's matrix products long enough to be efficient; a GPU wants longer ones.
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
 
 
 def chunks(num_tokens: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
-    """Slices of the token axis that hold about CHUNK_ELEMENTS logits each (at least one token)."""
-    size = max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cpu"]) // vocab_size)
-    return (slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size))
+    """Slices of the token axis that hold up to CHUNK_ELEMENTS logits each (at least one token)."""
+    most = max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cpu"]) // vocab_size)
+    size = -(-num_tokens // max(1, -(-num_tokens // most)))  # as alike as can be: compiled code is made for few lengths
+    return (slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, max(1, size)))
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,19 @@ class TokenPosterior:
 
     @torch.no_grad()
     def expected(self, tables: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Expected row of each table: softmax(logits) @ W_k, (B, L, d_k) in fp32 or better."""
-        return self._reduce(lambda p: tuple(p.to(w.dtype) @ w for w in tables), probabilities=True)
+        """Expected row of each table: softmax(logits) @ W_k, (B, L, d_k) in fp32 or better.
+
+        Under autocast the products run in its precision, softmax in fp32. What is drawn or reported below never does.
+        """
+        hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
+        table, bias = compute_copy(hidden, self.table, self.bias)
+        copies = [compute_copy(hidden, w, None)[0] for w in tables]
+        pieces = []
+        for part in chunks(hidden.shape[0], self.vocab_size, hidden.device):
+            p = chunk_probabilities(hidden[part].to(table.dtype), table, bias, self.softcap, self.temperature)
+            with torch.autocast(hidden.device.type, enabled=False):
+                pieces.append([(p.to(w.dtype) @ w).to(full.dtype) for w, full in zip(copies, tables, strict=True)])
+        return tuple(torch.cat(column).view(*self.shape, -1) for column in zip(*pieces, strict=True))
 
     @torch.no_grad()
     def argmax(self) -> Tensor:
@@ -84,7 +98,7 @@ class TokenPosterior:
     @torch.no_grad()
     def entropy(self) -> Tensor:
         """Entropy (B, L) in nats."""
-        return self._reduce(lambda p: (torch.special.entr(p).sum(-1),), probabilities=True)[0]
+        return self._reduce(lambda logits: (torch.special.entr(torch.softmax(logits, -1)).sum(-1),))[0]
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -98,41 +112,33 @@ class TokenPosterior:
             top_p: keep the smallest set of most probable tokens whose mass reaches top_p in (0, 1]; None keeps all.
         """
 
-        def pick(logits: Tensor) -> tuple[Tensor]:
-            p = truncate(logits.double().softmax(-1), top_k, top_p)
-            u = torch.rand(p.shape[0], 1, generator=generator, dtype=torch.float64, device=p.device)
-            cumulative = p.cumsum(-1)
-            # u < 1 strictly, so the index found always has positive probability
-            return (torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)[:, 0].clamp_(max=p.shape[1] - 1),)
-
-        return self._reduce(pick)[0]
+        return self._reduce(lambda logits: (draw_from(truncate(logits.double().softmax(-1), top_k, top_p), generator),))[0]
 
     @torch.no_grad()
     def probabilities(self) -> Tensor:
         """All probabilities (B, L, V): for small vocabularies, tests and figures only."""
-        return self._reduce(lambda p: (p,), probabilities=True)[0]
+        return self._reduce(lambda logits: (torch.softmax(logits, -1),))[0]
 
     # Chunks -----------------------------------------------------------------------------------------------------------
 
     def logit_chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the flattened token axis, each with its tempered logits (n, V), which are the caller's to overwrite."""
+        """Slices of the flattened token axis, each with its tempered logits (n, V), which are the caller's to overwrite.
+
+        In the table's own precision, autocast or not: a bf16 logit near 30 is off by up to 0.06.
+        """
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
-        table, bias = compute_copy(hidden, self.table, self.bias)
         for part in chunks(hidden.shape[0], self.vocab_size, hidden.device):
-            logits, _ = softcapped_logits(hidden[part].to(table.dtype), table, bias, self.softcap)
+            logits, _ = softcapped_logits(hidden[part].to(self.table.dtype), self.table, self.bias, self.softcap)
             yield part, logits / self.temperature if self.temperature != 1.0 else logits
 
     def chunk(self, part: slice) -> Tensor:
         """Probabilities (n, V) of one slice of the flattened token axis."""
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])[part]
         table, bias = compute_copy(hidden, self.table, self.bias)
-        logits, _ = softcapped_logits(hidden.to(table.dtype), table, bias, self.softcap)
-        return torch.softmax(logits / self.temperature, -1)
+        return chunk_probabilities(hidden.to(table.dtype), table, bias, self.softcap, self.temperature)
 
-    def _reduce(self, function, probabilities: bool = False) -> tuple[Tensor, ...]:
-        pieces = [
-            function(torch.softmax(logits, -1) if probabilities else logits) for _, logits in self.logit_chunks()
-        ]
+    def _reduce(self, function) -> tuple[Tensor, ...]:
+        pieces = [function(logits) for _, logits in self.logit_chunks()]
         return tuple(torch.cat(column).view(*self.shape, *column[0].shape[1:]) for column in zip(*pieces, strict=True))
 
 
@@ -149,6 +155,15 @@ def softcapped_logits(
         return raw, None
     squashed = raw.div_(softcap).tanh_()
     return squashed * softcap, squashed
+
+
+@compiled_on_device
+def chunk_probabilities(
+    hidden: Tensor, table: Tensor, bias: Tensor | None, softcap: float | None, temperature: float
+) -> Tensor:
+    """Probabilities (n, V) of hidden states (n, D), in fp32 or better."""
+    logits, _ = softcapped_logits(hidden, table, bias, softcap)
+    return torch.softmax(logits / temperature if temperature != 1.0 else logits, -1)
 
 
 def compute_copy(hidden: Tensor, table: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -236,8 +251,12 @@ class Combination:
             values = output.chunk(part)
             if isinstance(weight, Tensor):
                 weight = weight.to(values.dtype).repeat_interleave(self.shape[1])[part, None]
-            values = values * weight
-            total = values if total is None else total.add_(values)
+            if total is None:
+                total = values.mul_(weight)
+            elif isinstance(weight, Tensor):
+                total.addcmul_(values, weight)
+            else:
+                total.add_(values, alpha=weight)
         assert total is not None
         return total
 
@@ -267,6 +286,14 @@ class Combination:
         if temperature != 1.0:
             raise ValueError("sampling.temperature must be 1: a sum of predictions has no logits to divide")
         return self
+
+
+def draw_from(p: Tensor, generator: torch.Generator) -> Tensor:
+    """An index (n,) drawn from each row of weights p (n, V), float64, by inversion."""
+    u = torch.rand(p.shape[0], 1, generator=generator, dtype=torch.float64, device=p.device)
+    cumulative = p.cumsum(-1)
+    # u < 1 strictly, so the index found always has positive probability
+    return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)[:, 0].clamp_(max=p.shape[1] - 1)
 
 
 def truncate(p: Tensor, top_k: int | None, top_p: float | None) -> Tensor:

@@ -1,14 +1,17 @@
 """Losses over the vocabulary, forward and backward in chunks of tokens.
 
-Both return a weighted sum whose gradient is formed in the forward pass: its only upstream gradient is one scalar, so logits
+All return a weighted sum whose gradient is formed in the forward pass: its only upstream gradient is one scalar, so logits
 need not be kept or computed again, three vocabulary-sized matrix products a token instead of four. Targets are constants.
 
 B batch, L length, D width, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from flm.compilation import compiled_on_device
 from flm.posterior import Output, RawOutput, TokenPosterior, chunks, compute_copy, softcapped_logits
 
 
@@ -42,6 +45,27 @@ def squared_error(output: TokenPosterior | RawOutput, target: Output, weight: Te
     return _SquaredError.apply(output.hidden, output.table, bias, output, target, weight, torch.is_grad_enabled())
 
 
+# (slice of the flattened token axis, its logits (n, V) to overwrite, whether the slope is wanted) -> values (n,) in nats or
+# whatever is minimised, and their derivative by the logits (n, V), or None where it is not wanted
+ValueAndSlope = Callable[[slice, Tensor, bool], tuple[Tensor, Tensor | None]]
+
+
+def of_logits(posterior: TokenPosterior, value_and_slope: ValueAndSlope, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Any function of each token's logits whose derivative is known: what the losses above do not cover.
+
+    Args:
+        value_and_slope: of the tempered, softcapped logits.
+        weight: (B, L), constant.
+
+    Returns:
+        The weighted sum over tokens, a differentiable scalar, and each token's value (B, L), detached.
+    """
+    bias = posterior.bias if posterior.bias is not None else posterior.hidden.new_zeros(posterior.vocab_size)
+    return _OfLogits.apply(
+        posterior.hidden, posterior.table, bias, posterior, value_and_slope, weight, torch.is_grad_enabled()
+    )
+
+
 class _Gradients:
     """Accumulates the gradients of hidden (N, D), table (V, D) and bias (V,) from slopes d loss / d raw logits (n, V)."""
 
@@ -54,10 +78,10 @@ class _Gradients:
         self.table = torch.zeros(table.shape, dtype=self.accumulator, device=table.device) if wants[1] else None
         self.bias = torch.zeros(bias.shape, dtype=self.accumulator, device=bias.device) if wants[2] else None
 
-    def add(self, part: slice, slope: Tensor, h: Tensor) -> None:
+    def add(self, part: slice, slope: Tensor, column_sum: Tensor, h: Tensor) -> None:
+        """slope (n, V) in the precision of the products, and its sum over tokens (V,) in full precision."""
         if self.bias is not None:
-            self.bias += slope.sum(0)
-        slope = slope.to(self.table_read.dtype)
+            self.bias += column_sum
         with torch.autocast(slope.device.type, enabled=False):
             if self.hidden is not None:
                 self.hidden[part] = (slope @ self.table_read).to(self.hidden.dtype)
@@ -93,69 +117,127 @@ class _GradientInForward(torch.autograd.Function):
         )
 
 
+Piece = tuple[Tensor, Tensor | None, Tensor | None]  # loss of each token (n,), slope (n, V), its sum over tokens (V,)
+
+
+@compiled_on_device
+def cross_entropy_chunk(
+    h: Tensor,
+    table: Tensor,
+    bias: Tensor,
+    softcap: float | None,
+    inverse_temperature: float,
+    ids: Tensor | None,
+    q: Tensor | None,
+    weight: Tensor,
+    with_slope: bool,
+) -> Piece:
+    """Cross-entropy of hidden states (n, D) with tokens ids (n,) or else probabilities q (n, V)."""
+    logits, squashed = softcapped_logits(h, table, bias, softcap)
+    logits = logits * inverse_temperature if inverse_temperature != 1.0 else logits
+    log_total = logits.logsumexp(-1)
+    if ids is not None:
+        per_token = log_total - logits.gather(1, ids[:, None])[:, 0]
+    else:
+        per_token = log_total - torch.linalg.vecdot(q.to(logits.dtype), logits)
+    if not with_slope:
+        return per_token, None, None
+    # d loss / d logits = weight * (p - q), carried through temperature and softcap in place
+    slope = logits.sub_(log_total[:, None]).exp_()
+    if ids is not None:
+        slope.scatter_add_(1, ids[:, None], slope.new_full((), -1.0).expand(ids.shape[0], 1))
+    else:
+        slope.sub_(q)
+    slope.mul_((weight * inverse_temperature).to(slope.dtype)[:, None])
+    if squashed is not None:
+        slope.mul_(squashed.square_().neg_().add_(1.0))
+    return per_token, slope.to(table.dtype), slope.sum(0)
+
+
+@compiled_on_device
+def squared_error_chunk(
+    h: Tensor,
+    table: Tensor,
+    bias: Tensor,
+    softcap: float | None,
+    temperature: float | None,
+    target: Tensor,
+    weight: Tensor,
+    with_slope: bool,
+) -> Piece:
+    """Squared distance of softmax(logits / temperature), of raw logits where that is None, to target (n, V)."""
+    values, squashed = softcapped_logits(h, table, bias, softcap)
+    if temperature is not None:
+        values = torch.softmax(values / temperature, -1)
+    error = values - target
+    per_token = torch.linalg.vecdot(error, error)
+    if not with_slope:
+        return per_token, None, None
+    if temperature is not None:
+        # through the softmax: 2 p (e - <p, e>)
+        slope = error.sub_(torch.linalg.vecdot(values, error)[:, None]).mul_(values).div_(temperature)
+    else:
+        slope = error
+    slope.mul_((2 * weight).to(slope.dtype)[:, None])
+    if squashed is not None:
+        slope.mul_(squashed.square_().neg_().add_(1.0))
+    return per_token, slope.to(table.dtype), slope.sum(0)
+
+
 class _CrossEntropy(_GradientInForward):
     @staticmethod
     def forward(ctx, hidden, table, bias, posterior, target, weight, with_grad):
-        flat, flat_weight = hidden.reshape(-1, hidden.shape[-1]), weight.reshape(-1)
         ids = target.reshape(-1) if isinstance(target, Tensor) else None
-        compute_table, _ = compute_copy(flat, table, None)
-        gradients = _Gradients(ctx, flat, table, bias, compute_table, with_grad)
-        inverse_temperature = 1.0 / posterior.temperature
 
-        per_token = torch.empty(flat.shape[0], dtype=gradients.accumulator, device=flat.device)
-        for part in chunks(flat.shape[0], table.shape[0], flat.device):
-            h = flat[part].to(compute_table.dtype)
-            logits, squashed = softcapped_logits(h, compute_table, bias, posterior.softcap)
-            logits = logits * inverse_temperature if inverse_temperature != 1.0 else logits
-            log_total = logits.logsumexp(-1)
-            if ids is not None:
-                index = ids[part, None]
-                per_token[part] = log_total - logits.gather(1, index)[:, 0]
-            else:
-                q = target.chunk(part)
-                per_token[part] = log_total - torch.linalg.vecdot(q.to(logits.dtype), logits)
-            if not gradients.any:
-                continue
-            # d loss / d logits = weight * (p - q), carried through temperature and softcap in place
-            slope = logits.sub_(log_total[:, None]).exp_()
-            if ids is not None:
-                slope.scatter_add_(1, index, slope.new_full((), -1.0).expand(index.shape))
-            else:
-                slope.sub_(q)
-            slope.mul_((flat_weight[part] * inverse_temperature).to(slope.dtype)[:, None])
-            if squashed is not None:
-                slope.mul_(squashed.square_().neg_().add_(1.0))
-            gradients.add(part, slope, h)
+        def piece(part: slice, h: Tensor, read: Tensor, weight: Tensor, with_slope: bool) -> Piece:
+            goal = (None, target.chunk(part)) if ids is None else (ids[part], None)
+            return cross_entropy_chunk(
+                h, read, bias, posterior.softcap, 1.0 / posterior.temperature, *goal, weight, with_slope
+            )
 
-        return gradients.finish(ctx, hidden, table, bias, per_token, weight)
+        return _in_chunks(ctx, piece, hidden, table, bias, weight, with_grad)
 
 
 class _SquaredError(_GradientInForward):
     @staticmethod
     def forward(ctx, hidden, table, bias, output, target, weight, with_grad):
-        flat, flat_weight = hidden.reshape(-1, hidden.shape[-1]), weight.reshape(-1)
-        compute_table, _ = compute_copy(flat, table, None)
-        gradients = _Gradients(ctx, flat, table, bias, compute_table, with_grad)
-        is_posterior = isinstance(output, TokenPosterior)
+        softcap, temperature = None, None
+        if isinstance(output, TokenPosterior):
+            softcap, temperature = output.softcap, output.temperature
 
-        per_token = torch.empty(flat.shape[0], dtype=gradients.accumulator, device=flat.device)
-        for part in chunks(flat.shape[0], table.shape[0], flat.device):
-            h = flat[part].to(compute_table.dtype)
-            values, squashed = softcapped_logits(h, compute_table, bias, output.softcap if is_posterior else None)
-            if is_posterior:
-                values = torch.softmax(values / output.temperature, -1)
-            error = values - target.chunk(part)
-            per_token[part] = torch.linalg.vecdot(error, error)
-            if not gradients.any:
-                continue
-            if is_posterior:
-                # through the softmax: 2 p (e - <p, e>)
-                slope = error.sub_(torch.linalg.vecdot(values, error)[:, None]).mul_(values).div_(output.temperature)
-            else:
-                slope = error
-            slope.mul_((2 * flat_weight[part]).to(slope.dtype)[:, None])
+        def piece(part: slice, h: Tensor, read: Tensor, weight: Tensor, with_slope: bool) -> Piece:
+            return squared_error_chunk(h, read, bias, softcap, temperature, target.chunk(part), weight, with_slope)
+
+        return _in_chunks(ctx, piece, hidden, table, bias, weight, with_grad)
+
+
+def _in_chunks(
+    ctx, piece: Callable[..., Piece], hidden: Tensor, table: Tensor, bias: Tensor, weight: Tensor, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    flat, flat_weight = hidden.reshape(-1, hidden.shape[-1]), weight.reshape(-1)
+    compute_table, _ = compute_copy(flat, table, None)
+    gradients = _Gradients(ctx, flat, table, bias, compute_table, with_grad)
+    per_token = torch.empty(flat.shape[0], dtype=gradients.accumulator, device=flat.device)
+    for part in chunks(flat.shape[0], table.shape[0], flat.device):
+        h = flat[part].to(compute_table.dtype)
+        per_token[part], slope, column_sum = piece(part, h, compute_table, flat_weight[part], gradients.any)
+        if slope is not None:
+            gradients.add(part, slope, column_sum, h)
+    return gradients.finish(ctx, hidden, table, bias, per_token, weight)
+
+
+class _OfLogits(_GradientInForward):
+    @staticmethod
+    def forward(ctx, hidden, table, bias, posterior, value_and_slope, weight, with_grad):
+        def piece(part: slice, h: Tensor, read: Tensor, weight: Tensor, with_slope: bool) -> Piece:
+            logits, squashed = softcapped_logits(h, read, bias, posterior.softcap)
+            logits = logits / posterior.temperature if posterior.temperature != 1.0 else logits
+            per_token, slope = value_and_slope(part, logits, with_slope)
+            if slope is None:
+                return per_token, None, None
+            slope.mul_((weight / posterior.temperature).to(slope.dtype)[:, None])
             if squashed is not None:
                 slope.mul_(squashed.square_().neg_().add_(1.0))
-            gradients.add(part, slope, h)
+            return per_token, slope.to(read.dtype), slope.sum(0)
 
-        return gradients.finish(ctx, hidden, table, bias, per_token, weight)
+        return _in_chunks(ctx, piece, hidden, table, bias, weight, with_grad)

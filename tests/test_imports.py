@@ -8,7 +8,7 @@ import flm
 ROOT = Path(flm.__file__).parent
 # Each layer may import those before it (and itself).
 LAYERS = [
-    {"draws", "posterior", "vocabulary_losses", "paths"},
+    {"compilation", "draws", "posterior", "vocabulary_losses", "paths"},
     {"models"},
     {"algos", "samplers"},
     {"data"},

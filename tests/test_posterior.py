@@ -1,10 +1,15 @@
 """TokenPosterior against its dense twin, and categorical draws against exact laws."""
 
+import warnings
+
 import pytest
 import torch
 from chi_square import chi_square_limit
 
+import flm.compilation
 import flm.posterior
+import flm.vocabulary_losses
+from flm.compilation import compiled_on_device
 from flm.evaluation.dense import dense_log_probabilities
 from flm.posterior import Combination, RawOutput, TokenPosterior, truncate
 from flm.vocabulary_losses import cross_entropy, squared_error
@@ -36,8 +41,7 @@ def test_cross_entropy_and_gradients_equal_dense(softcap, temperature, soft, tok
         share = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
         target = Combination((share, 1 - share), (make(3, None, 1.0).detach(), make(4, 2.0, 1.3).detach()))
         q = sum(
-            w[:, None, None] * dense_log_probabilities(p).exp()
-            for w, p in zip(target.weights, target.outputs, strict=True)
+            w[:, None, None] * dense_log_probabilities(p).exp() for w, p in zip(target.weights, target.outputs, strict=True)
         )
     else:
         target = torch.randint(V, (B, L), generator=torch.Generator().manual_seed(5))
@@ -132,3 +136,91 @@ def test_top_p_of_one_and_bad_values():
             truncate(p, *bad)
     with pytest.raises(ValueError, match="sampling.temperature"):
         make().tempered(0.0)
+
+
+# Precision and compilation ------------------------------------------------------------------------------------------
+
+
+def test_under_autocast_only_expected_rows_are_of_low_precision():
+    posterior = make(11, softcap=30.0, temperature=1.0, dtype=torch.float32).detach()
+    tokens = torch.randint(V, (B, L), generator=torch.Generator().manual_seed(5))
+
+    def asked():
+        drawn = posterior.draw(torch.Generator().manual_seed(0))
+        return drawn, posterior.log_prob(tokens), posterior.entropy(), posterior.probabilities(), posterior.argmax()
+
+    exact, exact_rows = asked(), posterior.expected([posterior.table])[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        low, rows = asked(), posterior.expected([posterior.table])[0]
+    assert all(torch.equal(a, b) for a, b in zip(exact, low, strict=True))
+    assert rows.dtype == torch.float32 and not torch.equal(rows, exact_rows)
+    torch.testing.assert_close(rows, exact_rows, rtol=0.1, atol=0.1)
+
+
+@pytest.fixture(params=["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def compiled(request, monkeypatch):
+    """Compiled on the CPU too. The quick backend runs what the compiler traced."""
+    if request.param == "inductor" and flm.compilation.missing_compiler("cpu"):
+        pytest.skip(flm.compilation.missing_compiler("cpu"))
+    torch._dynamo.reset()
+    calls, original = [], torch.compile
+
+    def compile(function):
+        calls.append(function.__name__)
+        return original(function, backend=request.param)
+
+    monkeypatch.setattr(flm.compilation.torch, "compile", compile)
+    monkeypatch.setattr(flm.compilation, "missing_compiler", lambda device: None)
+    for module, name in (
+        (flm.vocabulary_losses, "cross_entropy_chunk"),
+        (flm.vocabulary_losses, "squared_error_chunk"),
+        (flm.posterior, "chunk_probabilities"),
+    ):  # made anew: what is compiled here must not outlive the test
+        monkeypatch.setattr(module, name, compiled_on_device(getattr(module, name).__wrapped__))
+    yield calls
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_compiled_losses_are_the_same_numbers(compiled, monkeypatch, low):
+    monkeypatch.setitem(flm.posterior.CHUNK_ELEMENTS, "cpu", 4 * V)  # 15 tokens: chunks of 4, 4, 4 and 3
+
+    def found():
+        results = []
+        for seed, target in ((1, "ids"), (2, "soft"), (3, "squared"), (4, "raw")):
+            posterior = make(seed, 3.0, 0.7, torch.float32)
+            weight = torch.rand(B, L, generator=torch.Generator().manual_seed(seed))
+            ids = torch.randint(V, (B, L), generator=torch.Generator().manual_seed(seed))
+            mixture = Combination(
+                (0.3, 0.7), (make(7, None, 1.0, torch.float32).detach(), make(8, 2.0, 1.3, torch.float32).detach())
+            )
+            output = RawOutput(posterior.hidden, posterior.table, posterior.bias) if target == "raw" else posterior
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                if target in ("ids", "soft"):
+                    total, per_token = cross_entropy(posterior, ids if target == "ids" else mixture, weight)
+                else:
+                    total, per_token = squared_error(output, mixture, weight)
+            leaves = [posterior.hidden, posterior.table, posterior.bias]
+            results += [total.detach(), per_token, *torch.autograd.grad(total, leaves)]
+        return results
+
+    eager = found()
+    assert compiled == []
+    monkeypatch.setattr(flm.compilation, "COMPILED_ON", {"cpu"})
+    again = found()
+    assert sorted(set(compiled)) == ["chunk_probabilities", "cross_entropy_chunk", "squared_error_chunk"]
+    assert len(compiled) == 3  # once each
+    tolerance = dict(rtol=2e-2, atol=2e-3) if low else dict(rtol=1e-5, atol=1e-6)
+    for got, want in zip(again, eager, strict=True):
+        torch.testing.assert_close(got, want, **tolerance)
+
+
+def test_without_a_compiler_the_losses_run_as_they_are_and_say_so(monkeypatch):
+    monkeypatch.setattr(flm.compilation, "COMPILED_ON", {"cpu"})
+    monkeypatch.setattr(flm.compilation, "missing_compiler", lambda device: "no compiler")
+    double = compiled_on_device(lambda x: 2 * x)
+    with pytest.warns(UserWarning, match="runs uncompiled, slower: no compiler"):
+        assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        double(torch.ones(2))

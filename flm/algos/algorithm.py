@@ -4,7 +4,7 @@ An algorithm is one file. It knows nothing of Lightning, Hydra or files; `traini
 from a config. B batch, L length, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -128,6 +128,10 @@ class Algorithm(nn.Module):
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         raise NotImplementedError
+
+    def every_module(self) -> Iterator[nn.Module]:
+        """Its modules, and those of the models it learns from, which `modules` leaves out."""
+        return self.modules()
 
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
         """What validation reports, in the unit `validation_metric` names; the training loss unless overridden."""

@@ -15,7 +15,7 @@ from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.flow_map import PAIR_LAWS, check_boundary_prob, draw_time_pairs, whole_number
-from flm.paths.gaussian import State, context_free_cross_entropy, corrupt
+from flm.paths.gaussian import State, context_free_cross_entropy, corrupt, noise_for
 from flm.posterior import TokenPosterior
 from flm.samplers.flow_map import FlowMapSampler
 from flm.vocabulary_losses import cross_entropy
@@ -93,11 +93,17 @@ class FMLM(GaussianLikelihood, Distillation):
         own, averaged = (self.backbone.input_table,), (network.input_table,) if self.averaged_targets else ()
         teachers = teacher.tables if teacher else ()
 
+        # one factoring serves both parts of the batch: a law of fewer tables is a part of that of all
+        everything = (*own, *averaged, *teachers)
+        law = noise_for(everything)
+        read = len(everything) if self.objective.reads_teacher else len(everything) - len(teachers)
+
         tau = draws.stratified(split)
-        still = corrupt(batch.tokens[diagonal], self.clock.time(tau).float(), (*own, *teachers), draws.local)
+        still = corrupt(batch.tokens[diagonal], self.clock.time(tau).float(), everything, draws.local, law)
+        still = State((still.views[0], *still.views[1 + len(averaged) :]))
         pairs = draw_time_pairs(size - split, draws, self.time_pairs, self.boundary_prob, self.random_middle)
-        tables = (*own, *averaged, *(teachers if self.objective.reads_teacher else ()))
-        moving = corrupt(batch.tokens[jumps], self.clock.time(pairs.start).float(), tables, draws.local)
+        start = self.clock.time(pairs.start).float()
+        moving = corrupt(batch.tokens[jumps], start, everything[:read], draws.local, law.first(read))
 
         def denoise(state: State, tau: Tensor) -> TokenPosterior:
             if teacher is None:

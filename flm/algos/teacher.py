@@ -1,6 +1,6 @@
 """Algorithms that learn from trained models."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,6 +36,12 @@ class Distillation(Algorithm):
         """A teacher by its constructor argument; None if it was not given."""
         return self._teachers[name]
 
+    def every_module(self) -> Iterator[nn.Module]:
+        yield from super().every_module()
+        for teacher in self._teachers.values():
+            if teacher is not None:
+                yield from teacher.every_module()
+
     def check_clock(self, clock: nn.Module) -> None:
         """Raises ValueError unless every teacher was trained on this clock: it is told the same times."""
         tau = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
@@ -54,7 +60,10 @@ class Distillation(Algorithm):
     def averaged(self, module_name: str) -> "AveragedBackbone":
         """A backbone of this algorithm on the averaged weights."""
         if self.averaged_weights is None:
-            raise ValueError("algo.averaged_targets=true needs an average of the weights: set training.ema")
+            raise ValueError(
+                "algo.averaged_targets=true needs a whole average of the weights on every process: set training.ema, and not "
+                "strategy=fsdp2"
+            )
         module, prefix = self.get_submodule(module_name), module_name + "."
         # the average may lag behind a move of the module to its device until its first update
         weights = {

@@ -35,6 +35,17 @@ def save(content: Any, path: str | Path) -> None:
     sync_folder(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def alias(path: Path, name: Path) -> None:
     """Makes `name` the same file as `path`, atomically; a copy where the file system has no hard links."""
     partial = name.with_name(f".{name.name}.partial")

@@ -58,7 +58,9 @@ def build_algorithm(config: Mapping[str, Any], vocab_size: int, trusted_modules:
             raise ValueError(f"the config has no node {key!r} to build a model from")
     if not isinstance(config["model"].get("length"), int):
         raise ValueError("the config has no model.length")
-    backbone = build({**config["model"], "_partial_": True}, trusted_modules)
+    # whether blocks are compiled is a matter of the run and its machine, not of the model
+    model = {key: value for key, value in config["model"].items() if key != "compile"}
+    backbone = build({**model, "_partial_": True}, trusted_modules)
     # `<name>_path` names the checkpoint of another model; who trains loads it and passes it as `<name>`
     node = {key: value for key, value in config["algo"].items() if not str(key).endswith("_path")}
     algorithm = build(

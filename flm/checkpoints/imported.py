@@ -28,7 +28,7 @@ class Kind:
         two_times: whether its network is a flow map.
         output_softcap, attention_softcap: of its network, as published; None for none.
         network: the algorithm's module that the published backbone becomes.
-        mask_row: whether the last row of its tables may stand for a mask that its tokenizer lacks.
+        masked: whether it has a mask: the tokenizer's, or where that has none the last row of the tables.
         loss_weight: whether the algorithm here has the learned loss weight.
     """
 
@@ -38,7 +38,7 @@ class Kind:
     output_softcap: float | None = None
     attention_softcap: float | None = None
     network: str = "backbone"
-    mask_row: bool = False
+    masked: bool = False
     loss_weight: bool = False
 
 
@@ -49,13 +49,14 @@ KINDS = {
         "the residual network of two-stage FMLM (arXiv 2602.16813, first version)",
         "flm.algos.flm_distill.FLMDistill", True, 30.0, 50.0, network="residual", loss_weight=True,
     ),
-    "mdlm": Kind("MDLM (masked diffusion, arXiv 2406.07524)", "flm.algos.mdlm.MDLM", False, mask_row=True),
+    "mdlm": Kind("MDLM (masked diffusion, arXiv 2406.07524)", "flm.algos.mdlm.MDLM", False, masked=True),
     "duo": Kind("Duo (uniform-state diffusion, arXiv 2506.10892)", "flm.algos.duo.Duo", False),
 }  # fmt: skip
 # `algo.name` in a file's config. FLM's authors renamed theirs often: whatever is not another method's is told by its shape.
 _OTHER_METHODS = {"mdlm": "mdlm", "duo": "duo", "duo_base": "duo", "distillation": "duo"}
 _NOT_IMPORTED = {"ar", "sedd", "sedd_absorb", "d3pm", "d3pm_absorb", "udlm", "ot-finetune"}
 _TOKENIZERS = {30522: "bert-base-uncased", 50257: "gpt2", 50258: "gpt2"}  # names on the Hugging Face hub, by V
+_MASKS = {30522: 103}  # the id of [MASK] by V, for where the tokenizer is not read
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,15 @@ def describe(
     if kind.network == "residual":
         state = _base(layout, name, base) | state
     tokenizer = _tokenizer(layout, name, kind, choices) if choices.tokenizer else None
+    vocab_size = layout.vocab_size
+    if kind.masked:
+        mask = _mask(layout, name, tokenizer)
+        vocab_size, algorithm["mask_id"] = (vocab_size - 1, None) if mask is None else (vocab_size, mask)
     origin = {"file": Path(name).name, "algorithm": layout.algorithm, "parameterization": layout.parameterization}
     description = Description(
         config={"algo": algorithm, "model": model, "imported": origin},
         tokenizer=None if tokenizer is None else tokenizer.to_dict(),
-        vocab_size=layout.vocab_size,
+        vocab_size=vocab_size,
         length=model["length"],
         step=layout.step,
         average=average,
@@ -214,6 +219,22 @@ def _softcap(given: float | str | None, published: float | None, key: str) -> fl
     return None if given is None else float(given)
 
 
+def _mask(layout: Layout, name: str, tokenizer: Tokenizer | None) -> int | None:
+    """The id of the tokenizer's mask; None where the mask is the last row of the tables."""
+    rows = layout.vocab_size
+    if tokenizer is None:
+        return _MASKS.get(rows)
+    if tokenizer.vocab_size == rows - 1:
+        return None
+    found = tokenizer.encode("[MASK]")
+    if len(found) != 1:
+        raise ValueError(
+            f"{name}: the weights have no row beyond the {rows} tokens of {tokenizer.name}, which has no [MASK]: "
+            "set eval.tokenizer_name_or_path to the one it was trained with"
+        )
+    return found[0]
+
+
 def _tokenizer(layout: Layout, name: str, kind: Kind, choices: ImportChoices) -> Tokenizer:
     rows = layout.vocab_size
     source = choices.tokenizer_name_or_path or _TOKENIZERS.get(rows)
@@ -221,11 +242,11 @@ def _tokenizer(layout: Layout, name: str, kind: Kind, choices: ImportChoices) ->
         raise ValueError(f"{name}: no tokenizer is known for {rows} tokens: set eval.tokenizer_name_or_path")
     try:
         tokenizer = HuggingFaceTokenizer(source).build(lambda: iter(()))
-        if tokenizer.vocab_size == rows - 1 and not kind.mask_row:  # [PAD] was appended, as for GPT-2
+        if tokenizer.vocab_size == rows - 1 and not kind.masked:  # [PAD] was appended, as for GPT-2
             tokenizer = HuggingFaceTokenizer(source, add_pad=True).build(lambda: iter(()))
     except ValueError as error:
         raise ValueError(f"{name}: eval.tokenizer_name_or_path: {error}") from error
-    if tokenizer.vocab_size not in ({rows, rows - 1} if kind.mask_row else {rows}):
+    if tokenizer.vocab_size not in ({rows, rows - 1} if kind.masked else {rows}):
         raise ValueError(
             f"{name}: the weights have {rows} tokens, the tokenizer {source} has {tokenizer.vocab_size}: "
             "set eval.tokenizer_name_or_path to the one it was trained with"

@@ -90,7 +90,7 @@ def read_checkpoint(path: str | Path, choices: ImportChoices | None = None) -> C
 
 def load_algorithm(
     path: str | Path,
-    use_average: bool = True,
+    use_average: bool | None = True,
     trusted_modules: Sequence[str] = (),
     choices: ImportChoices | None = None,
     **extra: Any,
@@ -98,7 +98,7 @@ def load_algorithm(
     """The model of a checkpoint, on the CPU, in evaluation mode.
 
     Args:
-        use_average: take the averaged weights rather than those of the last step.
+        use_average: take the averaged weights rather than those of the last step; None: where the file has them.
         trusted_modules, extra: as in `build_algorithm`.
         choices: as in `read_checkpoint`.
 
@@ -113,7 +113,7 @@ def load_algorithm(
         raise ValueError(f"{path}: {error}") from error
     check_state(checkpoint.state, algorithm.state_dict(), str(path))
     algorithm.load_state_dict(checkpoint.state)
-    if use_average:
+    if use_average or (use_average is None and checkpoint.average is not None):
         apply_average(algorithm, checkpoint)
     return algorithm.eval(), checkpoint
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flm.data.cache import TokenStream
+from flm.data.layouts import Row
 from flm.data.tokenizers import Tokenizer
 
 
@@ -71,9 +72,27 @@ class TokenBlocks(Dataset[Tensor]):
         inner = torch.from_numpy(self.stream.read(index * self.payload, (index + 1) * self.payload))
         return torch.cat((self._begin, inner, self._end)) if len(self.frame) else inner
 
+    def row(self, index: int) -> Row:
+        """A block all of which is to be learned."""
+        tokens = self[index]
+        return Row(tokens, torch.ones(tokens.shape))
+
     def token_counts(self, vocab_size: int) -> Tensor:
         """How often each id occurs in all blocks, frames included; int64 (V,)."""
         counts = torch.from_numpy(self.stream.counts(vocab_size, len(self) * self.payload))
         for token in (*self.frame.begin, *self.frame.end):
             counts[token] += len(self)
         return counts
+
+
+class Rows(Dataset[Row]):
+    """The same with weights: what a loader takes, of anything that has `row` and a length."""
+
+    def __init__(self, blocks: TokenBlocks):
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.blocks.row(index)

@@ -1,39 +1,36 @@
 """Tokenised documents on disk: one folder per (corpus, tokenizer), memory-mapped.
 
-    manifest.json       what was tokenised with what, counts, and the SHA-256 of every shard
+    manifest.json       what was tokenised with what, counts, SHA-256 of every shard and CRC-32 of each of its chunks
     train-00000.bin     token ids, little-endian uint16 (V <= 65536) or uint32, documents in order, one EOS after each
+    train-counts.bin    how often each id occurs in the split, little-endian int64
     valid-00000.bin
 
 A shard holds whole documents. How documents are cut into blocks is decided when reading, so all lengths share a cache.
+
+Damage is noticed before it is used: a cache of up to a gibibyte is verified whole on opening, a larger one chunk by chunk,
+each when a process first reads from it. CRC-32 finds every error within 32 bits for certain, others but for one in 2^32.
 """
 
 import hashlib
 import json
 import logging
-import re
-import shutil
-import uuid
+import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from flm.data.corpora.corpus import SPLITS, Corpus, Split
+from flm.data.building import build
+from flm.data.corpora.corpus import Corpus, Split
+from flm.data.shards import CHUNK_BYTES
 from flm.data.tokenizers import Tokenizer
 
-FORMAT = 1
-SHARD_CHARACTERS = 1 << 26
-_BATCH_CHARACTERS = 1 << 18  # what is tokenised at once: the library needs some hundred bytes per token meanwhile
-_VERIFY_BYTES = 1 << 30  # a larger cache is checked by sizes alone: hashing it at every start would take minutes
+FORMAT = 2
+_VERIFY_BYTES = 1 << 30  # about a second; more would be minutes at every start
 _MAX_OPEN = 256  # every map holds a file open, and a process may have 1,024
-_BETWEEN_WORDS = re.compile(r"(?<=\S)[ \n](?=\S)")
 
 log = logging.getLogger(__name__)
 
@@ -51,41 +48,57 @@ class TokenCache:
         try:
             self.manifest: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
             self.vocab_size: int = self.manifest["vocab_size"]
-            self._dtype = np.dtype(self.manifest["dtype"])
-            shards = {split: self.manifest["splits"][split]["shards"] for split in SPLITS}
-            files = [(shard["file"], shard["tokens"], shard["sha256"]) for split in SPLITS for shard in shards[split]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(manifest, repr(error)) from error
-        if self.manifest.get("format") != FORMAT:
-            raise self._damaged(manifest, f"format {self.manifest.get('format')}, not {FORMAT}")
-        verify = sum(tokens for _, tokens, _ in files) * self._dtype.itemsize <= _VERIFY_BYTES
-        for name, tokens, sha256 in files:
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != tokens * self._dtype.itemsize:
-                raise self._damaged(path, f"not {tokens} tokens of {self._dtype}")
-            if verify and _sha256(path) != sha256:
-                raise self._damaged(path, "SHA-256 differs from the manifest's")
+            dtype = np.dtype(self.manifest["dtype"])
+            found = self.manifest.get("format")
+            if found == FORMAT:
+                self._streams = {
+                    split: TokenStream(
+                        folder,
+                        [(shard["file"], shard["tokens"], shard["crc32"]) for shard in facts["shards"]],
+                        dtype,
+                        (facts["counts"]["file"], facts["counts"]["sha256"]),
+                    )
+                    for split, facts in self.manifest["splits"].items()
+                }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise damaged(manifest, repr(error)) from error
+        if found != FORMAT:
+            raise damaged(manifest, f"format {found}, not {FORMAT}")
+        for stream in self._streams.values():
+            stream.check_sizes()
+        if sum(len(stream) for stream in self._streams.values()) * dtype.itemsize <= _VERIFY_BYTES:
+            for stream in self._streams.values():
+                stream.verify()
 
     def tokens(self, split: Split) -> "TokenStream":
         """All tokens of a split as one stream, an EOS after each document."""
-        shards = self.manifest["splits"][split]["shards"]
-        return TokenStream([self.folder / s["file"] for s in shards], [s["tokens"] for s in shards], self._dtype)
+        if split not in self._streams:
+            raise ValueError(f"data: this corpus has no {split} split, only {', '.join(self._streams)}")
+        return self._streams[split]
 
     def bytes_per_token(self, split: Split) -> float:
         """UTF-8 bytes of the documents over tokens of the stream (EOS tokens count, and stand for no byte)."""
         counts = self.manifest["splits"][split]
         return counts["bytes"] / counts["tokens"]
 
-    def _damaged(self, file: Path, what: str) -> ValueError:
-        return ValueError(f"{file} is damaged or incomplete ({what}): delete the folder {self.folder} to build it anew")
-
 
 class TokenStream:
-    """Tokens of consecutive shards as one read-only sequence; opened in each process on first use."""
+    """Tokens of consecutive shards as one read-only sequence; opened in each process on first use.
 
-    def __init__(self, paths: list[Path], lengths: list[int], dtype: np.dtype):
-        self._paths, self._dtype = paths, dtype
-        self._starts = [0, *accumulate(lengths)]
+    Args:
+        folder: holds the files.
+        shards: name, number of tokens and CRC-32 of each chunk (8 hexadecimal digits each, one after the other).
+        dtype: of a token.
+        totals: file with the counts of all ids, int64 (V,), and its SHA-256.
+    """
+
+    def __init__(self, folder: Path, shards: list[tuple[str, int, str]], dtype: np.dtype, totals: tuple[str, str]):
+        self._folder, self._dtype, self._totals = folder, dtype, totals
+        self._names = [name for name, _, _ in shards]
+        self._starts = [0, *accumulate(tokens for _, tokens, _ in shards)]
+        self._checks = [bytes.fromhex(checks) for _, _, checks in shards]
+        self._per_chunk = CHUNK_BYTES // dtype.itemsize
+        self._sound = [bytearray(len(checks) // 4) for checks in self._checks]  # 1: this chunk has been verified
         self._maps: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -101,23 +114,65 @@ class TokenStream:
         while position < stop:
             end = min(stop, self._starts[shard + 1])
             offset = self._starts[shard]
-            out[position - start : end - start] = self._map(shard)[position - offset : end - offset]
+            out[position - start : end - start] = self._verified(shard, position - offset, end - offset)
             position, shard = end, shard + 1
         return out
 
     def counts(self, vocab_size: int, stop: int | None = None) -> np.ndarray:
         """How often each id occurs before position `stop` (None: in all), int64 (vocab_size,)."""
-        total = np.zeros(vocab_size, dtype=np.int64)
         stop = len(self) if stop is None else stop
-        for start in range(0, stop, 1 << 24):
-            total += np.bincount(self.read(start, min(stop, start + (1 << 24))), minlength=vocab_size)
+        if stop < len(self) // 2:
+            return self._count(0, stop, vocab_size)
+        total = self._stored_counts()
+        return np.pad(total, (0, vocab_size - len(total))) - self._count(stop, len(self), vocab_size)
+
+    def check_sizes(self) -> None:
+        """Raises ValueError where a file is missing or has another size than it should."""
+        for shard, name in enumerate(self._names):
+            path, tokens = self._folder / name, self._starts[shard + 1] - self._starts[shard]
+            if not path.is_file() or path.stat().st_size != tokens * self._dtype.itemsize:
+                raise damaged(path, f"not {tokens} tokens of {self._dtype}")
+            if len(self._sound[shard]) != -(-tokens // self._per_chunk):
+                raise damaged(self._folder / "manifest.json", f"wrong number of CRC-32 for {name}")
+
+    def verify(self) -> None:
+        """Reads everything; raises ValueError where it is not what was written."""
+        for shard in range(len(self._names)):
+            self._verified(shard, 0, self._starts[shard + 1] - self._starts[shard])
+        self._stored_counts()
+
+    def _verified(self, shard: int, start: int, stop: int) -> np.ndarray:
+        """A slice of a shard's map, each of its chunks verified once."""
+        tokens, sound = self._map(shard), self._sound[shard]
+        for chunk in range(start // self._per_chunk, -(-stop // self._per_chunk)):
+            if not sound[chunk]:
+                found = zlib.crc32(tokens[chunk * self._per_chunk : (chunk + 1) * self._per_chunk])
+                if found != int.from_bytes(self._checks[shard][4 * chunk : 4 * chunk + 4], "big"):
+                    raise damaged(self._folder / self._names[shard], f"CRC-32 of chunk {chunk} differs from the manifest's")
+                sound[chunk] = 1
+        return tokens[start:stop]
+
+    def _stored_counts(self) -> np.ndarray:
+        name, sha256 = self._totals
+        try:
+            raw = (self._folder / name).read_bytes()
+        except OSError as error:
+            raise damaged(self._folder / name, error.strerror or repr(error)) from error
+        if hashlib.sha256(raw).hexdigest() != sha256:
+            raise damaged(self._folder / name, "SHA-256 differs from the manifest's")
+        return np.frombuffer(raw, dtype="<i8").astype(np.int64)
+
+    def _count(self, start: int, stop: int, vocab_size: int) -> np.ndarray:
+        total = np.zeros(vocab_size, dtype=np.int64)
+        for begin in range(start, stop, 1 << 24):
+            total += np.bincount(self.read(begin, min(stop, begin + (1 << 24))), minlength=vocab_size)
         return total
 
     def _map(self, shard: int) -> np.ndarray:
         if shard not in self._maps:
             if len(self._maps) >= _MAX_OPEN:
                 self._maps.pop(next(iter(self._maps)))
-            self._maps[shard] = np.memmap(self._paths[shard], dtype=self._dtype, mode="r")
+            self._maps[shard] = np.memmap(self._folder / self._names[shard], dtype=self._dtype, mode="r")
         return self._maps[shard]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -139,119 +194,11 @@ def open_cache(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> TokenCache:
             lock.acquire()
         try:
             if not folder.exists():
-                _build(corpus, tokenizer, fingerprint, folder)
+                build(corpus, tokenizer, fingerprint, folder)
         finally:
             lock.release()
     return TokenCache(folder)
 
 
-def _build(corpus: Corpus, tokenizer: Tokenizer, fingerprint: dict[str, Any], folder: Path) -> None:
-    """Writes a draft beside `folder` and renames it, so that a folder with the right name is always whole."""
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
-    draft.mkdir()
-    try:
-        splits = {}
-        for split in SPLITS:
-            counts: dict[str, Any] = {"documents": 0, "tokens": 0, "bytes": 0, "shards": []}
-            with _progress(f"tokenising {split}") as advance:
-                for number, documents in enumerate(document_groups(corpus.documents(split))):
-                    path = draft / f"{split}-{number:05d}.bin"
-                    shard = write_shard(path, documents, tokenizer, dtype, advance)
-                    counts["documents"] += len(documents)
-                    counts["bytes"] += sum(len(document.encode()) for document in documents)
-                    counts["tokens"] += shard["tokens"]
-                    counts["shards"].append(shard)
-            if not counts["tokens"]:
-                raise ValueError(f"data: the {split} split of {corpus.describe()} is empty after normalisation")
-            splits[split] = counts
-        manifest = {**fingerprint, "vocab_size": tokenizer.vocab_size, "dtype": dtype.str, "splits": splits}
-        (draft / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        try:
-            draft.rename(folder)
-        except OSError:  # where locks do not work (some network file systems), the first to finish wins
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def document_groups(documents: Iterable[str], characters: int = SHARD_CHARACTERS) -> Iterator[list[str]]:
-    """Consecutive documents of at least `characters` together (the last group may have fewer): one shard's share."""
-    group: list[str] = []
-    size = 0
-    for document in documents:
-        group.append(document)
-        size += len(document)
-        if size >= characters:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def write_shard(
-    path: Path, documents: list[str], tokenizer: Tokenizer, dtype: np.dtype, advance: Callable[[int], Any]
-) -> dict[str, Any]:
-    """Tokenises one group into one file and gives its line of the manifest; `advance` is told the tokens done.
-
-    Depends on nothing else, so groups may be done in any order, by any process, and a finished one kept.
-    """
-    digest = hashlib.sha256()
-    tokens = 0
-    with path.open("wb") as file:
-        for ids in encode_documents(documents, tokenizer):
-            raw = np.asarray(ids, dtype=dtype).tobytes()
-            file.write(raw)
-            digest.update(raw)
-            tokens += len(ids)
-            advance(len(ids))
-    return {"file": path.name, "tokens": tokens, "sha256": digest.hexdigest()}
-
-
-def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Ids of the documents with one EOS after each, in runs that need not end where a document does."""
-    texts: list[str] = []
-    ends: list[bool] = []
-    size = 0
-    for document in documents:
-        for part, end in _parts(document):
-            texts.append(part)
-            ends.append(end)
-            size += len(part)
-            if size >= _BATCH_CHARACTERS:
-                yield from _encode_run(texts, ends, tokenizer)
-                texts, ends, size = [], [], 0
-    yield from _encode_run(texts, ends, tokenizer)
-
-
-def _encode_run(texts: list[str], ends: list[bool], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    for ids, end in zip(tokenizer.encode_batch(texts), ends, strict=True):
-        yield [*ids, tokenizer.eos_id] if end else ids
-
-
-def _parts(document: str) -> Iterator[tuple[str, bool]]:
-    """A very long document cut before a single blank between two words, where tokenizers cut anyway; True: its end."""
-    start = 0
-    while len(document) - start > _BATCH_CHARACTERS:
-        earliest = start + _BATCH_CHARACTERS // 2
-        cut = _BETWEEN_WORDS.search(document, earliest, start + _BATCH_CHARACTERS)
-        stop = cut.start() if cut else start + _BATCH_CHARACTERS
-        yield document[start:stop], False
-        start = stop
-    yield document[start:], True
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int], None]]:
-    """Shows the tokens done so far where someone watches."""
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn(what), TextColumn("{task.completed:,} tokens"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda tokens: progress.advance(task, tokens)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def damaged(file: Path, what: str) -> ValueError:
+    return ValueError(f"{file} is damaged or incomplete ({what}): delete the folder {file.parent} to build it anew")

@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flm.algos.algorithm import Batch
-from flm.data.blocks import TokenBlocks, frame_of
+from flm.data.blocks import Rows, TokenBlocks, frame_of
 from flm.data.cache import TokenCache, open_cache
 from flm.data.corpora.corpus import Corpus, Split
+from flm.data.layouts import Row
 from flm.data.order import EvaluationShare, ExampleOrder, ShareSampler
 from flm.data.tokenizers import Tokenizer, TokenizerBuilder
+from flm.data.workers import ignore_stop_signals
 
 
 class TextDataModule(lightning.LightningDataModule):
@@ -66,6 +68,7 @@ class TextDataModule(lightning.LightningDataModule):
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._tokenizer: Tokenizer | None = None
         self._cache: TokenCache | None = None
+        self._blocks_of: dict[Split, TokenBlocks] = {}
 
     def prepare(self) -> None:
         """Builds or opens tokenizer and token cache. Any number of processes may call it at once, and again."""
@@ -148,7 +151,7 @@ class TextDataModule(lightning.LightningDataModule):
 
         Rows that only even out the processes' shares have weight 0 (`EvaluationShare`).
         """
-        share = EvaluationShare(self.valid_blocks(), rank, world_size, self.max_eval_examples)
+        share = EvaluationShare(Rows(self.valid_blocks()), rank, world_size, self.max_eval_examples)
         size = self.eval_batch_size or self.batch_size or math.ceil(self.global_batch_size / world_size)
         return DataLoader(share, size, shuffle=False, collate_fn=_collate_weighted, **self._loader_options())
 
@@ -165,13 +168,16 @@ class TextDataModule(lightning.LightningDataModule):
         return self.valid_loader() if trainer is None else self.valid_loader(trainer.global_rank, trainer.world_size)
 
     def _blocks(self, split: Split) -> TokenBlocks:
-        return TokenBlocks(self.cache.tokens(split), self.length, frame_of(self.corpus.wrap, self.tokenizer))
+        if split not in self._blocks_of:
+            self._blocks_of[split] = self.corpus.blocks(self.cache, split, self.length, self.tokenizer, self.seed)
+        return self._blocks_of[split]
 
     def _loader_options(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": ignore_stop_signals,
         }
 
     def _cache_root(self) -> Path:
@@ -195,7 +201,7 @@ class TrainLoader(DataLoader):
     """
 
     def __init__(self, blocks: TokenBlocks, sampler: ShareSampler, options: dict[str, Any]):
-        super().__init__(blocks, batch_sampler=sampler, collate_fn=_collate, **options)
+        super().__init__(Rows(blocks), batch_sampler=sampler, collate_fn=_collate, **options)
 
     def __len__(self) -> int:
         assert isinstance(self.batch_sampler, ShareSampler)
@@ -208,12 +214,12 @@ class TrainLoader(DataLoader):
         pass
 
 
-def _collate(blocks: list[Tensor]) -> Batch:
-    tokens = torch.stack(blocks)
-    return Batch(tokens, torch.ones(tokens.shape))
+def _collate(rows: list[Row]) -> Batch:
+    tokens, weight, documents = zip(*rows, strict=True)
+    return Batch(torch.stack(tokens), torch.stack(weight), None if documents[0] is None else torch.stack(documents))
 
 
-def _collate_weighted(items: list[tuple[Tensor, float]]) -> Batch:
-    tokens = torch.stack([block for block, _ in items])
-    weight = torch.tensor([weight for _, weight in items])
-    return Batch(tokens, weight[:, None].expand(tokens.shape).contiguous())
+def _collate_weighted(items: list[tuple[Row, float]]) -> Batch:
+    batch = _collate([row for row, _ in items])
+    batch.weight *= torch.tensor([weight for _, weight in items])[:, None]
+    return batch

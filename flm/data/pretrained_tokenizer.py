@@ -7,6 +7,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
+from flm.data.corpora.download import REACH_SECONDS
 from flm.data.tokenizers import Documents, Tokenizer, TokenizerBuilder
 
 PAD = "[PAD]"
@@ -21,7 +22,8 @@ class HuggingFaceTokenizer(TokenizerBuilder):
 
     Args:
         name_or_path: name on the Hugging Face hub, or a folder: saved by `save_pretrained`, or with GPT-2's
-            vocab.json and merges.txt alone, or with BERT's vocab.txt alone. Code in either is never run.
+            vocab.json and merges.txt alone, or with BERT's vocab.txt alone. Code in either is never run. Of a name, a
+            folder called so in the `cache_dir` given to `build` comes first, then what was downloaded before.
         add_pad: appends `[PAD]` as the last id where the tokenizer has no padding token (GPT-2: V = 50258).
 
     Raises:
@@ -32,7 +34,7 @@ class HuggingFaceTokenizer(TokenizerBuilder):
         self.name_or_path, self.add_pad = os.fspath(name_or_path), add_pad
 
     def build(self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None) -> Tokenizer:
-        backend, bos_id, eos_id, pad_id = self._load()
+        backend, bos_id, eos_id, pad_id = self._load(self._place(cache_dir))
         backend = tokenizers.Tokenizer.from_str(backend.to_str())  # ours alone: padding and truncation get switched off
         first = next(iter(backend.encode("").ids), None)
         begin = next((i for i in (bos_id, eos_id, first) if i is not None), None)
@@ -44,30 +46,38 @@ class HuggingFaceTokenizer(TokenizerBuilder):
             pad_id = backend.token_to_id(PAD)
         return Tokenizer(backend, self.name_or_path, "huggingface", begin, end, pad_id)
 
-    def _load(self) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
+    def _place(self, cache_dir: Path | None) -> str:
+        """A folder, or a name on the hub."""
+        kept = None if cache_dir is None else Path(cache_dir) / self.name_or_path
+        return str(kept) if kept is not None and kept.is_dir() and not Path(self.name_or_path).is_dir() else self.name_or_path
+
+    def _load(self, place: str) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
         """Backend, begin, end and padding id."""
-        folder = Path(self.name_or_path)
+        folder = Path(place)
         if folder.is_dir() and not (folder / "tokenizer.json").exists():
             if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
                 return _gpt2(folder)
             if (folder / "vocab.txt").exists():
                 return _bert(folder)
-        return self._load_with_transformers()
+        return self._load_with_transformers(place)
 
-    def _load_with_transformers(self) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
+    def _load_with_transformers(self, place: str) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
+        from huggingface_hub import HfApi
         from transformers import AutoTokenizer
 
         try:
             try:  # what was downloaded before needs no network, and no minute of retries without one
-                loaded = AutoTokenizer.from_pretrained(self.name_or_path, local_files_only=True, trust_remote_code=False)
+                loaded = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
             except (OSError, ValueError):
-                if Path(self.name_or_path).exists():
+                if Path(place).exists():
                     raise
-                loaded = AutoTokenizer.from_pretrained(self.name_or_path, trust_remote_code=False)
+                HfApi().model_info(place, timeout=REACH_SECONDS)  # raises within seconds where the hub is out of reach
+                loaded = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         except Exception as error:  # the hub, the network and the parsers each raise their own
             raise ValueError(
                 f"tokenizer.name_or_path={self.name_or_path} is no readable tokenizer folder and could not be fetched "
-                f"from the Hugging Face hub ({_first_line(error)}): without network, give a local folder"
+                f"from the Hugging Face hub ({_first_line(error)}): without network, give a local folder, or put "
+                "one of that name into data.cache_dir"
             ) from error
         if not loaded.is_fast:
             raise ValueError(f"tokenizer.name_or_path={self.name_or_path} has no tokenizer.json: only fast tokenizers")

@@ -3,9 +3,15 @@
 The tests hold the V-free code to it, and the benchmark measures what being V-free buys. Never used for training.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
+from flm.algos.algorithm import Algorithm, Batch
+from flm.algos.flm import FLM
+from flm.draws import Draws
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
 
@@ -38,12 +44,37 @@ def dense_loss(backbone: nn.Module, tokens: Tensor, weight: Tensor, t: Tensor, t
 def dense_euler(backbone: nn.Module, clock: nn.Module, canvas: Canvas, steps: int, noise: Tensor) -> Tensor:
     """Euler sampling of FLM with the (B, L, V) state kept; tokens (B, L)."""
     given = nn.functional.one_hot(canvas.tokens, noise.shape[-1]).to(noise.dtype)
-    grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=noise.device)
     times = clock.time(grid).tolist()
     z = noise
     for i in range(steps):
-        tau = torch.full((len(noise),), grid[i].item(), dtype=torch.float32)
+        tau = torch.full((len(noise),), grid[i].item(), dtype=torch.float32, device=noise.device)
         p = dense_log_probabilities(backbone(z @ backbone.input_table, tau)).exp()
         p = torch.where(canvas.editable[..., None], p, given)
         z = z + (times[i + 1] - times[i]) * (p - z) / (1 - times[i])
     return p.argmax(-1)
+
+
+@dataclass(frozen=True)
+class DenseTwin:
+    """The textbook way of an algorithm: its training loss, and its sampling from noise in some steps."""
+
+    loss: Callable[[Algorithm, Batch, Draws], Tensor]
+    sample: Callable[[Algorithm, Canvas, int, torch.Generator], Tensor]
+
+
+def flm_loss(algorithm: FLM, batch: Batch, draws: Draws) -> Tensor:
+    tau = draws.stratified(len(batch.tokens))
+    t = algorithm.clock.time(tau).float()
+    noise = draws.normal(*batch.tokens.shape, algorithm.vocab_size)
+    weight = batch.weight / batch.weight.sum()
+    return dense_loss(algorithm.backbone, batch.tokens, weight, t, tau.float(), noise)
+
+
+def flm_sample(algorithm: FLM, canvas: Canvas, steps: int, generator: torch.Generator) -> Tensor:
+    shape = (*canvas.tokens.shape, algorithm.vocab_size)
+    noise = torch.randn(shape, generator=generator, device=canvas.tokens.device)
+    return dense_euler(algorithm.backbone, algorithm.clock, canvas, steps, noise)
+
+
+TWINS: dict[type[Algorithm], DenseTwin] = {FLM: DenseTwin(flm_loss, flm_sample)}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+MANY = 10  # curves that can each be named beside the axes
 DASHES = ("-", "--", ":", "-.")
 INK, FAINT = "#222222", "#DDDDDD"
 DPI = 120
@@ -85,8 +86,9 @@ def frontier_figure(frontiers: Sequence[Frontier], colours: Mapping[str, str]) -
     varying = {key for _, rest, _, _ in drawn for key in rest if len({repr(other.get(key)) for _, other, _, _ in drawn}) > 1}
     by_run = len({run for run, *_ in drawn}) > 1
     looks = list(dict.fromkeys(repr(sorted(rest.items())) for _, rest, _, _ in drawn))
+    crowded, shown = by_run and len(drawn) > MANY, dict[int, str]()
     with styled():
-        figure, axes = _figure(8.4, 4.4)
+        figure, axes = canvas(8.4, 4.4)
         for run, rest, _, points in drawn:
             look = looks.index(repr(sorted(rest.items())))
             named = [f"{rest[key]} {'step' if rest[key] == 1 else 'steps'}" for key in ("steps",) if key in rest]
@@ -99,8 +101,14 @@ def frontier_figure(frontiers: Sequence[Frontier], colours: Mapping[str, str]) -
                 color=colours.get(run, INK) if by_run else COLOURS[look % len(COLOURS)],
                 marker=MARKERS[look % len(MARKERS)],
                 elinewidth=0.8,
-                label=", ".join([run, *named] if by_run or not named else named),
+                label=None if crowded else ", ".join([run, *named] if by_run or not named else named),
             )
+            shown[look] = ", ".join(named)
+        if crowded:  # an entry for each curve would be longer than the axes are high
+            for run in dict.fromkeys(run for run, *_ in drawn):
+                axes.plot([], [], color=colours.get(run, INK), label=run)
+            for look, name in shown.items():
+                axes.plot([], [], color=INK, marker=MARKERS[look % len(MARKERS)], linestyle="none", label=name)
         for entropy, log_ppl in dict.fromkeys(frontier.real for frontier in frontiers if frontier.real):
             axes.axvline(entropy.mean, color=INK, linewidth=0.8, linestyle=":")
             axes.plot(entropy.mean, log_ppl.mean, "*", color=INK, markersize=12, label="real text", linestyle="none")
@@ -108,7 +116,7 @@ def frontier_figure(frontiers: Sequence[Frontier], colours: Mapping[str, str]) -
         axes.set_xlabel("unigram entropy within a sample, nats")
         name = perplexity_by(frontiers[0].scorer)
         axes.set_ylabel(f"log {name}, nats per token")
-        _perplexity_axis(axes, name)
+        perplexity_axis(axes, name)
         axes.set_title(textwrap.fill(f"along a curve: {swept}; scored by {frontiers[0].scorer}", 85))
         _legend(axes, 1.14)
         return png(figure)
@@ -144,7 +152,7 @@ DIVERSITY = {
 def diversity_figure(samples: Sequence[Samples], colours: Mapping[str, str]) -> bytes:
     """Entropy and distinct-n by number of steps, with real text as level lines: one where all runs have the same."""
     with styled():
-        figure, axes = _figure(8.4, 5.6, 2, 2)
+        figure, axes = canvas(8.4, 5.6, 2, 2)
         for ax, (name, title) in zip(axes.flat, DIVERSITY.items(), strict=True):
             levels = [None if run.real is None else run.real.metrics.get(name) for run in samples]
             common = None not in levels and len(set(map(mean_of, levels))) == 1
@@ -163,18 +171,18 @@ def diversity_figure(samples: Sequence[Samples], colours: Mapping[str, str]) -> 
                     )
             if common:
                 ax.axhline(mean_of(levels[0]), color=INK, linestyle="--", linewidth=1.1, label="real text")
-            _steps_axis(ax, [one.steps for run in samples for one in run.generated])
+            steps_axis(ax, [one.steps for run in samples for one in run.generated])
             ax.set_title(title)
             if name.startswith("distinct"):
                 ax.set_ylim(bottom=0)
-        _shared_legend(figure, axes.flat[0])
+        shared_legend(figure, axes.flat[0])
         return png(figure)
 
 
 def cross_entropy_figure(trainings: Sequence[Training], colours: Mapping[str, str]) -> bytes:
     """Validation loss by tau, beside the best decoder without context: the gap is what context gives."""
     with styled():
-        figure, axes = _figure(8.4, 3.9)
+        figure, axes = canvas(8.4, 3.9)
         for run in trainings:
             label, colour = run.source.label, colours[run.source.label]
             _centres(axes, run.by_tau, [b.value for b in run.by_tau], color=colour, marker="o", label=label)
@@ -195,7 +203,7 @@ def throughput_figure(trainings: Sequence[Training], samples: Sequence[Samples],
     trained = [run for run in trainings if run.tokens_per_second is not None]
     sampled = [run for run in samples if any(one.ms_per_sample is not None for one in run.generated)]
     with styled():
-        figure, axes = _figure(8.4, 3.4, 1, bool(trained) + bool(sampled), squeeze=False)
+        figure, axes = canvas(8.4, 3.4, 1, bool(trained) + bool(sampled), squeeze=False)
         panels = iter(axes.flat)
         if trained:
             ax = next(panels)
@@ -220,7 +228,7 @@ def throughput_figure(trainings: Sequence[Training], samples: Sequence[Samples],
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_locator(NullLocator())
-            _steps_axis(ax, [one.steps for run in sampled for one in run.generated])
+            steps_axis(ax, [one.steps for run in sampled for one in run.generated])
             ax.set_ylabel("milliseconds per sample")
             ax.set_title("sampling")
             ax.legend()
@@ -232,7 +240,7 @@ def likelihood_figure(likelihoods: Sequence[Likelihood], colours: Mapping[str, s
     several = len({row.corpus for row in likelihoods}) > 1
     seen: dict[str, int] = {}
     with styled():
-        figure, axes = _figure(8.4, 3.8)
+        figure, axes = canvas(8.4, 3.8)
         for row in likelihoods:
             label = row.source.label
             seen[label] = seen.get(label, -1) + 1
@@ -260,7 +268,8 @@ def mean_of(value: Number) -> float:
     return value.mean if isinstance(value, Estimate) else float(value)
 
 
-def _figure(width: float, height: float, *grid: int, **options: Any) -> tuple["Figure", Any]:
+def canvas(width: float, height: float, *grid: int, **options: Any) -> tuple["Figure", Any]:
+    """A figure in inches and its axes; call it within `styled`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -280,7 +289,8 @@ def _centres(axes: "Axes", buckets: Sequence[Bucket], values: Sequence[Number], 
         axes.plot(*zip(*points, strict=True), **style)
 
 
-def _steps_axis(axes: "Axes", steps: Sequence[int | None]) -> None:
+def steps_axis(axes: "Axes", steps: Sequence[int | None]) -> None:
+    """Numbers of sampling steps along x."""
     ticks = sorted({step for step in steps if step})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(step) for step in ticks])
@@ -290,7 +300,7 @@ def _steps_axis(axes: "Axes", steps: Sequence[int | None]) -> None:
     axes.set_xlabel("sampling steps")
 
 
-def _perplexity_axis(axes: "Axes", name: str) -> None:
+def perplexity_axis(axes: "Axes", name: str) -> None:
     """On the right, what the log perplexities on the left are perplexities of."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
@@ -310,7 +320,8 @@ def _legend(axes: "Axes", left: float = 1.01) -> None:
         axes.legend(once.values(), once.keys(), loc="upper left", bbox_to_anchor=(left, 1.0), borderaxespad=0)
 
 
-def _shared_legend(figure: "Figure", axes: "Axes") -> None:
+def shared_legend(figure: "Figure", axes: "Axes") -> None:
+    """Below all axes, from the entries of one of them."""
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     if once:

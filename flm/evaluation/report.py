@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from html import escape
 
 from flm.evaluation import figures, report_page, report_tables
+from flm.evaluation.comparison import compared, comparison_table, real_level
+from flm.evaluation.comparison_figure import comparison_figure
 from flm.evaluation.film_strip import film_figure
 from flm.evaluation.report_tables import Table
 from flm.evaluation.result_records import Film, Frontier, Results
@@ -42,6 +44,7 @@ class _Composer:
     def report(self, title: str, made_by: str) -> Report:
         sections = [
             ("runs", "What was run", self._runs()),
+            *([("comparison", "Models side by side", self._comparison())] if len(self.colours) > 1 else []),
             ("frontier", "Perplexity at matched entropy", self._frontier()),
             ("diversity", "Diversity by steps", self._diversity()),
             ("film", "Film strip", self._films()),
@@ -70,6 +73,21 @@ class _Composer:
         return self._table(report_tables.runs_table(self.results)) + report_page.command_list(
             report_tables.commands(self.results)
         )
+
+    def _comparison(self) -> str:
+        rows = compared(self.results)
+        html = report_page.paragraph(
+            "One row for each model. Perplexities are read at the entropy of real text; one in brackets belongs to a setting "
+            "that came only so near, and compares with nothing. An upper bound on bits per character says that the model is "
+            "at least this good."
+        )
+        if any(row.quality for row in rows):
+            scorer = self.results.frontiers[0].scorer
+            name = figures.perplexity_by(scorer)
+            drawn = comparison_figure(rows, real_level(self.results), scorer, self.colours)
+            html += self._figure("comparison", drawn, f"log {name} of each model by sampling steps, and by time a sample")
+            html += report_page.paragraph(f"Scored by {scorer}.")
+        return html + self._table(comparison_table(rows))
 
     def _frontier(self) -> str:
         if not self.results.frontiers:

@@ -1,13 +1,12 @@
 """The HTML of a report: pieces of a page that needs no network, no script and no file beside it."""
 
 import base64
-import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
 from flm.evaluation.estimate import Estimate
 from flm.evaluation.film_strip import shade, visible
-from flm.evaluation.report_tables import Cell, Table
+from flm.evaluation.report_tables import Cell, Table, number
 from flm.evaluation.result_records import Film, Frame, Samples, TextSet
 
 CSS = """
@@ -91,17 +90,6 @@ def table(content: Table) -> str:
         for row in content.rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n'
-
-
-def number(value: float) -> str:
-    """Enough digits to compare: whole numbers in full, others to four significant figures, below 1 to three."""
-    if not math.isfinite(value):
-        return str(value)
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    if abs(value) < 1e-4:
-        return f"{value:.2e}" if value else "0"
-    return f"{value:#.4g}" if abs(value) >= 1 else f"{value:#.3g}"
 
 
 def command_list(commands: Iterable[tuple[str, str]]) -> str:

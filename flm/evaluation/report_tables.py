@@ -1,8 +1,10 @@
 """The tables of a report, from result records: one cell, one value, so that a page and a logger can both show them."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from flm.evaluation.estimate import Estimate
 from flm.evaluation.result_records import Frontier, Likelihood, Number, Results, Samples, TextSet, Training
 
 Cell = Number | str | int
@@ -155,6 +157,33 @@ def contribution_table(likelihoods: Iterable[Likelihood]) -> Table:
         for part, nats in row.parts.items()
     ]
     return Table("contribution", ("run", "corpus", "bound", "part", "nats per token"), tuple(rows)).without_empty_columns()
+
+
+def number(value: float) -> str:
+    """Enough digits to compare: whole numbers in full, others to four significant figures, below 1 to three."""
+    if not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if abs(value) < 1e-4:
+        return f"{value:.2e}" if value else "0"
+    return f"{value:#.4g}" if abs(value) >= 1 else f"{value:#.3g}"
+
+
+def markdown(table: Table) -> str:
+    """A heading and the table, in Markdown."""
+    rows = [table.columns, ["---"] * len(table.columns), *([_text(cell) for cell in row] for row in table.rows)]
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"## {table.name.replace('_', ' ')}\n\n{lines}"
+
+
+def _text(cell: Cell) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, Estimate):
+        error = "" if cell.standard_error is None else f" +- {cell.standard_error:.2g}"
+        return number(cell.mean) + error
+    return " ".join(cell.replace("|", "\\|").split()) if isinstance(cell, str) else number(cell)
 
 
 def _short_revision(revision: str) -> str:

@@ -28,6 +28,7 @@ _BUCKET = re.compile(r"val/(.+)_tau_(\d\.\d)-(\d\.\d)")
 _SPAN = re.compile(r"t (\d\.\d+) to (\d\.\d+)")
 _POINT = re.compile(r".* at t (\d\.\d+)")
 _CONTEXT_FREE = "context_free_ce_nats"
+_SPEED = "perf/tokens_per_second"
 
 
 def _estimate(value: Any) -> Number:
@@ -93,7 +94,12 @@ def _scorer_name(entry: Mapping[str, Any]) -> str:
 
 def _frontier(source: Source) -> list[Frontier]:
     points = [
-        FrontierPoint(point["settings"], _sure_estimate(point["entropy_nats"]), _sure_estimate(point["log_ppl"]))
+        FrontierPoint(
+            point["settings"],
+            _sure_estimate(point["entropy_nats"]),
+            _sure_estimate(point["log_ppl"]),
+            point.get("ms_per_sample"),
+        )
         for point in source.content["points"]
     ]
     real, matched = source.get("real"), tuple(source.get("matched") or ())
@@ -167,10 +173,11 @@ def _spans(parts: Mapping[str, float | None]) -> tuple[tuple[float, float, float
 
 def _training(source: Source) -> list[Training]:
     starts = sorted(source.path.parent.glob("metrics/version_*/metrics.csv"), key=lambda path: _version(path))
-    rows = [row for path in starts for row in _csv_rows(path)]
+    by_start = [_csv_rows(path) for path in starts]
+    rows = [row for start in by_start for row in start]
     steps = [int(float(row["step"])) + 1 for row in rows if row.get("step")]
-    last = _csv_rows(starts[-1]) if starts else []
-    speeds = [float(row["perf/tokens_per_second"]) for row in last if row.get("perf/tokens_per_second")]
+    logged = [[float(row[_SPEED]) for row in start if row.get(_SPEED)] for start in by_start]
+    speeds = next((values for values in reversed(logged) if values), [])  # a start of a finished run logs nothing
     measure, buckets = None, ()
     for row in reversed(rows):
         values = {match.groups(): float(value) for key, value in row.items() if value and (match := _BUCKET.fullmatch(key))}

@@ -70,6 +70,7 @@ class FrontierPoint:
     settings: Mapping[str, Any]
     entropy: Estimate  # nats
     log_ppl: Estimate  # nats per token
+    ms_per_sample: float | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Training:
     Attributes:
         measure: what the loss in `by_tau` is, with unit.
         by_tau: the last validation along the clock; empty for a model without a clock or before any validation.
-        tokens_per_second: median over the log of the last start of the run; None where nothing was logged.
+        tokens_per_second: median over the log of the last start of the run that has one; None where nothing was logged.
     """
 
     source: Source

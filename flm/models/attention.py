@@ -15,11 +15,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 _written_out = False  # set by forward_mode_attention
 
 
+def in_forward_mode() -> bool:
+    """Whether this runs inside `forward_mode_attention`."""
+    return _written_out
+
+
 @contextmanager
 def forward_mode_attention() -> Iterator[None]:
     """Inside, attention uses operations that have forward-mode derivatives (torch.func.jvp); the fused ones have none.
 
-    A compiled module that is called for the first time inside torch.func.jvp stays eager: call it outside first.
+    Compiled blocks run uncompiled inside: torch.compile cannot trace under torch.func.jvp, and code that it has once met
+    there stays eager for the rest of the process.
     """
     global _written_out
     before, _written_out = _written_out, True
@@ -117,6 +123,14 @@ def _capped(softcap: float, causal: bool, mask: Tensor | None) -> Callable[..., 
         return score
 
     return score_mod
+
+
+def document_mask(documents: Tensor | None) -> Tensor | None:
+    """The mask (B, 1, L, L) under which a position sees its own document (B, L) alone, and padding (-1) only padding.
+
+    None where rows are not divided.
+    """
+    return None if documents is None else documents[:, None, :, None] == documents[:, None, None, :]
 
 
 def rotary_table(positions: Tensor, head_dim: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flm.models.attention import attention, rotary_table, rotate
+from flm.models.attention import attention, in_forward_mode, rotary_table, rotate
 from flm.models.causal import KeyValues
 from flm.models.layers import LayerNorm, Modulation, TimeEmbedding
 from flm.posterior import TokenPosterior
@@ -214,20 +214,40 @@ class DiT(nn.Module):
         cos, sin = rotary_table(positions, self.head_dim)
         x = embedded
         for index, block in enumerate(self.blocks):
-            if cache is None:
-                x = block(x, condition, cos, sin, mask)
-            else:  # never the compiled block: shapes change at every call
+            if cache is not None:  # never the compiled block: shapes change at every call
                 x = block.forward(x, condition, cos, sin, cache=cache[index])
+            elif in_forward_mode():
+                x = block.forward(x, condition, cos, sin, mask)
+            else:
+                x = block(x, condition, cos, sin, mask)
         return self.output_layer(x, condition)
 
     def new_cache(self, capacity: int) -> list[KeyValues]:
         """An empty cache for sequences of up to `capacity` positions, to be read piece by piece."""
         return [KeyValues(capacity) for _ in self.blocks]
 
-    def compile_blocks(self) -> None:
-        """Compiles each block on its first call: one compilation serves all, since they are alike."""
+    def compile_blocks(self, mode: str = "default") -> None:
+        """Compiles each block on its first call: one compilation serves all, since they are alike.
+
+        Parameters keep their names. `mode` is torch.compile's.
+        """
         for block in self.blocks:
-            block.compile()
+            block.compile(mode=mode)
+
+    def flops_per_token(self, length: int) -> int:
+        """Floating-point operations of one evaluation, forward, per token of sequences of `length`.
+
+        2 for each parameter of a matrix that multiplies every token: those of the blocks, and the output table. 4 L D a
+        block for attention, scores and mixing, not halved where causal. The input table is gathered, and modulations and
+        the time embedding are worked out once a sequence: they do not count.
+        """
+        matrices = sum(
+            layer.weight.numel()
+            for block in self.blocks
+            for layer in block.modules()
+            if isinstance(layer, nn.Linear) and not isinstance(layer, Modulation)
+        )
+        return 2 * (matrices + self.output_layer.linear.weight.numel()) + 4 * length * self.hidden_size * len(self.blocks)
 
     def _condition(self, tau: Tensor | None, tau_to: Tensor | None) -> Tensor | None:
         if self.time_embedding is None:

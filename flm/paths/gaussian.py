@@ -54,7 +54,7 @@ def expected(posterior, tables: Sequence[Tensor]) -> State:
     return State(posterior.expected(tables))
 
 
-def noise_for(tables: Sequence[Tensor]) -> "DenseNoise | ProjectedNoise":
+def noise_for(tables: Sequence[Tensor]) -> "Noise":
     """The noise law of these tables; make it anew whenever a table has changed.
 
     A vocabulary no larger than the widths together is drawn densely: cheaper there, and M^T M would be singular.
@@ -68,6 +68,10 @@ class DenseNoise:
 
     def __init__(self, tables: Sequence[Tensor]):
         self.tables = tuple(tables)
+
+    def first(self, count: int) -> "DenseNoise":
+        """The law of the first `count` tables alone."""
+        return DenseNoise(self.tables[:count])
 
     def sample(self, batch: int, length: int, generator: torch.Generator) -> State:
         table = self.tables[0]
@@ -86,6 +90,7 @@ class ProjectedNoise:
     # Gram and factor are float64: in float32 their rounding error alone can exceed this and leave no factor.
     JITTER = 1e-6
     ROWS = 8192  # of the tables in float64 at once
+    COLUMNS = 192  # of the Gram matrix at once
 
     def __init__(self, tables: Sequence[Tensor]):
         self.tables = tuple(tables)
@@ -105,6 +110,15 @@ class ProjectedNoise:
             self.exact_factor, _ = torch.linalg.cholesky_ex(correlation)
             self.factor, self.scale = self.exact_factor.to(first.dtype), scale.to(first.dtype)
 
+    def first(self, count: int) -> "ProjectedNoise":
+        """The law of the first `count` tables alone: the leading block of a Cholesky factor is that of the matrix's."""
+        law = object.__new__(ProjectedNoise)
+        law.tables, law.relative = self.tables[:count], self.relative[:count]
+        width = sum(table.shape[1] for table in law.tables)
+        law.exact_factor, law.factor = self.exact_factor[:width, :width], self.factor[:width, :width]
+        law.inverse_scale, law.scale = self.inverse_scale[:width], self.scale[:width]
+        return law
+
     def _gram(self) -> Tensor:
         """M^T M of the columns as they enter, (D, D) float64."""
         width = sum(table.shape[1] for table in self.tables)
@@ -114,8 +128,11 @@ class ProjectedNoise:
             block = torch.cat(
                 [part - exact[0] if relative else part for part, relative in zip(exact, self.relative, strict=True)], dim=1
             )
-            gram.addmm_(block.T, block)
-        return gram
+            # only what lies on and above the diagonal: the rest is its mirror image, and these products are the cost
+            for start in range(0, width, self.COLUMNS):
+                own = slice(start, min(start + self.COLUMNS, width))
+                gram[own, start:].addmm_(block[:, own].T, block[:, start:])
+        return gram.triu() + gram.triu(1).T
 
     def sample(self, batch: int, length: int, generator: torch.Generator) -> State:
         white = torch.randn(
@@ -146,6 +163,9 @@ class ProjectedNoise:
         return lifted
 
 
+Noise = DenseNoise | ProjectedNoise
+
+
 class _ProjectNoise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, white, noise, *tables):
@@ -166,9 +186,11 @@ class _ProjectNoise(torch.autograd.Function):
         return None, None, *to_tables
 
 
-def corrupt(tokens: Tensor, t: Tensor, tables: Sequence[Tensor], generator: torch.Generator) -> State:
-    """x_t of tokens (B, L) at physical times t (B,), as views."""
-    noise = noise_for(tables).sample(*tokens.shape, generator)
+def corrupt(
+    tokens: Tensor, t: Tensor, tables: Sequence[Tensor], generator: torch.Generator, law: Noise | None = None
+) -> State:
+    """x_t of tokens (B, L) at physical times t (B,), as views. `law` is noise_for(tables) if that is at hand."""
+    noise = (noise_for(tables) if law is None else law).sample(*tokens.shape, generator)
     return combine((t, embed(tokens, tables)), (1 - t, noise))
 
 

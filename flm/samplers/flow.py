@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flm.paths.gaussian import State, combine, embed, expected, noise_for, step
+from flm.paths.gaussian import Noise, State, combine, embed, expected, noise_for, step
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
 
@@ -51,9 +51,14 @@ def check_steps(steps: int) -> None:
         raise ValueError(f"sampling.steps must be at least 1, not {steps}")
 
 
-def predicted_point(posterior: TokenPosterior, canvas: Canvas, tables: tuple[Tensor, ...]) -> State:
-    """Views of the predicted points of the simplex, with the given tokens at fixed positions."""
-    free, given = expected(posterior, tables), embed(canvas.tokens, tables)
+def predicted_point(
+    posterior: TokenPosterior, canvas: Canvas, tables: tuple[Tensor, ...], given: State | None = None
+) -> State:
+    """Views of the predicted points of the simplex, with the given tokens at fixed positions.
+
+    `given` is embed(canvas.tokens, tables) if that is at hand.
+    """
+    free, given = expected(posterior, tables), embed(canvas.tokens, tables) if given is None else given
     editable = canvas.editable[..., None]
     return State(tuple(torch.where(editable, a, b) for a, b in zip(free.views, given.views, strict=True)))
 
@@ -70,8 +75,9 @@ class StateSampler:
         generator: torch.Generator,
         on_step: OnStep = None,
     ) -> Tensor:
-        start = noise_for(denoiser.tables).sample(*canvas.tokens.shape, generator)
-        return self.integrate(denoiser, canvas, steps, start, generator, on_step)
+        law = noise_for(denoiser.tables)
+        start = law.sample(*canvas.tokens.shape, generator)
+        return self.integrate(denoiser, canvas, steps, start, generator, on_step, law)
 
     def integrate(
         self,
@@ -81,8 +87,9 @@ class StateSampler:
         state: State,
         generator: torch.Generator,
         on_step: OnStep = None,
+        law: Noise | None = None,
     ) -> Tensor:
-        """From a given noise state at t = 0 to tokens (B, L)."""
+        """From a given noise state at t = 0 to tokens (B, L). `law` is that of the noise if it is at hand."""
         raise NotImplementedError
 
 
@@ -118,14 +125,21 @@ class FlowSampler(StateSampler):
         state: State,
         generator: torch.Generator,
         on_step: OnStep = None,
+        law: Noise | None = None,
     ) -> Tensor:
         check_steps(steps)
         batch, length = canvas.tokens.shape
         device = canvas.tokens.device
-        fresh = noise_for(denoiser.tables) if self.churn > 0 and steps > 1 else None
+        fresh = None
+        if self.churn > 0 and steps > 1:
+            fresh = noise_for(denoiser.tables) if law is None else law
         tau_grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=device)
-        times = denoiser.clock.time(tau_grid).tolist()
-        taus = tau_grid.tolist()
+        time_grid = denoiser.clock.time(tau_grid)
+        times, taus = time_grid.tolist(), tau_grid.tolist()
+        # where churn raises the noise to: sigma (1 + churn) at t = 1 / (1 + sigma)
+        raised_grid = 1 / (1 + (1 + self.churn) * (1 - time_grid[1:-1]) / time_grid[1:-1])
+        raised_times, raised_taus = raised_grid.tolist(), denoiser.clock.tau(raised_grid).tolist()
+        given = embed(canvas.tokens, denoiser.tables)
 
         def predict(state: State, tau: float) -> TokenPosterior:
             clock = torch.full((batch,), tau, device=device, dtype=torch.float32)
@@ -134,23 +148,20 @@ class FlowSampler(StateSampler):
         for i in range(steps):
             t, t_next, tau = times[i], times[i + 1], taus[i]
             if fresh is not None and i > 0:
-                sigma = (1 - t) / t
-                raised = (1 + self.churn) * sigma
-                t_raised = 1 / (1 + raised)
-                spread = t_raised * self.churn_noise * (raised**2 - sigma**2) ** 0.5
+                sigma, t_raised = (1 - t) / t, raised_times[i - 1]
+                spread = t_raised * self.churn_noise * sigma * ((1 + self.churn) ** 2 - 1) ** 0.5
                 state = combine((t_raised / t, state), (spread, fresh.sample(batch, length, generator)))
-                t = t_raised
-                tau = denoiser.clock.tau(torch.tensor([t], dtype=torch.float64, device=device)).item()
+                t, tau = t_raised, raised_taus[i - 1]
             posterior = predict(state, tau)
             if on_step is not None:
                 on_step(Moment(i, steps, tau, posterior, canvas))
             if i == steps - 1:
                 break
-            point = predicted_point(posterior, canvas, denoiser.tables)
+            point = predicted_point(posterior, canvas, denoiser.tables, given)
             moved = step(state, point, t, t_next)
             if self.second_order:
                 # mean of the velocities at both ends: v = (D - x) / (1 - t)
-                ahead = predicted_point(predict(moved, taus[i + 1]), canvas, denoiser.tables)
+                ahead = predicted_point(predict(moved, taus[i + 1]), canvas, denoiser.tables, given)
                 half = (t_next - t) / 2
                 a, b = half / (1 - t), half / (1 - t_next)
                 state = combine((1 - a, state), (a, point), (b, ahead), (-b, moved))

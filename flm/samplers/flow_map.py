@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flm.paths.gaussian import State, combine, noise_for, step
+from flm.paths.gaussian import Noise, State, combine, embed, noise_for, step
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import FlowDenoiser, Moment, OnStep, StateSampler, check_steps, predicted_point
 
@@ -37,11 +37,15 @@ class FlowMapSampler(StateSampler):
         state: State,
         generator: torch.Generator,
         on_step: OnStep = None,
+        law: Noise | None = None,
     ) -> Tensor:
         check_steps(steps)
         batch, length = canvas.tokens.shape
         device = canvas.tokens.device
-        fresh = noise_for(denoiser.tables) if self.gamma > 0 and steps > 1 else None
+        fresh = None
+        if self.gamma > 0 and steps > 1:
+            fresh = noise_for(denoiser.tables) if law is None else law
+        given = embed(canvas.tokens, denoiser.tables)
         tau = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=device)
         sigma = 1 - denoiser.clock.time(tau)
         aim = 1 - sigma * (1 - self.gamma**2) ** 0.5
@@ -58,7 +62,7 @@ class FlowMapSampler(StateSampler):
                 on_step(Moment(i, steps, taus[i], output, canvas))
             if i == steps - 1:
                 break
-            point = predicted_point(output, canvas, denoiser.tables)
+            point = predicted_point(output, canvas, denoiser.tables, given)
             landed = step(state, point, 1 - sigmas[i], aims[i + 1])
             if fresh is None:
                 state = landed

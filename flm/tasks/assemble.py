@@ -1,6 +1,7 @@
 """From a composed config to objects: what the tasks share."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints.build import build_algorithm
-from flm.checkpoints.load import CheckpointFile, check_vocabulary, load_algorithm, read_checkpoint
+from flm.checkpoints.load import CheckpointFile, check_vocabulary, load_algorithm
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
+from flm.tasks.argument_types import check_numbers
+from flm.tasks.compiled import compile_networks
 from flm.tasks.import_choices import import_choices
 
 
 def data_module(config: DictConfig) -> TextDataModule:
     """Corpus and tokenizer of the config behind one data module."""
+    check_numbers(config, "data", "tokenizer", "model", "loader")
     return TextDataModule(
         corpus=hydra.utils.instantiate(config.data),
         tokenizer=hydra.utils.instantiate(config.tokenizer),
@@ -32,21 +36,23 @@ def new_algorithm(config: DictConfig, vocab_size: int, tokenizer: Tokenizer | No
 
     Its `_target_`s come from the user's own command, so their modules are trusted.
     """
+    check_numbers(config, "algo", "model")
     plain = plain_config(config)
     teachers = {}
     for key, path in plain["algo"].items():
         if key.endswith("_path") and path is not None:
             teachers[key.removesuffix("_path")] = _teacher(f"algo.{key}", path, config, tokenizer)
-    trusted = {target.rpartition(".")[0] for node in (plain["algo"], plain["model"]) for target in _targets(node)}
+    trusted = {target.rpartition(".")[0] for node in (plain["algo"], plain["model"]) for target in targets(node)}
     torch.manual_seed(config.seed)
-    return build_algorithm(plain, vocab_size, sorted(trusted), **teachers)
+    algorithm = build_algorithm(plain, vocab_size, sorted(trusted), **teachers)
+    compile_networks(algorithm, config, device_of(config))
+    return algorithm
 
 
 def _teacher(key: str, path: str, config: DictConfig, tokenizer: Tokenizer | None) -> Algorithm:
     """A trained model, averaged weights where it has them, of the tokenizer the student will be trained with."""
     try:
-        use_average = read_checkpoint(path).average is not None
-        teacher, file = load_algorithm(path, use_average, config.eval.trusted_modules)
+        teacher, file = load_algorithm(path, None, config.eval.trusted_modules)
         if tokenizer is not None and file.tokenizer is not None:
             check_vocabulary(file, tokenizer)
     except ValueError as error:
@@ -63,13 +69,33 @@ def load_for_evaluation(config: DictConfig) -> tuple[Algorithm, CheckpointFile, 
     algorithm, file = load_algorithm(path, not config.eval.disable_ema, config.eval.trusted_modules, choices)
     if file.tokenizer is None:
         raise ValueError(f"{path}: holds no tokenizer")
+    compile_networks(algorithm, config, device_of(config))
     return algorithm.to(device_of(config)), file, Tokenizer.from_dict(file.tokenizer)
 
 
 def device_of(config: DictConfig) -> torch.device:
-    """What trainer.accelerator means for tasks that run without a Trainer: CUDA where it is, unless cpu is asked for."""
-    wants_cpu = config.trainer.accelerator == "cpu"
-    return torch.device("cuda" if torch.cuda.is_available() and not wants_cpu else "cpu")
+    """What trainer.accelerator means: CUDA where it is, unless cpu is asked for.
+
+    Raises:
+        ValueError: it asks for a GPU and there is none.
+    """
+    wanted = config.trainer.accelerator
+    if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(f"trainer.accelerator={wanted}: PyTorch finds no CUDA device here; auto takes the CPU in its place")
+    return torch.device("cuda" if torch.cuda.is_available() and wanted != "cpu" else "cpu")
+
+
+def precision_of(config: DictConfig) -> str:
+    """trainer.precision; null is bf16-mixed on CUDA, and 32-true elsewhere, where bf16 is slower."""
+    if config.trainer.precision is not None:
+        return str(config.trainer.precision)
+    return "bf16-mixed" if device_of(config).type == "cuda" else "32-true"
+
+
+def inference_precision(config: DictConfig) -> AbstractContextManager[Any]:
+    """What networks compute in for tasks that run without a Trainer: autocast as trainer.precision asks, or nothing."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision_of(config))
+    return nullcontext() if dtype is None else torch.autocast(device_of(config).type, dtype)
 
 
 def plain_config(config: DictConfig) -> dict[str, Any]:
@@ -85,9 +111,9 @@ def run_dir(config: DictConfig) -> Path:
     return path
 
 
-def _targets(node: Any) -> Iterator[str]:
+def targets(node: Any) -> Iterator[str]:
     if isinstance(node, Mapping):
         if isinstance(node.get("_target_"), str):
             yield node["_target_"]
         for value in node.values():
-            yield from _targets(value)
+            yield from targets(value)

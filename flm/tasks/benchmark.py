@@ -1,124 +1,223 @@
-"""mode=benchmark: what a training step costs, against the dense twin that builds (B, L, V) tensors.
+"""mode=benchmark: what training steps and sampling cost, beside the dense twin and other algorithms of the same size.
 
-Each variant runs in fresh processes of its own, in turn, so that peak memory is its own and both meet the same machine.
+Everything is measured in fresh processes of its own, in turn, so that peak memory is its own and all meet the same machine.
+Models and teachers have random weights; no data are read.
 """
 
-import json
 import multiprocessing
-import resource
-import statistics
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
+import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from flm.algos.algorithm import Algorithm, Batch
-from flm.draws import Draws
-from flm.evaluation.dense import dense_loss
-from flm.tasks.assemble import device_of, new_algorithm, run_dir
+from flm.evaluation.dense import TWINS
+from flm.samplers.template import CANVAS_KEYS
+from flm.tasks.assemble import device_of, plain_config, run_dir, targets
+from flm.tasks.benchmark_process import SAMPLING, STEP, Job, run
 from flm.tasks.results import provenance, write_json
+from flm.training.hardware import device_name, peak_flops
 
-
-def v_free_step(algorithm: Algorithm, batch: Batch, draws: Draws) -> torch.Tensor:
-    return algorithm.loss(batch, draws).total
-
-
-def dense_step(algorithm: Algorithm, batch: Batch, draws: Draws) -> torch.Tensor:
-    """The same loss from (B, L, V) noise, states and log-probabilities."""
-    tau = draws.stratified(len(batch.tokens))
-    t = algorithm.clock.time(tau).float()
-    noise = draws.normal(*batch.tokens.shape, algorithm.vocab_size)
-    weight = batch.weight / batch.weight.sum()
-    return dense_loss(algorithm.backbone, batch.tokens, weight, t, tau.float(), noise)
-
-
-VARIANTS = {"v_free": v_free_step, "dense": dense_step}
+ALGOS = Path(__file__).resolve().parents[2] / "configs" / "algo"
+PARTS = "parts"  # of sampling: see `benchmark_process.sampling`
 
 
 def benchmark(config: DictConfig) -> dict[str, Any]:
-    """Times benchmark.steps optimiser steps of each variant; writes run_dir/benchmark.json and prints a table."""
-    folder = run_dir(config)
-    plain = OmegaConf.to_container(config, resolve=True)
-    measured: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    spawn = multiprocessing.get_context("spawn")
-    for _ in range(config.benchmark.rounds):
-        for name in VARIANTS:
-            receive, send = spawn.Pipe(duplex=False)
-            process = spawn.Process(target=_measure, args=(name, plain, send))
-            process.start()
-            send.close()
-            try:
-                measured[name].append(receive.recv())
-            except EOFError as error:
-                raise ValueError(f"benchmark: the {name} step did not finish, for want of memory perhaps") from error
-            finally:
-                process.join()
-    tokens = config.loader.global_batch_size * config.model.length
-    result = {
-        name: {
-            "seconds_per_step": (seconds := min(run["seconds"] for run in runs)),
-            "tokens_per_second": tokens / seconds,
-            "peak_memory_mb": max(run["peak_memory_mb"] for run in runs),
-            "parameter_memory_mb": runs[0]["parameter_memory_mb"],
-            "loss": runs[0]["loss"],
-        }
-        for name, runs in measured.items()
-    }
-    write_json(folder / "benchmark.json", provenance(config) | {"training_step": result})
-    _print(result, config)
+    """Measures, writes run_dir/benchmark.json and prints tables.
+
+    Returns:
+        `training_step` and `sampling`, by name of the algorithm ("flm_dense" for the twin of flm), `ratios` of seconds and
+        memory by name, and `targets`.
+    """
+    config = without_teacher_paths(config)
+    folder, device, settings = run_dir(config), device_of(config), config.benchmark
+    measured: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    jobs = _jobs(config)
+    for _ in range(settings.rounds):
+        for key, job in jobs.items():
+            measured.setdefault(key, []).append(_in_a_process(job))
+    tokens = (config.loader.batch_size or config.loader.global_batch_size) * config.model.length
+    peak = config.callbacks.throughput.peak_flops_per_second if config.callbacks.get("throughput") else None
+    peak = peak_flops(device) if peak is None else peak
+    result: dict[str, Any] = {"device": device_name(device), "peak_flops_per_second": peak, STEP: {}, SAMPLING: {}}
+    for (what, name), runs in measured.items():
+        result[what][name] = _summary(what, runs, tokens, peak, _measure(result))
+    own = next(iter(jobs))[1]
+    for what in (STEP, SAMPLING):
+        if "failed" in result[what].get(own, {}):
+            raise ValueError(f"benchmark: {what} of {own} did not finish: {result[what][own]['failed']}")
+    result["ratios"] = ratios(result)
+    result["targets"] = targets_met(config, result)
+    write_json(folder / "benchmark.json", provenance(config) | result)
+    _print(result, config, tokens)
     return result
 
 
-def _measure(name: str, plain: dict[str, Any], send) -> None:
-    config = OmegaConf.create(plain)
-    device = device_of(config)
-    algorithm = new_algorithm(config, config.benchmark.vocab_size).to(device)
-    optimizer = torch.optim.AdamW(algorithm.parameters(), lr=1e-4)
-    shape = (config.loader.global_batch_size, config.model.length)
-    seconds, loss = [], torch.zeros(())
-    for step in range(config.benchmark.steps + 1):  # the first warms up
-        tokens = torch.randint(config.benchmark.vocab_size, shape, generator=torch.Generator().manual_seed(step)).to(device)
-        start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = VARIANTS[name](algorithm, Batch(tokens, torch.ones(shape, device=device)), Draws(0, step, device=device))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        peak = _peak_resident_mb()
-    parameters = sum(p.numel() * p.element_size() for p in algorithm.parameters()) / 2**20
-    values = {"seconds": statistics.median(seconds[1:]), "peak_memory_mb": peak, "parameter_memory_mb": parameters}
-    send.send(json.loads(json.dumps(values | {"loss": loss.item()})))
+def without_teacher_paths(config: DictConfig) -> DictConfig:
+    """A copy in which no checkpoint is named: teachers are random, of benchmark.teachers."""
+    config = config.copy()
+    for key in config.algo:
+        if key.endswith("_path"):
+            config.algo[key] = None
+    return config
 
 
-def _peak_resident_mb() -> float:
-    """Of this process since it was started. Linux's ru_maxrss will not do: it begins at what the parent held."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**10 if sys.platform != "darwin" else 2**20)  # kilobytes, on macOS bytes
+def _jobs(config: DictConfig) -> dict[tuple[str, str], Job]:
+    """(what, name) to the job that measures it; those of the config's own algorithm come first."""
+    plain, settings = plain_config(config), config.benchmark
+    own = _name(plain["algo"])
+    nodes = {own: plain["algo"]} | {name: _node(name) for name in settings.against}
+    jobs: dict[tuple[str, str], Job] = {}
+    wanted = [STEP] if settings.sampling_steps is None else [STEP, SAMPLING]
+    options = {key: value for key, value in plain["sampling"].items() if key not in CANVAS_KEYS and value is not None}
+    for name, node in nodes.items():
+        asked = {key.removesuffix("_path") for key in node if key.endswith("_path")}
+        known = OmegaConf.to_container(settings.teachers).get(name, {})
+        if unknown := asked - set(known):
+            raise ValueError(f"benchmark.teachers.{name}: say which algo config {', '.join(sorted(unknown))} is of, or null")
+        teachers = {argument: _node(of) for argument, of in known.items() if argument in asked and of is not None}
+        trusted = {target.rpartition(".")[0] for part in (node, plain["model"]) for target in targets(part)}
+        twin = settings.dense and hydra.utils.get_class(node["_target_"]) in TWINS
+        for what in wanted:
+            for dense in (False, True)[: 1 + twin]:
+                jobs[what, f"{name}_dense" if dense else name] = Job(
+                    what,
+                    plain | {"algo": node},
+                    teachers,
+                    tuple(sorted(trusted)),
+                    dense,
+                    str(device_of(config)),
+                    options if name == own else {},
+                )
+    return jobs
 
 
-def _print(result: dict[str, dict[str, float]], config: DictConfig) -> None:
-    table = Table(
-        title=f"training step, V = {config.benchmark.vocab_size}, "
-        f"{config.loader.global_batch_size} x {config.model.length} tokens, D = {config.model.hidden_size}"
-    )
-    for heading in ("", "s / step", "tokens / s", "peak memory, MB", "parameters, MB", "loss"):
-        table.add_column(heading, justify="right")
-    for name, row in result.items():
-        numbers = (f"{row[key]:.4g}" for key in ("seconds_per_step", "tokens_per_second", "peak_memory_mb"))
-        table.add_row(name, *numbers, f"{row['parameter_memory_mb']:.0f}", f"{row['loss']:.3f}")
-    Console().print(table)
+def _name(node: dict[str, Any]) -> str:
+    """The config that a node came from, or else its class."""
+    for path in sorted(ALGOS.glob("*.yaml")):
+        if OmegaConf.load(path).get("_target_") == node["_target_"]:
+            return path.stem
+    return node["_target_"].rpartition(".")[2]
+
+
+def _node(name: str) -> dict[str, Any]:
+    path = ALGOS / f"{name}.yaml"
+    if not path.exists():
+        choices = ", ".join(sorted(path.stem for path in ALGOS.glob("*.yaml")))
+        raise ValueError(f"benchmark: there is no algo config {name}; there are {choices}")
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(node, dict)
+    return node
+
+
+def _in_a_process(job: Job) -> dict[str, Any]:
+    spawn = multiprocessing.get_context("spawn")
+    receive, send = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=run, args=(job, send))
+    process.start()
+    send.close()
+    try:
+        found = receive.recv()
+    except EOFError:
+        found = None
+    finally:
+        process.join()
+    # an error of the program ends with status 1 and its traceback; the system kills what wants too much memory
+    if found is None and process.exitcode == 1:
+        raise ValueError("benchmark: a process failed, see its traceback above")
+    return {"failed": f"killed (status {process.exitcode}), for want of memory perhaps"} if found is None else found
+
+
+def _measure(result: dict[str, Any]) -> str:
+    """What is compared: on a CPU the time spent computing, since machines are shared and the clock runs for all."""
+    return "processor_seconds" if result["device"] == "cpu" else "seconds"
+
+
+def _summary(
+    what: str, runs: list[dict[str, Any]], tokens: int, peak: float | None, measure: str = "seconds"
+) -> dict[str, Any]:
+    """Of the process that was fastest by `measure`; memory is the largest that any took."""
+    failed = [found for found in runs if "failed" in found]
+    if failed:
+        return failed[0]
+    fastest = min(runs, key=lambda found: found[measure])
+    found = fastest | {"peak_memory_mb": max(found["peak_memory_mb"] for found in runs)}
+    found["tokens_per_second"] = tokens / fastest["seconds"]
+    if what == STEP:
+        flops = found.pop("flops")
+        known = flops is not None and peak is not None
+        found["model_flops"] = flops
+        found["model_flop_utilisation"] = flops / fastest["seconds"] / peak if known else None
+    return found
+
+
+def ratios(result: dict[str, Any]) -> dict[str, float]:
+    """Every pair "a/b" of "step_seconds", "step_memory", "sampling_seconds", and "sampling_seconds a/parts"."""
+    found, measure = {}, _measure(result)
+    for what, label in ((STEP, "step"), (SAMPLING, "sampling")):
+        whole = {name: row for name, row in result[what].items() if "failed" not in row}
+        for a, one in whole.items():
+            for b, other in whole.items():
+                if a != b:
+                    found[f"{label}_seconds {a}/{b}"] = one[measure] / other[measure]
+                    if what == STEP:
+                        found[f"{label}_memory {a}/{b}"] = one["peak_memory_mb"] / other["peak_memory_mb"]
+            if one.get("parts") is not None:
+                found[f"{label}_seconds {a}/{PARTS}"] = one[measure] / one["parts"][measure]
+    return found
+
+
+def targets_met(config: DictConfig, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """benchmark.at_least and at_most against what was found; a quantity that was not measured has the value None."""
+    quantities = dict(result["ratios"])
+    for name, row in result[STEP].items():
+        for key in ("tokens_per_second", "model_flop_utilisation"):
+            quantities[f"{key} {name}"] = row.get(key)
+    found = []
+    for kind in ("at_least", "at_most"):
+        for quantity, bound in config.benchmark[kind].items():
+            value = quantities.get(quantity)
+            met = None if value is None else value >= bound if kind == "at_least" else value <= bound
+            found.append({"quantity": quantity, kind: bound, "value": value, "met": met})
+    return found
+
+
+def _print(result: dict[str, Any], config: DictConfig, tokens: int) -> None:
+    console, model = Console(), config.model
+    size = f"V {config.benchmark.vocab_size}, {tokens // model.length} x {model.length} tokens, D {model.get('hidden_size')}"
+    steps = Table(title=f"training step on {result['device']}: {size}")
+    samples = Table(title=f"sampling, {config.benchmark.sampling_steps} steps: {size}")
+    for table, headings in (
+        (steps, ("", "s / step", "of processor", "tokens / s", "utilisation", "peak memory, MB", "loss")),
+        (samples, ("", "seconds", "of processor", "over its parts", "peak memory, MB")),
+    ):
+        for heading in headings:
+            table.add_column(heading, justify="right")
+    for name, row in result[STEP].items():
+        keys = ("seconds", "processor_seconds", "tokens_per_second", "model_flop_utilisation", "peak_memory_mb", "loss")
+        steps.add_row(name, *([row["failed"]] if "failed" in row else [_cell(row[key]) for key in keys]))
+    for name, row in result[SAMPLING].items():
+        over = result["ratios"].get(f"sampling_seconds {name}/{PARTS}")
+        numbers = (row.get("seconds"), row.get("processor_seconds"), over, row.get("peak_memory_mb"))
+        cells = [row["failed"]] if "failed" in row else [_cell(number) for number in numbers]
+        samples.add_row(name, *cells)
+    console.print(steps)
+    if result[SAMPLING]:
+        console.print(samples)
+    own = next(iter(result[STEP]))
+    for quantity, value in result["ratios"].items():
+        if quantity.endswith(f"/{own}"):
+            console.print(f"{quantity}: {value:.3f}", highlight=False)
+    for target in result["targets"]:
+        kind = "at_least" if "at_least" in target else "at_most"
+        verdict = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
+        line = f"{verdict}: {target['quantity']} {kind.replace('_', ' ')} {target[kind]}, found {_cell(target['value'])}"
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -91,7 +91,7 @@ def frontier(config: DictConfig) -> dict[str, Any]:
     (folder / "frontier-samples").mkdir(exist_ok=True)
     points: list[dict[str, Any]] = []
     for run in runs:
-        warm_up(run.algorithm, run.canvas, run.options)
+        warm_up(run.algorithm, run.canvas, config, run.options)
         for settings in run.settings():
             options = {key: value for key, value in settings.items() if key not in ("run", "steps")}
             found = generate(run.algorithm, run.canvas, settings["steps"], config, run.options | options)

@@ -129,8 +129,9 @@ def _data(corpus: Corpus, tokenizer: Tokenizer, algorithm: Algorithm, config: Di
 
 def _variants(algorithm: Algorithm, data: TextDataModule, config: DictConfig) -> dict[str, BoundVariant]:
     """What the bound leaves free, chosen on training blocks of the first corpus, evenly spaced over it."""
-    blocks, wanted = data.train_blocks(), config.eval.pilot_draws
+    wanted = config.eval.pilot_draws if "train" in data.corpus.splits else 0  # as without a pilot
     device = next(algorithm.parameters()).device
+    blocks = data.train_blocks() if wanted else []
     rows = [blocks[i * len(blocks) // wanted] for i in range(wanted)]
     size = config.loader.eval_batch_size
     parts = [torch.stack(rows[start : start + size]) for start in range(0, wanted, size)]
@@ -262,4 +263,5 @@ def _trained_on(config: DictConfig, file: CheckpointFile) -> bool | None:
 
 
 def _without_cache(node: Any) -> Any:
-    return {key: value for key, value in node.items() if key != "cache_dir"} if isinstance(node, Mapping) else None
+    places = ("cache_dir", "processes")  # no part of which text it is
+    return {key: value for key, value in node.items() if key not in places} if isinstance(node, Mapping) else None

@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 
 from flm.checkpoints.load import CheckpointFile
 from flm.data.blocks import TokenBlocks, frame_of
-from flm.data.cache import encode_documents
 from flm.data.corpora.corpus import Corpus
+from flm.data.shards import encode_documents
 from flm.data.tokenizers import Tokenizer
 
 # Of the held-out split, from its start: enough to know its 3-grams, few enough to be tokenised in seconds.

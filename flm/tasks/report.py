@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
+from flm.evaluation import report_tables
 from flm.evaluation.estimate import Estimate
 from flm.evaluation.report import Report, make_report
 from flm.evaluation.report_tables import Table
@@ -17,7 +18,7 @@ from flm.tasks.results import FORMAT_VERSION, provenance, write_text
 
 
 def report(config: DictConfig) -> dict[str, Any]:
-    """Writes run_dir/report.html and run_dir/figures/*.png from the results under report.inputs."""
+    """Writes run_dir/report.html, and its figures/*.png and tables.md, from the results under report.inputs."""
     wanted = config.report
     for key in ("samples", "characters", "film_tokens"):
         if not isinstance(wanted[key], int) or wanted[key] < 1:
@@ -33,6 +34,7 @@ def report(config: DictConfig) -> dict[str, Any]:
     files = {name: folder / "figures" / f"{name}.png" for name in made.figures}
     for name, path in files.items():
         _write_bytes(path, made.figures[name])
+    write_text(folder / "tables.md", "\n".join(map(report_tables.markdown, made.tables)))
     write_text(folder / "report.html", made.html)
     to_wandb = wanted.wandb if wanted.wandb is not None else _logs_to_wandb(config)
     if to_wandb:

@@ -22,7 +22,7 @@ from flm.draws import mix_seed
 from flm.evaluation.film import FilmStrip
 from flm.samplers.canvas import Canvas
 from flm.samplers.template import CANVAS_KEYS, pieces_of
-from flm.tasks.assemble import load_for_evaluation, run_dir
+from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.real_text import RealText, real_text
 from flm.tasks.results import provenance, write_json, write_text
 from flm.tasks.scoring import head, judges_of, measures
@@ -72,7 +72,7 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
     all_steps = possible_steps(wanted_steps, algorithm, canvas, options, console)
     common = provenance(config, file)
     generated: dict[str, Any] = {}
-    warm_up(algorithm, canvas, options)
+    warm_up(algorithm, canvas, config, options)
     for steps in all_steps:
         film = FilmStrip() if config.sampling.film else None
         found = generate(algorithm, canvas, steps, config, options, film)
@@ -151,7 +151,8 @@ def generate(
         for batch in range(batches):
             generator = torch.Generator(device).manual_seed(mix_seed(config.seed, batch))
             start = time.perf_counter()
-            parts.append(algorithm.generate(canvas, steps, generator, on_step, **options).cpu())
+            with inference_precision(config):
+                parts.append(algorithm.generate(canvas, steps, generator, on_step, **options).cpu())
             seconds.append(time.perf_counter() - start)
             if counted is not None:  # the first batch says how many; the others run without the hook
                 counted.remove()
@@ -159,11 +160,12 @@ def generate(
     return Generation(torch.cat(parts), seconds, calls or None)
 
 
-def warm_up(algorithm: Algorithm, canvas: Canvas, options: dict[str, Any]) -> None:
+def warm_up(algorithm: Algorithm, canvas: Canvas, config: DictConfig, options: dict[str, Any]) -> None:
     """One step whose samples are thrown away: what is set up at the first call is no part of the time a sample takes."""
     if has_fixed_steps(algorithm, options):  # a step of these is a position
         canvas = Canvas.blank(len(canvas.tokens), 1, canvas.tokens.device)
-    algorithm.generate(canvas, 1, torch.Generator(canvas.tokens.device).manual_seed(0), **options).cpu()
+    with inference_precision(config):
+        algorithm.generate(canvas, 1, torch.Generator(canvas.tokens.device).manual_seed(0), **options).cpu()
 
 
 def possible_steps(

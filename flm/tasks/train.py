@@ -6,13 +6,13 @@ from typing import Any
 
 import hydra
 import lightning
-import torch
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from omegaconf import DictConfig
 from torch import Tensor
 
 from flm.data.module import TextDataModule
-from flm.tasks.assemble import data_module, new_algorithm, plain_config, run_dir
+from flm.tasks.argument_types import check_numbers
+from flm.tasks.assemble import data_module, device_of, new_algorithm, plain_config, precision_of, run_dir
 from flm.tasks.results import provenance, write_json
 from flm.training.checkpointing import AtomicCheckpointIO
 from flm.training.module import Module
@@ -25,6 +25,7 @@ def train(config: DictConfig) -> dict[str, Any]:
 
     Goes on from checkpointing.resume_ckpt_path if that file exists and checkpointing.resume_from_ckpt allows.
     """
+    check_numbers(config, "optim", "lr_scheduler", "trainer", "training", "callbacks", "seed")
     folder = run_dir(config)
     data = data_module(config)
     data.prepare()
@@ -38,6 +39,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         config=plain_config(config),
         tokenizer=data.tokenizer.to_dict(),
         token_counts=data.token_counts(),
+        max_loss_rise=config.training.max_loss_rise,
     )
     write_json(folder / "run.json", provenance(config))
 
@@ -60,10 +62,11 @@ def train(config: DictConfig) -> dict[str, Any]:
 
 def trainer_arguments(config: DictConfig) -> dict[str, Any]:
     """The trainer node with its nested objects built and precision decided."""
+    device_of(config)  # refuses a GPU that is not there
     arguments = dict(hydra.utils.instantiate(config.trainer))
-    if arguments["precision"] is None:
-        on_cuda = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
-        arguments["precision"] = "bf16-mixed" if on_cuda else "32-true"
+    if config.callbacks.get("stop") is not None:
+        arguments.pop("max_time", None)  # that callback's, which saves; Lightning's timer goes on counting after a resume
+    arguments["precision"] = precision_of(config)
     if str(arguments["precision"]).endswith("-true") and not str(arguments["precision"]).startswith(("32", "64")):
         raise ValueError(
             f"trainer.precision={arguments['precision']} would train low-precision weights: use bf16-mixed or 16-mixed"

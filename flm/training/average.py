@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from flm.training.sharding import like, local
+
 
 class Average:
     """Exponential moving average of a module's trainable parameters, by name, in fp32.
@@ -35,15 +37,15 @@ class Average:
         """Call once after every optimiser step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        online = [parameter.float() for parameter in self._parameters(module)]
-        torch._foreach_lerp_(list(self.weights.values()), online, 1 - decay)
+        online = [local(parameter).float() for parameter in self._parameters(module)]
+        torch._foreach_lerp_([local(weight) for weight in self.weights.values()], online, 1 - decay)
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
         """The module carries the average inside the block and its own weights, bit for bit, after it."""
         parameters = self._parameters(module)
         with torch.no_grad():
-            online = [parameter.clone() for parameter in parameters]
+            online = [local(parameter).clone() for parameter in parameters]
             _copy(self.weights.values(), parameters)
         self.in_place = True
         try:
@@ -64,7 +66,13 @@ class Average:
             raise ValueError("the average in the checkpoint is of other parameters than this model's trainable ones")
         self.updates = updates
         for name, tensor in self.weights.items():
-            tensor.copy_(weights[name])
+            _copy([like(weights[name], tensor)], [tensor])
+
+    def split_like(self, module: nn.Module) -> None:
+        """Gives each average the form of its parameter, of which this process may hold only a part."""
+        named = dict(module.named_parameters())
+        for name, weight in self.weights.items():
+            self.weights[name] = like(weight, named[name])
 
     def _parameters(self, module: nn.Module) -> list[nn.Parameter]:
         named = dict(module.named_parameters())
@@ -79,4 +87,4 @@ class Average:
 def _copy(sources: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
     # copy_ and not .data: it raises a tensor's version, by which whatever was derived from it knows that it is stale
     for source, target in zip(sources, targets, strict=True):
-        target.copy_(source)
+        local(target).copy_(local(source))

@@ -1,5 +1,7 @@
 """When checkpoints are written, and how Lightning writes and reads them."""
 
+import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from flm.checkpoints import atomic
+
+BEST, BEST_RECORD = "best_validation.ckpt", "best_validation.json"
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -34,6 +38,8 @@ class AtomicCheckpointIO(CheckpointIO):
 class CheckpointEvery(Checkpoint):
     """Writes step_0001000.ckpt every so many optimiser steps and at the end, with last.ckpt the newest of them.
 
+    All processes call it, and all end where one cannot write.
+
     Lightning's own callback leaves out the steps after the last multiple, writes the step it resumed from again in the
     middle of an accumulation, and writes last.ckpt a second time in full.
 
@@ -42,35 +48,60 @@ class CheckpointEvery(Checkpoint):
         every_n_train_steps: in optimiser steps.
         keep: how many step files to keep, newest first; null keeps all.
         save_last: whether to keep the name last.ckpt, which takes no room of its own.
+        keep_best: whether to keep best_validation.ckpt, the one with the lowest validation loss, described by
+            best_validation.json beside it.
 
     Attributes:
         last_path: the newest file of this run, None before the first.
     """
 
-    def __init__(self, dirpath: str | Path, every_n_train_steps: int = 1000, keep: int | None = None, save_last: bool = True):
+    def __init__(
+        self,
+        dirpath: str | Path,
+        every_n_train_steps: int = 1000,
+        keep: int | None = None,
+        save_last: bool = True,
+        keep_best: bool = False,
+    ):
         if every_n_train_steps < 1 or (keep is not None and keep < 1):
             raise ValueError(
                 f"callbacks.checkpoint_every_n_steps: every_n_train_steps={every_n_train_steps} and keep={keep} must "
                 "be at least 1; keep=null keeps all, and null in place of the callback writes none"
             )
         self.dirpath, self.every_n_train_steps = Path(dirpath), every_n_train_steps
-        self.keep, self.save_last = keep, save_last
+        self.keep, self.save_last, self.keep_best = keep, save_last, keep_best
         self.last_path: Path | None = None
-        self._saved_step = 0
+        self._saved_step, self._best = 0, math.inf
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # a resumed run stands at a step that is on disk already
         self._saved_step = trainer.global_step
+        self.last_path, self._best = None, math.inf
         if trainer.ckpt_path is not None:
             self.last_path = Path(trainer.ckpt_path)
+            # not in the checkpoint itself: the one resumed from may have been written before its validation
+            record = self.dirpath / BEST_RECORD
+            if self.keep_best and record.is_file():
+                self._best = float(json.loads(record.read_text(encoding="utf-8"))["loss_per_token"])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # runs after every micro-batch: only the one that completed the step finds the step new, so no file is written
         # while gradients wait
-        if trainer.global_step % self.every_n_train_steps == 0:
+        if trainer.global_step % self.every_n_train_steps == 0 or trainer.should_stop:
             self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        report = getattr(pl_module, "report", None)
+        if not self.keep_best or trainer.sanity_checking or trainer.state.fn != "fit" or report is None:
+            return
+        if report.mean < self._best:  # the same number on every process
+            self._best = report.mean
+            save_everywhere(trainer, self.dirpath / BEST, self.last_path)
+            if trainer.is_global_zero:
+                record = {"step": trainer.global_step, "measure": report.measure, "loss_per_token": report.mean}
+                atomic.write_text(self.dirpath / BEST_RECORD, json.dumps(record, indent=2) + "\n")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
@@ -79,7 +110,7 @@ class CheckpointEvery(Checkpoint):
         if trainer.global_step == self._saved_step:
             return
         path = self.dirpath / f"step_{trainer.global_step:07d}.ckpt"
-        trainer.save_checkpoint(path, False)  # everything, not the weights alone  # optimiser and average too
+        save_everywhere(trainer, path, self.last_path)
         self.last_path, self._saved_step = path, trainer.global_step
         if trainer.is_global_zero:
             if self.save_last:
@@ -88,6 +119,23 @@ class CheckpointEvery(Checkpoint):
                 older = [p for p in self.dirpath.glob("step_*.ckpt") if _step(p) <= trainer.global_step]
                 for old in sorted(older, key=_step)[: -self.keep]:
                     os.unlink(old)
+
+
+def save_everywhere(trainer: Trainer, path: Path, last_good: Path | None) -> None:
+    """The checkpoint of all processes in one file, written by the first one; every process must call it.
+
+    Raises:
+        OSError: on every process where the first one could not write; in one line, with the last good file.
+    """
+    problem = None
+    try:
+        trainer.save_checkpoint(path, False)  # everything, not the weights alone
+    except OSError as error:
+        problem = str(error)
+        trainer.strategy.barrier()  # the one at the end of save_checkpoint, where the others wait
+    problem = trainer.strategy.broadcast(problem)
+    if problem is not None:
+        raise OSError(f"{problem}; last good checkpoint: {last_good or 'none'}; free some room, then the same command goes on")
 
 
 def _step(path: Path) -> int:

@@ -1,31 +1,61 @@
-"""Stops a run whose loss is no longer a number."""
+"""Noticing that a run has diverged: a loss that is no number, or one that has risen far above what it was."""
+
+from collections import deque
 
 import torch
 from torch import Tensor
 
+RECENT = 20  # losses of one process whose mean is compared
+LONG = 0.999  # decay of the average they are compared with
+FIRST = 200  # losses before anything is compared
 
-class FiniteCheck:
+
+class DivergenceCheck:
     """Watches losses without making the device wait.
 
-    The verdict on a loss travels to the host while the backward pass is still queued; it is read once that pass is
-    queued, before the optimiser uses the gradients.
+    Numbers travel to the host while the backward pass is still queued; they are read once that pass is queued, before the
+    optimiser uses the gradients.
+
+    Args:
+        factor: the mean of the last RECENT losses may be so many times their long average, > 1; None: any finite loss may be.
     """
 
-    def __init__(self) -> None:
-        self._finite: Tensor | None = None
+    def __init__(self, factor: float | None = None):
+        if factor is not None and not factor > 1:
+            raise ValueError(f"training.max_loss_rise={factor} must be above 1; null accepts every finite loss")
+        self._factor = factor
+        self._numbers: Tensor | None = None
         self._arrived: torch.cuda.Event | None = None
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._average, self._count = 0.0, 0
 
-    def watch(self, loss: Tensor) -> None:
-        finite = torch.isfinite(loss.detach()).all()
-        if finite.is_cuda:
-            self._finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
+    def watch(self, total: Tensor, per_sequence: Tensor) -> None:
+        """What is minimised, and the loss per token of each sequence (B,), which no learned weight scales."""
+        numbers = torch.stack([total.detach().double(), per_sequence.detach().double().mean()])
+        if numbers.is_cuda:
+            self._numbers = torch.empty(2, dtype=torch.float64, pin_memory=True).copy_(numbers, non_blocking=True)
             self._arrived = torch.cuda.Event()
             self._arrived.record()
         else:
-            self._finite, self._arrived = finite, None
+            self._numbers, self._arrived = numbers, None
 
-    def verdict(self) -> bool:
-        """Whether the last watched loss was finite; True if none was watched."""
+    def problem(self) -> str | None:
+        """What is wrong with the loss watched last, to follow the words "the loss"; None if nothing is. Ask once each."""
+        if self._numbers is None:
+            return None
         if self._arrived is not None:
             self._arrived.synchronize()
-        return self._finite is None or bool(self._finite)
+        total, level = self._numbers.tolist()
+        self._numbers = None
+        if not abs(total) < float("inf"):
+            return "is not finite"
+        if self._factor is None:
+            return None
+        self._recent.append(level)
+        self._count += 1
+        decay = min(LONG, 1 - 1 / self._count)  # at first the mean of all
+        self._average = decay * self._average + (1 - decay) * level
+        recent = sum(self._recent) / len(self._recent)
+        if self._count > FIRST and self._average > 0 and recent > self._factor * self._average:
+            return f"has risen to {recent:.4g}, more than {self._factor:g} times its long average of {self._average:.4g},"
+        return None

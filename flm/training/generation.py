@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 
-from flm.draws import mix_seed
 from flm.evaluation.diversity import token_diversity
 from flm.evaluation.ngram import NGramModel
-from flm.samplers.canvas import Canvas
+from flm.training.checkpointing import save_everywhere
 from flm.training.module import Module
 
 GENERATION = 6  # stream of the run's seed, beside those in training.module and training.samples
@@ -24,8 +22,8 @@ class GenerationMonitor(Callback):
     gen/distinct_tokens_<steps>_steps     different tokens in a sample
     gen/ngram_ce_nats_<steps>_steps       cross-entropy per token under a 3-gram model of the validation text
 
-    Has its own random stream, a function of (seed, step): training is the same with and without it. On several ranks the
-    first one samples; all stop together.
+    Has its own random stream, a function of (seed, step): training is the same with and without it. Several processes share
+    the sampling, and each measures all samples; all stop together.
 
     Args:
         reference: the validation text as blocks of tokens, for the 3-gram model.
@@ -67,36 +65,34 @@ class GenerationMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validations, self._best = state_dict["validations"], state_dict["best"]
 
+    def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
+        pl_module.check_sampler(self._options, "callbacks.generation.options")
+
     def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._validations += 1
         if self._validations % self._every:
             return
-        entropy = judged = math.nan
-        if trainer.is_global_zero:
-            entropy, judged = self._measure(trainer, pl_module)
-        entropy, judged = trainer.strategy.broadcast((entropy, judged))
+        entropy, judged = trainer.strategy.broadcast(self._measure(trainer, pl_module))  # one verdict, whatever the machines
         if self._keep_best and judged < self._best and abs(entropy - self._data_entropy_of(pl_module)) < self._tolerance:
             self._best = judged
-            trainer.save_checkpoint(self._folder / "best.ckpt", False)  # everything, not the weights alone
+            save_everywhere(trainer, self._folder / "best.ckpt", getattr(trainer.checkpoint_callback, "last_path", None))
         if self._min_entropy is not None and entropy < self._min_entropy:
             trainer.should_stop = True
-            print(
-                f"stopped at step {trainer.global_step}: samples in {self._steps[0]} step(s) have an entropy of {entropy:.2f} "
-                f"nats, below callbacks.generation.min_entropy_nats={self._min_entropy}: generation has collapsed"
-            )
+            if trainer.is_global_zero:
+                print(
+                    f"stopped at step {trainer.global_step}: samples in {self._steps[0]} step(s) have an entropy of "
+                    f"{entropy:.2f} nats, below callbacks.generation.min_entropy_nats={self._min_entropy}: generation "
+                    "has collapsed"
+                )
 
     def _measure(self, trainer: Trainer, pl_module: Module) -> tuple[float, float]:
-        step, device, algorithm = trainer.global_step, pl_module.device, pl_module.algorithm
         if self._judge is None:
-            self._judge = NGramModel(self._reference, algorithm.vocab_size)
+            self._judge = NGramModel(self._reference, pl_module.algorithm.vocab_size)
         first: tuple[float, float] | None = None
-        canvas = Canvas.blank(self._count, algorithm.length, device)
         for steps in self._steps:
-            generator = torch.Generator(device).manual_seed(mix_seed(pl_module.seed, step, GENERATION))
-            with pl_module.average_weights(), trainer.precision_plugin.forward_context():
-                tokens = algorithm.generate(canvas, steps, generator, **self._options).cpu()
+            tokens = pl_module.generate(self._count, steps, GENERATION, options=self._options)
             diversity, judged = token_diversity(tokens), self._judge.cross_entropy(tokens)
             name = f"{steps}_step{'s' * (steps > 1)}"
             metrics = {
@@ -105,7 +101,7 @@ class GenerationMonitor(Callback):
                 f"gen/ngram_ce_nats_{name}": judged.mean,
             }
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=step)
+                logger.log_metrics(metrics, step=trainer.global_step)
             first = first or (diversity.entropy_nats.mean, judged.mean)
         assert first is not None
         return first

@@ -1,6 +1,6 @@
 """The one LightningModule: an algorithm, its optimiser, the average of its weights, and what is logged."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,8 +15,11 @@ from flm.algos.algorithm import Algorithm, Batch
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.load import algorithm_state, check_state, check_tokenizer
 from flm.draws import Draws, mix_seed
+from flm.samplers.canvas import Canvas
 from flm.training.average import Average
-from flm.training.finite import FiniteCheck
+from flm.training.fingerprint import fingerprint
+from flm.training.finite import DivergenceCheck
+from flm.training.sharding import resplit, shard, whole, whole_blocks
 from flm.training.validation import BUCKET_CENTRES, Report, Tally
 
 # streams of the run's seed beside those of Draws (0 and 1)
@@ -38,6 +41,7 @@ class Module(LightningModule):
         config: the resolved config, plain values; goes into checkpoints, which are rebuilt from its `algo` and `model`.
         tokenizer: Tokenizer.to_dict(); goes into checkpoints.
         token_counts: (V,) counts of the training tokens; enables the context-free reference of the validation report.
+        max_loss_rise: stop a run whose recent losses are so many times their long average; None: only one that is no number.
 
     Attributes:
         average: None if switched off.
@@ -54,6 +58,7 @@ class Module(LightningModule):
         config: dict[str, Any] | None = None,
         tokenizer: dict[str, Any] | None = None,
         token_counts: Tensor | None = None,
+        max_loss_rise: float | None = None,
     ):
         super().__init__()
         self.algorithm = algorithm
@@ -64,19 +69,45 @@ class Module(LightningModule):
         self._make_optimizer, self._make_scheduler = optimizer, lr_scheduler
         self._config, self._tokenizer, self._token_counts = config or {}, tokenizer, token_counts
         self._context_free: Tensor | None = None
-        self._finite = FiniteCheck()
+        self._divergence, self._watched = DivergenceCheck(max_loss_rise), None
         self._tally = Tally(algorithm.validation_metric)
         self._during_validation = ExitStack()
 
+    def configure_model(self) -> None:
+        if self.device_mesh is None:  # only a strategy that splits the model has one
+            return
+        low = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+        methods = ("training_step", "validation_step", "_sample", "_reference")
+        shard(self, self.device_mesh["data_parallel"], methods, low)
+        if self.average is not None:
+            self.average.split_like(self.algorithm)
+            self.algorithm.averaged_weights = None  # nobody can compute with a part of them
+
     def configure_optimizers(self) -> Any:
-        trained = [(name, p) for name, p in self.algorithm.named_parameters() if p.requires_grad]
-        if not trained:
-            raise ValueError(f"{type(self.algorithm).__name__} has no parameter that requires gradients")
-        optimizer = self._make_optimizer(trained)
+        optimizer = self._new_optimizer()
         if self._make_scheduler is None:
             return optimizer
         schedule = {"scheduler": self._make_scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _new_optimizer(self) -> Optimizer:
+        trained = [(name, p) for name, p in self.algorithm.named_parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError(f"{type(self.algorithm).__name__} has no parameter that requires gradients")
+        return self._make_optimizer(trained)
+
+    def _check_optimizer(self, states: list[dict[str, Any]] | None, stored_config: Mapping[str, Any], name: str) -> None:
+        """Raises ValueError unless the state of an optimiser in the file called `name` is one that ours can continue."""
+        targets = ((config.get("optim") or {}).get("_target_") for config in (stored_config, self._config))
+        stored, given = (None if target is None else target.rpartition(".")[2] for target in targets)
+        groups = [len(group["params"]) for group in states[0]["param_groups"]] if states else None
+        own = [len(group["params"]) for group in self._new_optimizer().param_groups]
+        if groups != own or (stored and given and stored != given):
+            raise ValueError(
+                f"{name}: of a run with another optimiser ({stored or 'not named'}, parameters in groups of {groups}; here "
+                f"{given or 'not named'}, groups of {own}): give the optim= it was trained with, or begin a new run with "
+                "checkpointing.resume_from_ckpt=false"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Lightning counts batch_idx from the start of this fit, where an accumulation begins too, resumed or not
@@ -86,18 +117,20 @@ class Module(LightningModule):
         draws = Draws(self.seed, step, share, self.trainer.world_size * accumulation, self.device)
         torch.manual_seed(mix_seed(self.seed, step, DROPOUT, share))
         loss = self.algorithm.loss(batch, draws)
-        self._finite.watch(loss.total)
+        self._divergence.watch(loss.total, loss.per_sequence)
+        self._watched = batch, batch_idx
         size = batch.tokens.shape[0]
         self.log("train/loss_nats_per_token", loss.total.detach(), prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": value for name, value in loss.metrics.items()}, batch_size=size)
         return loss.total
 
     def on_after_backward(self) -> None:
-        if not self._finite.verdict():
+        problem = self._divergence.problem()
+        if problem is not None:
             last = getattr(self.trainer.checkpoint_callback, "last_path", None)
             raise ValueError(
-                f"the loss is not finite at step {self.trainer.global_step}: lower optim.lr or lengthen its warm-up; "
-                f"last good checkpoint: {last or 'none, nothing was saved yet'}"
+                f"the loss {problem} at step {self.trainer.global_step}: {fingerprint(*self._watched, self.trainer)}; "
+                f"lower optim.lr or lengthen its warm-up; last good checkpoint: {last or 'none, nothing was saved yet'}"
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -110,9 +143,45 @@ class Module(LightningModule):
     def average_weights(self) -> Iterator[None]:
         """The algorithm carries the averaged weights inside the block, if an average is kept."""
         with ExitStack() as stack:
+            resplit(self)
             if self.average is not None:
                 stack.enter_context(self.average.applied(self.algorithm))
+                stack.callback(resplit, self)  # before the weights change back
             yield
+
+    def generate(
+        self, count: int, steps: int, stream: int, length: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """Samples (count, L) of the averaged weights, on the CPU; all processes draw their share and get all of them.
+
+        A function of seed, optimiser step, `stream` and the number of processes.
+
+        Args:
+            stream: of the run's seed, beside those of this module.
+            length: L; None for the training length.
+            options: of the sampler.
+        """
+        ranks = self.trainer.world_size
+        canvas = Canvas.blank(-(-count // ranks), length or self.algorithm.length, self.device)
+        seed = mix_seed(self.seed, self.trainer.global_step, stream, self.global_rank)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        with self.average_weights(), self.trainer.precision_plugin.forward_context():
+            tokens = self._sample(canvas, steps, generator, dict(options or {}))
+        if ranks > 1:
+            tokens = self.all_gather(tokens).flatten(0, 1)
+        return tokens[:count].cpu()
+
+    def check_sampler(self, options: Mapping[str, Any], key: str) -> None:
+        """Raises ValueError, naming the config key, for options that the algorithm's sampler does not take."""
+        try:
+            self.algorithm.sampler(**options)
+        except TypeError as error:
+            raise ValueError(f"{key}: {error}") from error
+
+    @torch.no_grad()
+    def _sample(self, canvas: Canvas, steps: int, generator: torch.Generator, options: dict[str, Any]) -> Tensor:
+        with whole_blocks(self):
+            return self.algorithm.generate(canvas, steps, generator, **options)
 
     def on_validation_epoch_start(self) -> None:
         self._tally = Tally(self.algorithm.validation_metric)
@@ -133,9 +202,10 @@ class Module(LightningModule):
     def _reference(self) -> Tensor | None:
         if self._context_free is None and self._token_counts is not None:
             draws = Draws(mix_seed(self.seed, REFERENCE), device=self.device)
-            self._context_free = self.algorithm.context_free_loss(
-                self._token_counts.to(self.device), BUCKET_CENTRES.to(self.device), draws
-            )
+            with whole_blocks(self):
+                self._context_free = self.algorithm.context_free_loss(
+                    self._token_counts.to(self.device), BUCKET_CENTRES.to(self.device), draws
+                )
             self._token_counts = None  # once a run, whether the algorithm has such a reference or not
         return self._context_free
 
@@ -150,7 +220,7 @@ class Module(LightningModule):
             vocab_size=self.algorithm.vocab_size,
             length=self.algorithm.length,
             step=self.trainer.global_step,
-            average=None if self.average is None else dict(self.average.weights),
+            average=None if self.average is None else whole(self.average.weights, self.trainer.is_global_zero),
             average_updates=0 if self.average is None else self.average.updates,
         ).to_dict()
 
@@ -159,6 +229,7 @@ class Module(LightningModule):
         description = Description.of(checkpoint, name)
         check_tokenizer(description.tokenizer, self._tokenizer, name)
         check_state(algorithm_state(checkpoint, name), self.algorithm.state_dict(), name)
+        self._check_optimizer(checkpoint.get("optimizer_states"), description.config, name)
         if self.average is not None:
             if description.average is None:
                 raise ValueError(f"{name}: holds no average of the weights to continue: set training.ema=null")

@@ -1,11 +1,16 @@
 """Muon for the matrices inside the blocks, AdamW for everything else, as one optimiser."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import Muon, Optimizer
+
+from flm.training.adamw import AdamW
+from flm.training.sharding import like, local, whole
 
 
 class MuonWithAdamW(Optimizer):
@@ -59,5 +64,27 @@ class MuonWithAdamW(Optimizer):
         # groups and state are this optimiser's, and load_state_dict replaces them: the workers borrow them each time
         for worker, group in zip((self._muon, self._adamw), self.param_groups, strict=True):
             worker.param_groups, worker.state = [group], self.state
-            worker.step()
+            if worker is self._muon and any(isinstance(p, DTensor) for p in group["params"]):
+                self._step_gathered(group)
+            else:
+                worker.step()
         return result
+
+    def _step_gathered(self, group: dict[str, Any]) -> None:
+        """Muon's step under FSDP2, matrix by matrix: each process gathers it, computes the whole update, and keeps its part.
+
+        Orthogonalising a split matrix would gather it at each of many products instead, and round otherwise.
+        """
+        for matrix in group["params"]:
+            if matrix.grad is None:
+                continue
+            state = self.state[matrix]
+            gathered = whole(matrix.detach(), device=matrix.device)
+            gathered.grad = whole(matrix.grad, device=matrix.device)
+            worker_state = {key: whole(value, device=matrix.device) for key, value in state.items()}
+            self._muon.param_groups = [{**group, "params": [gathered]}]
+            self._muon.state = defaultdict(dict, {gathered: worker_state})
+            self._muon.step()
+            local(matrix).copy_(local(like(gathered.detach(), matrix)))
+            for key, value in self._muon.state[gathered].items():
+                state[key] = like(value, matrix) if value.shape == matrix.shape else value

@@ -1,41 +1,112 @@
-"""How fast a run goes."""
+"""How fast a run goes, and what holds it up."""
 
 import time
 from collections import deque
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
-from flm.algos.algorithm import Batch
+from flm.algos.algorithm import Algorithm, Batch
+from flm.training.flops import FlopCount
+from flm.training.hardware import device_name, peak_flops, peak_memory_mb
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One batch of one process."""
+
+    seconds: float
+    waited: float
+    tokens: int
+    flops: int
 
 
 class Throughput(Callback):
-    """Logs perf/tokens_per_second: tokens of all processes over wall time, averaged over recent batches.
+    """Logs, averaged over recent batches:
+
+        perf/tokens_per_second              of all processes
+        perf/tokens_per_second_per_device   of this one
+        perf/data_wait_fraction             share of the time spent waiting for the next batch, in [0, 1]
+        perf/peak_memory_mb                 see `peak_memory_mb`
+        perf/model_flop_utilisation         FLOP of the networks a second, over the device's peak: see `FlopCount`
 
     Time between batches counts (data loading, checkpoints); validation and sampling do not, nor does the first batch,
-    which compiles.
+    which compiles. Utilisation is left out where the device's peak is not known or no network can say what it computes.
 
     Args:
         window: batches of one process to average over.
+        peak_flops_per_second: of one device, in the precision trained in; None takes the dense bf16 peak of known GPUs.
     """
 
-    def __init__(self, window: int = 50):
-        self._recent: deque[tuple[float, int]] = deque(maxlen=window)
-        self._last: float | None = None
+    def __init__(self, window: int = 50, peak_flops_per_second: float | None = None):
+        self._recent: deque[_Step] = deque(maxlen=window)
+        self._given_peak, self._peak = peak_flops_per_second, peak_flops_per_second
+        self._count, self._watching = FlopCount(), ExitStack()
+        self._forget()
+
+    def _forget(self) -> None:
+        """The time until now belongs to no batch."""
+        self._ended: float | None = None
+        self._waited, self._saved = 0.0, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._recent.clear()
-        self._last = None
+        self._forget()
+        self._watching.close()
+        algorithm: Algorithm = pl_module.algorithm
+        self._count = self._watching.enter_context(FlopCount().watching(algorithm.every_module()))
+        device = pl_module.device
+        self._peak = peak_flops(device) if self._given_peak is None else self._given_peak
+        if self._peak is None and device.type != "cpu":
+            rank_zero_warn(
+                f"perf/model_flop_utilisation is not reported: the peak of {device_name(device)} is not known; "
+                "give callbacks.throughput.peak_flops_per_second"
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._watching.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._watching.close()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._saved = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        now = time.perf_counter()
+        if self._ended is not None and not self._saved:  # a checkpoint is written between batches too: that is no waiting
+            self._waited = now - self._ended
+        self._count.total = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         now = time.perf_counter()
-        if self._last is not None:
-            self._recent.append((now - self._last, batch.tokens.numel() * trainer.world_size))
-            seconds, tokens = (sum(column) for column in zip(*self._recent, strict=True))
-            pl_module.log("perf/tokens_per_second", tokens / max(seconds, 1e-9), prog_bar=True, batch_size=1)
-        self._last = now
+        if self._ended is not None:
+            self._recent.append(_Step(now - self._ended, self._waited, batch.tokens.numel(), self._count.total))
+            pl_module.log_dict(self._averages(pl_module), batch_size=1)
+            rate = self._rate() * trainer.world_size
+            pl_module.log("perf/tokens_per_second", rate, prog_bar=True, batch_size=1)
+        self._forget()
+        self._ended = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last = None
+        self._forget()
+
+    def _rate(self) -> float:
+        return sum(step.tokens for step in self._recent) / max(sum(step.seconds for step in self._recent), 1e-9)
+
+    def _averages(self, pl_module: LightningModule) -> dict[str, float]:
+        seconds = max(sum(step.seconds for step in self._recent), 1e-9)
+        found = {
+            "perf/tokens_per_second_per_device": self._rate(),
+            "perf/data_wait_fraction": sum(step.waited for step in self._recent) / seconds,
+            "perf/peak_memory_mb": peak_memory_mb(pl_module.device),
+        }
+        if self._peak is not None and self._count.watched > 0:
+            flops = sum(step.flops for step in self._recent)
+            found["perf/model_flop_utilisation"] = flops / seconds / self._peak
+        return found

@@ -1,3 +1,6 @@
+import hashlib
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +14,11 @@ from flm.data.tokenizers import ByteTokenizer
 
 @pytest.fixture
 def stream(tmp_path):
-    np.arange(103, dtype="<u2").tofile(tmp_path / "a.bin")
-    return TokenStream([tmp_path / "a.bin"], [103], np.dtype("<u2"))
+    raw, counts = np.arange(103, dtype="<u2").tobytes(), np.ones(103, dtype="<i8").tobytes()
+    (tmp_path / "a.bin").write_bytes(raw)
+    (tmp_path / "counts.bin").write_bytes(counts)
+    shards = [("a.bin", 103, f"{zlib.crc32(raw):08x}")]
+    return TokenStream(tmp_path, shards, np.dtype("<u2"), ("counts.bin", hashlib.sha256(counts).hexdigest()))
 
 
 def test_plain_blocks_are_consecutive_and_the_rest_is_dropped(stream):

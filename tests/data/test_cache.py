@@ -1,6 +1,4 @@
 import json
-import multiprocessing
-import os
 import pickle
 import shutil
 
@@ -8,8 +6,10 @@ import numpy as np
 import pytest
 
 import flm.data.cache as cache_module
-from flm.data.cache import TokenStream, document_groups, encode_documents, open_cache
+import flm.data.shards as shards
+from flm.data.cache import open_cache
 from flm.data.corpora.text import TextCorpus
+from flm.data.shards import document_groups, encode_documents
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer
 
 DOCUMENTS = [f"document {i} " + "caf\u00e9 and tea " * (i % 7) for i in range(60)]
@@ -32,9 +32,9 @@ def contents(folder):
 
 
 def test_stream_is_the_documents_with_an_end_after_each(corpus, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "SHARD_CHARACTERS", 500)
-    monkeypatch.setattr(document_groups, "__defaults__", (500,))
+    monkeypatch.setattr(shards, "SHARD_CHARACTERS", 500)
     monkeypatch.setattr(cache_module, "_MAX_OPEN", 2)
+    corpus.processes = 1
     cache = open_cache(corpus, tokenizer, tmp_path / "cache")
     for split in ("train", "valid"):
         documents = list(corpus.documents(split))
@@ -47,7 +47,9 @@ def test_stream_is_the_documents_with_an_end_after_each(corpus, tokenizer, tmp_p
         assert counts["documents"] == len(documents) and counts["tokens"] == len(expected)
         assert counts["bytes"] == sum(len(text.encode()) for text in documents)
         assert cache.bytes_per_token(split) == counts["bytes"] / len(expected)
-        assert np.array_equal(stream.counts(257, 100), np.bincount(expected[:100], minlength=257))
+        for stop in (0, 100, len(expected) - 3, len(expected)):  # counted, and the stored total less the rest
+            assert np.array_equal(stream.counts(257, stop), np.bincount(expected[:stop], minlength=257))
+        assert stream.counts(300).tolist() == np.bincount(expected, minlength=300).tolist()
         with pytest.raises(IndexError):
             stream.read(0, len(stream) + 1)
     assert len(cache.manifest["splits"]["train"]["shards"]) > 3
@@ -71,7 +73,7 @@ def test_built_again_it_has_the_same_bytes_and_is_not_built_twice(corpus, tokeni
     second = open_cache(corpus, tokenizer, tmp_path / "two").folder
     assert contents(first) == contents(second) and first.name == second.name
     assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [first.name, f"{first.name}.lock"]
-    monkeypatch.setattr(cache_module, "_build", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(cache_module, "build", lambda *_: pytest.fail("built again"))
     assert open_cache(corpus, tokenizer, tmp_path / "one").folder == first
 
 
@@ -93,10 +95,13 @@ def test_damage_is_noticed(corpus, tokenizer, tmp_path):
         path.write_bytes(raw)
 
     def newer(path):
-        path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+        path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
 
     cases = [
         ("train-00000.bin", flip),
+        ("valid-00000.bin", flip),
+        ("train-counts.bin", flip),
+        ("train-counts.bin", lambda path: path.unlink()),
         ("valid-00000.bin", lambda path: path.write_bytes(path.read_bytes()[:-2])),
         ("valid-00000.bin", lambda path: path.unlink()),
         ("manifest.json", lambda path: path.write_text(path.read_text()[:-20])),
@@ -114,15 +119,44 @@ def test_damage_is_noticed(corpus, tokenizer, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_large_caches_are_checked_by_size_alone(corpus, tokenizer, tmp_path, monkeypatch):
+def test_large_caches_are_verified_where_they_are_read(corpus, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "_VERIFY_BYTES", 10)
+    monkeypatch.setattr(shards, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(cache_module, "CHUNK_BYTES", 64)
     path = open_cache(corpus, tokenizer, tmp_path / "cache").folder / "train-00000.bin"
     raw = path.read_bytes()
-    path.write_bytes(b"\0" * len(raw))
-    open_cache(corpus, tokenizer, tmp_path / "cache")
+    chunks = len(raw) // 64
+    assert chunks > 20 and len(raw) % 64
+    for flipped in (0, 63, 64, 700, len(raw) - 1):
+        path.write_bytes(raw[:flipped] + bytes([raw[flipped] ^ 4]) + raw[flipped + 1 :])
+        stream = open_cache(corpus, tokenizer, tmp_path / "cache").tokens("train")
+        for chunk in range(chunks + 1):
+            span = (chunk * 32, min(len(stream), chunk * 32 + 32))
+            if chunk == flipped // 64:
+                with pytest.raises(ValueError, match=rf"train-00000.bin is damaged .*chunk {chunk} .*delete the folder"):
+                    stream.read(span[0] + 1, span[0] + 2)  # another token of the chunk
+            else:
+                assert stream.read(*span).tolist() == np.frombuffer(raw, "<u2")[slice(*span)].tolist()
     path.write_bytes(raw + raw[:2])
     with pytest.raises(ValueError, match="train-00000.bin is damaged"):
         open_cache(corpus, tokenizer, tmp_path / "cache")
+
+
+def test_manifest_says_what_it_holds(corpus, tokenizer, tmp_path):
+    corpus.provenance = lambda: {"commit": "abc"}
+    manifest = open_cache(corpus, tokenizer, tmp_path / "cache").manifest
+    assert manifest["source"] == corpus.fingerprint() and manifest["tokenizer"] == tokenizer.fingerprint()
+    assert manifest["provenance"] == {"commit": "abc"} and manifest["wrapping"]["after_each_document"] == 256
+
+
+def test_a_corpus_of_one_split(corpus, tokenizer, tmp_path):
+    class Held(TextCorpus):
+        splits = ("valid",)
+
+    cache = open_cache(Held(corpus.path, valid_fraction=0.2), tokenizer, tmp_path / "cache")
+    assert len(cache.tokens("valid")) > 100
+    with pytest.raises(ValueError, match="no train split, only valid"):
+        cache.tokens("train")
 
 
 def test_failed_build_leaves_nothing_behind(corpus, tokenizer, tmp_path):
@@ -139,60 +173,8 @@ def test_failed_build_leaves_nothing_behind(corpus, tokenizer, tmp_path):
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
-def _open(path, root, start, results):
-    start.wait()
-    corpus = TextCorpus(path, valid_fraction=0.2)
-    tokenizer = BPETokenizer(300).build(lambda: corpus.documents("train"), root, corpus.fingerprint())
-    cache = open_cache(corpus, tokenizer, root)
-    results.put((cache.folder.name, cache.tokens("train").read(0, 50).tolist()))
-
-
-def test_processes_building_at_once_end_with_one_whole_cache(corpus, tmp_path, monkeypatch):
-    build = cache_module._build
-
-    def noted(*arguments):
-        (tmp_path / f"built by {os.getpid()}").touch()
-        build(*arguments)
-
-    monkeypatch.setattr(cache_module, "_build", noted)  # the forked processes inherit it
-    context = multiprocessing.get_context("fork")
-    start, results = context.Event(), context.Queue()
-    root = tmp_path / "cache"
-    processes = [context.Process(target=_open, args=(corpus.path, root, start, results)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    start.set()
-    answers = [results.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join()
-    assert answers[0] == answers[1] == answers[2] and len(list(tmp_path.glob("built by *"))) == 1
-    assert [path.name for path in root.iterdir() if path.is_dir()] == [answers[0][0]]
-    assert len(list(root.glob("tokenizer-*.json"))) == 1 and len(list(root.iterdir())) == 3
-
-
-def test_without_locks_the_first_to_finish_wins(corpus, tokenizer, tmp_path, monkeypatch):
-    class NoLock:
-        def __init__(self, path):
-            pass
-
-        acquire = release = lambda self, timeout=None: None
-
-    build = cache_module._build
-
-    def overtaken(corpus, tokenizer, fingerprint, folder):
-        build(corpus, tokenizer, fingerprint, folder)
-        before = contents(folder)
-        build(corpus, tokenizer, fingerprint, folder)
-        assert contents(folder) == before
-
-    monkeypatch.setattr(cache_module, "FileLock", NoLock)
-    monkeypatch.setattr(cache_module, "_build", overtaken)
-    open_cache(corpus, tokenizer, tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-
-
 def test_long_documents_give_the_ids_of_the_whole(monkeypatch):
-    monkeypatch.setattr(cache_module, "_BATCH_CHARACTERS", 64)
+    monkeypatch.setattr(shards, "_BATCH_CHARACTERS", 64)
     texts = ["one two\n\nthree  four, caf\u00e9 (and) " * 30, "short", "x" * 500, "a    b      c " * 80]
     tokenizer = BPETokenizer(300).build(lambda: iter(texts))
     ids = [i for run in encode_documents(texts, tokenizer) for i in run]
@@ -207,10 +189,8 @@ def test_groups_hold_whole_documents_in_order():
     assert groups == [["aaa", "bb"], ["c", "dddd"], ["e"]]
 
 
-def test_pickled_stream_holds_no_tokens(tmp_path):
-    tokens = np.arange(50_000, dtype="<u2")
-    tokens.tofile(tmp_path / "a.bin")
-    stream = TokenStream([tmp_path / "a.bin"], [50_000], np.dtype("<u2"))
-    stream.read(0, 10)
+def test_pickled_stream_holds_no_tokens(corpus, tokenizer, tmp_path):
+    stream = open_cache(corpus, tokenizer, tmp_path / "cache").tokens("train")
+    expected = stream.read(0, len(stream))
     raw = pickle.dumps(stream)
-    assert len(raw) < 2000 and pickle.loads(raw).read(100, 103).tolist() == [100, 101, 102]
+    assert len(raw) < len(stream) // 2 and np.array_equal(pickle.loads(raw).read(0, len(stream)), expected)

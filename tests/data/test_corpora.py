@@ -5,14 +5,14 @@ from collections import Counter
 
 import pytest
 
-from flm.data.corpora.corpus import Corpus
 from flm.data.corpora.prose import is_prose, prose
 from flm.data.corpora.pydoc import PydocCorpus
+from flm.data.corpora.random_split import RandomSplitCorpus
 from flm.data.corpora.text import TextCorpus, pieces
 from flm.data.corpora.text8 import Text8Normaliser
 
 
-class ListCorpus(Corpus):
+class ListCorpus(RandomSplitCorpus):
     def __init__(self, texts, **options):
         super().__init__(**options)
         self.texts = texts

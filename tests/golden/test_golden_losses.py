@@ -27,6 +27,10 @@ RUNS = {
     "fmlm": ["algo=fmlm"],
     "fmlm_lagrangian": ["algo=fmlm", "algo.objective=lagrangian"],
     "fmlm_eulerian": ["algo=fmlm", "algo.objective=eulerian"],
+    "mdlm": ["algo=mdlm"],
+    "kl_flow": ["algo=kl_flow"],
+    "kl_flow_map": ["algo=kl_flow_map", "algo.features=sharpened"],
+    "duo": ["algo=duo", "algo.curriculum_end=10"],
 }
 
 

@@ -87,6 +87,30 @@ def test_the_path_picks_the_cheaper_law():
     assert isinstance(noise_for(tables(20)), ProjectedNoise)
 
 
+@pytest.mark.parametrize("widths, dtype", [((5, 5, 3), torch.float64), ((5, 5, 3), torch.float32), ((30, 30), torch.float64)])
+def test_the_law_of_the_first_tables_is_a_part_of_the_law_of_all(widths, dtype, monkeypatch):
+    """As if it had been made of them alone: same noise from the same numbers, and the same gradients."""
+    monkeypatch.setattr(ProjectedNoise, "COLUMNS", 4)  # cuts through tables
+    monkeypatch.setattr(ProjectedNoise, "ROWS", 7)
+    given = [table.to(dtype).requires_grad_() for table in tables(*widths)]
+    for count in range(1, len(given) + 1):
+        results = []
+        for law in (noise_for(given).first(count), type(noise_for(given))(given[:count])):
+            views = law.sample(2, 3, torch.Generator().manual_seed(count)).views
+            results.append((*views, *torch.autograd.grad(sum(view.sin().sum() for view in views), given[:count])))
+        tolerance = dict(rtol=1e-9, atol=1e-9) if dtype == torch.float64 else dict(rtol=1e-4, atol=1e-5)
+        for got, want in zip(*results, strict=True):
+            torch.testing.assert_close(got, want, **tolerance)
+
+
+def test_the_gram_matrix_is_whole_although_half_of_it_is_computed(monkeypatch):
+    monkeypatch.setattr(ProjectedNoise, "COLUMNS", 3)
+    monkeypatch.setattr(ProjectedNoise, "ROWS", 9)
+    a, b, c = tables(5, 5, 3)
+    columns = torch.cat([a, b - a, c], dim=1)  # the second table enters as its difference from the first
+    torch.testing.assert_close(ProjectedNoise([a, b, c])._gram(), columns.T @ columns, rtol=1e-12, atol=1e-12)
+
+
 def test_corruption_is_affine_in_token_and_noise():
     (w,) = tables(6)
     tokens = torch.randint(V, (2, 7), generator=torch.Generator().manual_seed(0))

@@ -5,11 +5,13 @@ import torch
 
 from flm.evaluation.dense import dense_euler
 from flm.models.dit import DiT
+from flm.paths import gaussian
 from flm.paths.clock import DecodingErrorClock, IdentityClock
 from flm.paths.gaussian import State
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import FlowSampler
+from flm.samplers.flow_map import FlowMapSampler
 
 V, L, B = 40, 6, 5
 
@@ -142,3 +144,17 @@ def test_bad_options_name_their_key():
         FlowSampler()(TinyDenoiser(), Canvas.blank(1, 2), 0, torch.Generator())
     with pytest.raises(ValueError, match="nothing to fill"):
         Canvas.between([1, 2], [3], 3, 1)
+
+
+@pytest.mark.parametrize("sampler", [FlowSampler(churn=0.5), FlowSampler(solver="heun"), FlowMapSampler(gamma=0.5)])
+def test_a_sample_factors_its_noise_once(sampler, monkeypatch):
+    factored = []
+
+    class Counting(gaussian.ProjectedNoise):
+        def _gram(self):
+            factored.append(1)
+            return super()._gram()
+
+    monkeypatch.setattr(gaussian, "ProjectedNoise", Counting)
+    sampler(TinyDenoiser(), Canvas.blank(B, L), 4, torch.Generator().manual_seed(0))
+    assert len(factored) == 1

@@ -1,15 +1,141 @@
 import json
 
+import pytest
+import torch
 from running import config_of
 
-from flm.tasks.benchmark import benchmark
+from flm.evaluation.dense import TWINS
+from flm.samplers.canvas import Canvas
+from flm.tasks import benchmark as benchmark_task
+from flm.tasks.assemble import new_algorithm
+from flm.tasks.benchmark import _jobs, _summary, benchmark, ratios, targets_met, without_teacher_paths
+from flm.tasks.benchmark_process import SAMPLING, STEP, sampling, step
+
+QUICK = ["debug=tiny", "benchmark.steps=1", "benchmark.rounds=1", "benchmark.samplings=1", "benchmark.sampling_steps=2"]
 
 
-def test_both_variants_are_measured_and_dense_takes_more_memory(tmp_path):
-    quick = ["benchmark.vocab_size=20000", "benchmark.steps=1", "benchmark.rounds=1"]
-    result = benchmark(config_of(tmp_path, "debug=tiny", "loader.global_batch_size=16", *quick))
+def test_both_ways_are_measured_and_dense_takes_more_memory(tmp_path):
+    config = config_of(
+        tmp_path,
+        *QUICK,
+        "benchmark.vocab_size=20000",
+        "loader.global_batch_size=16",
+        "benchmark.sampling_steps=null",
+        "callbacks.throughput.peak_flops_per_second=1e12",
+        "+benchmark.at_most={step_memory flm/flm_dense: 0.99, step_seconds flm/mdlm: 1}",
+    )
+    result = benchmark(config)
+    steps = result["training_step"]
+    assert list(steps) == ["flm", "flm_dense"] and result["sampling"] == {}
     dense_tensor_mb = 16 * 32 * 20000 * 4 / 2**20
-    assert result["dense"]["peak_memory_mb"] > result["v_free"]["peak_memory_mb"] + 2 * dense_tensor_mb
+    assert steps["flm_dense"]["peak_memory_mb"] > steps["flm"]["peak_memory_mb"] + 2 * dense_tensor_mb
     # the same loss over other noise: log V at the start
-    assert abs(result["dense"]["loss"] - result["v_free"]["loss"]) < 0.1
-    assert json.loads((tmp_path / "benchmark.json").read_text())["training_step"] == result
+    assert abs(steps["flm_dense"]["loss"] - steps["flm"]["loss"]) < 0.1
+    # blocks 12 D^2, table V D, attention 4 L D a block; three passes
+    flops = 16 * 32 * 3 * (2 * (2 * 12 * 64**2 + 20000 * 64) + 2 * 4 * 32 * 64)
+    assert steps["flm"]["model_flops"] == flops
+    assert steps["flm"]["model_flop_utilisation"] == pytest.approx(flops / steps["flm"]["seconds"] / 1e12)
+    assert [target["met"] for target in result["targets"]] == [True, None]
+    stored = json.loads((tmp_path / "benchmark.json").read_text())
+    assert {key: stored[key] for key in result} == json.loads(json.dumps(result))
+
+
+@pytest.mark.parametrize("algo", ["flm", "fmlm", "flm_distill_second", "ar"])
+def test_any_algorithm_steps_and_samples_with_a_teacher_where_it_has_one(tmp_path, algo):
+    config = config_of(tmp_path, *QUICK, f"algo={algo}", "benchmark.vocab_size=50")
+    jobs = _jobs(without_teacher_paths(config))
+    for name in (name for what, name in jobs if what == STEP):
+        found = step(jobs[STEP, name])
+        assert found["seconds"] > 0 and found["flops"] > 0
+        generated = sampling(jobs[SAMPLING, name])
+        fixed = algo == "ar"  # as many steps as positions, and no parts that would repeat
+        assert generated["steps"] == (32 if fixed else 2)
+        assert (generated["parts"] is None) == (fixed or name.endswith("_dense"))
+
+
+def test_teachers_of_distillation_are_built_and_used(tmp_path):
+    config = config_of(tmp_path, *QUICK, "algo=fmlm", "algo.diagonal_fraction=0.5", "benchmark.vocab_size=50")
+    forward = step(_jobs(config)[STEP, "fmlm"])["flops"]
+    config.benchmark.teachers.fmlm.teacher = None
+    alone = step(_jobs(config)[STEP, "fmlm"])["flops"]
+    assert forward / alone == pytest.approx(4.5 / 4)
+    config.benchmark.teachers.fmlm = {}
+    with pytest.raises(ValueError, match="benchmark.teachers.fmlm: say which algo config teacher is of"):
+        _jobs(config)
+
+
+def test_an_unknown_algorithm_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no algo config fmml; there are ar, "):
+        _jobs(config_of(tmp_path, "benchmark.against=[fmml]"))
+
+
+def test_the_fastest_process_counts_and_the_largest_memory():
+    runs = [
+        {"seconds": 4.0, "flops": 80.0, "peak_memory_mb": 5.0, "loss": 1.0},
+        {"seconds": 2.0, "flops": 80.0, "peak_memory_mb": 3.0, "loss": 1.0},
+    ]
+    found = _summary(STEP, runs, tokens=10, peak=100.0)
+    assert (found["seconds"], found["peak_memory_mb"], found["tokens_per_second"]) == (2.0, 5.0, 5.0)
+    assert found["model_flop_utilisation"] == 0.4
+    assert _summary(STEP, [runs[0], {"failed": "out of memory"}], 10, None) == {"failed": "out of memory"}
+
+
+def test_ratios_and_targets(tmp_path):
+    row = {"peak_memory_mb": 6.0, "tokens_per_second": 7.0, "model_flop_utilisation": None}
+    result = {
+        "device": "gpu",
+        STEP: {"a": row | {"seconds": 3.0}, "b": row | {"seconds": 2.0, "peak_memory_mb": 2.0}, "c": {"failed": "memory"}},
+        SAMPLING: {"a": {"seconds": 5.0, "parts": {"seconds": 4.0}}},
+    }
+    found = ratios(result)
+    assert found == {
+        "step_seconds a/b": 1.5,
+        "step_memory a/b": 3.0,
+        "step_seconds b/a": 2 / 3,
+        "step_memory b/a": 1 / 3,
+        "sampling_seconds a/parts": 1.25,
+    }
+    config = config_of(
+        tmp_path,
+        "+benchmark.at_least={tokens_per_second a: 7, model_flop_utilisation a: 0.4}",
+        "+benchmark.at_most={step_seconds a/b: 1.4, sampling_seconds a/parts: 1.3}",
+    )
+    met = {entry["quantity"]: entry["met"] for entry in targets_met(config, result | {"ratios": found})}
+    assert met == {
+        "tokens_per_second a": True,
+        "model_flop_utilisation a": None,
+        "step_seconds a/b": False,
+        "sampling_seconds a/parts": True,
+    }
+
+
+def test_a_process_that_is_killed_does_not_end_the_benchmark(tmp_path, monkeypatch):
+    def in_a_process(job):
+        if job.dense:
+            return {"failed": "killed (status -9), for want of memory perhaps"}
+        return step(job) if job.what == STEP else sampling(job)
+
+    monkeypatch.setattr(benchmark_task, "_in_a_process", in_a_process)
+    result = benchmark(config_of(tmp_path, *QUICK, "benchmark.vocab_size=50"))
+    assert "failed" in result["training_step"]["flm_dense"] and result["training_step"]["flm"]["seconds"] > 0
+    assert set(result["ratios"]) == {"sampling_seconds flm/parts"}
+
+
+def test_the_dense_twin_samples_what_the_noise_says(tmp_path):
+    algorithm = new_algorithm(config_of(tmp_path, *QUICK), 50).eval()
+    canvas = Canvas.blank(3, 32)
+    with torch.no_grad():
+        algorithm.backbone.output_layer.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
+    a, b, c = (TWINS[type(algorithm)].sample(algorithm, canvas, 2, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_on_a_cpu_computing_is_compared_not_waiting():
+    """Two processes that computed alike, one of which had to wait for others on its machine."""
+    row = {"peak_memory_mb": 1.0, "flops": None, "loss": 0.0}
+    runs = [row | {"seconds": 9.0, "processor_seconds": 1.0}, row | {"seconds": 5.0, "processor_seconds": 2.0}]
+    waited = _summary(STEP, runs, 10, None, "processor_seconds")
+    assert waited["seconds"] == 9.0 and waited["tokens_per_second"] == 10 / 9
+    idle = row | {"seconds": 1.0, "processor_seconds": 1.0}
+    assert ratios({"device": "cpu", STEP: {"a": waited, "b": idle}, SAMPLING: {}})["step_seconds a/b"] == 1.0
+    assert ratios({"device": "H100", STEP: {"a": waited, "b": idle}, SAMPLING: {}})["step_seconds a/b"] == 9.0

@@ -39,10 +39,10 @@ class Pointwise(Algorithm):
 
 CORPUS = '''
 """Counting, as text."""
-from flm.data.corpora.corpus import Corpus
+from flm.data.corpora.random_split import RandomSplitCorpus
 
 
-class Counting(Corpus):
+class Counting(RandomSplitCorpus):
     def __init__(self, until, **options):
         super().__init__(**options)
         self.until = until

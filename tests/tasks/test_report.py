@@ -162,7 +162,7 @@ def test_scorers_are_not_mixed_in_one_figure(tmp_path):
     make.frontier(tmp_path / "in" / "a")
     make.frontier(tmp_path / "in" / "b", label="other", scorer="ar:runs/ar/checkpoints/last.ckpt")
     _, page = run(tmp_path / "out", tmp_path / "in")
-    assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")} == {"frontier", "frontier_2"}
+    assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")} == {"comparison", "frontier", "frontier_2"}
     assert "Scored by gpt2-large" in page.rows("frontier") and "Scored by ar:runs/ar" in page.rows("frontier")
 
 

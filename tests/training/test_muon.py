@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from flm.training.adamw import AdamW
 from flm.training.muon import MuonWithAdamW
 
 
@@ -34,7 +35,7 @@ def test_it_is_muon_on_the_blocks_and_adamw_elsewhere():
     matrices = [block.weight for block in twin.blocks]
     rest = [twin.table.weight, *(block.bias for block in twin.blocks)]
     muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1)
-    adamw = torch.optim.AdamW(rest, lr=0.01, weight_decay=0.1)
+    adamw = AdamW(rest, lr=0.01, weight_decay=0.1)
     for n in range(5):
         ids = torch.randint(7, (9,), generator=torch.Generator().manual_seed(n))
         for model, optimizers in ((net, [both]), (twin, [muon, adamw])):

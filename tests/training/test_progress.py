@@ -1,52 +1,12 @@
 import sys
 
 import torch
-from toy import BATCH, LENGTH, ToyData, make_module, make_trainer
+from toy import ToyData, make_module, make_trainer
 
-from flm.training import throughput
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.progress import PrintCrossEntropy, StepProgressBar
 from flm.training.throughput import Throughput
 from flm.training.validation import Tally
-
-
-class Clock:
-    """Each batch takes two seconds; whatever else moves it, `now` says."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def perf_counter(self):
-        self.now += 2.0
-        return self.now
-
-
-def test_throughput_is_tokens_over_time_without_validation(tmp_path, monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(throughput, "time", clock)
-
-    class SlowValidation(Throughput):
-        def on_validation_start(self, *_):
-            clock.now += 1000.0
-
-    module = make_module()
-    validating = dict(limit_val_batches=1.0, val_check_interval=6)
-    trainer = make_trainer(tmp_path, 8, callbacks=[SlowValidation()], accumulate_grad_batches=2, **validating)
-    trainer.fit(module, datamodule=ToyData())
-    assert float(trainer.callback_metrics["perf/tokens_per_second"]) == BATCH * LENGTH / 2.0
-
-
-def test_throughput_forgets_old_batches(tmp_path, monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(throughput, "time", clock)
-
-    class Slow(Throughput):
-        def on_train_batch_start(self, trainer, *_):
-            clock.now += 100.0 if trainer.global_step < 4 else 0.0
-
-    trainer = make_trainer(tmp_path, 8, callbacks=[Slow(window=4)])
-    trainer.fit(make_module(), datamodule=ToyData())
-    assert float(trainer.callback_metrics["perf/tokens_per_second"]) == BATCH * LENGTH / 2.0
 
 
 def test_the_bar_counts_optimiser_steps_of_the_whole_run(tmp_path, monkeypatch):

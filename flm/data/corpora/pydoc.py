@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flm.data.corpora.corpus import Corpus, Normaliser
+from flm.data.corpora.corpus import Normaliser
 from flm.data.corpora.prose import prose
+from flm.data.corpora.random_split import RandomSplitCorpus
 
 # Tests hold no prose. The others are separate packages on some systems, so with them the text would depend on what
 # else is installed.
@@ -27,7 +28,7 @@ _MIN_CHARACTERS = 200
 _CLEANING = 1  # raise when the cleaning changes, so that caches of the old text are not reused
 
 
-class PydocCorpus(Corpus):
+class PydocCorpus(RandomSplitCorpus):
     """One document per help topic and per module (its docstrings in source order), cleaned to prose.
 
     Paragraphs are separated by one newline; a paragraph that occurred before is left out.
@@ -43,8 +44,9 @@ class PydocCorpus(Corpus):
         normaliser: Normaliser | None = None,
         wrap: str = "plain",
         cache_dir: str | os.PathLike[str] | None = None,
+        processes: int | None = None,
     ):
-        super().__init__(valid_fraction, split_seed, normaliser, wrap, cache_dir)
+        super().__init__(valid_fraction, split_seed, normaliser, wrap, cache_dir, processes)
         self._cleaned: list[str] | None = None
 
     def source(self) -> Iterator[str]:

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from flm.data.corpora.corpus import Corpus, Normaliser, Split
+from flm.data.corpora.corpus import Normaliser, Split
+from flm.data.corpora.random_split import RandomSplitCorpus
 
 PIECE_CHARACTERS = 2000
 _BLANK_LINE = re.compile(r"\n\s*\n")
 _SPACE = re.compile(r"\s+")
 
 
-class TextCorpus(Corpus):
+class TextCorpus(RandomSplitCorpus):
     """A .txt or .md file is one document; every line of a .jsonl file is one, under the key `text`.
 
     A corpus of a single document without `valid_path` is cut into pieces of about 2,000 characters, at blank lines
@@ -42,8 +43,9 @@ class TextCorpus(Corpus):
         normaliser: Normaliser | None = None,
         wrap: str = "plain",
         cache_dir: str | os.PathLike[str] | None = None,
+        processes: int | None = None,
     ):
-        super().__init__(valid_fraction, split_seed, normaliser, wrap, cache_dir)
+        super().__init__(valid_fraction, split_seed, normaliser, wrap, cache_dir, processes)
         self.path = Path(path)
         self.valid_path = None if valid_path is None else Path(valid_path)
 
@@ -64,9 +66,9 @@ class TextCorpus(Corpus):
     def describe(self) -> str:
         return str(self.path) if self.valid_path is None else f"{self.path} (held out: {self.valid_path})"
 
-    def _of_split(self, split: Split) -> Iterator[str]:
+    def raw_documents(self, split: Split) -> Iterator[str]:
         if self.valid_path is None:
-            return super()._of_split(split)
+            return super().raw_documents(split)
         return _read(self.path, "data.path") if split == "train" else _read(self.valid_path, "data.valid_path")
 
 

@@ -1,0 +1,98 @@
+"""KL-flow: flow matching along the KL geodesic from Dirichlet noise to smoothed tokens (arXiv 2411.16821).
+
+The target is affine in the one-hot token, so the velocity that matches the flow follows from p(token | x_t), learned by
+cross-entropy, for correlated positions too (proposition 3.2 there).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.flm import token_loss
+from flm.draws import Draws
+from flm.models.attention import document_mask
+from flm.paths.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
+from flm.paths.geodesic_state import FEATURES, State, corrupt, embed
+from flm.posterior import TokenPosterior
+from flm.samplers.geodesic import GeodesicSampler
+
+
+class GeodesicDenoiser:
+    """The posterior of tokens given a state: a backbone that reads its features.
+
+    Args:
+        mask: as the backbone takes it; None: every position sees every other.
+    """
+
+    def __init__(self, backbone: nn.Module, path: Geodesic, clock: GeodesicClock, features: str, mask: Tensor | None = None):
+        self.backbone, self.path, self.clock, self.features = backbone, path, clock, features
+        self.options = {} if mask is None else {"mask": mask}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of states: that of the weights, at least fp32."""
+        return torch.promote_types(self.backbone.input_table.dtype, torch.float32)
+
+    def view(self, state: State) -> Tensor:
+        """(B, L, D), what the backbone reads."""
+        return embed(state, self.backbone.input_table, self.features, self.path)
+
+    def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
+        return self.backbone(self.view(state), tau, **self.options)
+
+
+def check_features(features: str) -> None:
+    if features not in FEATURES:
+        raise ValueError(f"algo.features must be one of {', '.join(FEATURES)}, not {features}")
+
+
+class KLFlow(Algorithm):
+    """KL-flow.
+
+    What a batch gives (weight 0) enters as clean one-hot vectors; padding is neither seen nor learned.
+
+    Args:
+        backbone: called as backbone(vocab_size=V); gives a module with `input_table` (V, D) that maps (view (B, L, D),
+            tau (B,)) to a TokenPosterior, and takes `mask` if batches name documents.
+        vocab_size: V.
+        length: L.
+        max_t: physical time where the path ends; None: where 99% of tokens are known from their own noisy point alone.
+        smoothing: mass of the target spread over the vocabulary; it warps time, and with it the sharpness of the input.
+        concentration: of the Dirichlet prior.
+        features: what the network reads of a state: simplex (as published), sharpened, log or posterior.
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[..., nn.Module],
+        vocab_size: int,
+        length: int,
+        max_t: float | None = None,
+        smoothing: float = 0.01,
+        concentration: float = 1.0,
+        features: str = "simplex",
+    ):
+        super().__init__(vocab_size, length)
+        check_features(features)
+        self.path, self.features = Geodesic.of(vocab_size, max_t, smoothing, concentration), features
+        self.clock = GeodesicClock(self.path.max_t)
+        self.backbone = backbone(vocab_size=vocab_size)
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        t = self.path.max_t * draws.stratified(len(batch.tokens))
+        denoiser = self.denoiser(document_mask(batch.documents))
+        state = corrupt(batch.tokens, t, self.path, draws.seed(), batch.weight == 0, denoiser.dtype)
+        tau = self.clock.tau(t)
+        return token_loss(denoiser(state, tau.float()), batch, tau)
+
+    def denoiser(self, mask: Tensor | None = None) -> GeodesicDenoiser:
+        return GeodesicDenoiser(self.backbone, self.path, self.clock, self.features, mask)
+
+    def sampler(self, **options: Any) -> GeodesicSampler:
+        return GeodesicSampler(**options)
+
+    def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
+        return context_free_cross_entropy(self.path, token_counts, self.clock.time(tau.double()), draws.local)

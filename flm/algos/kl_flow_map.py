@@ -1,0 +1,176 @@
+"""The flow map of KL-flow as one two-time softmax network: jumps along the KL geodesic's flow, for generation in a few steps.
+
+From time a to b the flow dm/ds = p_s(x_s) moves the logits m by (s_b - s_a) p_{a,b}(x_a), where p_{a,b} is the average of the
+posterior along the way, even in the signal s: a point of the simplex. On the diagonal it is the posterior, and
+
+    p_{a,d}(x_a) = w p_{a,b}(x_a) + (1 - w) p_{b,d}(x_b),    w = (s_b - s_a) / (s_d - s_a),
+
+so, as for FMLM (arXiv 2602.16813), two jumps give the target of one that takes both.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.flm import token_loss
+from flm.algos.kl_flow import GeodesicDenoiser, check_features
+from flm.algos.teacher import Distillation, backbone_of, copy_weights
+from flm.draws import Draws
+from flm.models.attention import document_mask
+from flm.paths.flow_map import PAIR_LAWS, TimePairs, check_boundary_prob, draw_time_pairs, whole_number
+from flm.paths.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
+from flm.paths.geodesic_state import Moved, State, corrupt
+from flm.posterior import Combination, Output, TokenPosterior
+from flm.samplers.geodesic_map import GeodesicMapSampler
+from flm.vocabulary_losses import cross_entropy
+
+
+class TwoTimeGeodesicDenoiser(GeodesicDenoiser):
+    """p_{a,b}: a backbone that reads a state's features and two clock times."""
+
+    def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
+        return self.backbone(self.view(state), tau, tau if tau_to is None else tau_to, **self.options)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a batch, at (start, end) on the clock, with what the network should predict there."""
+
+    name: str
+    rows: slice
+    state: State
+    start: Tensor
+    end: Tensor
+    target: Tensor | Output
+
+
+class KLFlowMap(Distillation):
+    """The flow map of KL-flow.
+
+    A share of every batch is diagonal (both times equal): there the target is the teacher's prediction, or the data. The
+    rest are jumps, whose target are two jumps of the network itself.
+
+    Args:
+        backbone: called as backbone(vocab_size=V, two_times=True).
+        vocab_size: V.
+        length: L.
+        teacher: a trained KLFlow; None to learn the posterior from data at the same time.
+        initialize_student_from_teacher: start at the teacher's weights.
+        diagonal_fraction: share of the batch in [0, 1] on the diagonal.
+        time_pairs: law of the jumps' ends, uniform_gap or uniform_pair.
+        boundary_prob: one jump in so many goes the whole way; None for none.
+        max_t, smoothing, concentration, features: as in KLFlow, and the teacher's.
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[..., nn.Module],
+        vocab_size: int,
+        length: int,
+        teacher: Algorithm | None = None,
+        initialize_student_from_teacher: bool = True,
+        diagonal_fraction: float = 0.5,
+        time_pairs: str = "uniform_gap",
+        boundary_prob: int | None = 32,
+        max_t: float | None = None,
+        smoothing: float = 0.01,
+        concentration: float = 1.0,
+        features: str = "simplex",
+    ):
+        super().__init__(vocab_size, length, teacher=teacher)
+        check_features(features)
+        if time_pairs not in PAIR_LAWS:
+            raise ValueError(f"algo.time_pairs must be one of {', '.join(PAIR_LAWS)}, not {time_pairs}")
+        if not 0 <= diagonal_fraction <= 1:
+            raise ValueError(f"algo.diagonal_fraction must be in [0, 1], not {diagonal_fraction}")
+        check_boundary_prob(boundary_prob)
+        self.path, self.features = Geodesic.of(vocab_size, max_t, smoothing, concentration), features
+        self.clock = GeodesicClock(self.path.max_t)
+        self.backbone = backbone(vocab_size=vocab_size, two_times=True)
+        if teacher is not None:
+            self._check_path(teacher)
+            if initialize_student_from_teacher:
+                copy_weights(backbone_of(teacher, "algo.teacher_path"), self.backbone, length, "algo.teacher_path")
+        self.diagonal_fraction, self.time_pairs, self.boundary_prob = diagonal_fraction, time_pairs, boundary_prob
+
+    def _check_path(self, teacher: Algorithm) -> None:
+        if getattr(teacher, "path", None) != self.path or getattr(teacher, "features", None) != self.features:
+            raise ValueError(
+                "algo.teacher_path: needs a checkpoint of algo=kl_flow with the same max_t, smoothing, concentration and "
+                f"features as algo.*, not {type(teacher).__name__} with {getattr(teacher, 'path', 'another path')}"
+            )
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        size, mask = len(batch.tokens), document_mask(batch.documents)
+        split = min(size, whole_number(self.diagonal_fraction * size, draws))
+        diagonal, jumps = slice(0, split), slice(split, size)
+        tau = draws.stratified(split)
+        pairs = draw_time_pairs(size - split, draws, self.time_pairs, self.boundary_prob)
+        starts = torch.cat([tau, pairs.start])
+        still, moving = (self._state(batch, rows, starts[rows], draws.seed()) for rows in (diagonal, jumps))
+
+        def masked(rows: slice) -> Tensor | None:
+            return None if mask is None else mask[rows]
+
+        parts: list[_Part] = []
+        if split > 0:
+            target: Any = batch.tokens[diagonal]
+            if self.teacher("teacher") is not None:
+                with torch.no_grad():
+                    target = self.teacher("teacher").denoiser(masked(diagonal))(still, tau.float())
+            parts.append(_Part("diagonal", diagonal, still, tau, tau, target))
+        if split < size:
+            target = self._two_jumps(moving, pairs, masked(jumps))
+            parts.append(_Part("jump", jumps, moving, pairs.start, pairs.end, target))
+
+        denoiser = self.denoiser(mask)
+        # one pass of the network over both parts
+        posterior = self.backbone(
+            torch.cat([denoiser.view(part.state) for part in parts]),
+            torch.cat([part.start for part in parts]).float(),
+            torch.cat([part.end for part in parts]).float(),
+            **denoiser.options,
+        )
+        weight = batch.weight / batch.weight.sum().clamp_min(1)
+        losses = [cross_entropy(posterior.rows(part.rows), part.target, weight[part.rows]) for part in parts]
+        per_token = torch.cat([values for _, values in losses])
+        per_sequence = (per_token * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1)
+        metrics = {f"{part.name}_nats_per_token": per_sequence[part.rows].mean() for part in parts}
+        return Loss(sum(total for total, _ in losses), per_sequence, starts, metrics)
+
+    @torch.no_grad()
+    def _two_jumps(self, state: State, pairs: TimePairs, mask: Tensor | None) -> Combination:
+        """What a jump over each pair should predict: the average of its halves' predictions."""
+        denoiser = self.denoiser(mask)
+        t = [self.clock.time(tau) for tau in (pairs.start, pairs.middle, pairs.end)]
+        tau = [tau.float() for tau in (pairs.start, pairs.middle, pairs.end)]
+        a, b, d = (self.path.signal(time) for time in t)
+        first = denoiser(state, tau[0], tau[1])
+        halfway = state.at(Moved(state.logits, first, b - a), t[1])
+        second = denoiser(halfway, tau[1], tau[2])
+        share = torch.where(d > a, (b - a) / (d - a).clamp_min(torch.finfo(d.dtype).tiny), 0.0)
+        return Combination((share, 1 - share), (first, second))
+
+    def _state(self, batch: Batch, rows: slice, tau: Tensor, seed: int) -> State:
+        return corrupt(
+            batch.tokens[rows], self.clock.time(tau), self.path, seed, batch.weight[rows] == 0, self.denoiser().dtype
+        )
+
+    def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The denoising cross-entropy on the diagonal, against the data: comparable with the teacher's."""
+        tau = draws.stratified(len(batch.tokens))
+        state = self._state(batch, slice(None), tau, draws.seed())
+        return token_loss(self.denoiser(document_mask(batch.documents))(state, tau.float()), batch, tau)
+
+    def denoiser(self, mask: Tensor | None = None) -> TwoTimeGeodesicDenoiser:
+        return TwoTimeGeodesicDenoiser(self.backbone, self.path, self.clock, self.features, mask)
+
+    def sampler(self, **options: Any) -> GeodesicMapSampler:
+        return GeodesicMapSampler(**options)
+
+    def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
+        return context_free_cross_entropy(self.path, token_counts, self.clock.time(tau.double()), draws.local)

@@ -1,0 +1,150 @@
+"""MDLM: masked diffusion. Tokens vanish behind masks one by one, and the network says what was there (arXiv 2406.07524).
+
+The network is not told the time: the number of masks tells it (arXiv 2406.03736, 2409.02908). It never predicts the mask,
+and what is not masked is known (SUBS), so losses and draws exist at masks alone. With "it" the cross-entropy
+-log p(x_i | what is visible) at a mask i of a sequence of L tokens,
+
+    -log p(x)  <=  E_t[ kappa'(t) / (1 - kappa(t))  sum of it over the masks ]
+               =   E_k[ L / k  sum of it over k masks in random places ],    k ~ U{1 .. L},
+
+since (1 - kappa)^k kappa^(L - k), the probability of a set of k masks, integrates over d kappa / (1 - kappa) to
+1 / (k C(L, k)), whatever the schedule. It is also the mean of -log p(x) over all orders in which the tokens could be written
+one by one, so it is exact for a network whose predictions fit together.
+
+Training draws k, the bound too. Published training draws t and then each mask by itself: the same loss on average, but the
+number of masks is random a second time, and weights near t = 1 are large, so that t has to stop before it.
+B batch, L length, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flm.algos.algorithm import Algorithm, Batch, Bound, Loss, Sampler
+from flm.draws import Draws
+from flm.models.attention import document_mask
+from flm.paths.mixture import LogLinear, MaskSource, Schedule
+from flm.posterior import TokenPosterior
+from flm.samplers.masked import CONFIDENCES, AncestralSampler, ConfidenceSampler
+from flm.samplers.masked_remasking import LoopingSampler, RemaskingSampler, RescaledRemaskingSampler
+from flm.vocabulary_losses import cross_entropy
+
+SOLVERS: dict[str, Callable[..., Sampler]] = {
+    "ancestral": AncestralSampler,
+    **{name: partial(ConfidenceSampler, name) for name in CONFIDENCES},
+    "remask_cap": RemaskingSampler,
+    "remask_rescale": RescaledRemaskingSampler,
+    "remask_loop": LoopingSampler,
+}
+
+
+class MaskPredictor:
+    """What samplers ask of a backbone that reads token ids, mask included: tokens of the data, mask excluded."""
+
+    def __init__(self, backbone: nn.Module, source: MaskSource, schedule: Schedule):
+        self.backbone, self.source, self.schedule = backbone, source, schedule
+
+    def __call__(self, tokens: Tensor, t: Tensor | None = None, documents: Tensor | None = None) -> TokenPosterior:
+        embedded = F.embedding(tokens, self.backbone.input_table)
+        options = {} if documents is None else {"mask": document_mask(documents)}
+        # published weights have a time embedding that was only ever told 0
+        posterior = self.backbone(embedded, embedded.new_zeros(len(tokens)), **options)
+        mask, vocab_size = self.source.mask_id, self.source.vocab_size
+        if mask == vocab_size:
+            bias = None if posterior.bias is None else posterior.bias[:vocab_size]
+            return replace(posterior, table=posterior.table[:vocab_size], bias=bias)
+        if posterior.softcap is not None:  # which would make a finite logit of the infinite one
+            raise ValueError("algo.mask_id names a token of the vocabulary: that needs model.output_softcap=null")
+        bias = posterior.table.new_zeros(vocab_size) if posterior.bias is None else posterior.bias
+        return replace(posterior, bias=bias.index_fill(0, torch.tensor([mask], device=bias.device), -torch.inf))
+
+
+class MDLM(Algorithm):
+    """The masked diffusion language model.
+
+    Args:
+        backbone: called as backbone(vocab_size=rows of its tables), V + 1 with a mask of its own; gives a module like `DiT`.
+        vocab_size: V.
+        length: L.
+        schedule: that samplers step along; None: the log-linear one. Training does not depend on it.
+        mask_id: the id in [0, V) of a mask that the tokenizer has, never predicted and in no text; None: V, one more row.
+
+    Raises:
+        ValueError: mask_id is not in [0, V).
+    """
+
+    validation_metric = "nelbo_nats"
+    bound_kind = "variational upper bound"
+
+    def __init__(
+        self,
+        backbone: Callable[..., nn.Module],
+        vocab_size: int,
+        length: int,
+        schedule: Schedule | None = None,
+        mask_id: int | None = None,
+    ):
+        super().__init__(vocab_size, length)
+        if mask_id is not None and not 0 <= mask_id < vocab_size:
+            raise ValueError(f"algo.mask_id must be in [0, {vocab_size}) or null, not {mask_id}")
+        self.source = MaskSource(vocab_size if mask_id is None else mask_id, vocab_size)
+        self.schedule = LogLinear() if schedule is None else schedule
+        self.backbone = backbone(vocab_size=self.source.num_states)
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The bound per token that counts, at one number of masks a sequence: there, the mean cross-entropy at masks."""
+        u = draws.stratified(len(batch.tokens))
+        masked, scale = random_masks(batch.weight > 0, u, draws.local)
+        weight = batch.weight * scale[:, None].to(batch.weight)
+        total, nats = self._cross_entropy(batch, masked, weight / batch.weight.sum().clamp_min(1))
+        per_sequence = (nats * weight).sum(1) / batch.weight.sum(1).clamp_min(1)
+        return Loss(total, per_sequence, 1 - u)
+
+    def bound(self, batch: Batch, draws: Draws) -> Bound:
+        """One draw: -log p of the tokens behind a random number of masks, scaled up to all."""
+        everywhere = torch.ones_like(batch.tokens, dtype=torch.bool)
+        masked, scale = random_masks(everywhere, draws.stratified(len(batch.tokens)), draws.local)
+        _, nats = self._cross_entropy(batch, masked, masked.to(scale))
+        return Bound(nats.sum(1) * scale)
+
+    def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
+        """The entropy of the unigrams: a mask says nothing."""
+        p = token_counts.double() / token_counts.sum()
+        return torch.special.entr(p).sum().expand(tau.shape)
+
+    def denoiser(self) -> MaskPredictor:
+        return MaskPredictor(self.backbone, self.source, self.schedule)
+
+    def sampler(self, solver: str = "ancestral", **options: Any) -> Sampler:
+        if solver not in SOLVERS:
+            raise ValueError(f"sampling.solver must be one of {', '.join(SOLVERS)}, not {solver}")
+        return SOLVERS[solver](**options)
+
+    def _cross_entropy(self, batch: Batch, masked: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum weighted by weight (B, L), differentiable, and the nats at each mask (B, L), 0 elsewhere."""
+        state = batch.tokens.masked_fill(masked, self.source.mask_id)
+        posterior = self.denoiser()(state, documents=batch.documents)
+        # the vocabulary's end for masks alone: on average half of its work
+        posterior = replace(posterior, hidden=posterior.hidden[masked][None])
+        total, found = cross_entropy(posterior, batch.tokens[masked][None], weight[masked][None])
+        nats = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
+        nats[masked] = found[0].double()
+        return total, nats
+
+
+def random_masks(maskable: Tensor, u: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """k of each sequence's n maskable positions (B, L) bool in random places, k = 1 .. n as u (B,) in [0, 1) says.
+
+    Returns:
+        Masks (B, L) bool, and n / k (B,) float64, by which their sum stands for that of all; 0 where n is.
+    """
+    n = maskable.sum(1)
+    k = torch.minimum((u * n).long() + 1, n)
+    key = torch.rand(maskable.shape, generator=generator, dtype=torch.float64, device=maskable.device)
+    rank = key.masked_fill(~maskable, 2.0).argsort(1).argsort(1)
+    return rank < k[:, None], n / k.clamp_min(1).double()

@@ -1,0 +1,103 @@
+"""Files of a data set on the Hugging Face hub, fetched into a folder."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+# seconds until a hub that does not answer counts as out of reach
+REACH_SECONDS = 5.0
+_RECORD = ".download.json"
+
+log = logging.getLogger(__name__)
+
+
+class Unreachable(Exception):
+    """The hub cannot be asked; one line on why."""
+
+
+class Download:
+    """Files of one revision in one folder, and a record beside them of which commit they are and which are whole.
+
+    What an interruption leaves is gone on with, at the same commit; what is whole is used without network.
+
+    Args:
+        hub: data set, user/name.
+        revision: branch, tag or commit.
+        folder: where the files go, under the paths they have in the data set.
+    """
+
+    def __init__(self, hub: str, revision: str, folder: Path):
+        self.hub, self.revision, self.folder = hub, revision, folder
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a download, rather than files somebody put there."""
+        return (self.folder / _RECORD).exists()
+
+    def provenance(self) -> dict[str, Any]:
+        record = self._record() or {}
+        return {key: record.get(key) for key in ("hub", "revision", "commit")}
+
+    def fetch(self, choose: Callable[[list[str]], list[str]], what: str) -> list[str]:
+        """Paths inside the folder of the files that `choose` picks from the data set's; `what` names the choice.
+
+        Raises:
+            Unreachable: files are missing and the hub does not answer, or does not have the data set.
+            ValueError: the folder holds another data set or revision.
+        """
+        record = self._record()
+        if record is None or what not in record["whole"]:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".download.lock"):  # of several processes one downloads
+                record = self._record()
+                if record is None or what not in record["whole"]:
+                    record = self._fetch(record, choose, what)
+        names: list[str] = record["whole"][what]
+        missing = next((name for name in names if not (self.folder / name).is_file()), None)
+        if missing is not None:
+            raise ValueError(f"data: {self.folder / missing} is gone: delete {self.folder / _RECORD} to download it again")
+        return names
+
+    def _fetch(self, record: dict[str, Any] | None, choose: Callable[[list[str]], list[str]], what: str) -> dict[str, Any]:
+        from huggingface_hub import HfApi, hf_hub_download
+
+        revision = self.revision if record is None else record["commit"]
+        try:
+            info = HfApi().dataset_info(self.hub, revision=revision, timeout=REACH_SECONDS)
+            names = choose([file.rfilename for file in info.siblings or []])
+            if record is None:
+                record = {"hub": self.hub, "revision": self.revision, "commit": info.sha, "whole": {}}
+                self._write(record)
+            log.info("downloading %d files of %s (%s) into %s", len(names), self.hub, what, self.folder)
+            for name in names:
+                hf_hub_download(self.hub, name, repo_type="dataset", revision=record["commit"], local_dir=self.folder)
+        except Exception as error:  # the hub's client, its transport and the system each raise their own
+            raise Unreachable(" ".join(str(error).split()) or type(error).__name__) from error
+        record["whole"][what] = names
+        self._write(record)
+        return record
+
+    def _record(self) -> dict[str, Any] | None:
+        path = self.folder / _RECORD
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if (record["hub"], record["revision"]) != (self.hub, self.revision):
+                raise ValueError(
+                    f"data: {self.folder} holds {record['hub']}, revision {record['revision']}: delete it, or change data.name"
+                )
+            if not isinstance(record["whole"], dict) or not isinstance(record["commit"], str):
+                raise TypeError(record)
+        except FileNotFoundError:
+            return None
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"data: {path} is damaged: delete it, and its files are checked and completed") from error
+        return record
+
+    def _write(self, record: dict[str, Any]) -> None:
+        draft = self.folder / f"{_RECORD}.tmp"
+        draft.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        draft.replace(self.folder / _RECORD)

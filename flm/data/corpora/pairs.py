@@ -1,0 +1,95 @@
+"""Prompts with their responses, from JSON Lines."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flm.data.corpora.corpus import Split
+from flm.data.corpora.json_lines import digest, records, text_of
+from flm.data.corpora.random_split import RandomSplitCorpus
+from flm.data.layouts import Layout, ResponseLayout
+
+_BETWEEN = "\x1e"  # record separator: keeps a pair in one string while it is put on one side of the split
+
+
+class PairCorpus(RandomSplitCorpus):
+    """Pairs of a prompt and a response, each a document of its own, one after the other.
+
+    Args:
+        path: a .jsonl file, also .gz, or a folder of them.
+        valid_path: the same for held-out pairs; None: hold out `valid_fraction` of the pairs of `path`.
+        prompt_key: key of the prompt in an object; dots lead into nested ones. None: there are no prompts.
+        response_key: key of the response.
+        separator: put after every prompt.
+        layout: how a pair lies in a row; None: `ResponseLayout()`.
+        valid_fraction, split_seed, cache_dir, processes: see `RandomSplitCorpus`.
+
+    Raises:
+        ValueError: on use, one line naming file and line: unreadable, a key missing, a prompt or response empty.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        valid_path: str | os.PathLike[str] | None = None,
+        prompt_key: str | None = "prompt",
+        response_key: str = "response",
+        separator: str = "\n",
+        layout: Layout | None = None,
+        valid_fraction: float = 0.05,
+        split_seed: int = 0,
+        cache_dir: str | os.PathLike[str] | None = None,
+        processes: int | None = None,
+    ):
+        super().__init__(valid_fraction, split_seed, cache_dir=cache_dir, processes=processes)
+        self.path, self.valid_path = Path(path), None if valid_path is None else Path(valid_path)
+        self.prompt_key, self.response_key, self.separator = prompt_key, response_key, separator
+        self.layout = ResponseLayout() if layout is None else layout
+
+    def pairs(self, split: Split) -> Iterator[tuple[str, str]]:
+        """Prompts, separator included ("" where there are none), and responses."""
+        if self.valid_path is None:
+            joined: Iterator[str] = super().raw_documents(split)
+        else:
+            joined = (
+                self._joined(self.path, "data.path") if split == "train" else self._joined(self.valid_path, "data.valid_path")
+            )
+        for pair in joined:
+            prompt, _, response = pair.partition(_BETWEEN)
+            yield prompt, response
+
+    def source(self) -> Iterator[str]:
+        return self._joined(self.path, "data.path")
+
+    def raw_documents(self, split: Split) -> Iterator[str]:
+        for prompt, response in self.pairs(split):
+            if self.prompt_key is not None:
+                yield prompt
+            yield response
+
+    def blocks(self, cache: Any, split: Split, length: int, tokenizer: Any, seed: int) -> Any:
+        from flm.data.pair_rows import PairRows  # which imports the cache, which imports what this derives from
+
+        return PairRows(cache, split, self.layout, tokenizer, length, 1 if self.prompt_key is None else 2, seed)
+
+    def source_fingerprint(self) -> dict[str, Any]:
+        return {
+            "path": digest(self.path, "data.path"),
+            "valid_path": None if self.valid_path is None else digest(self.valid_path, "data.valid_path"),
+            "keys": [self.prompt_key, self.response_key],
+            "separator": self.separator,
+        }
+
+    def describe(self) -> str:
+        return f"pairs of {self.path}"
+
+    def _joined(self, path: Path, key: str) -> Iterator[str]:
+        for place, record in records(path, key):
+            response = text_of(record, self.response_key, place)
+            prompt = "" if self.prompt_key is None else text_of(record, self.prompt_key, place) + self.separator
+            if not response or (self.prompt_key is not None and prompt == self.separator):
+                raise ValueError(f"{place}: an empty {'prompt' if response else 'response'}: leave the line out")
+            if _BETWEEN in prompt or _BETWEEN in response:
+                raise ValueError(f"{place}: holds the control character U+001E, which parts prompts from responses here")
+            yield prompt + _BETWEEN + response

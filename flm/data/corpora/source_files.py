@@ -1,0 +1,173 @@
+"""Files of documents as data sets are published: parquet, JSON lines and text, read through `datasets` in a stream.
+
+Only the library's own readers are used, one file at a time; nothing a data set brings along is executed.
+"""
+
+import glob
+import hashlib
+import json
+import logging
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from filelock import FileLock
+
+READERS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".txt": "text"}
+KINDS = ".parquet, .jsonl or .txt (a line is a document), the latter two also with .gz or .zst"
+_COMPRESSED = (".gz", ".zst")
+# Words in a file's path that say which split it belongs to; other splits go by their own name.
+_WORDS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing", "eval"},
+}
+_BATCH = 1000
+
+log = logging.getLogger(__name__)
+
+
+def reader_of(name: str) -> str | None:
+    """Which reader of `datasets` takes a file of this name; None: none does."""
+    path = PurePosixPath(name)
+    return READERS.get(path.with_suffix("").suffix if path.suffix in _COMPRESSED else path.suffix)
+
+
+def files_of_split(names: Iterable[str], split: str, only: bool) -> list[str]:
+    """The files of one split, in the order of their names.
+
+    A path belongs to the split whose word comes last in it (data/train-00000.parquet, test/0000.parquet). Hidden files,
+    other kinds, and the hub's conversions that stop part of the way (`partial-train`) are left out.
+
+    Args:
+        names: paths inside the data set, with slashes.
+        split: as data sets call it: train, validation, test, or another word.
+        only: no other split is asked for, so files that name none belong to this one.
+    """
+    known = {word: name for name, words in _WORDS.items() for word in words} | {split: split}
+    marked, unmarked = [], []
+    for name in sorted(names):
+        words = re.findall("[a-z]+", name.lower())
+        if reader_of(name) is None or "partial" in words or any(part.startswith(".") for part in name.split("/")):
+            continue
+        splits = [known[word] for word in words if word in known]
+        if not splits:
+            unmarked.append(name)
+        elif splits[-1] == split:
+            marked.append(name)
+    return marked or (unmarked if only else [])
+
+
+def files_below(folder: Path) -> list[str]:
+    """Paths of all readable files inside a folder, with slashes."""
+    return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if reader_of(file.name) and file.is_file()]
+
+
+def read_documents(files: list[Path], key: str) -> Iterator[str]:
+    """The documents of the files one after the other, but for empty ones.
+
+    Raises:
+        ValueError: names the file: unreadable, or without strings under `key`.
+    """
+    return (document for file in files for document in _documents(file, key) if document)
+
+
+def read_range(files: list[Path], lengths: list[int], key: str, start: int, stop: int) -> Iterator[str]:
+    """As `read_documents`, of documents start .. stop-1 alone; other files are not opened.
+
+    Args:
+        lengths: documents in each file, empty ones included.
+    """
+    begin = 0
+    for file, length in zip(files, lengths, strict=True):
+        first, last = max(start - begin, 0), min(stop - begin, length)
+        if first < last:
+            yield from filter(None, islice(_documents(file, key), first, last))
+        begin += length
+
+
+def count_documents(file: Path, key: str) -> int:
+    """How many a file holds, empty ones included."""
+    if reader_of(file.name) == "parquet":
+        import pyarrow.parquet
+
+        try:
+            return pyarrow.parquet.ParquetFile(file).metadata.num_rows
+        except (OSError, ValueError) as error:
+            raise _unreadable(file, error) from error
+    return sum(1 for _ in _documents(file, key))
+
+
+class Digests:
+    """SHA-256 of files, each computed once and remembered in a file as long as size, times and inode stay the same."""
+
+    def __init__(self, memory: Path | None):
+        self._memory = memory
+
+    def __call__(self, files: list[Path]) -> list[str]:
+        if self._memory is None:
+            return [_sha256(file) for file in files]
+        self._memory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self._memory}.lock"):  # of several processes one computes, the others wait
+            known = self._known()
+            found = {}
+            for file in files:
+                status = file.stat()
+                # the time of the last change of the inode moves with every write, even where the other is set back
+                now = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+                before = known.get(str(file.resolve()))
+                found[str(file.resolve())] = before if before and before[:-1] == now else [*now, _sha256(file)]
+            if any(known.get(name) != entry for name, entry in found.items()):
+                draft = self._memory.with_name(f"{self._memory.name}.{uuid.uuid4().hex}")
+                draft.write_text(json.dumps(known | found), encoding="utf-8")
+                draft.replace(self._memory)
+        return [found[str(file.resolve())][-1] for file in files]
+
+    def _known(self) -> dict[str, list[Any]]:
+        try:
+            known = json.loads(self._memory.read_text(encoding="utf-8")) if self._memory else {}
+        except (OSError, ValueError):  # not there yet, or of no use: it is only a memory
+            return {}
+        return known if isinstance(known, dict) else {}
+
+
+def _documents(file: Path, key: str) -> Iterator[Any]:
+    import datasets
+
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it tells a server of each local file, and waits for it
+    reader = reader_of(file.name)
+    column = "text" if reader == "text" else key
+    options = {"columns": [column]} if reader == "parquet" else {}
+    try:
+        # glob.escape: the library takes names as patterns
+        stream = datasets.load_dataset(
+            reader, data_files=[glob.escape(os.path.abspath(file))], split="train", streaming=True, **options
+        )
+        for batch in stream.iter(batch_size=_BATCH):
+            if column not in batch:
+                raise ValueError(f'no "{column}", only {", ".join(batch)}: set data.text_key')
+            for document in batch[column]:
+                if document is not None and not isinstance(document, str):
+                    raise ValueError(f'"{column}" holds {type(document).__name__}, not text')
+                yield document
+    except Exception as error:  # every reader raises its own
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> ValueError:
+    cause: BaseException = error
+    while str(cause).startswith("An error occurred") and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return ValueError(f"data: {file}: {' '.join(str(cause).split()) or type(cause).__name__}")
+
+
+def _sha256(file: Path) -> str:
+    size = file.stat().st_size
+    if size > 1 << 30:
+        log.info("reading %s once to know it again (%.1f GB)", file, size / 1e9)
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,189 @@
+"""How a prompt and its response lie in a row of L tokens, and what of it is to be learned.
+
+A row holds prompt, response, one EOS, and EOS up to L. A token that is given has weight 0, one that is to be written weight 1.
+Padding is either a target too, which teaches a model that writes all positions at once how long a response is, or belongs to
+no document (-1), so that nothing attends to it and nothing is learned there.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flm.data.tokenizers import Tokenizer
+
+
+class Row(NamedTuple):
+    """Tokens (L,) int64, weight (L,) float, documents (L,) int64 or None; see `flm.algos.algorithm.Batch`."""
+
+    tokens: Tensor
+    weight: Tensor
+    documents: Tensor | None = None
+
+
+class Layout:
+    """Base of the layouts.
+
+    Attributes:
+        variants: rows made of each pair.
+    """
+
+    variants = 1
+
+    def __init__(self, padding: str = "target"):
+        if padding not in ("target", "excluded"):
+            raise ValueError(f"data.layout.padding must be target or excluded, not {padding}")
+        self.padding = padding
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain values that determine what it does."""
+        return {"layout": type(self).__name__, **vars(self)}
+
+    def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int | None:
+        """Positions that the longest row of a pair takes; None: it does not fit at any length."""
+        raise NotImplementedError
+
+    def pieces(
+        self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer, variant: int, rng: random.Random
+    ) -> "list[Piece]":
+        """The row's tokens in order, the EOS included and the padding not."""
+        raise NotImplementedError
+
+    def row(
+        self,
+        prompt: Sequence[int],
+        response: Sequence[int],
+        tokenizer: Tokenizer,
+        length: int,
+        variant: int,
+        rng: random.Random,
+    ) -> Row:
+        """One row of a pair that fits; `rng` decides what chance has to."""
+        tokens: list[int] = []
+        weight: list[float] = []
+        for piece in self.pieces(prompt, response, tokenizer, variant, rng):
+            tokens += piece.tokens
+            weight += [float(piece.target)] * len(piece.tokens)
+        size, missing = len(tokens), length - len(tokens)
+        is_target = self.padding == "target"
+        tokens += [tokenizer.eos_id] * missing
+        weight += [float(is_target)] * missing
+        documents = None if is_target else torch.tensor([0] * size + [-1] * missing)
+        return Row(torch.tensor(tokens), torch.tensor(weight), documents)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens in a row, given or to be written."""
+
+    tokens: list[int]
+    target: bool
+
+
+class ResponseLayout(Layout):
+    """The prompt is given, the response and its EOS are to be written.
+
+    Args:
+        padding: target or excluded.
+    """
+
+    def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int:
+        return len(prompt) + len(response) + 1
+
+    def pieces(
+        self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer, variant: int, rng: random.Random
+    ) -> list[Piece]:
+        return [Piece(list(prompt), False), Piece([*response, tokenizer.eos_id], True)]
+
+
+class SpanLayout(Layout):
+    """Random spans of the response are to be written, all else is given; spans keep their length.
+
+    Args:
+        levels: rows a pair, hiding shares 0 ... 1 of the response, evenly spaced; at least one token each.
+        max_spans: a row hides in 1 ... this many spans, all numbers equally likely.
+        padding: as a rule excluded: it is given.
+    """
+
+    def __init__(self, levels: int = 10, max_spans: int = 3, padding: str = "excluded"):
+        super().__init__(padding)
+        if levels < 1 or max_spans < 1:
+            raise ValueError(f"data.layout.levels and max_spans must be at least 1, not {levels} and {max_spans}")
+        self.variants, self.max_spans = levels, max_spans
+
+    def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int:
+        return len(prompt) + len(response) + 1
+
+    def pieces(
+        self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer, variant: int, rng: random.Random
+    ) -> list[Piece]:
+        hidden = hidden_count(len(response), variant, self.variants)
+        spans = min(rng.randint(1, self.max_spans), hidden)
+        inside = _parts(hidden - spans, spans, rng)  # each span holds one token more than its part
+        between = _parts(len(response) - hidden, spans + 1, rng)
+        out, place = [Piece(list(prompt), False)], 0
+        for index, gap in enumerate(between):
+            out.append(Piece(list(response[place : place + gap]), False))
+            place += gap
+            if index < spans:
+                out.append(Piece(list(response[place : place + inside[index] + 1]), True))
+                place += inside[index] + 1
+        return [*out, Piece([tokenizer.eos_id], False)]
+
+
+class LineLayout(Layout):
+    """Random lines of the response are to be written, each in a slot of its own; all else is given.
+
+    A slot holds the line without its line break, padded with EOS to `line_length` tokens, all of them targets. Lines and
+    line breaks are tokenised each on its own, so that what is given does not tell of what is hidden. A blank line is never
+    hidden. A pair with a line that no slot holds is left out.
+
+    Args:
+        line_length: tokens of a slot.
+        levels: rows a pair, hiding shares 0 ... 1 of its lines, evenly spaced; at least one line each.
+        padding: as a rule excluded: it is given.
+    """
+
+    def __init__(self, line_length: int = 32, levels: int = 10, padding: str = "excluded"):
+        super().__init__(padding)
+        if line_length < 1 or levels < 1:
+            raise ValueError(f"data.layout.line_length and levels must be at least 1, not {line_length} and {levels}")
+        self.line_length, self.variants = line_length, levels
+
+    def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int | None:
+        lines = tokenizer.decode(response).split("\n")
+        long = [len(ids) for ids in tokenizer.encode_batch(lines)]
+        if max(long) > self.line_length or not any(line.strip() for line in lines):
+            return None
+        taken = sum(self.line_length if line.strip() else n for line, n in zip(lines, long, strict=True))
+        return len(prompt) + taken + (len(lines) - 1) * len(tokenizer.encode("\n")) + 1
+
+    def pieces(
+        self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer, variant: int, rng: random.Random
+    ) -> list[Piece]:
+        lines = tokenizer.decode(response).split("\n")
+        written = [index for index, line in enumerate(lines) if line.strip()]
+        hidden = set(rng.sample(written, hidden_count(len(written), variant, self.variants)))
+        line_break = tokenizer.encode("\n")
+        out = [Piece(list(prompt), False)]
+        for index, line in enumerate(lines):
+            ids = tokenizer.encode(line)
+            if index in hidden:
+                ids = ids + [tokenizer.eos_id] * (self.line_length - len(ids))
+            out += [Piece(line_break if index else [], False), Piece(ids, index in hidden)]
+        return [*out, Piece([tokenizer.eos_id], False)]
+
+
+def hidden_count(count: int, level: int, levels: int) -> int:
+    """How many of `count` are hidden at a level: the share level / (levels - 1), at least one; all where there is one level."""
+    return max(1, round(count * level / (levels - 1))) if levels > 1 else count
+
+
+def _parts(total: int, count: int, rng: random.Random) -> list[int]:
+    """`total` as `count` whole numbers of at least 0 in order, every way equally likely."""
+    bars = sorted(rng.sample(range(total + count - 1), count - 1))
+    ends = [-1, *bars, total + count - 1]
+    return [after - before - 1 for before, after in zip(ends, ends[1:], strict=False)]

@@ -1,0 +1,172 @@
+"""One shard: a run of whole documents as token ids in one file.
+
+train-00003.bin     little-endian uint16 (V <= 65536) or uint32, documents in order, one EOS after each
+train-00003.json    its line of the manifest, written last: what has none is not finished
+"""
+
+import hashlib
+import json
+import re
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flm.data.corpora.corpus import Normaliser
+from flm.data.tokenizers import Tokenizer
+
+SHARD_CHARACTERS = 1 << 26
+CHUNK_BYTES = 1 << 18  # what one CRC-32 stands for: read whole at the first touch, so not much more than a disk reads ahead
+_BATCH_CHARACTERS = 1 << 18  # what is tokenised at once: the library needs some hundred bytes per token meanwhile
+_BETWEEN_WORDS = re.compile(r"(?<=\S)[ \n](?=\S)")
+
+Advance = Callable[[int], Any]
+
+
+@dataclass
+class ShardWriter:
+    """Writes shards into a folder. A shard depends on its documents alone, so any process may write any, in any order.
+
+    Two processes that write the same shard at once write the same bytes, and each renames a whole file.
+    """
+
+    folder: Path
+    normaliser: Normaliser | None
+    tokenizer: Tokenizer
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype("<u2" if self.tokenizer.vocab_size <= 1 << 16 else "<u4")
+
+    def __call__(self, name: str, documents: list[str], advance: Advance) -> tuple[dict[str, Any], np.ndarray]:
+        """The shard's line of the manifest, and how often each id occurs in it, int64 (V,).
+
+        A finished shard of these very documents is kept if its file is what was written.
+
+        Args:
+            name: of the files, without suffix.
+            documents: before the normaliser.
+            advance: told the tokens done.
+        """
+        source = _fingerprint(documents)
+        return self._finished(name, source, advance) or self._write(name, documents, source, advance)
+
+    def _finished(self, name: str, source: str, advance: Advance) -> tuple[dict[str, Any], np.ndarray] | None:
+        try:
+            record = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            facts, counts = self._examine(self.folder / record["file"])
+            if record["source"] != source or any(record[key] != value for key, value in facts.items()):
+                return None
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole
+            return None
+        advance(record["tokens"])
+        return record, counts
+
+    def _write(self, name: str, documents: list[str], source: str, advance: Advance) -> tuple[dict[str, Any], np.ndarray]:
+        kept = 0
+        num_bytes = 0
+
+        def texts() -> Iterator[str]:
+            nonlocal kept, num_bytes
+            for document in documents:
+                text = document if self.normaliser is None else self.normaliser(document)
+                if text:
+                    kept += 1
+                    num_bytes += len(text.encode())
+                    yield text
+
+        path = self.folder / f"{name}.bin"
+        draft = _draft(path)
+        with draft.open("wb") as file:
+            for ids in encode_documents(texts(), self.tokenizer):
+                file.write(np.asarray(ids, dtype=self.dtype).tobytes())
+                advance(len(ids))
+        draft.replace(path)
+        facts, counts = self._examine(path)
+        record = {"file": path.name, "documents": kept, "bytes": num_bytes, "source": source, **facts}
+        draft = _draft(self.folder / f"{name}.json")
+        draft.write_text(json.dumps(record), encoding="utf-8")
+        draft.replace(self.folder / f"{name}.json")
+        return record, counts
+
+    def _examine(self, path: Path) -> tuple[dict[str, Any], np.ndarray]:
+        """What the bytes of a file say of themselves, and the counts of ids."""
+        digest = hashlib.sha256()
+        checks: list[str] = []
+        counts = np.zeros(self.tokenizer.vocab_size, dtype=np.int64)
+        tokens = 0
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                checks.append(f"{zlib.crc32(chunk):08x}")
+                ids = np.frombuffer(chunk, dtype=self.dtype)
+                tokens += len(ids)
+                counts += np.bincount(ids, minlength=len(counts))
+        return {"tokens": tokens, "sha256": digest.hexdigest(), "crc32": "".join(checks)}, counts
+
+
+def document_groups(documents: Iterable[str], characters: int | None = None) -> Iterator[list[str]]:
+    """Consecutive documents of at least `characters` together (the last group may have fewer): one shard's share.
+
+    None: SHARD_CHARACTERS.
+    """
+    wanted = SHARD_CHARACTERS if characters is None else characters
+    group: list[str] = []
+    size = 0
+    for document in documents:
+        group.append(document)
+        size += len(document)
+        if size >= wanted:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Ids of the documents with one EOS after each, in runs that need not end where a document does."""
+    texts: list[str] = []
+    ends: list[bool] = []
+    size = 0
+    for document in documents:
+        for part, end in _parts(document):
+            texts.append(part)
+            ends.append(end)
+            size += len(part)
+            if size >= _BATCH_CHARACTERS:
+                yield from _encode_run(texts, ends, tokenizer)
+                texts, ends, size = [], [], 0
+    yield from _encode_run(texts, ends, tokenizer)
+
+
+def _encode_run(texts: list[str], ends: list[bool], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    for ids, end in zip(tokenizer.encode_batch(texts), ends, strict=True):
+        yield [*ids, tokenizer.eos_id] if end else ids
+
+
+def _parts(document: str) -> Iterator[tuple[str, bool]]:
+    """A very long document cut before a single blank between two words, where tokenizers cut anyway; True: its end."""
+    start = 0
+    while len(document) - start > _BATCH_CHARACTERS:
+        earliest = start + _BATCH_CHARACTERS // 2
+        cut = _BETWEEN_WORDS.search(document, earliest, start + _BATCH_CHARACTERS)
+        stop = cut.start() if cut else start + _BATCH_CHARACTERS
+        yield document[start:stop], False
+        start = stop
+    yield document[start:], True
+
+
+def _fingerprint(documents: list[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for document in documents:
+        raw = document.encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")

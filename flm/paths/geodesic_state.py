@@ -1,0 +1,205 @@
+"""Half-noised sequences on the KL geodesic, given chunk by chunk, and how a network reads them.
+
+Logits m = log E + (signal) of N = B * L positions are never all there at once where they can be made again: noise is a function
+of a seed, so a state is a recipe that is followed anew by every reader and by the backward pass. Only a sampler that
+integrates the flow holds its m, V numbers a position, because that is what its state is (`Carried`).
+B batch, L length, V vocabulary, D width, n tokens of a chunk.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flm.draws import mix_seed
+from flm.paths.geodesic import Geodesic, log_evidence, log_noise
+from flm.posterior import Output, TokenPosterior, chunks
+
+
+class Logits(Protocol):
+    """m at N positions: slices of the flattened token axis, each with its (n, V), which is the reader's to overwrite."""
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class Noise:
+    """log E, the prior: the same numbers at every reading."""
+
+    seed: int
+    count: int
+    path: Geodesic
+    device: torch.device
+    dtype: torch.dtype
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        for index, part in enumerate(chunks(self.count, self.path.vocab_size, self.device)):
+            generator = torch.Generator(self.device).manual_seed(mix_seed(self.seed, index))
+            shape = (part.stop - part.start, self.path.vocab_size)
+            yield part, log_noise(shape, self.path.concentration, generator, self.dtype)
+
+
+@dataclass(frozen=True)
+class Signalled:
+    """base + s onehot(token); tokens (B, L), signal s (B,)."""
+
+    base: Logits
+    tokens: Tensor
+    signal: Tensor
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        tokens, signal = self.tokens.reshape(-1), per_token(self.signal, self.tokens.shape)
+        for part, m in self.base.chunks():
+            yield part, m.scatter_add_(1, tokens[part, None], signal[part, None].to(m.dtype))
+
+
+@dataclass(frozen=True)
+class Moved:
+    """base + gain * p, with a prediction p (B, L); gain (B,): the flow with p held, or a jump."""
+
+    base: Logits
+    posterior: Output
+    gain: Tensor
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        gain = per_token(self.gain, self.posterior.shape)
+        for part, m in self.base.chunks():
+            yield part, m.addcmul_(self.posterior.chunk(part).to(m.dtype), gain[part, None].to(m.dtype))
+
+
+class Carried:
+    """m itself, (N, V): moved in place."""
+
+    def __init__(self, start: Logits, count: int, vocab_size: int, device: torch.device, dtype: torch.dtype):
+        self.m = torch.empty(count, vocab_size, device=device, dtype=dtype)
+        for part, m in start.chunks():
+            self.m[part] = m
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        for part in chunks(*self.m.shape, self.m.device):
+            yield part, self.m[part].clone()
+
+    def move(self, posterior: TokenPosterior, gain: float, keep: float = 1.0) -> None:
+        """m <- keep * m + gain * p, and the largest entry of a position made 0: constants mean nothing, but cost digits."""
+        for part, logits in posterior.logit_chunks():
+            m = self.m[part].mul_(keep).add_(logits.softmax(-1).to(self.m.dtype), alpha=gain)
+            m.sub_(m.amax(-1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class State:
+    """A sequence somewhere on the path, with what is clean in it.
+
+    Attributes:
+        logits: m.
+        t: (B,) physical times, float64.
+        tokens: (B, L), read where `clean`.
+        clean: (B, L) bool, positions that are exactly the one-hot vector of their token; None: none.
+    """
+
+    logits: Logits
+    t: Tensor
+    tokens: Tensor
+    clean: Tensor | None = None
+
+    def at(self, logits: Logits, t: Tensor) -> "State":
+        """The same sequence with its other positions elsewhere."""
+        return replace(self, logits=logits, t=t)
+
+
+def corrupt(
+    tokens: Tensor, t: Tensor, path: Geodesic, seed: int, clean: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> State:
+    """x_t of tokens (B, L) at physical times t (B,); positions `clean` (B, L) keep their token."""
+    noise = Noise(seed, tokens.numel(), path, tokens.device, dtype)
+    return State(Signalled(noise, tokens, path.signal(t)), t, tokens, clean)
+
+
+def per_token(values: Tensor, shape: torch.Size) -> Tensor:
+    """(B,) to (N,)."""
+    return values.repeat_interleave(shape[1])
+
+
+# What a network reads --------------------------------------------------------------------------------------------------
+
+
+def simplex_point(m: Tensor, t: Tensor, path: Geodesic) -> Tensor:
+    """x_t itself (arXiv 2411.16821)."""
+    return torch.softmax(m.mul_((1 - t).to(m.dtype)), -1)
+
+
+def sharpened_point(m: Tensor, t: Tensor, path: Geodesic) -> Tensor:
+    """x_t^(1/(1-t)), normalised: the noise keeps its unit temperature at all times."""
+    return torch.softmax(m, -1)
+
+
+def centred_logits(m: Tensor, t: Tensor, path: Geodesic) -> Tensor:
+    """l_t with mean 0: nothing of the state is lost to the simplex's scale."""
+    return m.mul_((1 - t).to(m.dtype)).sub_(m.mean(-1, keepdim=True))
+
+
+def own_posterior(m: Tensor, t: Tensor, path: Geodesic) -> Tensor:
+    """What the position says of its token by itself, under equal frequencies."""
+    return torch.softmax(log_evidence(m, path.signal(t).to(m.dtype), path.concentration), -1)
+
+
+Feature = Callable[[Tensor, Tensor, Geodesic], Tensor]  # m (n, V), t (n, 1) -> (n, V)
+# What `algo.features` may name.
+FEATURES: dict[str, Feature] = {
+    "simplex": simplex_point,
+    "sharpened": sharpened_point,
+    "log": centred_logits,
+    "posterior": own_posterior,
+}
+
+
+def clean_values(features: str, path: Geodesic) -> tuple[float, float]:
+    """What the features of a clean position are at its token and elsewhere: their value for the target itself."""
+    if features == "log":
+        return path.gap * (1 - 1 / path.vocab_size), -path.gap / path.vocab_size
+    return 1.0, 0.0
+
+
+def feature_chunks(state: State, features: str, path: Geodesic) -> Iterator[tuple[slice, Tensor]]:
+    """Features (n, V) of slices of the flattened token axis."""
+    t, tokens = per_token(state.t, state.tokens.shape)[:, None], state.tokens.reshape(-1, 1)
+    clean = None if state.clean is None else state.clean.reshape(-1, 1)
+    at_token, elsewhere = clean_values(features, path)
+    for part, m in state.logits.chunks():
+        x = FEATURES[features](m, t[part], path)
+        if clean is not None:
+            own = torch.where(clean[part], at_token, x.gather(1, tokens[part]))
+            x = x.masked_fill_(clean[part], elsewhere).scatter_(1, tokens[part], own.to(x.dtype))
+        yield part, x
+
+
+def embed(state: State, table: Tensor, features: str, path: Geodesic) -> Tensor:
+    """The view (B, L, D) of a state's features through an input table (V, D), differentiable in the table alone.
+
+    The backward pass follows the state's recipe again instead of keeping (B, L, V), so the state must not change in between.
+    """
+    return _Embed.apply(table, state, features, path)
+
+
+class _Embed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table, state, features, path):
+        ctx.state, ctx.features, ctx.path = state, features, path
+        ctx.like = table
+        view = table.new_empty(state.tokens.numel(), table.shape[1])
+        with torch.autocast(table.device.type, enabled=False):
+            for part, x in feature_chunks(state, features, path):
+                view[part] = x.to(table.dtype) @ table
+        return view.view(*state.tokens.shape, table.shape[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        flat = grad.reshape(-1, grad.shape[-1])
+        to_table = torch.zeros_like(ctx.like)
+        with torch.autocast(grad.device.type, enabled=False):
+            for part, x in feature_chunks(ctx.state, ctx.features, ctx.path):
+                to_table.addmm_(x.to(to_table.dtype).T, flat[part].to(to_table.dtype))
+        return to_table, None, None, None

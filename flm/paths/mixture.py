@@ -1,0 +1,237 @@
+"""Paths from a source of noise to data that replace tokens one by one, and their schedules.
+
+At time t each position shows its data token with probability kappa(t), and else what the source drew for it, independently
+of all others. t runs from 0 (source) to 1 (data); in the letters of diffusion papers, whose time s = 1 - t runs the
+other way, kappa is alpha. Masked diffusion (arXiv 2406.07524), uniform-state diffusion (arXiv 2412.10193, 2506.10892) and
+discrete flow matching (arXiv 2407.15595) all have these marginals; they differ in the source, and in how one time's state
+leads to the next one's.
+
+A probability or a kappa is a number, or one number a sequence (B,), or anything that broadcasts against (B, L). Random
+numbers are float64. B batch, L length, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Schedule(nn.Module):
+    """kappa, increasing in t, exactly 1 at t = 1. A module, as a clock is, so that a config may name it; no parameters.
+
+    All methods take and return tensors of any shape; t and kappa lie in [0, 1]. Use float64 where 1 - t matters.
+    """
+
+    def kappa(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def derivative(self, t: Tensor) -> Tensor:
+        """d kappa / dt."""
+        raise NotImplementedError
+
+    def inverse(self, kappa: Tensor) -> Tensor:
+        """The t at which kappa is reached; 0 below kappa(0)."""
+        raise NotImplementedError
+
+    def rate(self, t: Tensor) -> Tensor:
+        """kappa' / (1 - kappa), at which what is still noise turns into data: the weight of the bound. Infinite at 1."""
+        raise NotImplementedError
+
+
+class Polynomial(Schedule):
+    """kappa = t^exponent, exponent > 0; 1 is the linear schedule."""
+
+    def __init__(self, exponent: float = 1.0):
+        super().__init__()
+        if not exponent > 0:
+            raise ValueError(f"schedule.exponent must be above 0, not {exponent}")
+        self.exponent = exponent
+
+    def kappa(self, t: Tensor) -> Tensor:
+        return t**self.exponent
+
+    def derivative(self, t: Tensor) -> Tensor:
+        return self.exponent * t ** (self.exponent - 1)
+
+    def inverse(self, kappa: Tensor) -> Tensor:
+        return kappa ** (1 / self.exponent)
+
+    def rate(self, t: Tensor) -> Tensor:
+        # 1 - t^n as a difference would lose all digits near t = 1; abs: minus zero there would give minus infinity
+        return self.derivative(t) / torch.expm1(self.exponent * t.log()).abs()
+
+
+class Cosine(Schedule):
+    """kappa = 1 - cos(pi t / 2) (arXiv 2406.04329): slow where little is known yet."""
+
+    def kappa(self, t: Tensor) -> Tensor:
+        return 1 - torch.sin(math.pi / 2 * (1 - t))  # exact at both ends
+
+    def derivative(self, t: Tensor) -> Tensor:
+        return math.pi / 2 * torch.sin(math.pi / 2 * t)
+
+    def inverse(self, kappa: Tensor) -> Tensor:
+        return (4 / math.pi * torch.asin((kappa / 2).sqrt())).clamp(max=1)
+
+    def rate(self, t: Tensor) -> Tensor:
+        return self.derivative(t) / torch.sin(math.pi / 2 * (1 - t))
+
+
+class LogLinear(Schedule):
+    """kappa = eps + (1 - eps) t (arXiv 2406.07524): -log kappa of the diffusion's time s = 1 - t is -log(1 - (1 - eps) s).
+
+    Linear but for starting at eps, where a sampler begins all the same with nothing known. Its rate is 1 / (1 - t).
+    """
+
+    def __init__(self, eps: float = 1e-3):
+        super().__init__()
+        if not 0 <= eps < 1:
+            raise ValueError(f"schedule.eps must be in [0, 1), not {eps}")
+        self.eps = eps
+
+    def kappa(self, t: Tensor) -> Tensor:
+        return 1 - (1 - self.eps) * (1 - t)
+
+    def derivative(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, 1 - self.eps)
+
+    def inverse(self, kappa: Tensor) -> Tensor:
+        return (1 - (1 - kappa) / (1 - self.eps)).clamp_min(0)
+
+    def rate(self, t: Tensor) -> Tensor:
+        return 1 / (1 - t)
+
+
+def jump_probability(kappa: Tensor | float, kappa_next: Tensor | float) -> Tensor | float:
+    """That a position still noise at kappa < 1 shows data at kappa_next >= kappa: the exact transition."""
+    return (kappa_next - kappa) / (1 - kappa)
+
+
+def euler_jump_probability(schedule: Schedule, t: Tensor, t_next: Tensor) -> Tensor:
+    """The same with the rate frozen at t < 1: jumps too rarely, but tends to the exact one as steps shrink."""
+    return -torch.expm1(-(t_next - t) * schedule.rate(t))
+
+
+def mix(tokens: Tensor, other: Tensor, probability: Tensor | float, generator: torch.Generator) -> Tensor:
+    """Tokens (B, L), each replaced by that of `other` (B, L) with a probability in [0, 1], independently."""
+    u = torch.rand(tokens.shape, generator=generator, dtype=torch.float64, device=tokens.device)
+    return torch.where(u < _per_position(probability), other, tokens)
+
+
+class Source(Protocol):
+    """What a position shows before its token.
+
+    Attributes:
+        num_states: ids a state may hold: rows of a network's input table.
+    """
+
+    num_states: int
+
+    def sample(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise of the shape and on the device of `like` (B, L)."""
+        ...
+
+    def step(
+        self,
+        tokens: Tensor,
+        clean: Tensor,
+        kappa: Tensor | float,
+        kappa_next: Tensor | float,
+        generator: torch.Generator,
+        own: Tensor | None = None,
+    ) -> Tensor:
+        """The state at kappa_next > kappa of the diffusion run backwards, given that at kappa.
+
+        Args:
+            tokens: (B, L) state at kappa.
+            clean: (B, L) tokens drawn, at every position, from the prediction p.
+            own: what p is. None: the posterior of the data given the whole state, for which the step is exact. (B, L): p is
+                plugged into the reverse posterior q(next | now, data = p) as a vector, as uniform-state diffusion does
+                with its network; these are the probabilities that p gives to `tokens`. The p that is then exact is
+                the posterior given the rest of the state, without the position's own token. For a mask the two are one.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """One more state that no data has (or one of its ids that data never uses): absorbing diffusion.
+
+    Args:
+        mask_id: its id.
+        vocab_size: V, ids the data uses.
+    """
+
+    mask_id: int
+    vocab_size: int
+
+    @property
+    def num_states(self) -> int:
+        return max(self.vocab_size, self.mask_id + 1)
+
+    def is_noise(self, tokens: Tensor) -> Tensor:
+        """(B, L) bool."""
+        return tokens == self.mask_id
+
+    def sample(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.full_like(like, self.mask_id)
+
+    def step(
+        self,
+        tokens: Tensor,
+        clean: Tensor,
+        kappa: Tensor | float,
+        kappa_next: Tensor | float,
+        generator: torch.Generator,
+        own: Tensor | None = None,
+    ) -> Tensor:
+        return torch.where(self.is_noise(tokens), mix(tokens, clean, jump_probability(kappa, kappa_next), generator), tokens)
+
+
+@dataclass(frozen=True)
+class UniformSource:
+    """A token drawn uniformly, so that noise cannot be told from data.
+
+    Args:
+        vocab_size: V.
+    """
+
+    vocab_size: int
+
+    @property
+    def num_states(self) -> int:
+        return self.vocab_size
+
+    def sample(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.vocab_size, like.shape, generator=generator, device=like.device)
+
+    def step(
+        self,
+        tokens: Tensor,
+        clean: Tensor,
+        kappa: Tensor | float,
+        kappa_next: Tensor | float,
+        generator: torch.Generator,
+        own: Tensor | None = None,
+    ) -> Tensor:
+        # With a = kappa, b = kappa_next, r = a / b and the state z, V q(y | z, p) is proportional to
+        #     [y = z] (V a p_z + r (1 - b))  +  (1 - r) b p_y  +  (1 - r) (1 - b) / V,
+        # a mixture of staying, of a draw from p and of a uniform draw (arXiv 2412.10193, equation 12).
+        own = (clean == tokens).double() if own is None else own.double()
+        a, b = (_per_position(torch.as_tensor(k, dtype=torch.float64, device=tokens.device)) for k in (kappa, kappa_next))
+        moves = 1 - a / b
+        stay = self.vocab_size * a * own + (a / b) * (1 - b)
+        moved = mix(self.sample(tokens, generator), clean, b, generator)
+        return mix(tokens, moved, moves / (stay + moves), generator)
+
+
+def corrupt(tokens: Tensor, kappa: Tensor | float, source: Source, generator: torch.Generator) -> Tensor:
+    """A state (B, L): data `tokens` where kept, with probability kappa, and the source's elsewhere."""
+    return mix(source.sample(tokens, generator), tokens, kappa, generator)
+
+
+def _per_position(probability: Tensor | float) -> Tensor | float:
+    """(B,) as (B, 1)."""
+    return probability[:, None] if isinstance(probability, Tensor) and probability.ndim == 1 else probability

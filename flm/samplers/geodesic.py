@@ -1,0 +1,186 @@
+"""Three ways along the KL geodesic from noise to tokens (KL-flow, arXiv 2411.16821): basic, sampling, hybrid.
+
+basic integrates the flow dm/ds = p(token | x_t); given its noise it is deterministic, and exact in the limit of many steps.
+sampling draws every token from the prediction and noises them anew for the next time: nothing of the state is kept, so it needs
+no V numbers a position, but drawing position by position takes them for independent. hybrid is basic up to `t_split`, then
+sampling. B batch, L length, V vocabulary.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flm.paths.geodesic import Geodesic, GeodesicClock
+from flm.paths.geodesic_state import Carried, Logits, State, corrupt
+from flm.posterior import TokenPosterior
+from flm.samplers.canvas import Canvas
+from flm.samplers.flow import Moment, OnStep, check_steps
+
+SCHEMES = ("basic", "sampling", "hybrid")
+SOLVERS = ("exponential", "euler")
+# Where hybrid changes over by default, as a share of the clock: the published 0.28 of [0, 0.3], carried to any vocabulary.
+SPLIT_TAU = 0.921
+
+
+class GeodesicDenoiser(Protocol):
+    """What the samplers ask: the path and its clock, in which dtype states are, and a prediction.
+
+    tau_to is where the sampler goes next, for networks that predict a jump.
+    """
+
+    path: Geodesic
+    clock: GeodesicClock
+    dtype: torch.dtype
+
+    def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior: ...
+
+
+class GeodesicSampler:
+    """N steps, even on the clock -log(1 - t), and one more network evaluation that reads the tokens off at max_t.
+
+    Given positions are clean one-hot vectors at every evaluation. All schemes and numbers of steps begin at the same noise.
+
+    Args:
+        scheme: basic, sampling or hybrid.
+        t_split: physical time from which hybrid samples: 0 is sampling, max_t or more is basic; None: 92.1% of the clock.
+        solver: of the basic scheme: "exponential" is exact while the prediction stays the same, "euler" the published step in
+            -log(1 - t).
+        temperature: divides the prediction's logits, in the velocity as well as in draws.
+        top_k: draw among the k most probable tokens; 1 is the arg-max (as published, which lowers entropy); None: among all.
+        top_p: draw among the fewest most probable tokens whose mass reaches this share in (0, 1]; None: among all.
+        read_out: at max_t, "argmax", or "categorical": one draw.
+    """
+
+    read_outs: tuple[str, ...] = ("argmax", "categorical")
+
+    def __init__(
+        self,
+        scheme: str = "hybrid",
+        t_split: float | None = None,
+        solver: str = "exponential",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        read_out: str = "argmax",
+    ):
+        for key, value, choices in (
+            ("scheme", scheme, SCHEMES),
+            ("solver", solver, SOLVERS),
+            ("read_out", read_out, self.read_outs),
+        ):
+            if value not in choices:
+                raise ValueError(f"sampling.{key} must be one of {', '.join(choices)}, not {value}")
+        if t_split is not None and not t_split >= 0:
+            raise ValueError(f"sampling.t_split must be at least 0, not {t_split}")
+        if t_split is not None and scheme != "hybrid":
+            raise ValueError(f"sampling.t_split is for sampling.scheme=hybrid, not {scheme}")
+        if not temperature > 0:
+            raise ValueError(f"sampling.temperature must be above 0, not {temperature}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"sampling.top_k must be at least 1, not {top_k}")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"sampling.top_p must be in (0, 1], not {top_p}")
+        self.scheme, self.t_split, self.euler = scheme, t_split, solver == "euler"
+        self.temperature, self.top_k, self.top_p, self.read_out = temperature, top_k, top_p, read_out
+
+    def basic_steps(self, times: list[float]) -> int:
+        """How many steps integrate the flow, for the grid of times (N + 1); the rest sample."""
+        steps = len(times) - 1
+        if self.scheme == "basic":
+            return steps
+        if self.scheme == "sampling":
+            return 0
+        if self.t_split is None:
+            split = -math.expm1(SPLIT_TAU * math.log1p(-times[-1]))
+        else:
+            split = self.t_split
+        return sum(t < split for t in times[:-1])
+
+    @torch.no_grad()
+    def __call__(
+        self, denoiser: GeodesicDenoiser, canvas: Canvas, steps: int, generator: torch.Generator, on_step: OnStep = None
+    ) -> Tensor:
+        check_steps(steps)
+        state = noised(canvas, canvas.tokens, torch.zeros(()), denoiser, generator)
+        return self.integrate(denoiser, canvas, steps, state, generator, on_step)
+
+    @torch.no_grad()
+    def integrate(
+        self,
+        denoiser: GeodesicDenoiser,
+        canvas: Canvas,
+        steps: int,
+        state: State,
+        generator: torch.Generator,
+        on_step: OnStep = None,
+    ) -> Tensor:
+        """From a given noise state at t = 0 to tokens (B, L)."""
+        check_steps(steps)
+        device, batch = canvas.tokens.device, len(canvas.tokens)
+        tau = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=device)
+        grid = denoiser.clock.time(tau)
+        times, taus = grid.tolist(), tau.tolist()
+        basic, by_state = self.basic_steps(times), self.read_out == "state"
+
+        def predict(state: State, k: int, to: int) -> TokenPosterior:
+            clocks = (torch.full((batch,), taus[i], device=device, dtype=torch.float32) for i in (k, to))
+            posterior = denoiser(state, *clocks).tempered(self.temperature)
+            if on_step is not None:
+                on_step(Moment(k, steps + (not by_state), taus[k], posterior, canvas))
+            return posterior
+
+        for k in range(steps):
+            if k < basic:
+                keep, gain = self._step(denoiser.path, times[k], times[k + 1])
+                state = moved(state, predict(state, k, k + 1), gain, keep, grid[k + 1], denoiser)
+                continue
+            to_end = denoiser.path.signal(times[-1]) - denoiser.path.signal(times[k])
+            guess = self._guess(state, predict(state, k, steps), to_end, generator)
+            if by_state and k == steps - 1:
+                return canvas.fill(guess)
+            state = noised(canvas, guess, grid[k + 1], denoiser, generator)
+        if by_state:
+            return canvas.fill(most_probable(state.logits, canvas.tokens.shape))
+        return canvas.fill(self._read(predict(state, steps, steps), generator))
+
+    def _guess(self, state: State, posterior: TokenPosterior, to_end: float, generator: torch.Generator) -> Tensor:
+        """Clean tokens (B, L) for a state, from the prediction there; to_end is the signal it lacks."""
+        return posterior.draw(generator, self.top_k, self.top_p)
+
+    def _step(self, path: Geodesic, t: float, t_next: float) -> tuple[float, float]:
+        """(keep, gain) of m <- keep * m + gain * p."""
+        if not self.euler:
+            return 1.0, path.signal(t_next) - path.signal(t)
+        # l <- (1 - h) l + h c p with h the step in -log(1 - t), and m = l / (1 - t)
+        ratio = (1 - t) / (1 - t_next)
+        h = math.log(ratio)
+        return (1 - h) * ratio, h * path.gap / (1 - t_next)
+
+    def _read(self, posterior: TokenPosterior, generator: torch.Generator) -> Tensor:
+        if self.read_out == "categorical":
+            return posterior.draw(generator, self.top_k, self.top_p)
+        return posterior.argmax()
+
+
+def noised(canvas: Canvas, tokens: Tensor, t: Tensor, denoiser: GeodesicDenoiser, generator: torch.Generator) -> State:
+    """Tokens (B, L) under fresh noise at time t (), given ones clean."""
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
+    times = t.double().to(tokens.device).expand(len(tokens))
+    return corrupt(canvas.fill(tokens), times, denoiser.path, int(seed), ~canvas.editable, denoiser.dtype)
+
+
+def moved(state: State, posterior: TokenPosterior, gain: float, keep: float, t: Tensor, denoiser: GeodesicDenoiser) -> State:
+    """The state at time t (), its logits moved in place where they are held already."""
+    logits = state.logits
+    if not isinstance(logits, Carried):
+        count = state.tokens.numel()
+        logits = Carried(logits, count, denoiser.path.vocab_size, state.tokens.device, denoiser.dtype)
+    logits.move(posterior, gain, keep)
+    return state.at(logits, t.expand(len(state.tokens)))
+
+
+def most_probable(logits: Logits, shape: torch.Size) -> Tensor:
+    """The arg-max (B, L) of the state's own logits."""
+    return torch.cat([m.argmax(-1) for _, m in logits.chunks()]).view(shape)

@@ -1,0 +1,88 @@
+"""Writing into holes of many different texts with one checkpoint: what code_eval and conditional_eval share."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flm.algos.algorithm import Algorithm
+from flm.data.tokenizers import Tokenizer
+from flm.draws import mix_seed
+from flm.samplers.canvas import Canvas
+from flm.tasks.sample import has_fixed_steps, step_counts
+
+Pieces = Sequence[Sequence[int] | int]  # given token ids and lengths of holes, in order
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model with the options of its sampler.
+
+    Attributes:
+        batch: canvases filled at once.
+        seed: of the noise; batch after batch draws from it.
+    """
+
+    algorithm: Algorithm
+    tokenizer: Tokenizer
+    options: dict[str, Any]
+    batch: int
+    seed: int
+
+    def steps(self, config: DictConfig) -> list[int]:
+        """sampling.steps, or [1] where the sampler takes one step a position whatever it is told."""
+        wanted = step_counts(config.sampling.steps)
+        return [1] if has_fixed_steps(self.algorithm, self.options) else wanted
+
+    @torch.no_grad()
+    def __call__(self, requests: Sequence[Pieces], samples: int, steps: int) -> list[list[list[str]]]:
+        """`samples` answers to every request: the texts of its holes, each up to the first EOS.
+
+        Canvases of one length, whosever they are, are filled together.
+        """
+        device = next(self.algorithm.parameters()).device
+        by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        canvases = [Canvas.from_pieces(pieces, 1, device) for pieces in requests]
+        for index, canvas in enumerate(canvases):
+            by_length[canvas.tokens.shape[1]] += [(index, sample) for sample in range(samples)]
+        batches = [
+            jobs[start : start + self.batch]
+            for _, jobs in sorted(by_length.items())
+            for start in range(0, len(jobs), self.batch)
+        ]
+        answers: list[list[list[str]]] = [[[] for _ in range(samples)] for _ in requests]
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, transient=True) as progress:
+            for number, jobs in enumerate(progress.track(batches, description=f"writing, {steps} steps")):
+                together = Canvas(
+                    torch.cat([canvases[index].tokens for index, _ in jobs]),
+                    torch.cat([canvases[index].editable for index, _ in jobs]),
+                )
+                generator = torch.Generator(device).manual_seed(mix_seed(self.seed, number))
+                rows = self.algorithm.generate(together, steps, generator, **self.options).tolist()
+                for (index, sample), row in zip(jobs, rows, strict=True):
+                    answers[index][sample] = holes_of(requests[index], row, self.tokenizer)
+        return answers
+
+
+def holes_of(pieces: Pieces, row: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """Texts of the holes in a filled row, each up to its first EOS."""
+    texts, place = [], 0
+    for piece in pieces:
+        size = piece if isinstance(piece, int) else len(piece)
+        if isinstance(piece, int):
+            ids = list(row[place : place + size])
+            ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
+            texts.append(text_after(row[max(0, place - 8) : place], ids, tokenizer))
+        place += size
+    return texts
+
+
+def text_after(before: Sequence[int], ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """What the ids add to the text: some tokenizers drop a space at the beginning of whatever they decode."""
+    head, whole = tokenizer.decode(before), tokenizer.decode([*before, *ids])
+    return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids)

@@ -1,0 +1,102 @@
+"""Ending a run early and in good order: when a scheduler says so by a signal, or when its time is up."""
+
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+OUT_OF_TIME = 1 << 10  # beside signal numbers
+
+
+class StopInTime(Callback):
+    """Ends the run with a checkpoint and without a last validation; the same command goes on from there.
+
+    After a signal that is one optimiser step later, two on several processes: these agree on the step by an exchange
+    that nobody waits for.
+
+    Args:
+        max_time: of this process, counted from here: "DD:HH:MM:SS" or seconds; None for no limit.
+        signals: names of those that end the run. SLURM sends SIGTERM before it takes the machine away, and with
+            --signal=USR1@120 SIGUSR1 two minutes before the end.
+
+    Attributes:
+        reason: why the run was ended, None while it was not.
+    """
+
+    def __init__(self, max_time: str | float | None = None, signals: Sequence[str] = ("SIGTERM", "SIGUSR1")):
+        unknown = [name for name in signals if name not in signal.Signals.__members__]
+        if unknown:
+            raise ValueError(f"callbacks.stop.signals: {unknown[0]!r} is no signal; SIGTERM and SIGUSR1 are usual")
+        self._signals = [signal.Signals[name] for name in signals]
+        self._deadline = None if max_time is None else time.monotonic() + seconds_of(max_time)
+        self.reason: str | None = None
+        self._wanted, self._seen_step = 0, 0
+        self._group: Any = None
+        self._exchange: tuple[torch.distributed.Work, torch.Tensor] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._wanted, self._seen_step, self.reason = 0, trainer.global_step, None
+        if trainer.world_size > 1 and self._group is None:
+            # on the CPU, so that no device is waited for
+            self._group = torch.distributed.new_group(backend="gloo", timeout=timedelta(hours=6))
+        if threading.current_thread() is threading.main_thread():  # nowhere else are signals handled
+            for number in self._signals:
+                # in place of the trainer's own handler, which would end the run without a checkpoint; the trainer puts
+                # back what was there before it when it is done
+                signal.signal(number, self._note)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self._seen_step:  # within an accumulation
+            return
+        self._seen_step = trainer.global_step
+        if self._wanted == 0 and self._deadline is not None and time.monotonic() >= self._deadline:
+            self._wanted = OUT_OF_TIME
+        agreed = self._agree(self._wanted) if self._group is not None else self._wanted
+        if agreed:
+            self.reason = "its time is up" if agreed == OUT_OF_TIME else signal.Signals(agreed).name
+            trainer.should_stop = True  # checkpoint callbacks come later in this hook and see it
+            trainer.limit_val_batches = 0  # there may be seconds left
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._exchange is not None:
+            self._exchange[0].wait()
+            self._exchange = None
+        if self.reason is not None and trainer.is_global_zero:
+            path = getattr(trainer.checkpoint_callback, "last_path", None)
+            rest = f"the same command goes on from {path}" if path else "nothing was saved, no callback writes checkpoints"
+            print(f"stopped at step {trainer.global_step} ({self.reason}): {rest}", flush=True)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._wanted = number
+
+    def _agree(self, wanted: int) -> int:
+        """What any process wanted one step ago, the same on all: the answer arrives while the next step is computed."""
+        if self._exchange is not None:
+            work, answer = self._exchange
+            work.wait()
+            self._exchange = None
+            if answer.item():
+                return int(answer.item())
+        answer = torch.tensor([wanted])
+        work = torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MAX, self._group, async_op=True)
+        self._exchange = (work, answer)
+        return 0
+
+
+def seconds_of(max_time: str | float) -> float:
+    """Seconds of "DD:HH:MM:SS", whose front parts may be missing, or of a number of seconds."""
+    try:
+        total = 0.0
+        for part, size in zip(reversed(str(max_time).split(":")), (1, 60, 3600, 86400), strict=False):
+            total += float(part) * size
+        if str(max_time).count(":") <= 3 and 0 < total < float("inf"):
+            return total
+    except ValueError:
+        pass
+    raise ValueError(f"trainer.max_time={max_time} must be DD:HH:MM:SS, as 00:05:30:00, or a number of seconds above 0")

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# The flow map of a trained FLM on LM1B in one stage. Arguments override.
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+need DATA_DIR "a folder for LM1B's tokens (and its files, where no network is reached: docs/recipes.md)"
+need TEACHER_PATH "a checkpoint of scripts/train_lm1b_flm.sh"
+launch experiment=lm1b_fmlm data.cache_dir="$DATA_DIR" algo.teacher_path="$TEACHER_PATH" "$@"

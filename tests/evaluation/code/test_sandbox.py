@@ -1,0 +1,225 @@
+import ctypes
+import os
+import platform
+import socket
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import pytest
+from evaluation.code.attacks import CHEATS, ESCAPES, NUMBERS, SLEEPER, escape
+
+from flm.evaluation.code.cell import landlock, seccomp
+from flm.evaluation.code.sandbox import Limits, Program, Sandbox, _reachable_by_all
+
+if not seccomp.supported():
+    pytest.skip("generated code is only run where it can be confined", allow_module_level=True)
+
+TEST = "assert f(20) == 42"
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    return Sandbox(Limits(cpu_seconds=1, wall_seconds=20))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    def surroundings():
+        children = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
+        folders = [Path(place) for place in (tempfile.gettempdir(), "/dev/shm", "/var/tmp")]
+        ours = [
+            str(path) for folder in folders for path in folder.glob("flm-*") if path.name.startswith(("flm-code", "flm-attack"))
+        ]
+        return sorted(sum(children, [])), sorted(ours), len(os.listdir("/proc/self/fd"))
+
+    before = surroundings()
+    yield
+    assert surroundings() == before
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_cheats_do_not_pass(sandbox, name):
+    verdict = sandbox.run(Program(CHEATS[name], TEST, ("f",)))
+    assert not verdict.passed and verdict.stage != "broken", verdict
+
+
+def test_a_sleeper_is_ended_by_the_wall_clock(sandbox):
+    impatient = Sandbox(Limits(cpu_seconds=1, wall_seconds=20))
+    impatient.limits = Limits(cpu_seconds=1, wall_seconds=1)
+    assert impatient.run(Program(SLEEPER, TEST, ("f",))).stage == "timeout"
+
+
+@pytest.fixture
+def surroundings(tmp_path, monkeypatch):
+    """What an attempt is told: where a secret lies, and a port somebody listens on."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the answers")
+    tmp_path.chmod(0o755)
+    secret.chmod(0o644)
+    monkeypatch.setenv("SECRET", "the answers")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        home = str(Path.home())
+        known = {"SECRET": str(secret), "FOLDER": str(tmp_path), "HOME": home, "PARENT": os.getpid(), "PORT": port}
+        yield known | {"NR": NUMBERS[platform.machine()]}
+    assert secret.read_text() == "the answers" and os.listdir(tmp_path) == ["secret.txt"]
+    assert secret.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_no_door_opens(sandbox, surroundings, name):
+    """The attempt says itself what it reached: the test it is put to passes if that is nothing."""
+    generous = Sandbox(Limits(cpu_seconds=10, wall_seconds=60))
+    program = Program(escape(name, **surroundings), "found = f()\nassert found == [], found", ("f",))
+    verdict = generous.run(program)
+    if name == "reading" and not sandbox.describe()["use_landlock"]:
+        pytest.skip("what the user may read can be read without Landlock")
+    assert verdict.passed, verdict
+
+
+def test_without_landlock(surroundings, monkeypatch, caplog):
+    """Nothing opens but what may be read; and root, who may read everything, is then not allowed to."""
+    monkeypatch.setattr(landlock, "version", lambda libc: 0)
+    libc = ctypes.CDLL(None)
+    try:
+        if os.geteuid() == 0 and not _reachable_by_all(sysconfig.get_path("stdlib")):
+            with pytest.raises(ValueError, match="as the user nobody"):
+                Sandbox()
+            return
+        bare = Sandbox(Limits(cpu_seconds=10, wall_seconds=60))
+        assert "no Landlock here" in caplog.text
+        for name in set(ESCAPES) - {"reading"}:
+            verdict = bare.run(Program(escape(name, **surroundings), "found = f()\nassert found == [], found", ("f",)))
+            assert verdict.passed, verdict
+        source = "def f(path):\n    with open(path, 'rb') as file:\n        return file.read(1)"
+        for name in ("environ", "mem", "maps"):
+            test = f"try:\n    f('/proc/{os.getpid()}/{name}')\nexcept PermissionError:\n    pass\nelse:\n    assert False"
+            assert bare.run(Program(source, test, ("f",))).passed
+    finally:
+        libc.prctl(4, 1, 0, 0, 0)  # this process may be looked into again
+
+
+def test_right_and_wrong_programs(sandbox):
+    cases = {
+        ("def f(x):\n    return x + 22", TEST): "passed",
+        ("def f(x):\n    return x", TEST): "failed",
+        ("", TEST): "failed",
+        ("def f(x:\n", TEST): "syntax",
+        ("import nothing_of_the_kind\n", TEST): "raised",
+        ("def f(x):\n    return x + 22", "assert f("): "broken",
+        ("def f(x):\n    return x + 22", "import sys\nf(20)\nsys.exit(0)"): "failed",
+    }
+    verdicts = sandbox.run_all([Program(source, test, ("f",)) for source, test in cases], workers=3)
+    assert [verdict.stage for verdict in verdicts] == list(cases.values())
+    assert [verdict.compiled for verdict in verdicts] == [stage not in ("syntax", "broken") for stage in cases.values()]
+
+
+def test_a_death_cannot_be_caught(sandbox):
+    """A test that takes any exception for a right answer does not take the end of the process for one."""
+    test = "try:\n    f(20)\nexcept:\n    pass"
+    assert sandbox.run(Program("import os\ndef f(x):\n    os._exit(0)", test, ("f",))).stage == "died"
+    assert sandbox.run(Program("def f(x):\n    raise ValueError(x)", test, ("f",))).passed
+
+
+def test_plain_values_cross_unchanged(sandbox):
+    test = """
+import math
+values = [None, True, 3, -2.5, 1e300, math.inf, -0.0, 10**5000, "a\\nb\\ud800\\u00e9", b"\\x00\\xff", 1 + 2j,
+          (1, (2,), []), [[1], {}], {1, 2}, frozenset("ab"), {1: [2], "a": {(1, 2): None}},
+          range(3, 9, 2), bytearray(b"ab"), (), set()]
+for value in values:
+    back = f(value)
+    assert back == value and type(back) is type(value), value
+assert math.isnan(f(math.nan)) and math.copysign(1, f(-0.0)) == -1
+assert f(value=4) == 4 and f(True) is True
+"""
+    assert sandbox.run(Program("def f(value):\n    return value", test, ("f",))).passed
+
+
+def test_what_a_function_does_to_its_arguments_is_seen(sandbox):
+    source = """
+def f(items, table, names):
+    items.sort()
+    table["x"] = [1]
+    names.discard(1)
+"""
+    test = """
+items, table, names = [3, 1, 2], {}, {1, 2}
+same = items
+assert f(items, table, names) is None
+assert same == [1, 2, 3] and table == {"x": [1]} and names == {2}
+"""
+    assert sandbox.run(Program(source, test, ("f",))).passed
+
+
+def test_subclasses_and_iterators_cross_as_what_they_hold(sandbox):
+    source = """
+from collections import Counter, OrderedDict, defaultdict, namedtuple
+def f(kind):
+    return {
+        "counter": Counter("aab"), "ordered": OrderedDict(a=1), "default": defaultdict(int, a=1),
+        "named": namedtuple("P", "x y")(1, 2), "map": map(str, [1, 2]), "generator": (x for x in (1, 2)),
+        "keys": {"a": 1}.keys(), "string": type("S", (str,), {"__eq__": lambda s, o: True, "__hash__": str.__hash__})("a"),
+    }[kind]
+"""
+    test = """
+assert f("counter") == {"a": 2, "b": 1} and f("ordered") == {"a": 1} == f("default")
+assert f("named") == (1, 2) and list(f("map")) == ["1", "2"] and sum(f("generator")) == 3
+assert f("keys") == {"a"} and f("map") != ["1", "2"]
+assert f("string") == "a" and f("string") != "b"
+"""
+    assert sandbox.run(Program(source, test, ("f",))).passed
+
+
+def test_objects_of_the_program_are_held_by_handle(sandbox):
+    source = """
+class Node:
+    def __init__(self, value):
+        self.value, self.left = value, None
+    def __len__(self):
+        return 7
+def height(node):
+    return 0 if node is None else 1 + height(node.left)
+"""
+    test = """
+root = Node(1)
+root.left = Node(2)
+root.left.left = Node(3)
+assert height(root) == 3 and root.left.value == 2 and len(root) == 7
+assert root != Node(1) and height(root.left) == 2
+"""
+    assert sandbox.run(Program(source, test, ("Node", "height"))).passed
+
+
+def test_helpers_of_the_reference_are_the_judges_own(sandbox):
+    """A program that redefines what the test measures with changes nothing."""
+    reference = "def measure(x):\n    return x * 2\ndef f(x):\n    return 21\n"
+    test = "assert measure(f(0)) == 42"
+    forged = "def measure(x):\n    return 42\ndef f(x):\n    return 0\n"
+    assert not sandbox.run(Program(forged, test, ("f",), reference)).passed
+    assert sandbox.run(Program("def f(x):\n    return 21", test, ("f",), reference)).passed
+
+
+def test_exceptions_keep_their_kind(sandbox):
+    source = "class Mine(KeyError):\n    pass\ndef f(x):\n    raise Mine(x)"
+    test = "try:\n    f(1)\nexcept ValueError:\n    raise\nexcept KeyError:\n    pass\nelse:\n    assert False"
+    assert sandbox.run(Program(source, test, ("f",))).passed
+
+
+def test_impossible_limits_and_machines_are_told():
+    with pytest.raises(ValueError, match=r"code_eval\.limits"):
+        Limits(memory_mb=1)
+    with pytest.raises(ValueError, match="cannot hold generated code safely"):
+        Sandbox(Limits(wall_seconds=1e-3))
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_filter_is_a_program_the_kernel_takes(machine):
+    """Jumps stay inside, every path ends in a verdict."""
+    raw = seccomp.program(machine)
+    instructions = [(int.from_bytes(raw[i : i + 2], "little"), raw[i + 2], raw[i + 3]) for i in range(0, len(raw), 8)]
+    assert len(instructions) < 4096 and instructions[-1][0] == 0x06
+    for place, (operation, yes, no) in enumerate(instructions):
+        if operation == 0x15:
+            assert place + 1 + max(yes, no) < len(instructions)

@@ -1,0 +1,141 @@
+"""model.compile: who is compiled, by whose word, and that nothing else changes."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from running import config_of
+from torch._dynamo.testing import CompileCounter
+
+from flm.algos.algorithm import Batch
+from flm.draws import Draws
+from flm.models.dit import DiT, DiTBlock
+from flm.tasks.assemble import new_algorithm
+from flm.tasks.compiled import MODES, compile_mode, compile_networks
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
+SMALL = ["model=tiny", "model.hidden_size=32", "model.num_blocks=2", "model.num_heads=2", "model.length=8", "model.dropout=0"]
+
+
+@pytest.mark.parametrize(
+    "wanted, switch, mode",
+    [
+        ("null", None, None),
+        ("null", "TRUE", "default"),
+        ("null", "true", "default"),
+        ("null", "FALSE", None),
+        ("null", "", None),
+        ("true", None, "default"),
+        ("true", "FALSE", "default"),
+        ("false", "TRUE", None),
+        (MODES[1], "TRUE", MODES[1]),
+    ],
+)
+def test_the_config_goes_before_the_environment(tmp_path, monkeypatch, wanted, switch, mode):
+    monkeypatch.delenv("DIT_USE_COMPILE", raising=False)
+    if switch is not None:
+        monkeypatch.setenv("DIT_USE_COMPILE", switch)
+    assert compile_mode(config_of(tmp_path, f"model.compile={wanted}")) == mode
+
+
+def test_other_values_are_refused_by_name(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="model.compile=reduce-overhead must be"):
+        compile_mode(config_of(tmp_path, "model.compile=reduce-overhead"))  # CUDA graphs
+    monkeypatch.setenv("DIT_USE_COMPILE", "maybe")
+    with pytest.raises(ValueError, match="DIT_USE_COMPILE=maybe must be TRUE or FALSE"):
+        compile_mode(config_of(tmp_path))
+
+
+def test_without_a_compiler_one_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="model.compile: there is no compiler"):
+        new_algorithm(config_of(tmp_path, *SMALL, "model.compile=true"), 20)
+
+
+def test_a_network_without_blocks_to_compile_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("flm.tasks.compiled.missing_compiler", lambda device: None)
+    config = config_of(tmp_path, *SMALL)
+    algorithm = new_algorithm(config, 20)
+    monkeypatch.delattr(DiT, "compile_blocks")
+    config.model.compile = True
+    with pytest.raises(ValueError, match="FLM has no compile_blocks"):
+        compile_networks(algorithm, config, torch.device("cpu"))
+
+
+def pair(tmp_path, *overrides: str):
+    """A student with a teacher, all weights away from their start, once as it is and once compiled."""
+    config = config_of(tmp_path, *SMALL, "algo=fmlm", *overrides)
+    plain = []
+    for _ in range(2):
+        teacher = new_algorithm(config_of(tmp_path, *SMALL), 20)
+        student = new_algorithm(config, 20)
+        student._teachers["teacher"] = teacher.requires_grad_(False).eval()
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in (*teacher.parameters(), *student.parameters()):
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        plain.append(student)
+    config.model.compile = True
+    return *plain, config
+
+
+def step(algorithm, seed=3):
+    algorithm.zero_grad()
+    tokens = torch.randint(20, (6, 8), generator=torch.Generator().manual_seed(0))
+    loss = algorithm.loss(Batch(tokens, torch.ones(6, 8)), Draws(seed)).total
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in algorithm.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(eager, compiled):
+    (loss, gradients), (other, others) = step(eager), step(compiled)
+    torch.testing.assert_close(other, loss, rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == others.keys() and len(gradients) > 20
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("objective", ["semigroup", "lagrangian"])
+def test_student_and_teacher_are_compiled_although_a_derivative_may_come_first(tmp_path, monkeypatch, objective):
+    """Code that torch.compile meets under torch.func.jvp is never compiled afterwards."""
+    torch._dynamo.reset()
+    counter, compiled_blocks = CompileCounter(), []
+    original = DiTBlock.compile
+
+    def counting(block, **options):
+        compiled_blocks.append(block)
+        original(block, backend=counter)
+
+    monkeypatch.setattr(DiTBlock, "compile", counting)
+    monkeypatch.setattr("flm.tasks.compiled.missing_compiler", lambda device: None)
+    eager, compiled, config = pair(tmp_path, f"algo.objective={objective}")
+    before = list(compiled.state_dict())
+    compile_networks(compiled, config, torch.device("cpu"))
+    assert len(compiled_blocks) == 4 and list(compiled.state_dict()) == before
+    if objective == "lagrangian":
+        compiled._teachers["teacher"], kept = None, compiled._teachers["teacher"]
+        compiled.diagonal_fraction = 0.0
+        step(compiled)  # without diagonal and teacher the derivative is what calls the blocks first
+        compiled.diagonal_fraction, compiled._teachers["teacher"] = eager.diagonal_fraction, kept
+    assert_same_step(eager, compiled)
+    assert counter.frame_count >= 2  # at least with and without gradients
+    torch._dynamo.reset()
+
+
+def test_a_copy_of_a_compiled_model_is_a_plain_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("flm.tasks.compiled.missing_compiler", lambda device: None)
+    compiled = new_algorithm(config_of(tmp_path, *SMALL, "model.compile=true"), 20)
+    twin = copy.deepcopy(compiled)
+    assert all(block._compiled_call_impl is not None for block in compiled.backbone.blocks)
+    assert all(block._compiled_call_impl is None for block in twin.backbone.blocks)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_machine_code_computes_the_same(tmp_path):
+    torch._dynamo.reset()
+    eager, compiled, config = pair(tmp_path)
+    compile_networks(compiled, config, torch.device("cpu"))
+    assert_same_step(eager, compiled)
+    torch._dynamo.reset()
