@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 _MASK = (1 << 63) - 1
+_PER_SEQUENCE = 7  # stream of the seed, beside 0 and 1 below and those of training
+# splitmix64's constants as the signed numbers that tensors hold; their products wrap around
+_GAMMA, _FIRST, _SECOND = (x - (1 << 64) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def mix_seed(*parts: int) -> int:
@@ -20,6 +23,18 @@ def mix_seed(*parts: int) -> int:
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB & ((1 << 64) - 1)
         state ^= state >> 31
     return state & _MASK
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """To the right, zeros coming in: int64 has no such shift."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """splitmix64's finaliser, int64 of any shape."""
+    x = (x ^ _shifted(x, 30)) * _FIRST
+    x = (x ^ _shifted(x, 27)) * _SECOND
+    return x ^ _shifted(x, 31)
 
 
 class Draws:
@@ -50,6 +65,7 @@ class Draws:
         if not 0 <= share < num_shares:
             raise ValueError(f"share {share} is not in [0, {num_shares})")
         self.device = torch.device(device)
+        self._seed, self._calls = seed, 0
         self.step, self.share, self.num_shares = step, share, num_shares
         self.shared = torch.Generator("cpu").manual_seed(mix_seed(seed, step, 0))
         self.local = torch.Generator(self.device).manual_seed(mix_seed(seed, step, 1, share))
@@ -59,6 +75,20 @@ class Draws:
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.rand(*shape, generator=self.local, device=self.device, dtype=dtype)
+
+    def per_sequence(self, count: int, length: int) -> Tensor:
+        """U[0, 1) float64 (count, length), a function of each sequence's place in the global batch, however that is split.
+
+        The same on every kind of device: splitmix64 of a counter. Every share must call it with the same counts in the same
+        order.
+        """
+        base = mix_seed(self._seed, self.step, _PER_SEQUENCE, self._calls)
+        self._calls += 1
+        first = self.share * count
+        row = torch.arange(first, first + count, device=self.device)[:, None]
+        column = torch.arange(1, length + 1, device=self.device)
+        spread = _scramble(_scramble(row * _GAMMA + base) + column * _GAMMA)
+        return _shifted(spread, 11).double() * 2.0**-53
 
     def shared_uniform(self) -> float:
         """One uniform number that every share of the global batch draws alike."""

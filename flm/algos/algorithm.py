@@ -115,12 +115,15 @@ class Algorithm(nn.Module):
     Attributes:
         validation_metric: name, with unit, of what `validation_loss` measures per token.
         bound_kind: what `bound` gives, "exact" (one draw says all) or the sort of upper bound; None: it has none.
+        whole_networks: whether the loss needs the parameters of its networks whole throughout, not only while a block is
+            called, as transforms of torch.func do; asked by a strategy that splits parameters over processes.
         averaged_weights: running average of the trained parameters by name, kept by whoever trains; None if none is.
     """
 
     validation_metric = "denoising_ce_nats"
     bound_kind: str | None = None
     averaged_weights: Mapping[str, Tensor] | None = None
+    whole_networks = False
 
     def __init__(self, vocab_size: int, length: int):
         super().__init__()

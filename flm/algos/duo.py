@@ -22,7 +22,7 @@ from flm.paths.uniform_bound import bound_density
 from flm.posterior import TokenPosterior
 
 LAST_TIME = 1 - 1e-3  # of training, as published: the density of the bound grows without limit beyond
-CURRICULUM_KAPPAS = (0.05, 0.95)  # what the published gamma, -1.85 to -3.55 for GPT-2's vocabulary, come to
+CURRICULUM_KAPPAS = (0.36, 0.945)  # in the middle and at the clean end of the published gamma for GPT-2's vocabulary
 
 
 class Duo(UniformState, Algorithm):
@@ -38,7 +38,7 @@ class Duo(UniformState, Algorithm):
             logarithmic scale; from curriculum_end on the network reads tokens. 0: no curriculum.
         temperature_start, temperature_end: of the softmax; > 0.
         gamma_min, gamma_max: the Gaussian diffusion's log noise-to-signal ratio at the clean and at the noisy end of the
-            curriculum, uniform between them; None: where kappa is 0.95 and 0.05.
+            curriculum, uniform between them; None: so that kappa is 0.945 at the clean end and 0.36 in the middle.
         top_k: how many of the noises of other tokens are drawn, the largest; the rest enter by their expectation.
 
     Raises:
@@ -134,14 +134,17 @@ class Duo(UniformState, Algorithm):
 def gamma_range(
     transform: ArgmaxTransform, gamma_min: float | None, gamma_max: float | None, kappas: tuple[float, float]
 ) -> tuple[float, float]:
-    """gamma at the clean and at the noisy end, as given or where the arg-max's kappa is kappas[1] and kappas[0].
+    """gamma at the clean and at the noisy end, as given, or for the arg-max's kappa in the middle and at the clean end.
+
+    Not for kappa at both ends: in a small vocabulary the noisy one is far out, and most of a uniform gamma would be noise.
 
     Raises:
         ValueError: they are in the wrong order.
     """
     ratio = transform.inverse(torch.tensor(kappas, dtype=torch.float64, device="cpu"))
-    noisy, clean = (-2 * ratio.log()).tolist()
-    low, high = clean if gamma_min is None else gamma_min, noisy if gamma_max is None else gamma_max
+    middle, clean = (-2 * ratio.log()).tolist()
+    low = clean if gamma_min is None else gamma_min
+    high = 2 * middle - low if gamma_max is None else gamma_max
     if not low < high:
         raise ValueError(f"algo.gamma_min={low} must be below algo.gamma_max={high}")
     return low, high

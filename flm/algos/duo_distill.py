@@ -23,7 +23,7 @@ from flm.paths.mixture import Schedule
 from flm.posterior import Output, TokenPosterior
 from flm.vocabulary_losses import of_logits
 
-TRAJECTORY_KAPPAS = (0.006, 0.9987)  # what the published gamma, -1 to -4, come to for GPT-2's vocabulary
+TRAJECTORY_KAPPAS = (0.238, 0.9987)  # in the middle and at the clean end of the published gamma for GPT-2's vocabulary
 DIVERGENCES = ("reverse", "forward")
 UNTAUGHT = -1
 
@@ -43,7 +43,7 @@ class DuoDistill(UniformState, Distillation):
         averaged_targets: the student becomes the target with its averaged weights rather than the last step's.
         divergence: "reverse", KL(student | target), as published, or "forward", KL(target | student).
         gamma_min, gamma_max: log noise-to-signal ratio at the clean and the noisy end of the clock, on which it is linear;
-            None: where kappa is 0.9987 and 0.006.
+            None: so that kappa is 0.9987 at the clean end and 0.238 in the middle.
 
     Attributes:
         target_round: () int64 buffer, the round whose target `target` is; -1 before a teacher was given.

@@ -29,6 +29,7 @@ class Objective(Protocol):
     """
 
     reads_teacher: bool
+    forward_mode: bool  # whether it takes a forward-mode derivative of the network
 
     def __call__(
         self, network: Network, denoise: Start, clock: torch.nn.Module, table: Tensor, state: State, pairs: TimePairs
@@ -39,6 +40,7 @@ class Semigroup:
     """lam delta_{s,u}(x) + (1 - lam) delta_{u,t}(X_{s,u} x): two jumps in place of one. Two evaluations."""
 
     reads_teacher = False
+    forward_mode = False
 
     @torch.no_grad()
     def __call__(self, network, denoise, clock, table, state, pairs):
@@ -56,6 +58,7 @@ class Lagrangian:
     """D_t(X_{s,t} x) - (1-t)(t-s)/(1-s) d/dt delta_{s,t}(x), back on the simplex. One derivative, one evaluation."""
 
     reads_teacher = False
+    forward_mode = True
 
     @torch.no_grad()
     def __call__(self, network, denoise, clock, table, state, pairs):
@@ -78,6 +81,7 @@ class Eulerian:
     """
 
     reads_teacher = True
+    forward_mode = True
 
     @torch.no_grad()
     def __call__(self, network, denoise, clock, table, state, pairs):

@@ -79,6 +79,7 @@ class FMLM(GaussianLikelihood, Distillation):
         if teacher is not None and initialize_student_from_teacher:
             copy_weights(backbone_of(teacher, "algo.teacher_path"), self.backbone, length, "algo.teacher_path")
         self.objective = OBJECTIVES[objective]()
+        self.whole_networks = self.objective.forward_mode
         self.diagonal_fraction, self.time_pairs, self.boundary_prob = diagonal_fraction, time_pairs, boundary_prob
         self.random_middle, self.averaged_targets = random_middle, averaged_targets
         self.loss_weight = LossWeight() if learnable_loss_weighting else None

@@ -162,7 +162,7 @@ class KLFlowMap(Distillation):
 
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
         """The denoising cross-entropy on the diagonal, against the data: comparable with the teacher's."""
-        tau = draws.stratified(len(batch.tokens))
+        tau = self.clock.tau(self.path.max_t * draws.stratified(len(batch.tokens)))  # even in t, as in KLFlow
         state = self._state(batch, slice(None), tau, draws.seed())
         return token_loss(self.denoiser(document_mask(batch.documents))(state, tau.float()), batch, tau)
 

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from flm.algos.algorithm import Algorithm, Batch, Bound, Loss, Sampler
 from flm.draws import Draws
 from flm.models.attention import document_mask
+from flm.models.token_backbone import among_real
+from flm.paths.masking import random_masks
 from flm.paths.mixture import LogLinear, MaskSource, Schedule
 from flm.posterior import TokenPosterior
 from flm.samplers.masked import CONFIDENCES, AncestralSampler, ConfidenceSampler
@@ -54,14 +56,7 @@ class MaskPredictor:
         options = {} if documents is None else {"mask": document_mask(documents)}
         # published weights have a time embedding that was only ever told 0
         posterior = self.backbone(embedded, embedded.new_zeros(len(tokens)), **options)
-        mask, vocab_size = self.source.mask_id, self.source.vocab_size
-        if mask == vocab_size:
-            bias = None if posterior.bias is None else posterior.bias[:vocab_size]
-            return replace(posterior, table=posterior.table[:vocab_size], bias=bias)
-        if posterior.softcap is not None:  # which would make a finite logit of the infinite one
-            raise ValueError("algo.mask_id names a token of the vocabulary: that needs model.output_softcap=null")
-        bias = posterior.table.new_zeros(vocab_size) if posterior.bias is None else posterior.bias
-        return replace(posterior, bias=bias.index_fill(0, torch.tensor([mask], device=bias.device), -torch.inf))
+        return among_real(posterior, self.source.vocab_size, self.source.mask_id)
 
 
 class MDLM(Algorithm):
@@ -135,16 +130,3 @@ class MDLM(Algorithm):
         nats = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
         nats[masked] = found[0].double()
         return total, nats
-
-
-def random_masks(maskable: Tensor, u: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """k of each sequence's n maskable positions (B, L) bool in random places, k = 1 .. n as u (B,) in [0, 1) says.
-
-    Returns:
-        Masks (B, L) bool, and n / k (B,) float64, by which their sum stands for that of all; 0 where n is.
-    """
-    n = maskable.sum(1)
-    k = torch.minimum((u * n).long() + 1, n)
-    key = torch.rand(maskable.shape, generator=generator, dtype=torch.float64, device=maskable.device)
-    rank = key.masked_fill(~maskable, 2.0).argsort(1).argsort(1)
-    return rank < k[:, None], n / k.clamp_min(1).double()

@@ -42,12 +42,19 @@ def build(node: Mapping[str, Any], trusted_modules: Sequence[str] = (), **extra:
     return partial(target, **arguments) if incomplete else target(**arguments)
 
 
-def build_algorithm(config: Mapping[str, Any], vocab_size: int, trusted_modules: Sequence[str] = (), **extra: Any) -> Algorithm:
+def build_algorithm(
+    config: Mapping[str, Any],
+    vocab_size: int,
+    trusted_modules: Sequence[str] = (),
+    model_extra: Mapping[str, Any] | None = None,
+    **extra: Any,
+) -> Algorithm:
     """The algorithm of a resolved config: node `algo`, over the backbone of node `model`.
 
     Training and loading both come here, so what can be trained can be loaded.
 
     Args:
+        model_extra: further arguments of the backbone that do not travel with the model, where its weights begin for one.
         extra: further arguments of the algorithm that are not plain values, a teacher for one.
 
     Raises:
@@ -59,10 +66,10 @@ def build_algorithm(config: Mapping[str, Any], vocab_size: int, trusted_modules:
     if not isinstance(config["model"].get("length"), int):
         raise ValueError("the config has no model.length")
     # whether blocks are compiled is a matter of the run and its machine, not of the model
-    model = {key: value for key, value in config["model"].items() if key != "compile"}
-    backbone = build({**model, "_partial_": True}, trusted_modules)
-    # `<name>_path` names the checkpoint of another model; who trains loads it and passes it as `<name>`
-    node = {key: value for key, value in config["algo"].items() if not str(key).endswith("_path")}
+    # and `<name>_path` names another model; who trains loads it or hands it over as `<name>`
+    model = {key: value for key, value in _without_paths(config["model"]).items() if key != "compile"}
+    backbone = build({**model, "_partial_": True}, trusted_modules, **(model_extra or {}))
+    node = _without_paths(config["algo"])
     algorithm = build(
         node,
         trusted_modules,
@@ -74,6 +81,10 @@ def build_algorithm(config: Mapping[str, Any], vocab_size: int, trusted_modules:
     if not isinstance(algorithm, Algorithm):
         raise ValueError(f"algo._target_={config['algo']['_target_']} is not an Algorithm")
     return algorithm
+
+
+def _without_paths(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if not str(key).endswith("_path")}
 
 
 def _value(value: Any, trusted_modules: Sequence[str]) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from flm.evaluation.estimate import Estimate
 from flm.evaluation.report_tables import Cell, Table
-from flm.evaluation.result_records import Frontier, Likelihood, Results
+from flm.evaluation.result_records import Frontier, Likelihood, Number, Results
 
 TARGET = "data"  # the entropy of real text, among the targets of a sweep
 
@@ -81,7 +81,7 @@ def comparison_table(rows: Sequence[Compared]) -> Table:
     cells = []
     for row in rows:
         found = row.likelihood
-        measured = (None, None) if found is None else (found.bits_per_character, found.bound)
+        measured = (None, None) if found is None else (_bits(found), found.bound)
         speeds = (row.ms_per_sample.get(steps) for steps in by_speed)
         texts = (_quality_cell(row.quality.get(steps)) for steps in by_quality)
         cells.append((row.label, row.algorithm, row.step, row.training_tokens_per_second, *measured, *texts, *speeds))
@@ -145,6 +145,14 @@ def _quality_cell(quality: Quality | None) -> Cell:
     if quality is None or quality.reached:
         return None if quality is None else quality.ppl
     return f"({quality.ppl:.1f} at {quality.entropy_nats:.2f} nats)"
+
+
+def _bits(likelihood: Likelihood) -> Number:
+    """Bits per character with their standard error, which is as large a part of them as of the nats."""
+    bits, nats = likelihood.bits_per_character, likelihood.nats_per_token
+    if bits is None or nats.standard_error is None or nats.mean <= 0:
+        return bits
+    return Estimate(bits, bits * nats.standard_error / nats.mean, nats.count)
 
 
 def _steps(steps: int) -> str:

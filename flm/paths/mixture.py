@@ -12,7 +12,7 @@ numbers are float64. B batch, L length, V vocabulary.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -125,9 +125,15 @@ class Source(Protocol):
 
     Attributes:
         num_states: ids a state may hold: rows of a network's input table.
+        visible: whether noise can be told from data.
     """
 
     num_states: int
+    visible: bool
+
+    def noise(self, u: Tensor) -> Tensor:
+        """What uniform numbers u (B, L) in [0, 1), float64, say."""
+        ...
 
     def sample(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Noise of the shape and on the device of `like` (B, L)."""
@@ -166,10 +172,14 @@ class MaskSource:
 
     mask_id: int
     vocab_size: int
+    visible: ClassVar[bool] = True
 
     @property
     def num_states(self) -> int:
         return max(self.vocab_size, self.mask_id + 1)
+
+    def noise(self, u: Tensor) -> Tensor:
+        return torch.full_like(u, self.mask_id, dtype=torch.long)
 
     def is_noise(self, tokens: Tensor) -> Tensor:
         """(B, L) bool."""
@@ -199,10 +209,14 @@ class UniformSource:
     """
 
     vocab_size: int
+    visible: ClassVar[bool] = False
 
     @property
     def num_states(self) -> int:
         return self.vocab_size
+
+    def noise(self, u: Tensor) -> Tensor:
+        return (u * self.vocab_size).long()
 
     def sample(self, like: Tensor, generator: torch.Generator) -> Tensor:
         return torch.randint(self.vocab_size, like.shape, generator=generator, device=like.device)

@@ -32,7 +32,7 @@ def data_module(config: DictConfig) -> TextDataModule:
 
 
 def new_algorithm(config: DictConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Algorithm:
-    """A fresh model, with the teachers that `algo.<name>_path` keys name.
+    """A fresh model, with the teachers that `algo.<name>_path` keys name and the beginnings that `model.<name>_path` keys do.
 
     Its `_target_`s come from the user's own command, so their modules are trusted.
     """
@@ -44,7 +44,12 @@ def new_algorithm(config: DictConfig, vocab_size: int, tokenizer: Tokenizer | No
             teachers[key.removesuffix("_path")] = _teacher(f"algo.{key}", path, config, tokenizer)
     trusted = {target.rpartition(".")[0] for node in (plain["algo"], plain["model"]) for target in targets(node)}
     torch.manual_seed(config.seed)
-    algorithm = build_algorithm(plain, vocab_size, sorted(trusted), **teachers)
+    beginnings = {
+        key.removesuffix("_path"): path
+        for key, path in plain["model"].items()
+        if key.endswith("_path") and path is not None
+    }
+    algorithm = build_algorithm(plain, vocab_size, sorted(trusted), beginnings, **teachers)
     compile_networks(algorithm, config, device_of(config))
     return algorithm
 

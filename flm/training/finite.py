@@ -1,11 +1,14 @@
 """Noticing that a run has diverged: a loss that is no number, or one that has risen far above what it was."""
 
 from collections import deque
+from statistics import median
 
 import torch
 from torch import Tensor
 
-RECENT = 20  # losses of one process whose mean is compared
+# Losses of one process whose median is compared: not their mean, which one bad batch can raise, nor fewer, since the loss of a
+# small batch depends much on the times it drew.
+RECENT = 50
 LONG = 0.999  # decay of the average they are compared with
 FIRST = 200  # losses before anything is compared
 
@@ -17,7 +20,7 @@ class DivergenceCheck:
     optimiser uses the gradients.
 
     Args:
-        factor: the mean of the last RECENT losses may be so many times their long average, > 1; None: any finite loss may be.
+        factor: the median of the last RECENT losses may be so many times their long average, > 1; None: any finite loss may.
     """
 
     def __init__(self, factor: float | None = None):
@@ -55,7 +58,7 @@ class DivergenceCheck:
         self._count += 1
         decay = min(LONG, 1 - 1 / self._count)  # at first the mean of all
         self._average = decay * self._average + (1 - decay) * level
-        recent = sum(self._recent) / len(self._recent)
+        recent = median(self._recent)
         if self._count > FIRST and self._average > 0 and recent > self._factor * self._average:
             return f"has risen to {recent:.4g}, more than {self._factor:g} times its long average of {self._average:.4g},"
         return None

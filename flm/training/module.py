@@ -78,7 +78,7 @@ class Module(LightningModule):
             return
         low = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
         methods = ("training_step", "validation_step", "_sample", "_reference")
-        shard(self, self.device_mesh["data_parallel"], methods, low)
+        shard(self, self.device_mesh["data_parallel"], methods, low, by_block=not self.algorithm.whole_networks)
         if self.average is not None:
             self.average.split_like(self.algorithm)
             self.algorithm.averaged_weights = None  # nobody can compute with a part of them

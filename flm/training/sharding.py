@@ -74,18 +74,25 @@ class FullyShardedStrategy(ModelParallelStrategy):
             optimizer.load_state_dict({**stored, "state": state})
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, forward_methods: tuple[str, ...], block_dtype: torch.dtype | None) -> None:
+def shard(
+    module: nn.Module,
+    mesh: DeviceMesh,
+    forward_methods: tuple[str, ...],
+    block_dtype: torch.dtype | None = None,
+    by_block: bool = True,
+) -> None:
     """Splits a module's parameters over a mesh, in place; nothing where that was done before.
 
     Args:
         forward_methods: names of the methods that use the parameters; only inside them are those whole.
         block_dtype: blocks are gathered in it; None for the dtype of the parameters. Gradients are summed in fp32.
+        by_block: whether a block is whole only while it is called; if not, everything is for as long as such a method runs.
     """
     if isinstance(module, FSDPModule):
         return
     # autocast would keep its low-precision copy of every gathered weight until the backward pass
     policy = MixedPrecisionPolicy(block_dtype, torch.float32 if block_dtype else None, cast_forward_inputs=False)
-    for block in blocks_of(module):
+    for block in blocks_of(module) if by_block else []:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
     for name in forward_methods:

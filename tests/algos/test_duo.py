@@ -11,7 +11,8 @@ from algos.exact_world import correlated, toy, train
 from torch.nn.functional import embedding, one_hot
 
 from flm.algos.algorithm import Batch
-from flm.algos.duo import LAST_TIME, Duo
+from flm.algos.duo import CURRICULUM_KAPPAS, LAST_TIME, Duo, gamma_range
+from flm.algos.duo_distill import TRAJECTORY_KAPPAS
 from flm.draws import Draws
 from flm.paths.gaussian_relaxation import ArgmaxTransform
 from flm.paths.mixture import LogLinear, Polynomial, UniformSource, corrupt
@@ -164,9 +165,14 @@ def test_published_ranges_of_gamma_are_the_default():
     for size, gamma_min, gamma_max in ((50257, -3.55, -1.85), (30522, -3.5, -1.75)):
         kappas = ArgmaxTransform(size).kappa(torch.tensor([gamma_min, gamma_max], dtype=torch.float64).mul(-0.5).exp())
         assert kappas.tolist() == pytest.approx([0.945, 0.049], abs=0.004)
-    found = duo()
-    at = ArgmaxTransform(V).kappa(torch.tensor([found.gamma_min, found.gamma_max], dtype=torch.float64).mul(-0.5).exp())
-    assert at.tolist() == pytest.approx([0.95, 0.05], abs=1e-9)
+        found = gamma_range(ArgmaxTransform(size), None, None, CURRICULUM_KAPPAS)
+        assert found == pytest.approx((gamma_min, gamma_max), abs=0.06)
+        assert gamma_range(ArgmaxTransform(size), None, None, TRAJECTORY_KAPPAS) == pytest.approx((-4, -1), abs=0.12)
+    # a small vocabulary: most of the range is neither clean nor noise
+    low, high = gamma_range(ArgmaxTransform(97), None, None, TRAJECTORY_KAPPAS)
+    quarters = torch.linspace(low, high, 5, dtype=torch.float64).mul(-0.5).exp()
+    clean, first, middle, third, noisy = ArgmaxTransform(97).kappa(quarters).tolist()
+    assert clean > 0.998 and 0.6 < first < 0.95 and 0.15 < middle < 0.35 and third > 0.05 and 0.005 < noisy < 0.05
 
 
 # The bound -------------------------------------------------------------------------------------------------------------

@@ -191,6 +191,9 @@ def test_a_student_starts_as_its_teacher_wherever_it_is_told_to_go():
     tau, end = torch.full((B,), 0.4), torch.ones(B)
     want = master.denoiser()(state, tau).probabilities()
     assert torch.equal(algorithm.denoiser()(state, tau, end).probabilities(), want) and want.std() > 0.01
+    losses = [model.validation_loss(a_batch(), Draws(2)) for model in (master.eval(), algorithm.eval())]
+    torch.testing.assert_close(losses[1].per_sequence, losses[0].per_sequence, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses[1].tau, losses[0].tau)
 
 
 @pytest.mark.parametrize("options", [{"max_t": 0.3}, {"features": "log"}, {"smoothing": 0.1}])

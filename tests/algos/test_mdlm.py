@@ -271,4 +271,6 @@ def test_through_the_command_line(tmp_path, monkeypatch, capfd):
     assert command(monkeypatch, *common, *options) == 0
     scored = json.loads((folder / "likelihood.json").read_text())["likelihood"]
     assert scored["kind"] == "variational upper bound"
-    assert scored["corpora"]["data"]["variants"]["model"]["nats_per_token"] == pytest.approx(metrics["val/nelbo_nats_per_token"], abs=0.3)
+    assert scored["corpora"]["data"]["variants"]["model"]["nats_per_token"] == pytest.approx(
+        metrics["val/nelbo_nats_per_token"], abs=0.3
+    )

@@ -153,7 +153,7 @@ def test_finished_shards_are_kept_if_they_are_whole(source, expected, tmp_path, 
     monkeypatch.setattr(shards, "SHARD_CHARACTERS", 400)
     (draft,) = root.glob("*.draft")
     raw = (draft / "train-00001.bin").read_bytes()
-    (draft / "train-00001.bin").write_bytes(raw[:9] + bytes([raw[9] ^ 1]) + raw[10:])
+    (draft / "train-00001.bin").write_bytes(raw[:8] + bytes([raw[8] ^ 1]) + raw[9:])
     (draft / "train-00003.json").write_text('{"file": "train-00003.bin"')
     (draft / "train-00004.bin").unlink()
     record = json.loads((draft / "valid-00000.json").read_text())

@@ -66,6 +66,8 @@ def test_the_table_marks_what_is_not_at_the_entropy_of_real_text(results):
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert rows[0]["ppl, 64 steps"] == 87.65 and rows[0]["ppl, 8 steps"] == "(123.4 at 3.98 nats)"
     assert rows[1]["ppl, 8 steps"] == 70.5 and rows[1]["ms per sample, 1 step"] is None
+    bits = rows[0]["bits per character"]
+    assert bits.mean == 2.0533 and bits.standard_error == pytest.approx(2.0533 * 0.013 / 2.354)
     assert rows[1]["which is"] == "exact" and "ppl, 1 step" not in table.columns
     lines = markdown(table).splitlines()
     assert lines[0] == "## comparison" and len({line.count("|") for line in lines[2:]}) == 1

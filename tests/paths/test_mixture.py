@@ -77,7 +77,9 @@ def test_closed_forms():
         torch.testing.assert_close(jump_probability(kappa[:-1], kappa[1:]), double(*jumps), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("exponent, steps, euler, exact", [(1, 8, 0.1795, 0.125), (2, 32, 0.0932, 0.0615), (3, 128, 0.0354, 0.0233)])
+@pytest.mark.parametrize(
+    "exponent, steps, euler, exact", [(1, 8, 0.1795, 0.125), (2, 32, 0.0932, 0.0615), (3, 128, 0.0354, 0.0233)]
+)
 def test_what_is_left_before_the_last_step(exponent, steps, euler, exact):
     schedule, t = Polynomial(exponent), torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     kappa = schedule.kappa(t)

@@ -94,7 +94,9 @@ def test_the_surest_is_written_first(solver):
         assert follows(tokens, law(name)) == (name == solver)
 
 
-@pytest.mark.parametrize("solver, sigma", [("remask_cap", lambda eta, most: min(eta, most)), ("remask_rescale", lambda eta, most: eta * most)])
+@pytest.mark.parametrize(
+    "solver, sigma", [("remask_cap", lambda eta, most: min(eta, most)), ("remask_rescale", lambda eta, most: eta * most)]
+)
 @pytest.mark.parametrize("remasking", [0.3, 1.0])
 def test_remasking_draws_follow_their_law(solver, sigma, remasking):
     kappas = grid(LogLinear(), 4)

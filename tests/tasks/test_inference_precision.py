@@ -1,31 +1,21 @@
-"""In which precision networks run outside a Trainer."""
+"""In which precision networks run outside a Trainer: as trainer.precision says there too."""
 
 import pytest
 import torch
 from running import config_of
 
-from flm.tasks import assemble
 from flm.tasks.assemble import inference_precision
 
 
-@pytest.mark.parametrize(
-    "device, precision, low",
-    [
-        ("cpu", "null", False),
-        ("cpu", "bf16-mixed", True),
-        ("cuda", "null", True),
-        ("cuda", "bf16-mixed", True),
-        ("cuda", "32-true", False),
-    ],
-)
-def test_bf16_on_cuda_unless_something_else_is_asked_for(tmp_path, monkeypatch, device, precision, low):
-    monkeypatch.setattr(assemble, "device_of", lambda config: torch.device(device))
-    asked = {}
+@pytest.mark.parametrize("precision, dtype", [("null", None), ("32-true", None), ("bf16-mixed", torch.bfloat16)])
+def test_on_a_cpu(tmp_path, precision, dtype):
+    config = config_of(tmp_path, "trainer.accelerator=cpu", f"trainer.precision={precision}")
+    with inference_precision(config):
+        assert torch.is_autocast_enabled("cpu") == (dtype is not None)
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (dtype or torch.float32)
 
-    class Autocast:
-        def __init__(self, kind, dtype, enabled):
-            asked.update(kind=kind, dtype=dtype, enabled=enabled)
 
-    monkeypatch.setattr(assemble.torch, "autocast", Autocast)
-    inference_precision(config_of(tmp_path, f"trainer.precision={precision}"))
-    assert asked == {"kind": device, "dtype": torch.bfloat16, "enabled": low}
+def test_bf16_is_what_a_gpu_computes_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "autocast", lambda *asked: asked)  # the real one asks the GPU
+    assert inference_precision(config_of(tmp_path)) == ("cuda", torch.bfloat16)

@@ -17,6 +17,7 @@ from flm.algos.ar import AR
 from flm.algos.flm import FLM
 from flm.algos.fmlm import FMLM
 from flm.models.dit import DiT
+from flm.training.adamw import AdamW
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.module import Module
 from flm.training.muon import MuonWithAdamW
@@ -34,7 +35,7 @@ BACKBONE = {
     "cond_dim": 8,
 }
 STRATEGIES = {"ddp": DDPStrategy, "fsdp2": FullyShardedStrategy}
-ADAMW = partial(torch.optim.AdamW, lr=0.005)
+ADAMW = partial(AdamW, lr=0.005)
 VALIDATION_BATCHES = 2  # of each process
 
 
@@ -95,12 +96,13 @@ def new_module(name: str, optimizer=ADAMW) -> Module:
     torch.manual_seed(0)
     backbone = partial(DiT, **{key: value for key, value in BACKBONE.items() if key != "_target_"})
     node = {"_target_": f"flm.algos.{name}.{name.upper()}"}
-    if name == "fmlm":
+    if name in ("fmlm", "lagrangian"):
         teacher = FLM(backbone, VOCAB, LENGTH)
         with torch.no_grad():
             for parameter in teacher.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-        algorithm = FMLM(backbone, VOCAB, LENGTH, teacher=teacher, learnable_loss_weighting=True)
+        objective = "semigroup" if name == "fmlm" else name
+        algorithm = FMLM(backbone, VOCAB, LENGTH, teacher=teacher, learnable_loss_weighting=True, objective=objective)
     else:
         algorithm = {"flm": FLM, "ar": AR}[name](backbone, VOCAB, LENGTH)
     schedule = partial(cosine_decay, warmup_steps=1, total_steps=20)
@@ -141,6 +143,7 @@ def work(rank: int, folder: Path, port: int) -> None:
         for name in ("flm", "fmlm", "ar"):
             saving = [CheckpointEvery(folder / kind / name, 2)]
             found[kind, name] = fit(folder, name, callbacks=saving, devices=2, strategy=strategy())
+    found["lagrangian"] = fit(folder, "lagrangian", devices=2, strategy=FullyShardedStrategy(), steps=2)
     two = partial(fit, folder, "flm", devices=2)
     found["resumed"] = two(path=folder / "one" / "step_0000002.ckpt", strategy=FullyShardedStrategy())
     found["muon"] = two(optimizer=MuonWithAdamW, strategy=FullyShardedStrategy())

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from toy import ToyData, make_module, make_trainer
 from torch import nn
+from toy import ToyData, make_module, make_trainer
 
 from flm.training import adamw
 from flm.training.adamw import AdamW

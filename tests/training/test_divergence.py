@@ -29,18 +29,19 @@ def noisy(count, level, spread=0.3, seed=0):
 
 
 def test_ordinary_losses_pass():
+    rng = random.Random(1)
     falling = [10.0 * 0.99**n + 1.0 for n in range(600)]
     rare_spikes = [50.0 if n % 400 == 399 else 2.0 for n in range(2000)]
     slowly_doubling = [1.0 + n / 1000 for n in range(1000)]
-    for losses in (falling, noisy(1000, 3.0), rare_spikes, slowly_doubling, [0.0] * 500, [-1.0] * 500):
+    heavy = [60.0 if rng.random() < 0.1 else 0.5 for _ in range(5000)]  # a tenth of the batches has nearly all of the loss
+    for losses in (heavy, falling, noisy(1000, 3.0), rare_spikes, slowly_doubling, [0.0] * 500, [-1.0] * 500):
         assert first_problem(DivergenceCheck(3.0), losses) is None
 
 
 def test_a_lasting_rise_stops_within_a_few_batches():
     losses = noisy(1000, 2.0) + noisy(100, 10.0)
     index, problem = first_problem(DivergenceCheck(3.0), losses)
-    # the mean of 20 passes 6 when more than half of them are of the new level
-    assert 1000 + RECENT // 3 <= index <= 1000 + RECENT
+    assert 1000 + RECENT // 2 - 1 <= index <= 1000 + RECENT // 2 + 1  # half of those compared are of the new level
     assert "more than 3 times its long average" in problem
     assert first_problem(DivergenceCheck(6.0), losses) is None
     assert first_problem(DivergenceCheck(None), losses) is None
@@ -63,7 +64,7 @@ def test_a_factor_must_be_above_one():
 def test_an_exploding_run_names_step_batch_and_file(tmp_path, monkeypatch):
     monkeypatch.setattr("flm.training.finite.FIRST", 10)
     module = make_module(lr=0.0)
-    module._divergence = DivergenceCheck(2.0)
+    module._divergence = DivergenceCheck(1.5)
     loss, calls = module.algorithm.loss, []
 
     def exploding(batch, draws):
@@ -78,7 +79,7 @@ def test_an_exploding_run_names_step_batch_and_file(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the loss has risen to") as raised:
         trainer.fit(module, datamodule=ToyData())
     text, step = str(raised.value), trainer.global_step
-    assert 14 <= step < 24 and f" at step {step}: process 0, batch sha256 " in text
+    assert 14 <= step < 30 and f" at step {step}: process 0, batch sha256 " in text
     assert f"step_{step // 4 * 4:07d}.ckpt" in text and "\n" not in text
     digest = hashlib.sha256(calls[-1].tokens.numpy().tobytes()).hexdigest()[:12]
     assert digest in text and torch.equal(calls[-1].tokens, make_batch(len(calls) - 1).tokens)

@@ -1,6 +1,7 @@
 """Two processes, under DDP and FSDP2, against one that accumulates. One pair of processes does everything."""
 
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,13 @@ def one(folder):
 def two(one, folder):
     # forked processes need no new imports; where CUDA is, a fork cannot train
     method = "spawn" if torch.cuda.is_available() else "fork"
-    torch.multiprocessing.start_processes(ranks.work, (folder, free_port()), nprocs=2, start_method=method)
+    pair = torch.multiprocessing.start_processes(ranks.work, (folder, free_port()), nprocs=2, start_method=method, join=False)
+    deadline = time.monotonic() + 400
+    while not pair.join(timeout=5):
+        if time.monotonic() > deadline:
+            for process in pair.processes:
+                process.kill()
+            pytest.fail("the two processes wait for each other")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
@@ -127,6 +134,15 @@ def test_the_file_of_a_split_run_is_one_like_any_other(one, two, folder):
     assert_close(split.average, one["flm"]["average"])
     algorithm, _ = load_algorithm(folder / "fsdp2" / "flm" / "last.ckpt")
     assert_close(dict(algorithm.named_parameters()), {k: torch.nn.Parameter(v) for k, v in split.average.items()})
+
+
+def test_forward_mode_derivatives_of_a_split_network(two, folder):
+    alone = fit(folder, "lagrangian", accumulate_grad_batches=2, steps=2)
+    expected = torch.tensor(alone["losses"]).view(2, 2).sum(1)
+    found = torch.tensor([process["lagrangian"]["losses"] for process in two]).mean(0)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert_close(two[1]["lagrangian"]["weights"], alone["weights"])
+    assert sum(process["lagrangian"]["local"] for process in two) == alone["local"]  # split all the same
 
 
 def test_muon_on_split_matrices(two, folder):

@@ -1,7 +1,10 @@
 import ctypes
+import errno
+import fcntl
 import os
 import platform
 import socket
+import struct
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -214,12 +217,53 @@ def test_impossible_limits_and_machines_are_told():
         Sandbox(Limits(wall_seconds=1e-3))
 
 
-@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_the_filter_is_a_program_the_kernel_takes(machine):
-    """Jumps stay inside, every path ends in a verdict."""
+ALLOW, KILL = 0x7FFF0000, 0x80000000
+ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+
+
+def answer(machine, number, arguments=(0, 0, 0, 0, 0, 0), architecture=None):
+    """What the kernel would make of a call: the filter, interpreted."""
     raw = seccomp.program(machine)
-    instructions = [(int.from_bytes(raw[i : i + 2], "little"), raw[i + 2], raw[i + 3]) for i in range(0, len(raw), 8)]
-    assert len(instructions) < 4096 and instructions[-1][0] == 0x06
-    for place, (operation, yes, no) in enumerate(instructions):
-        if operation == 0x15:
-            assert place + 1 + max(yes, no) < len(instructions)
+    data = struct.pack("IIQ6Q", number, architecture or ARCHITECTURES[machine][1], 0, *arguments)
+    place, register = 0, 0
+    while True:
+        operation, yes, no, constant = struct.unpack_from("HBBI", raw, 8 * place)
+        place += 1
+        if operation == 0x20:
+            register = struct.unpack_from("I", data, constant)[0]
+        elif operation == 0x54:
+            register &= constant
+        elif operation == 0x15:
+            place += yes if register == constant else no
+        else:
+            assert operation == 0x06
+            return constant
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURES)
+def test_the_filter_call_by_call(machine):
+    column = ARCHITECTURES[machine][0]
+    denied, absent = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
+    allowed = {numbers[column] for numbers in seccomp.ALLOWED.values()} - {None}
+    conditional = {numbers[column] for numbers, _ in seccomp.CONDITIONAL.values()} - {None}
+    for number in range(1024):
+        if number not in conditional:
+            assert answer(machine, number) == (ALLOW if number in allowed else absent if number in (435, 437) else denied)
+    for number in NUMBERS[machine].values():
+        assert number not in allowed
+    assert answer(machine, 0, architecture=0x40000003) == answer(machine, 63, architecture=0x40000003) == KILL  # 32 bits
+
+    opening = seccomp.CONDITIONAL["openat"][0][column]
+    for flags in (os.O_RDONLY, os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_PATH):
+        assert answer(machine, opening, (0, 0, flags, 0, 0, 0)) == ALLOW
+    for flags in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC, os.O_APPEND, os.O_TMPFILE, 3):
+        assert answer(machine, opening, (0, 0, flags | os.O_CLOEXEC, 0, 0, 0)) == denied
+    control = seccomp.CONDITIONAL["fcntl"][0][column]
+    assert answer(machine, control, (0, fcntl.F_GETFL, 0, 0, 0, 0)) == ALLOW
+    for command in (fcntl.F_SETOWN, fcntl.F_SETSIG, 15, fcntl.F_NOTIFY, fcntl.F_SETLEASE):
+        assert answer(machine, control, (0, command, 0, 0, 0, 0)) == denied
+    limits = seccomp.CONDITIONAL["prlimit64"][0][column]
+    assert answer(machine, limits, (0, 0, 0, 1 << 40, 0, 0)) == ALLOW
+    assert answer(machine, limits, (0, 0, 0x7FFC12345678, 0, 0, 0)) == denied
+    # a pointer whose low half is 0 would look like none
+    assert answer(machine, limits, (0, 0, 1 << 32, 0, 0, 0)) == denied

@@ -29,16 +29,17 @@ ALLOWED: dict[str, tuple[int, int | None]] = {
     "exit": (60, 93), "exit_group": (231, 94), "fadvise64": (221, 223),
 }  # fmt: skip
 
-# Allowed where the low 32 bits of one argument, under a mask, are one of some values: (numbers, argument, mask, values).
+# Allowed where each of some 32-bit words, under a mask, is one of some values. The word 2 n is the low half of argument n,
+# which is all the kernel reads of an int; of a pointer the high half, 2 n + 1, counts as well.
 _WRITING = 0o3 | 0o100 | 0o1000 | 0o2000 | 0o20000000  # access mode, O_CREAT, O_TRUNC, O_APPEND, O_TMPFILE
 _ALL = 0xFFFFFFFF
-CONDITIONAL: dict[str, tuple[tuple[int, int | None], int, int, tuple[int, ...]]] = {
-    "open": ((2, None), 1, _WRITING, (0,)),
-    "openat": ((257, 56), 2, _WRITING, (0,)),
+CONDITIONAL: dict[str, tuple[tuple[int, int | None], tuple[tuple[int, int, tuple[int, ...]], ...]]] = {
+    "open": ((2, None), ((2, _WRITING, (0,)),)),
+    "openat": ((257, 56), ((4, _WRITING, (0,)),)),
     # not F_SETOWN and its kin, by which the kernel would signal another process
-    "fcntl": ((72, 25), 1, _ALL, (0, 1, 2, 3, 4, 1030)),
-    "ioctl": ((16, 29), 1, _ALL, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),  # terminal?, size, FIONREAD, flags
-    "prlimit64": ((302, 261), 2, _ALL, (0,)),  # asking, not setting: the new limits are a null pointer
+    "fcntl": ((72, 25), ((2, _ALL, (0, 1, 2, 3, 4, 1030)),)),
+    "ioctl": ((16, 29), ((2, _ALL, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),)),  # terminal?, size, FIONREAD, flags
+    "prlimit64": ((302, 261), ((4, _ALL, (0,)), (5, _ALL, (0,)))),  # asking, not setting: the new limits are a null pointer
 }
 # glibc turns to the older call when it hears that there is none of these; another error would be taken for an answer.
 _ABSENT = {"clone3": (435, 435), "openat2": (437, 437)}
@@ -46,7 +47,7 @@ _ABSENT = {"clone3": (435, 435), "openat2": (437, 437)}
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _LOAD, _AND, _EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
-_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data; arguments are 8 bytes each
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data (little-endian)
 
 
 def supported() -> bool:
@@ -67,15 +68,18 @@ def program(machine: str) -> bytes:
             code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ALLOW)]
     for numbers in _ABSENT.values():
         code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
-    for numbers, argument, mask, values in CONDITIONAL.values():
+    refused = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
+    for numbers, conditions in CONDITIONAL.values():
         if numbers[column] is None:
             continue
-        test = [(_LOAD, 0, 0, _ARGUMENTS + 8 * argument), (_AND, 0, 0, mask)]
-        for value in values:
-            test += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ALLOW)]
-        test += [(_RETURN, 0, 0, _ERRNO | errno.EPERM)]
+        test = []
+        for word, mask, values in conditions:
+            test += [(_LOAD, 0, 0, _ARGUMENTS + 4 * word), (_AND, 0, 0, mask)]
+            # each value, if it is this one, leaps over the other values and the refusal
+            test += [(_EQUAL, len(values) - index, 0, value) for index, value in enumerate(values)] + [refused]
+        test.append((_RETURN, 0, 0, _ALLOW))
         code += [(_EQUAL, 0, len(test), numbers[column]), *test]
-    code += [(_RETURN, 0, 0, _ERRNO | errno.EPERM)]
+    code.append(refused)
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
 

@@ -1,0 +1,157 @@
+"""Which positions of a sequence turn to noise: of a given number, each by itself, or whole windows, and in which part.
+
+The last two, with a curriculum over training, are the three strategies of CoDA (arXiv 2510.03270), drawn anew for every
+sequence: S1 leaves a prefix as it is, S2 cuts the end off, S3 hides windows of neighbouring positions.
+B batch, L length. Uniform numbers are float64 in [0, 1).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def random_masks(maskable: Tensor, u: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """k of each sequence's n maskable positions (B, L) bool in random places, k = 1 .. n as u (B,) in [0, 1) says.
+
+    Returns:
+        Masks (B, L) bool, and n / k (B,) float64, by which their sum stands for that of all; 0 where n is.
+    """
+    key = torch.rand(maskable.shape, generator=generator, dtype=torch.float64, device=maskable.device)
+    masks, scale, _ = masks_by_key(maskable, u, key)
+    return masks, scale
+
+
+def masks_by_key(maskable: Tensor, u: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `random_masks`, the places those with the smallest uniform keys (B, L).
+
+    Returns:
+        Masks, n / k, and a kappa (B,) float64 at which that many masks stand. With u uniform too, kappa and masks together are
+        distributed as if kappa came first, with density proportional to P(some mask) / (1 - kappa), and then each mask by
+        itself: given k, 1 - kappa is Beta(k, n - k + 1), the k-th smallest of n uniform numbers, and ranks do not depend on
+        the values ranked. 1 where n is 0.
+    """
+    n = maskable.sum(1)
+    k = torch.minimum((u * n).long() + 1, n)
+    order = key.masked_fill(~maskable, 2.0).argsort(1)
+    threshold = key.gather(1, order.gather(1, (k - 1).clamp_min(0)[:, None]))[:, 0]
+    masks = order.argsort(1) < k[:, None]
+    return masks, n / k.clamp_min(1).double(), torch.where(n > 0, 1 - threshold, torch.ones_like(threshold))
+
+
+def window_masks(maskable: Tensor, sigma: Tensor, size: int, u: Tensor) -> Tensor:
+    """Windows of `size` neighbours (B, L) bool, all of them maskable (B, L), that start where u (B, L) says so.
+
+    A window starts with probability 1 - (1 - sigma)^(1 / size), sigma (B,), so that a position that `size` windows may cover
+    is hidden with probability sigma. Next to what is not maskable, and at both ends, fewer may, and it is hidden less often:
+    a position alone never.
+    """
+    fits = _trailing_count(maskable, size).roll(1 - size, 1) == size  # at a window's first position
+    fits[:, max(0, maskable.shape[1] - size + 1) :] = False
+    return _trailing_count(fits & (u < window_chance(sigma, size)[:, None]), size) > 0
+
+
+def window_chance(sigma: Tensor, size: int) -> Tensor:
+    """That a window starts at a position, 1 - (1 - sigma)^(1 / size); of the shape of sigma."""
+    return -torch.expm1(torch.log1p(-sigma) / size)
+
+
+def _trailing_count(flags: Tensor, size: int) -> Tensor:
+    """How many of the last `size` positions, this one included, are flagged: (B, L)."""
+    total = flags.long().cumsum(1)
+    before = torch.zeros_like(total)
+    before[:, size:] = total[:, :-size]
+    return total - before
+
+
+@dataclass(frozen=True)
+class Strategies:
+    """How likely each is for a sequence, at one moment of training.
+
+    Attributes:
+        prefix: S1.
+        suffix: S2, of a sequence without S1.
+        windows: S3, whatever else.
+        window_sizes: of which one is drawn for the whole batch.
+    """
+
+    prefix: float
+    suffix: float
+    windows: float
+    window_sizes: tuple[int, ...]
+
+    def part(self, length: int, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of each sequence that is left to corrupt, for uniform numbers u (B, 4).
+
+        Returns:
+            How many positions stay as they are at its start, and how many there are at all; (B,) each, in [0, L].
+        """
+        at_least_one = 1 + (u[:, 1::2] * (length - 1)).long()  # in 1 .. L - 1
+        with_prefix = (u[:, 0] < self.prefix) & (length > 1)
+        cut = ~with_prefix & (u[:, 2] < self.suffix) & (length > 1)
+        start = torch.where(with_prefix, at_least_one[:, 0], 0)
+        return start, torch.where(cut, at_least_one[:, 1], length)
+
+    def window_size(self, u: float) -> int:
+        return self.window_sizes[int(u * len(self.window_sizes))]
+
+
+class MaskingCurriculum(nn.Module):
+    """Strategies over training. A module, as schedules are, so that a config may name it; no parameters, and no state: what
+    holds follows from the optimiser step.
+
+    Args:
+        steps: optimiser steps that it lasts; what holds at its end holds from there on.
+        prefix, suffix, windows: probabilities, see `Strategies`; a number, or one for each of equally long phases.
+        window_sizes: at least 2 each; a list for each phase, or one list for all.
+        linear: whether probabilities go from one number of a list to the next in a straight line, rather than by phases.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        prefix: float | Sequence[float] = 0.0,
+        suffix: float | Sequence[float] = 0.0,
+        windows: float | Sequence[float] = 0.0,
+        window_sizes: Sequence[int] | Sequence[Sequence[int]] = (2, 4, 8),
+        linear: bool = False,
+    ):
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"masking.steps must be at least 1, not {steps}")
+        self.steps, self.linear = steps, linear
+        self.chances = {"prefix": _listed(prefix), "suffix": _listed(suffix), "windows": _listed(windows)}
+        for name, values in self.chances.items():
+            if not values or not all(0 <= value <= 1 for value in values):
+                raise ValueError(f"masking.{name} must be probabilities, not {values}")
+        sizes = list(window_sizes)
+        self.window_sizes = [tuple(phase) for phase in (sizes if sizes and not isinstance(sizes[0], int) else [sizes])]
+        if not all(phase and all(isinstance(k, int) and k >= 2 for k in phase) for phase in self.window_sizes):
+            raise ValueError(f"masking.window_sizes must be whole numbers of at least 2, not {sizes}")
+
+    def at(self, step: int) -> Strategies:
+        """What holds at an optimiser step."""
+        progress = min(1.0, max(0, step) / self.steps)
+        chances = {name: self._value(values, progress) for name, values in self.chances.items()}
+        return Strategies(**chances, window_sizes=_phase(self.window_sizes, progress))
+
+    def _value(self, values: list[float], progress: float) -> float:
+        if not self.linear:
+            return _phase(values, progress)
+        place = progress * (len(values) - 1)
+        low = min(int(place), max(0, len(values) - 2))
+        high = min(low + 1, len(values) - 1)
+        return values[low] + (place - low) * (values[high] - values[low])
+
+
+def _listed(value: float | Sequence[float]) -> list[float]:
+    return [float(x) for x in value] if isinstance(value, Sequence) else [float(value)]
+
+
+def _phase(values: Sequence[Any], progress: float) -> Any:
+    return values[min(int(progress * len(values)), len(values) - 1)]
