@@ -1,0 +1,85 @@
+"""Native flow: an autoregressive model whose last hidden state is corrected by a flow that is trained beside it.
+
+The correction stands between the network and its output table, and sees one position at a time, so the model stays
+autoregressive and its likelihood exact. B batch, L length, D width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from flm.algos.algorithm import Batch, Loss
+from flm.algos.ar import AR
+from flm.draws import Draws
+from flm.models.causal import LeftToRight
+from flm.posterior import TokenPosterior
+from flm.vocabulary_losses import cross_entropy
+
+
+class NativeFlow(AR):
+    """Cross-entropy of the corrected predictions + loss_weight * the flow's own loss.
+
+    Args:
+        backbone, vocab_size, length: see `AR`.
+        flow: called as flow(dim=D); gives a module like `NativeFlowMatcher`. None: the plain autoregressive model, whose
+            parameters then start as they do with a flow.
+        loss_weight: of the flow's loss, a mean square per dimension; at least 0.
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[..., nn.Module],
+        vocab_size: int,
+        length: int,
+        flow: Callable[..., nn.Module] | None = None,
+        loss_weight: float = 0.1,
+    ):
+        super().__init__(backbone, vocab_size, length)
+        if loss_weight < 0:
+            raise ValueError(f"algo.loss_weight={loss_weight} must be at least 0")
+        self.loss_weight = loss_weight
+        self.flow = None if flow is None else flow(dim=self.backbone.hidden_size)
+
+    def predictions(self, tokens: Tensor) -> TokenPosterior:
+        return self.corrected(self.backbone(tokens))
+
+    def corrected(self, posterior: TokenPosterior) -> TokenPosterior:
+        """A prediction of the backbone with its hidden states (B, L, D) moved by the flow."""
+        return posterior if self.flow is None else replace(posterior, hidden=self.flow(posterior.hidden))
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """Nats per token, and to them, in training alone, the weighted loss of the flow; both over the tokens that count."""
+        weight = batch.weight / batch.weight.sum().clamp_min(1)
+        plain = self.backbone(batch.tokens)
+        total, per_token = cross_entropy(self.corrected(plain), batch.tokens, weight)
+        metrics = {"cross_entropy_nats_per_token": total.detach()}
+        if self.flow is not None:
+            flow = (self.flow.loss(plain.hidden, batch.tokens, plain.table, draws) * weight).sum()
+            metrics |= {"flow_mean_square": flow.detach()}
+            total = total + self.loss_weight * flow
+        return Loss(total, (per_token * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1), metrics=metrics)
+
+    def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """Nats per token, without the flow's loss."""
+        return super().loss(batch, draws)
+
+    def denoiser(self) -> LeftToRight:
+        return CorrectedReader(self.backbone, self.corrected)
+
+
+class CorrectedReader:
+    """A `LeftToRight` whose predictions are corrected."""
+
+    def __init__(self, network: LeftToRight, corrected: Callable[[TokenPosterior], TokenPosterior]):
+        self.network, self.corrected = network, corrected
+
+    def __call__(self, tokens: Tensor) -> TokenPosterior:
+        return self.corrected(self.network(tokens))
+
+    def new_cache(self, capacity: int) -> Any:
+        return self.network.new_cache(capacity)
+
+    def next_token(self, tokens: Tensor, cache: Any) -> TokenPosterior:
+        return self.corrected(self.network.next_token(tokens, cache))

@@ -1,0 +1,130 @@
+"""The parameter-golf track's shard files: 256 little-endian int32 (magic, version, number of tokens, zeros), then the
+tokens as little-endian uint16. Documents lie one after the other, each begun by BOS.
+"""
+
+import uuid
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+MAGIC, VERSION = 20240520, 1
+HEADER_BYTES = 1024
+TOKENS_PER_SHARD = 100_000_000
+
+
+def write_shard(path: Path, tokens: np.ndarray) -> None:
+    """Writes one file, whole or not at all. tokens (n,), ids below 65536."""
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < 1 << 16:
+        raise ValueError(f"{path}: token ids must lie in [0, 65536)")
+    header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+    header[:3] = MAGIC, VERSION, len(tokens)
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    with draft.open("wb") as file:
+        file.write(header.tobytes())
+        file.write(np.asarray(tokens, dtype="<u2").tobytes())
+    draft.replace(path)
+
+
+def write_shards(
+    folder: Path, split: str, runs: Iterable[np.ndarray], name: str = "fineweb", per_shard: int = TOKENS_PER_SHARD
+) -> list[Path]:
+    """Writes name_split_000000.bin and so on, each but the last of exactly `per_shard` tokens.
+
+    Args:
+        split: train or val, as the track calls them.
+        runs: the tokens in order, in pieces of any size.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    waiting: list[np.ndarray] = []
+    size = 0
+
+    def flush(tokens: np.ndarray) -> None:
+        path = folder / f"{name}_{split}_{len(written):06d}.bin"
+        write_shard(path, tokens)
+        written.append(path)
+
+    for run in runs:
+        waiting.append(np.asarray(run))
+        size += len(run)
+        while size >= per_shard:
+            tokens = np.concatenate(waiting)
+            flush(tokens[:per_shard])
+            waiting, size = [tokens[per_shard:]], size - per_shard
+    if size:
+        flush(np.concatenate(waiting))
+    return written
+
+
+def token_count(path: Path) -> int:
+    """Tokens of a shard file.
+
+    Raises:
+        ValueError: it is no such file, or cut short, or longer than it says.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = np.frombuffer(file.read(HEADER_BYTES), dtype="<i4") if size >= HEADER_BYTES else ()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+    if len(header) < 3 or header[0] != MAGIC or header[1] != VERSION:
+        raise ValueError(f"{path} is no token shard: it does not begin with {MAGIC}, version {VERSION}")
+    count = int(header[2])
+    if count < 0 or size != HEADER_BYTES + 2 * count:
+        raise ValueError(f"{path} is damaged: {size} bytes, where its {count} tokens take {HEADER_BYTES + 2 * count}")
+    return count
+
+
+class ShardStream:
+    """Tokens of consecutive shard files as one read-only sequence; opened in each process on first use.
+
+    Args:
+        paths: in reading order.
+        vocab_size: V; an id that is not below it raises ValueError when it is read.
+    """
+
+    def __init__(self, paths: list[Path], vocab_size: int):
+        self.paths, self.vocab_size = paths, vocab_size
+        self._starts = [0, *accumulate(token_count(path) for path in paths)]
+        self._maps: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start .. stop-1 as a new int64 array (stop - start,)."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"[{start}, {stop}) is not within {len(self)} tokens")
+        out = np.empty(stop - start, dtype=np.int64)
+        shard, position = bisect_right(self._starts, start) - 1, start
+        while position < stop:
+            end, offset = min(stop, self._starts[shard + 1]), self._starts[shard]
+            piece = self._map(shard)[position - offset : end - offset]
+            if piece.size and int(piece.max()) >= self.vocab_size:
+                raise ValueError(
+                    f"{self.paths[shard]}: id {int(piece.max())} is not below the tokenizer's {self.vocab_size}: "
+                    "give the tokenizer it was written with (tokenizer.path)"
+                )
+            out[position - start : end - start] = piece
+            position, shard = end, shard + 1
+        return out
+
+    def counts(self, vocab_size: int, stop: int | None = None) -> np.ndarray:
+        """How often each id occurs before position `stop` (None: in all), int64 (vocab_size,)."""
+        stop = len(self) if stop is None else stop
+        total = np.zeros(vocab_size, dtype=np.int64)
+        for begin in range(0, stop, 1 << 24):
+            total += np.bincount(self.read(begin, min(stop, begin + (1 << 24))), minlength=vocab_size)
+        return total
+
+    def _map(self, shard: int) -> np.ndarray:
+        if shard not in self._maps:
+            self._maps[shard] = np.memmap(self.paths[shard], dtype="<u2", mode="r", offset=HEADER_BYTES)
+        return self._maps[shard]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_maps": {}}  # a pickled memory map is a copy of the file
