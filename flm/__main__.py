@@ -23,7 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "infill":
             texts = lm.infill(given.template, **common)
         else:
-            texts = lm.generate(prompt=given.prompt, suffix=given.suffix, length=given.length, **common)
+            length = given.length
+            if given.between is not None:
+                length = given.between + sum(len(lm.tokenizer.encode(text)) for text in (given.prompt, given.suffix) if text)
+            texts = lm.generate(prompt=given.prompt, suffix=given.suffix, length=length, **common)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -60,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", parents=[shared, sampling], help="write texts")
     generate.add_argument("--prompt", help="text they begin with")
     generate.add_argument("--suffix", help="text they end with")
-    generate.add_argument("--length", type=int, help="tokens in all")
+    size = generate.add_mutually_exclusive_group()
+    size.add_argument("--length", type=int, help="tokens in all")
+    size.add_argument("--between", type=int, metavar="N", help="tokens between prompt and suffix")
     infill = commands.add_parser("infill", parents=[shared, sampling], help="fill the holes of a text")
     infill.add_argument("template", help='"The [8] sat on the [4].": holes by number of tokens')
     nll = commands.add_parser("nll", parents=[shared], help="-log p(text) in nats, or an upper bound")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch, Bound, Loss
 from flm.draws import Draws
-from flm.models.causal import CausalTransformer
+from flm.models.causal import LeftToRight, left_to_right
+from flm.posterior import TokenPosterior
 from flm.samplers.autoregressive import AutoregressiveSampler
 from flm.vocabulary_losses import cross_entropy
 
@@ -21,7 +22,7 @@ class AR(Algorithm):
     """The autoregressive language model.
 
     Args:
-        backbone: called as backbone(vocab_size=V, causal=True, conditioned=False); see `CausalTransformer`.
+        backbone: called as backbone(vocab_size=V, causal=True, conditioned=False); see `left_to_right`.
         vocab_size: V.
         length: L.
     """
@@ -31,12 +32,16 @@ class AR(Algorithm):
 
     def __init__(self, backbone: Callable[..., nn.Module], vocab_size: int, length: int):
         super().__init__(vocab_size, length)
-        self.backbone = CausalTransformer(backbone, vocab_size)
+        self.backbone = left_to_right(backbone, vocab_size)
+
+    def predictions(self, tokens: Tensor) -> TokenPosterior:
+        """Of each of tokens (B, L) from those before it."""
+        return self.backbone(tokens)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Mean nats over the tokens that count; the others are read but not predicted."""
         weight = batch.weight / batch.weight.sum().clamp_min(1)
-        total, per_token = cross_entropy(self.backbone(batch.tokens), batch.tokens, weight)
+        total, per_token = cross_entropy(self.predictions(batch.tokens), batch.tokens, weight)
         return Loss(total, (per_token * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1))
 
     @torch.no_grad()
@@ -45,13 +50,13 @@ class AR(Algorithm):
 
         Summed over a stretch, it is the likelihood of that stretch given all tokens before it, and none after.
         """
-        return -self.backbone(tokens).log_prob(tokens)
+        return -self.predictions(tokens).log_prob(tokens)
 
     def bound(self, batch: Batch, draws: Draws) -> Bound:
         """-log p(tokens) itself, of whole blocks in float64; nothing is drawn."""
         return Bound(self.nll(batch.tokens).double().sum(1))
 
-    def denoiser(self) -> CausalTransformer:
+    def denoiser(self) -> LeftToRight:
         return self.backbone
 
     def sampler(self, **options: Any) -> AutoregressiveSampler:

@@ -18,7 +18,6 @@ B batch, L length, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,17 +31,8 @@ from flm.models.token_backbone import among_real
 from flm.paths.masking import random_masks
 from flm.paths.mixture import LogLinear, MaskSource, Schedule
 from flm.posterior import TokenPosterior
-from flm.samplers.masked import CONFIDENCES, AncestralSampler, ConfidenceSampler
-from flm.samplers.masked_remasking import LoopingSampler, RemaskingSampler, RescaledRemaskingSampler
+from flm.samplers.solvers import mask_sampler
 from flm.vocabulary_losses import cross_entropy
-
-SOLVERS: dict[str, Callable[..., Sampler]] = {
-    "ancestral": AncestralSampler,
-    **{name: partial(ConfidenceSampler, name) for name in CONFIDENCES},
-    "remask_cap": RemaskingSampler,
-    "remask_rescale": RescaledRemaskingSampler,
-    "remask_loop": LoopingSampler,
-}
 
 
 class MaskPredictor:
@@ -116,9 +106,7 @@ class MDLM(Algorithm):
         return MaskPredictor(self.backbone, self.source, self.schedule)
 
     def sampler(self, solver: str = "ancestral", **options: Any) -> Sampler:
-        if solver not in SOLVERS:
-            raise ValueError(f"sampling.solver must be one of {', '.join(SOLVERS)}, not {solver}")
-        return SOLVERS[solver](**options)
+        return mask_sampler(solver, **options)
 
     def _cross_entropy(self, batch: Batch, masked: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The sum weighted by weight (B, L), differentiable, and the nats at each mask (B, L), 0 elsewhere."""

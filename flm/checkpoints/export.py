@@ -22,6 +22,8 @@ from flm.algos.algorithm import Algorithm
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import package_version
 from flm.checkpoints.load import CheckpointFile, check_state
+from flm.checkpoints.transformers_model import MODELING as TRANSFORMERS_MODELING
+from flm.checkpoints.transformers_model import transformers_model
 from flm.data.tokenizers import Tokenizer
 from flm.models.causal import CausalTransformer
 from flm.models.dit import DiT
@@ -33,6 +35,7 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 MODELING = "modeling_flm.py"
 READ = (WEIGHTS, CONFIG, TOKENIZER, GENERATION)  # what `read_folder` needs
 FILES = (*READ, TOKENIZER_CONFIG, MODELING, CARD)
+MAY_TRAVEL = (*FILES, TRANSFORMERS_MODELING)
 # Parts of a config that say where and when a run was made, not what was done.
 _OF_THE_RUN = ("run_dir", "mode", "eval", "report", "benchmark", "callbacks", "logger", "wandb", "checkpointing", "strategy")
 _DEFAULT_STEPS = 64
@@ -59,6 +62,9 @@ class Exported:
 def write_folder(folder: Path, algorithm: Algorithm, file: CheckpointFile, averaged: bool, card: str) -> None:
     """Writes all of FILES; config.json comes last, so that a folder cut short is not taken for a model.
 
+    The network of a `transformers_model` becomes the folder's own: with the names and config that its modeling file, which
+    then is the one that travels, reads.
+
     Args:
         algorithm: the model of `file`, holding the weights to write.
         averaged: whether those are the averaged ones; for the record.
@@ -67,16 +73,20 @@ def write_folder(folder: Path, algorithm: Algorithm, file: CheckpointFile, avera
     assert file.tokenizer is not None
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
+    own = transformers_model(algorithm)
+    state = algorithm.state_dict() if own is None else own.to_folder(algorithm.state_dict())
     # clones: safetensors takes no two names for one storage, as tied weights are
-    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in algorithm.state_dict().items()}
+    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
     _write(folder / WEIGHTS, partial(safetensors.torch.save_file, weights, metadata={"format": "pt"}))
     tokenizer = _cut({key: value for key, value in file.tokenizer.items() if key != "json"})
     _write_text(folder / TOKENIZER, file.tokenizer["json"])
     shutil.copymode(folder / TOKENIZER, folder / WEIGHTS)  # safetensors makes files that only their owner may read
     _write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(file.tokenizer, algorithm.length))
     special = {f"{name}_token_id": tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")}
-    _write_json(folder / GENERATION, special | {"flm": generation_defaults(file.config)})
-    _write_text(folder / MODELING, (Path(__file__).parent / "hf_code" / MODELING).read_text(encoding="utf-8"))
+    generation = generation_defaults(file.config)
+    _write_json(folder / GENERATION, special | {"flm": generation})
+    modeling = Path(__file__).parent / "hf_code" / MODELING if own is None else own.modeling_file
+    _write_text(folder / modeling.name, modeling.read_text(encoding="utf-8"))
     _write_text(folder / CARD, card)
     networks = networks_of(algorithm)
     opens = {
@@ -94,8 +104,10 @@ def write_folder(folder: Path, algorithm: Algorithm, file: CheckpointFile, avera
         "length": algorithm.length,
         **special,
         "networks": networks,
+        **({} if own is None else own.config(algorithm, generation["steps"])),
         "flm": {
             "format_version": FORMAT_VERSION,
+            "vocab_size": algorithm.vocab_size,
             "package_version": package_version(),
             "step": file.step,
             "weights": "average" if averaged else "last step",
@@ -135,7 +147,8 @@ def read_folder(folder: str | Path, trusted_modules: Sequence[str] = ()) -> tupl
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: not a whole exported model: {name} is missing")
     try:
-        algorithm = build_algorithm(own["config"], content["vocab_size"], trusted_modules)
+        vocab_size = own.get("vocab_size", content["vocab_size"])  # a table may have rows to spare
+        algorithm = build_algorithm(own["config"], vocab_size, trusted_modules)
     except Exception as error:  # constructors raise anything for values that make no sense: too much memory, a width of 0
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{folder / CONFIG}: no model can be built from it: {reason}") from error
@@ -143,6 +156,8 @@ def read_folder(folder: str | Path, trusted_modules: Sequence[str] = ()) -> tupl
         weights = safetensors.torch.load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{folder / WEIGHTS}: not a readable safetensors file ({error})") from error
+    network = transformers_model(algorithm)
+    weights = weights if network is None else network.from_folder(weights)
     check_state(weights, algorithm.state_dict(), str(folder / WEIGHTS))
     algorithm.load_state_dict(weights)
     generation = _read_json(folder / GENERATION).get("flm") if (folder / GENERATION).is_file() else None

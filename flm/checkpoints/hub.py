@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from flm.checkpoints.export import FILES, READ
+from flm.checkpoints.export import MAY_TRAVEL, READ
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -41,7 +41,7 @@ def push_to_hub(folder: Path, repo_id: str, private: bool, endpoint: str | None 
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         done = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, allow_patterns=list(FILES), commit_message="Export of a model trained with flm"
+            repo_id=repo_id, folder_path=folder, allow_patterns=list(MAY_TRAVEL), commit_message="Export of a model trained with flm"
         )
     except Exception as error:  # the hub and the network each raise their own
         raise ValueError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm
-from flm.checkpoints import restricted
+from flm.checkpoints import artifact, restricted
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.fit import check_state
@@ -64,7 +64,7 @@ class CheckpointFile:
 
 
 def read_checkpoint(path: str | Path, choices: ImportChoices | None = None) -> CheckpointFile:
-    """A checkpoint of this project, or a published one of FLM, MDLM or Duo as if it were.
+    """A checkpoint or artifact of this project, or a published one of FLM, MDLM or Duo as if it were.
 
     Args:
         choices: what a published file does not say; None infers all, without a tokenizer. Not read for our own files.
@@ -72,6 +72,8 @@ def read_checkpoint(path: str | Path, choices: ImportChoices | None = None) -> C
     Raises:
         ValueError: naming the file: it is neither, or damaged; or a choice is missing (see `describe`).
     """
+    if artifact.is_artifact(path):
+        return CheckpointFile(Path(path), *artifact.read(path))
     content, name = _content(path), str(path)
     if KEY in content or not is_published(content):
         try:

@@ -9,6 +9,7 @@ from flm.algos.algorithm import Algorithm
 from flm.checkpoints.description import package_version
 from flm.checkpoints.export import generation_defaults, networks_of, shareable
 from flm.checkpoints.load import CheckpointFile
+from flm.checkpoints.transformers_model import transformers_model
 
 
 def model_card(
@@ -43,6 +44,12 @@ def model_card(
             "\n\nThe networks alone, without the package (see `modeling_flm.py` for their arguments):\n\n"
             "    from transformers import AutoModel\n"
             f'    model = AutoModel.from_pretrained("{name}", trust_remote_code=True)'
+        )
+    if transformers_model(algorithm) is not None:
+        opens = (
+            "\n\nThe network alone, logits of every token from a corrupted sequence (see `modeling_flow_qwen3.py`):\n\n"
+            "    from transformers import AutoModelForMaskedLM\n"
+            f'    model = AutoModelForMaskedLM.from_pretrained("{name}", trust_remote_code=True)'
         )
     sections = [
         "---\n" + "\n".join(front) + "\n---",

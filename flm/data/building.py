@@ -71,7 +71,11 @@ def build(corpus: Corpus, tokenizer: Tokenizer, fingerprint: dict[str, Any], fol
         "provenance": corpus.provenance(),
         "vocab_size": tokenizer.vocab_size,
         "dtype": writer.dtype.str,
-        "wrapping": {"after_each_document": tokenizer.eos_id, "blocks": "cut when read, as data.wrap says"},
+        "wrapping": {
+            "before_each_document": tokenizer.bos_id if tokenizer.begins_documents else None,
+            "after_each_document": None if tokenizer.begins_documents else tokenizer.eos_id,
+            "blocks": "cut when read, as data.wrap says",
+        },
         "splits": splits,
     }
     (draft / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")

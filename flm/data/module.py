@@ -3,6 +3,7 @@
 import math
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch.utils.data import DataLoader
 
 from flm.algos.algorithm import Batch
 from flm.data.blocks import Rows, TokenBlocks, frame_of
-from flm.data.cache import TokenCache, open_cache
+from flm.data.cache import TokenCache
 from flm.data.corpora.corpus import Corpus, Split
 from flm.data.layouts import Row
 from flm.data.order import EvaluationShare, ExampleOrder, ShareSampler
+from flm.data.streaming import StreamBatches, StreamLoader
 from flm.data.tokenizers import Tokenizer, TokenizerBuilder
 from flm.data.workers import ignore_stop_signals
 
@@ -69,17 +71,19 @@ class TextDataModule(lightning.LightningDataModule):
         self._tokenizer: Tokenizer | None = None
         self._cache: TokenCache | None = None
         self._blocks_of: dict[Split, TokenBlocks] = {}
+        self._stream_loader: StreamLoader | None = None
+        self._stream_state: dict[str, Any] | None = None
 
     def prepare(self) -> None:
         """Builds or opens tokenizer and token cache. Any number of processes may call it at once, and again."""
-        if self._cache is not None:
+        if self._tokenizer is not None:
             return
         root = self._cache_root()
         self._tokenizer = self.builder.build(
             lambda: self.corpus.documents("train"), cache_dir=root, source=self.corpus.fingerprint()
         )
         frame_of(self.corpus.wrap, self._tokenizer)  # an unknown name fails before the long part
-        self._cache = open_cache(self.corpus, self._tokenizer, root)
+        self._cache = self.corpus.open(self._tokenizer, root)
 
     def prepare_data(self) -> None:
         self.prepare()
@@ -114,8 +118,9 @@ class TextDataModule(lightning.LightningDataModule):
         return self.corpus.documents("valid")
 
     def token_counts(self) -> Tensor:
-        """How often each id occurs in the training blocks, int64 (V,)."""
-        return self.train_blocks().token_counts(self.vocab_size)
+        """How often each id occurs in the training blocks, or in held-out ones where training text is streamed; int64 (V,)."""
+        blocks = self.valid_blocks() if self.corpus.streamed else self.train_blocks()
+        return blocks.token_counts(self.vocab_size)
 
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of held-out text per position of a validation block, on average over the split.
@@ -124,6 +129,8 @@ class TextDataModule(lightning.LightningDataModule):
         stand for no byte.
         """
         blocks = self.valid_blocks()
+        if self.corpus.streamed:
+            return blocks.bytes_per_token
         return self.cache.bytes_per_token("valid") * blocks.payload / blocks.length
 
     def accumulation(self, world_size: int) -> int:
@@ -137,8 +144,14 @@ class TextDataModule(lightning.LightningDataModule):
             )
         return self.global_batch_size // together
 
-    def train_loader(self, start: int, stop: int, rank: int = 0, world_size: int = 1) -> "TrainLoader":
-        """Micro-batches of optimiser steps start .. stop-1 for one process."""
+    def train_loader(self, start: int, stop: int, rank: int = 0, world_size: int = 1) -> "TrainLoader | StreamLoader":
+        """Micro-batches of optimiser steps start .. stop-1 for one process.
+
+        Raises:
+            ValueError: training text is streamed, and nothing was loaded that says where it stands at step `start`.
+        """
+        if self.corpus.streamed:
+            return self._stream(start, stop, rank, world_size)
         blocks = self.train_blocks()
         accumulation = self.accumulation(world_size)
         batch_size = self.global_batch_size // (world_size * accumulation)
@@ -155,7 +168,7 @@ class TextDataModule(lightning.LightningDataModule):
         size = self.eval_batch_size or self.batch_size or math.ceil(self.global_batch_size / world_size)
         return DataLoader(share, size, shuffle=False, collate_fn=_collate_weighted, **self._loader_options())
 
-    def train_dataloader(self) -> "TrainLoader":
+    def train_dataloader(self) -> "TrainLoader | StreamLoader":
         trainer = self.trainer
         if trainer is None:
             raise ValueError("no trainer is attached: use train_loader(start, stop)")
@@ -167,9 +180,44 @@ class TextDataModule(lightning.LightningDataModule):
         trainer = self.trainer
         return self.valid_loader() if trainer is None else self.valid_loader(trainer.global_rank, trainer.world_size)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where streams stand before the trainer's step, of all processes, all of which must ask; empty without streams."""
+        if self._stream_loader is None:
+            return {}
+        step = self.trainer.global_step if self.trainer is not None else max(self._stream_loader.states)
+        mine = self._stream_loader.states[step]
+        found = [mine]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            found = [mine] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(found, mine)
+        return {"step": step, "files": mine["files"], "at": {key: at for part in found for key, at in part["at"].items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._stream_state = state
+
+    def _stream(self, start: int, stop: int, rank: int, world_size: int) -> StreamLoader:
+        self.prepare()
+        accumulation, state = self.accumulation(world_size), self._stream_state
+        rows = self.global_batch_size // world_size
+        if start > 0 and (state is None or state["step"] != start):
+            raise ValueError(
+                f"data: the checkpoint of step {start} does not say where the streams of text stand: it is of a run on other "
+                "data; begin a new run with checkpointing.resume_from_ckpt=false"
+            )
+        share = range(rank * rows, (rank + 1) * rows)
+        open_stream = partial(
+            self.corpus.stream, self.tokenizer, self.length, self.seed, self.global_batch_size, share, state if start else None
+        )
+        first = open_stream().state()  # what is wrong with it is said here, and not by a worker
+        batches = StreamBatches(open_stream, rows // accumulation, start, stop, _collate)
+        self._stream_loader = StreamLoader(batches, accumulation, self._loader_options())
+        self._stream_loader.states[start] = first
+        return self._stream_loader
+
     def _blocks(self, split: Split) -> TokenBlocks:
         if split not in self._blocks_of:
-            self._blocks_of[split] = self.corpus.blocks(self.cache, split, self.length, self.tokenizer, self.seed)
+            cache = None if self.corpus.streamed else self.cache
+            self._blocks_of[split] = self.corpus.blocks(cache, split, self.length, self.tokenizer, self.seed)
         return self._blocks_of[split]
 
     def _loader_options(self) -> dict[str, Any]:
@@ -216,7 +264,10 @@ class TrainLoader(DataLoader):
 
 def _collate(rows: list[Row]) -> Batch:
     tokens, weight, documents = zip(*rows, strict=True)
-    return Batch(torch.stack(tokens), torch.stack(weight), None if documents[0] is None else torch.stack(documents))
+    if all(row is None for row in documents):
+        return Batch(torch.stack(tokens), torch.stack(weight))
+    whole = [torch.zeros_like(ids) if row is None else row for ids, row in zip(tokens, documents, strict=True)]
+    return Batch(torch.stack(tokens), torch.stack(weight), torch.stack(whole))
 
 
 def _collate_weighted(items: list[tuple[Row, float]]) -> Batch:

@@ -1,6 +1,6 @@
 """One shard: a run of whole documents as token ids in one file.
 
-train-00003.bin     little-endian uint16 (V <= 65536) or uint32, documents in order, one EOS after each
+train-00003.bin     little-endian uint16 (V <= 65536) or uint32, documents in order, one EOS after each (or BOS before)
 train-00003.json    its line of the manifest, written last: what has none is not finished
 """
 
@@ -128,9 +128,13 @@ def document_groups(documents: Iterable[str], characters: int | None = None) -> 
 
 
 def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Ids of the documents with one EOS after each, in runs that need not end where a document does."""
+    """Ids of the documents with one EOS after each, in runs that need not end where a document does.
+
+    Where the tokenizer begins documents, each has BOS before it instead.
+    """
     texts: list[str] = []
     ends: list[bool] = []
+    begins = True
     size = 0
     for document in documents:
         for part, end in _parts(document):
@@ -138,14 +142,19 @@ def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator
             ends.append(end)
             size += len(part)
             if size >= _BATCH_CHARACTERS:
-                yield from _encode_run(texts, ends, tokenizer)
-                texts, ends, size = [], [], 0
-    yield from _encode_run(texts, ends, tokenizer)
+                yield from _encode_run(texts, ends, tokenizer, begins)
+                texts, ends, size, begins = [], [], 0, end
+    yield from _encode_run(texts, ends, tokenizer, begins)
 
 
-def _encode_run(texts: list[str], ends: list[bool], tokenizer: Tokenizer) -> Iterator[list[int]]:
+def _encode_run(texts: list[str], ends: list[bool], tokenizer: Tokenizer, begins: bool) -> Iterator[list[int]]:
+    """`begins`: whether the first text is a document's first part."""
     for ids, end in zip(tokenizer.encode_batch(texts), ends, strict=True):
-        yield [*ids, tokenizer.eos_id] if end else ids
+        if tokenizer.begins_documents:
+            yield [tokenizer.bos_id, *ids] if begins else ids
+        else:
+            yield [*ids, tokenizer.eos_id] if end else ids
+        begins = end
 
 
 def _parts(document: str) -> Iterator[tuple[str, bool]]:

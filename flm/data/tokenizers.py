@@ -1,6 +1,6 @@
-"""Tokenizers: text to ids and back, and where the four kinds come from.
+"""Tokenizers: text to ids and back, and where most kinds come from.
 
-All four are one `tokenizers.Tokenizer` inside, so a checkpoint stores any of them as one JSON string and needs neither
+All are one `tokenizers.Tokenizer` inside, so a checkpoint stores any of them as one JSON string and needs neither
 the training text nor a download to bring it back. Builders are what a config names; their arguments are its keys.
 """
 
@@ -22,6 +22,7 @@ UNKNOWN = "<unk>"
 Documents = Callable[[], Iterator[str]]
 log = logging.getLogger(__name__)
 
+_IMPLIED = {"begins_documents": False, "reads_special": True}  # by a stored tokenizer that does not say
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 if _PARALLEL not in os.environ and hasattr(os, "register_at_fork"):
     # The library's threads do not survive a fork: a forked process (a loader's worker) that still counts on them hangs,
@@ -38,17 +39,27 @@ class Tokenizer:
     Args:
         backend: does the work; truncation, padding and added begin or end tokens are switched off.
         name: for people.
-        kind: characters, bytes, bpe or huggingface.
-        bos_id: begins a block where blocks are framed.
-        eos_id: ends every document.
+        kind: characters, bytes, bpe, sentencepiece or huggingface.
+        bos_id: begins a block where blocks are framed, and a document with begins_documents.
+        eos_id: ends every document, unless begins_documents.
         pad_id: None where there is none.
+        begins_documents: a document is stored as BOS and its tokens, without EOS.
+        reads_special: a special token written out in a text becomes its id; otherwise it is text like any other.
 
     Raises:
         ValueError: the ids have gaps.
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, name: str, kind: str, bos_id: int, eos_id: int, pad_id: int | None = None
+        self,
+        backend: tokenizers.Tokenizer,
+        name: str,
+        kind: str,
+        bos_id: int,
+        eos_id: int,
+        pad_id: int | None = None,
+        begins_documents: bool = False,
+        reads_special: bool = True,
     ):
         ids = set(backend.get_vocab(with_added_tokens=True).values())
         missing = next((i for i in range(len(ids)) if i not in ids), None)
@@ -56,13 +67,15 @@ class Tokenizer:
             raise ValueError(f"tokenizer {name}: id {missing} is unused but {max(ids)} is not: ids must have no gaps")
         backend.no_truncation()
         backend.no_padding()
+        backend.encode_special_tokens = not reads_special
         self._backend = backend
         self.name, self.kind = name, kind
         self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
+        self.begins_documents, self.reads_special = begins_documents, reads_special
         self.vocab_size = len(ids)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone. A special token written out in the text becomes its id."""
+        """Ids of the text alone. With `reads_special`, a special token written out in the text becomes its id."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_exactly(self, text: str, name: str) -> list[int]:
@@ -91,7 +104,7 @@ class Tokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values from which `from_dict` makes the same tokenizer."""
-        return {
+        values = {
             "name": self.name,
             "kind": self.kind,
             "bos_id": self.bos_id,
@@ -99,6 +112,9 @@ class Tokenizer:
             "pad_id": self.pad_id,
             "json": self._backend.to_str(),
         }
+        # only where they differ from what older files imply: fingerprints, and the token caches named by them, stay
+        switches = {"begins_documents": self.begins_documents, "reads_special": self.reads_special}
+        return values | {key: value for key, value in switches.items() if value != _IMPLIED[key]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Tokenizer":
@@ -107,7 +123,8 @@ class Tokenizer:
             # Exception: the library raises nothing narrower for text that is not its own
             backend = tokenizers.Tokenizer.from_str(values["json"])
             ids = (values["bos_id"], values["eos_id"], values["pad_id"])
-            return cls(backend, values["name"], values["kind"], *ids)
+            switches = {key: bool(values.get(key, default)) for key, default in _IMPLIED.items()}
+            return cls(backend, values["name"], values["kind"], *ids, **switches)
         except Exception as error:
             raise ValueError(f"not a stored tokenizer: {error!r}") from error
 

@@ -51,6 +51,8 @@ class _Composer:
             ("samples", "Samples beside real text", self._samples()),
             ("cross-entropy", "Loss along the clock", self._cross_entropy()),
             ("likelihood", "Likelihood", self._likelihood()),
+            *([("responses", "Responses to prompts", self._responses())] if self.results.responses else []),
+            *([("programs", "Programs", self._programs())] if self.results.programs else []),
             ("throughput", "Throughput", self._throughput()),
         ]
         count = len(self.results.sources)
@@ -187,6 +189,20 @@ class _Composer:
             html += self._figure("likelihood", figures.likelihood_figure(drawn, self.colours), "nats per token summed along t")
         parts = self._table(report_tables.contribution_table(found))
         return html + (f"<details><summary>Contribution of each part</summary>{parts}</details>\n" if parts else "")
+
+    def _responses(self) -> str:
+        html = report_page.paragraph(
+            "Against one reference response each. A score of several answers to a prompt is their mean; where it says best, "
+            "that of the answer nearest to the reference. BLEU of the corpus is out of 100, all else out of 1."
+        )
+        return html + self._table(report_tables.answers_table("responses", self.results.responses, "prompts"))
+
+    def _programs(self) -> str:
+        html = report_page.paragraph(
+            "Run against the tests of each problem. pass@k is the chance that one of k answers passes, compiled@k that one is "
+            "a program at all; exact match is to the reference, letter by letter."
+        )
+        return html + self._table(report_tables.answers_table("programs", self.results.programs, "problems"))
 
     def _throughput(self) -> str:
         trainings, samples = self.results.trainings, self.results.samples

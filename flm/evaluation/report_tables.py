@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flm.evaluation.estimate import Estimate
-from flm.evaluation.result_records import Frontier, Likelihood, Number, Results, Samples, TextSet, Training
+from flm.evaluation.result_records import Answers, Frontier, Likelihood, Number, Results, Samples, TextSet, Training
 
 Cell = Number | str | int
 
@@ -157,6 +157,17 @@ def contribution_table(likelihoods: Iterable[Likelihood]) -> Table:
         for part, nats in row.parts.items()
     ]
     return Table("contribution", ("run", "corpus", "bound", "part", "nats per token"), tuple(rows)).without_empty_columns()
+
+
+def answers_table(name: str, answers: Sequence[Answers], asked: str) -> Table:
+    """A row for each set of answers; `asked` says what they answer."""
+    scores = list(dict.fromkeys(score for one in answers for score in one.scores))
+    rows = [
+        (one.source.label, ", ".join(f"{key}={value}" for key, value in one.options.items()) or None, one.steps)
+        + (one.asked, one.samples, *(one.scores.get(score) for score in scores))
+        for one in answers
+    ]
+    return Table(name, ("run", "sampling", "steps", asked, "answers to each", *scores), tuple(rows)).without_empty_columns()
 
 
 def number(value: float) -> str:

@@ -15,7 +15,15 @@ from flm.evaluation.result_readers import READERS
 from flm.evaluation.result_records import Results, Source
 
 # What is looked for below a folder. run.json marks a training run, with its metrics beside it.
-PATTERNS = ("results.json", "frontier.json", "film-*.json", "likelihood*.json", "run.json")
+PATTERNS = (
+    "results.json",
+    "frontier.json",
+    "film-*.json",
+    "likelihood*.json",
+    "conditional_eval.json",
+    "code_eval.json",
+    "run.json",
+)
 
 
 def read_results(inputs: Iterable[str | Path], format_version: int) -> Results:

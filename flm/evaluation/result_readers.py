@@ -11,6 +11,7 @@ from typing import Any
 
 from flm.evaluation.estimate import Estimate
 from flm.evaluation.result_records import (
+    Answers,
     Bucket,
     Film,
     Frame,
@@ -29,6 +30,7 @@ _SPAN = re.compile(r"t (\d\.\d+) to (\d\.\d+)")
 _POINT = re.compile(r".* at t (\d\.\d+)")
 _CONTEXT_FREE = "context_free_ce_nats"
 _SPEED = "perf/tokens_per_second"
+_RESPONSE_SCORES = {"bleu": "sentence BLEU", "rouge_l": "ROUGE-L", "bert_score": "BERTScore"}
 
 
 def _estimate(value: Any) -> Number:
@@ -171,6 +173,32 @@ def _spans(parts: Mapping[str, float | None]) -> tuple[tuple[float, float, float
     return tuple(sorted(spans))
 
 
+def _responses(source: Source) -> list[Answers]:
+    found = []
+    for steps, entry in source.content["by_steps"].items():
+        scores: dict[str, Number] = {"corpus BLEU": float(entry["corpus_bleu"])}
+        for name, value in entry.items():
+            if isinstance(value, Mapping):
+                kinds = ("mean", "best") if entry["samples"] > 1 else ("mean",)
+                title = _RESPONSE_SCORES.get(name, name.replace("_", " "))
+                scores |= {title if kind == "mean" else f"{title}, {kind}": _sure_estimate(value[kind]) for kind in kinds}
+        options = source.get("options") or {}
+        found.append(Answers(source, int(steps), options, entry["prompts"], entry["samples"], scores))
+    return found
+
+
+def _programs(source: Source) -> list[Answers]:
+    found = []
+    for steps, entry in source.content["by_steps"].items():
+        scores: dict[str, Number] = {f"pass@{k}": _sure_estimate(value) for k, value in entry["pass_at"].items()}
+        scores |= {f"compiled@{k}": _sure_estimate(value) for k, value in entry["compiled_at"].items()}
+        scores["exact match"] = _sure_estimate(entry["exact_match"])
+        by = int(steps) if steps.isdigit() else steps
+        options = source.get("options") or {}
+        found.append(Answers(source, by, options, source.content["problems"], entry["samples"], scores))
+    return found
+
+
 def _training(source: Source) -> list[Training]:
     starts = sorted(source.path.parent.glob("metrics/version_*/metrics.csv"), key=lambda path: _version(path))
     by_start = [_csv_rows(path) for path in starts]
@@ -208,5 +236,7 @@ READERS: dict[str, tuple[Callable[[Source], list[Any]], str]] = {
     "frontier": (_frontier, "frontiers"),
     "film": (_film, "films"),
     "likelihood": (_likelihood, "likelihoods"),
+    "conditional_eval": (_responses, "responses"),
+    "code_eval": (_programs, "programs"),
     "training": (_training, "trainings"),
 }

@@ -151,6 +151,26 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What was written where a text or a program had something missing, scored.
+
+    Attributes:
+        steps: of the sampler; in words where no model wrote.
+        options: of the sampler.
+        asked: prompts or problems.
+        samples: answers to each.
+        scores: by name, in the order of the file; shares are in [0, 1].
+    """
+
+    source: Source
+    steps: int | str
+    options: Mapping[str, Any]
+    asked: int
+    samples: int
+    scores: Mapping[str, Number]
+
+
+@dataclass(frozen=True)
 class Training:
     """A training run, from run.json and metrics/version_*/metrics.csv beside it.
 
@@ -172,5 +192,7 @@ class Results:
     frontiers: list[Frontier] = field(default_factory=list)
     films: list[Film] = field(default_factory=list)
     likelihoods: list[Likelihood] = field(default_factory=list)
+    responses: list[Answers] = field(default_factory=list)  # to prompts
+    programs: list[Answers] = field(default_factory=list)
     trainings: list[Training] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)

@@ -5,6 +5,7 @@ B batch, L positions, D width, V vocabulary, H heads of width Dh.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,42 @@ class KeyValues:
         return k, v
 
 
+def triangle_after(new: int, read: int, device: torch.device) -> tuple[bool, Tensor | None]:
+    """`causal` and `mask` of `attention` for `new` queries that stand at the end of `read` keys."""
+    if new == read:
+        return True, None
+    # the triangle is shifted, and for one alone it is full
+    return False, None if new == 1 else torch.ones(new, read, dtype=torch.bool, device=device).tril(read - new)
+
+
+@runtime_checkable
+class LeftToRight(Protocol):
+    """A network that predicts every token (B, L) of a block from those before it, the first included; see `CausalTransformer`.
+
+    Attributes:
+        hidden_size: D, width of the hidden states of its posteriors.
+    """
+
+    hidden_size: int
+
+    def __call__(self, tokens: Tensor) -> TokenPosterior: ...
+
+    def new_cache(self, capacity: int) -> Any: ...
+
+    def next_token(self, tokens: Tensor, cache: Any) -> TokenPosterior: ...
+
+
+def left_to_right(backbone: Callable[..., nn.Module], vocab_size: int) -> nn.Module:
+    """The network of a backbone as a `LeftToRight`: itself where it is one, else in a `CausalTransformer`.
+
+    Args:
+        backbone: called as backbone(vocab_size=V, causal=True, conditioned=False).
+        vocab_size: V.
+    """
+    network = backbone(vocab_size=vocab_size, causal=True, conditioned=False)
+    return network if isinstance(network, LeftToRight) else CausalTransformer(lambda **_: network, vocab_size)
+
+
 class CausalTransformer(nn.Module):
     """p(token_i | the tokens before it) at every position of a block, for any length.
 
@@ -60,7 +97,7 @@ class CausalTransformer(nn.Module):
     def __init__(self, backbone: Callable[..., nn.Module], vocab_size: int):
         super().__init__()
         self.body = backbone(vocab_size=vocab_size, causal=True, conditioned=False)
-        width = self.body.input_table.shape[1]
+        self.hidden_size = width = self.body.input_table.shape[1]
         self.start = nn.Parameter(torch.empty(width).uniform_(-1, 1) * width**-0.5)
 
     def forward(self, tokens: Tensor) -> TokenPosterior:

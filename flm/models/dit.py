@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flm.models.attention import attention, in_forward_mode, rotary_table, rotate
-from flm.models.causal import KeyValues
+from flm.models.causal import KeyValues, triangle_after
 from flm.models.layers import LayerNorm, Modulation, TimeEmbedding
 from flm.posterior import TokenPosterior
 
@@ -70,11 +70,7 @@ class DiTBlock(nn.Module):
         causal = self.causal
         if cache is not None:
             k, v = cache.extend(k, v)
-            new, read = q.shape[-2], k.shape[-2]
-            if new < read:  # the new positions stand at the end: the triangle is shifted, and for one alone it is full
-                causal = False
-                if new > 1:
-                    mask = torch.ones(new, read, dtype=torch.bool, device=q.device).tril(read - new)
+            causal, mask = triangle_after(q.shape[-2], k.shape[-2], q.device)
         return attention(q, k, v, self.attention_softcap, causal, mask).transpose(1, 2).flatten(2)
 
 

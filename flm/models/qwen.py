@@ -4,7 +4,7 @@ The network itself is flm/models/modeling_flow_qwen3.py; transformers is importe
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flm.models.token_backbone import among_real
+from flm.paths.mixture import Cosine, Polynomial, Schedule
 from flm.posterior import TokenPosterior
 
 if TYPE_CHECKING:
@@ -37,6 +38,27 @@ def architecture_of(folder: str | Path) -> dict[str, Any]:
     if kind not in ("qwen3", "flow_qwen3"):
         raise ValueError(f"{KEY}={folder}: a model of type {kind!r}; qwen3, or one exported here, is needed")
     return {key: value for key, value in content.items() if key not in _NOT_SHAPE}
+
+
+def schedule_of(scheduler_type: str, scheduler_n: float = 1.0) -> Schedule:
+    """kappa(t) by its name in a `FlowMatchingConfig`.
+
+    Raises:
+        ValueError: there is none of this name that runs from 0 to 1.
+    """
+    if scheduler_type == "polynomial_convex":
+        return Polynomial(scheduler_n)
+    known: dict[str, Callable[[], Schedule]] = {"linear": Polynomial, "cosine": Cosine}
+    if scheduler_type not in known:
+        raise ValueError(f"scheduler_type must be polynomial_convex, linear or cosine, not {scheduler_type!r}")
+    return known[scheduler_type]()
+
+
+def scheduler_fields(schedule: Schedule | None) -> dict[str, Any]:
+    """The reverse; empty where the config has no name for it."""
+    if isinstance(schedule, Polynomial):
+        return {"scheduler_type": "polynomial_convex", "scheduler_n": schedule.exponent}
+    return {"scheduler_type": "cosine"} if isinstance(schedule, Cosine) else {}
 
 
 class QwenBackbone(nn.Module):
@@ -101,11 +123,22 @@ class QwenBackbone(nn.Module):
         }
         given = {key: value for key, value in given.items() if value is not None}
         config = _config(dict(architecture), given | {"is_causal": causal}, vocab_size, length, attention)
-        self.network = _new(config) if pretrained is None else _pretrained(pretrained, config, attention)
+        self._hold(_new(config) if pretrained is None else _pretrained(pretrained, config, attention))
         if activation_checkpointing:
-            self.network.gradient_checkpointing_enable({"use_reentrant": False})
-        self.mask_id = config.mask_token_id if config.source == "mask" else None
-        self.real_vocab_size: int = config.real_vocab_size
+            self.network.activation_checkpointing_enable({"use_reentrant": False})
+
+    @classmethod
+    def around(cls, network: "FlowMatchingLanguageModel") -> "QwenBackbone":
+        """The backbone of a network that is there already."""
+        backbone = cls.__new__(cls)
+        nn.Module.__init__(backbone)
+        backbone._hold(network)
+        return backbone
+
+    def _hold(self, network: "FlowMatchingLanguageModel") -> None:
+        self.network = network
+        self.mask_id: int | None = network.config.mask_token_id if network.config.source == "mask" else None
+        self.real_vocab_size: int = network.config.real_vocab_size
 
     def forward(self, tokens: Tensor, t: Tensor | None = None, documents: Tensor | None = None) -> TokenPosterior:
         """The posterior (B, L) of every token, of ids below `real_vocab_size` other than the mask's."""

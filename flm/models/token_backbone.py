@@ -76,9 +76,7 @@ def among_real(posterior: TokenPosterior, real_vocab_size: int, mask_id: int | N
     return replace(posterior, table=table, bias=bias)
 
 
-def token_backbone(
-    make: Callable[..., nn.Module], vocab_size: int, masked: bool, mask_id: int | None = None
-) -> TokenBackbone:
+def token_backbone(make: Callable[..., nn.Module], vocab_size: int, masked: bool, mask_id: int | None = None) -> TokenBackbone:
     """A token backbone for V ids of the data.
 
     Args:
@@ -101,4 +99,9 @@ def token_backbone(
         raise ValueError(f"{type(network).__name__} knows no mask: set its mask, or take algo.source=uniform")
     if mask_id is not None and mask_id != network.mask_id:
         raise ValueError(f"algo.mask_id={mask_id}, but the model's mask is {network.mask_id}: leave algo.mask_id=null")
+    if network.real_vocab_size != vocab_size:
+        raise ValueError(
+            f"the model predicts {network.real_vocab_size} token ids, the data has {vocab_size}: set model.source as algo.source, "
+            "and algo.mask_id=null"
+        )
     return network

@@ -9,19 +9,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Canvas:
-    """Tokens (B, L) int64 and the positions (B, L) bool a sampler may write; tokens there are placeholders (0)."""
+    """Tokens (B, L) int64 and the positions (B, L) bool a sampler may write; tokens there are placeholders (0).
+
+    documents (B, L) int64 as in `Batch`, -1 on padding, which is not editable; None: every row is one whole document.
+    Samplers of discrete noise pass them on to the network.
+    """
 
     tokens: Tensor
     editable: Tensor
+    documents: Tensor | None = None
 
     @classmethod
     def blank(cls, batch: int, length: int, device: torch.device | str = "cpu") -> "Canvas":
         return cls.from_pieces([length], batch, device)
 
     @classmethod
-    def from_pieces(
-        cls, pieces: Sequence[Sequence[int] | int], batch: int, device: torch.device | str = "cpu"
-    ) -> "Canvas":
+    def from_pieces(cls, pieces: Sequence[Sequence[int] | int], batch: int, device: torch.device | str = "cpu") -> "Canvas":
         """Given token ids and holes in reading order: `[[5, 9], 8, [2]]` is two given tokens, 8 to fill, one given."""
         tokens: list[int] = []
         editable: list[bool] = []

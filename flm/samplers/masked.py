@@ -1,29 +1,34 @@
-"""Writing over masks: samplers of absorbing diffusion, which fill the editable positions of a canvas in any order.
+"""Writing over noise: samplers of discrete paths, which fill the editable positions of a canvas in any order.
 
-When a mask is written does not depend on what is predicted, so the network is evaluated only at steps, and on sequences,
+When a position is written does not depend on what is predicted, so the network is evaluated only at steps, and on sequences,
 where something is. That is the caching of unchanged states (arXiv 2406.07524) without a cache: states between two
 evaluations are never asked about. It is exact for a network that is told the time, too. B batch, L length, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from flm.paths.mixture import MaskSource, Schedule, jump_probability
+from flm.paths.mixture import Schedule, Source, jump_probability
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import Moment, OnStep, check_steps
+from flm.samplers.token_policy import Ending, Offer, TokenPolicy
+
+GRIDS = ("time", "kappa")
 
 
-class MaskedDenoiser(Protocol):
-    """What these samplers ask: the mask, the schedule they follow, and the prediction of the tokens behind the masks.
+class DiscreteDenoiser(Protocol):
+    """What these samplers ask: the noise, the schedule they follow, and the prediction of the tokens.
 
-    Called with a state (B, L) and its time (B,); gives a posterior (B, L) over the V ids of the data, read at masks alone.
+    Called with a state (B, L), its time (B,) and, where a canvas has them, documents (B, L); gives a posterior (B, L) over the
+    V ids of the data. With a mask source it is read at masks alone, but where a sampler says that it is not.
     """
 
-    source: MaskSource
+    source: Source
     schedule: Schedule
 
     def __call__(self, tokens: Tensor, t: Tensor) -> TokenPosterior: ...
@@ -31,17 +36,21 @@ class MaskedDenoiser(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One step: index in [0, steps), the time it starts from, the share of positions known there and at its end.
+    """One step from t to t_next: the shares of the positions known there, kappa and kappa_next, along a schedule.
 
     `free` (B,) is how many positions each sequence has to fill in all.
     """
 
-    index: int
-    steps: int
     t: float
+    t_next: float
     kappa: float
     kappa_next: float
     free: Tensor
+    schedule: Schedule
+
+    def left(self) -> Tensor:
+        """How many of them (B,) are masked after it, where that is not left to chance."""
+        return (self.free * (1 - self.kappa_next)).round().long()
 
 
 @dataclass(frozen=True)
@@ -90,25 +99,28 @@ class Unmasking(Moment):
 class Reading:
     """The network's latest prediction for each sequence of a batch, brought up to date where it is asked for."""
 
-    def __init__(self, denoiser: MaskedDenoiser, temperature: float):
-        self.denoiser, self.temperature = denoiser, temperature
+    def __init__(self, denoiser: DiscreteDenoiser, canvas: Canvas, policy: TokenPolicy, ending: Ending):
+        self.denoiser, self.documents, self.policy, self.ending = denoiser, canvas.documents, policy, ending
+        self.begins = canvas.editable.clone()
+        self.begins[:, 1:] &= ~canvas.editable[:, :-1]
+        self.times = torch.zeros(len(canvas.tokens), device=canvas.tokens.device)
         self.posterior: TokenPosterior | None = None
 
-    def read(self, tokens: Tensor, t: float, rows: Tensor) -> None:
-        """Evaluates the network on the sequences `rows` (B,) bool of tokens (B, L); on all the first time."""
-        everything = self.posterior is None or bool(rows.all())
-        part = tokens if everything else tokens[rows]
-        time = torch.full((len(part),), t, device=tokens.device, dtype=torch.float32)
-        found = self.denoiser(part, time).tempered(self.temperature)
-        if not everything:
+    def read(self, tokens: Tensor, rows: Tensor) -> None:
+        """Evaluates the network on the sequences `rows` (B,) bool of tokens (B, L) at their times; on all the first time."""
+        chosen = slice(None) if self.posterior is None or bool(rows.all()) else rows
+        documents = () if self.documents is None else (self.documents[chosen],)
+        found = self.denoiser(tokens[chosen], self.times[chosen], *documents).tempered(self.policy.temperature)
+        if isinstance(chosen, Tensor):
             hidden = self.posterior.hidden.clone()  # who was shown the last prediction keeps it
             hidden[rows] = found.hidden
             found = replace(found, hidden=hidden)
         self.posterior = found
 
-    def at(self, positions: Tensor) -> TokenPosterior:
-        """The prediction (1, M) at the M positions (B, L) bool."""
-        return replace(self.posterior, hidden=self.posterior.hidden[positions][None])
+    def at(self, positions: Tensor) -> Offer:
+        """The prediction at the M positions (B, L) bool."""
+        chosen = replace(self.posterior, hidden=self.posterior.hidden[positions][None])
+        return Offer(chosen, self.begins[positions], self.policy, self.ending)
 
 
 class MaskedSampler:
@@ -117,56 +129,105 @@ class MaskedSampler:
     No mask is left, whatever the number of steps.
 
     Args:
-        temperature: divides the logits; > 0.
-        top_k: draw among the k most probable tokens; None: among all.
-        top_p: draw among the fewest most probable tokens whose mass reaches this share in (0, 1]; None: among all.
+        policy: how tokens are drawn; None: as predicted.
+        ending: what ends a text; None: nothing.
+        grid: where the steps lie: evenly in "time" or in "kappa", or the steps + 1 times themselves, from 0 to 1.
+        block_length: fill the positions in blocks of so many, from left to right, with the steps shared out among the
+            blocks, at least one each; None: all at once.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
-    def __init__(self, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None):
-        if not temperature > 0:
-            raise ValueError(f"sampling.temperature must be above 0, not {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"sampling.top_k must be at least 1, not {top_k}")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"sampling.top_p must be in (0, 1], not {top_p}")
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+    def __init__(
+        self,
+        policy: TokenPolicy | None = None,
+        ending: Ending | None = None,
+        grid: str | Sequence[float] = "time",
+        block_length: int | None = None,
+    ):
+        self.policy, self.ending = policy or TokenPolicy(), ending or Ending()
+        rises = not isinstance(grid, str) and len(grid) > 1 and all(a < b for a, b in zip(grid, grid[1:], strict=False))
+        if grid not in GRIDS if isinstance(grid, str) else not (rises and grid[0] == 0 and grid[-1] == 1):
+            raise ValueError(f"sampling.grid must be time, kappa, or times that rise from 0 to 1, not {grid}")
+        if block_length is not None and block_length < 1:
+            raise ValueError(f"sampling.block_length must be at least 1 or null, not {block_length}")
+        self.grid, self.block_length = grid, block_length
 
     @torch.no_grad()
     def __call__(
-        self, denoiser: MaskedDenoiser, canvas: Canvas, steps: int, generator: torch.Generator, on_step: OnStep = None
+        self, denoiser: DiscreteDenoiser, canvas: Canvas, steps: int, generator: torch.Generator, on_step: OnStep = None
     ) -> Tensor:
         check_steps(steps)
-        kappas = self.kappas(denoiser.schedule, steps)
-        times = denoiser.schedule.inverse(kappas).tolist()
-        shares = kappas.tolist()
-        masked, free = canvas.editable, canvas.editable.sum(1)
-        tokens = canvas.fill(denoiser.source.sample(canvas.tokens, generator))
-        reading = Reading(denoiser, self.temperature)
-        for i in range(steps):
-            step = Step(i, steps, times[i], shares[i], shares[i + 1], free)
-            asked, state = masked, tokens
-            written = self.written(step, reading, tokens, masked, generator)
-            if written.any():
-                drawn = reading.at(written).draw(generator, self.top_k, self.top_p)
-                tokens, masked = state.masked_scatter(written, drawn), asked & ~written
-            erased = self.erased(step, canvas.editable & ~asked, generator)
-            if erased is not None:
-                tokens, masked = tokens.masked_fill(erased, denoiser.source.mask_id), masked | erased
-            if on_step is not None and reading.posterior is not None:
-                shown = CarriedOver(reading.posterior, tokens, asked | masked)
-                on_step(Unmasking(i, steps, step.t, shown, canvas, tokens, masked))
+        source, schedule, masked = denoiser.source, denoiser.schedule, canvas.editable
+        tokens = canvas.fill(source.sample(canvas.tokens, generator))
+        reading = Reading(denoiser, canvas, self.policy, self.ending)
+        stages = self.stages(canvas, steps)
+        index, total = 0, sum(count for _, count in stages)
+        before, all_free = torch.zeros_like(masked.sum(1)), masked.sum(1).clamp_min(1)
+        for stage, (part, count) in enumerate(stages):
+            kappas = self.kappas(schedule, count)
+            free, shares, times = (part & masked).sum(1), kappas.tolist(), schedule.inverse(kappas).tolist()
+            for i in range(count):
+                step = Step(times[i], times[i + 1], shares[i], shares[i + 1], free, schedule)
+                reading.times.fill_(times[i])
+                if len(stages) > 1:  # a network is told how much of the whole is known
+                    reading.times.copy_(schedule.inverse((before + shares[i] * part.sum(1)).double() / all_free))
+                asked = masked & part
+                tokens, written, erased = self.advance(step, reading, tokens, asked, part, generator)
+                if erased is not None:
+                    tokens, written = torch.where(erased, source.sample(tokens, generator), tokens), written & ~erased
+                    masked = masked | erased
+                index += 1
+                if source.visible or index == total:
+                    masked = masked & ~written
+                tokens, masked = self.ending.closed(tokens, masked, canvas)
+                if on_step is not None and reading.posterior is not None:
+                    shown = CarriedOver(reading.posterior, tokens, asked | masked)
+                    tau = times[i] if len(stages) == 1 else (stage + times[i]) / len(stages)
+                    on_step(Unmasking(index - 1, total, tau, shown, canvas, tokens, masked))
+            before = before + part.sum(1)
         return tokens
+
+    def stages(self, canvas: Canvas, steps: int) -> list[tuple[Tensor, int]]:
+        """Positions (B, L) bool that are filled together, and the steps that takes, in order."""
+        if self.block_length is None:
+            return [(canvas.editable, steps)]
+        block = (canvas.editable.cumsum(1) - 1) // self.block_length
+        count = -(-int(canvas.editable.sum(1).max()) // self.block_length)
+        shares = [(b + 1) * steps // count - b * steps // count for b in range(count)]
+        return [(canvas.editable & (block == b), max(1, share)) for b, share in enumerate(shares)]
 
     def kappas(self, schedule: Schedule, steps: int) -> Tensor:
         """Share of the positions known at each of the times, (steps + 1,) float64 on the CPU; 1 at the last."""
-        return schedule.kappa(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+        if not isinstance(self.grid, str):
+            if len(self.grid) != steps + 1:
+                raise ValueError(f"sampling.grid has {len(self.grid)} times: sampling.steps must be {len(self.grid) - 1}")
+            return schedule.kappa(torch.tensor(list(self.grid), dtype=torch.float64))
+        even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        return schedule.kappa(even) if self.grid == "time" else even
+
+    def advance(
+        self, step: Step, reading: Reading, tokens: Tensor, asked: Tensor, part: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens after one step, which positions (B, L) bool it has written, and which turn to noise; None: none ever.
+
+        Args:
+            asked: (B, L) bool, what may be written; after a source that is not visible, all of `part`.
+            part: (B, L) bool, what this stage fills.
+        """
+        written = self.written(step, reading, tokens, asked, generator)
+        if written.any():
+            tokens = tokens.masked_scatter(written, reading.at(written).draw(generator)[0])
+        known = part & ~(asked if reading.denoiser.source.visible else written)
+        return tokens, written, self.erased(step, known, generator)
 
     def written(self, step: Step, reading: Reading, tokens: Tensor, masked: Tensor, generator: torch.Generator) -> Tensor:
         """Which of the masks (B, L) bool are written now; the sequences where there are any have been read."""
         raise NotImplementedError
 
     def erased(self, step: Step, known: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Which of the positions that were `known` (B, L) bool before the step are masked again; None: none ever."""
+        """Which of the positions that were `known` (B, L) bool before the step are noise again; None: none ever."""
         return None
 
 
@@ -181,55 +242,8 @@ class AncestralSampler(MaskedSampler):
         written = masked & (u < self.probability(step))
         rows = written.any(1)
         if rows.any():
-            reading.read(tokens, step.t, rows)
+            reading.read(tokens, rows)
         return written
 
     def probability(self, step: Step) -> float:
         return jump_probability(step.kappa, step.kappa_next)
-
-
-def top_probability(p: Tensor) -> Tensor:
-    """How sure a prediction (n, V) is: the probability of its first choice."""
-    return p.amax(-1)
-
-
-def top_margin(p: Tensor) -> Tensor:
-    """How far its first choice is ahead of its second (arXiv 2502.06768)."""
-    first, second = p.topk(2, dim=-1).values.unbind(-1)
-    return first - second
-
-
-def low_entropy(p: Tensor) -> Tensor:
-    """The negative entropy."""
-    return -torch.special.entr(p).sum(-1)
-
-
-CONFIDENCES = {"top_probability": top_probability, "top_margin": top_margin, "low_entropy": low_entropy}
-
-
-class ConfidenceSampler(MaskedSampler):
-    """Writes where the prediction is surest first, as many positions a step as the schedule says (arXiv 2202.04200).
-
-    With one position a step every order is exact for an exact posterior; with more, sure positions depend less on each
-    other. A real network's order of confidence changes what is sampled, and takes diversity for quality.
-
-    Args:
-        confidence: a key of CONFIDENCES; measured at the sampler's temperature, before top_k and top_p.
-    """
-
-    def __init__(self, confidence: str = "top_probability", **options: float | int | None):
-        super().__init__(**options)
-        self.confidence = CONFIDENCES[confidence]
-
-    def written(self, step: Step, reading: Reading, tokens: Tensor, masked: Tensor, generator: torch.Generator) -> Tensor:
-        quota = masked.sum(1) - (step.free * (1 - step.kappa_next)).round().long()
-        rows = quota > 0
-        if not rows.any():
-            return torch.zeros_like(masked)
-        reading.read(tokens, step.t, rows)
-        asked = masked & rows[:, None]
-        pieces = [self.confidence(logits.softmax(-1)) for _, logits in reading.at(asked).logit_chunks()]
-        score = torch.full(masked.shape, -torch.inf, device=masked.device, dtype=pieces[0].dtype)
-        score[asked] = torch.cat(pieces)
-        rank = score.argsort(dim=1, descending=True, stable=True).argsort(1)
-        return asked & (rank < quota[:, None])

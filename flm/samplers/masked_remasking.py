@@ -8,6 +8,8 @@ so that a position is known with probability kappa' after it, whatever sigma: no
 and more steps go on improving a text. sigma may be at most min(1, (1 - kappa') / kappa), which is 0 in the last step.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ class RemaskingSampler(AncestralSampler):
         remasking: in [0, 1]; 0 is ancestral sampling.
     """
 
-    def __init__(self, remasking: float = 0.02, **options: float | int | None):
+    def __init__(self, remasking: float = 0.02, **options: Any):
         super().__init__(**options)
         if not 0 <= remasking <= 1:
             raise ValueError(f"sampling.remasking must be in [0, 1], not {remasking}")

@@ -17,7 +17,7 @@ from flm.evaluation.code.problems import Hole, Problem, hide_lines, load_problem
 from flm.evaluation.code.sandbox import Limits, Sandbox, Verdict
 from flm.evaluation.estimate import Estimate
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
-from flm.tasks.fillings import Pieces, Writer
+from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of, positions
 from flm.tasks.results import provenance, write_json, write_text
 from flm.tasks.sample import sampler_options
 from flm.tasks.scoring import head
@@ -38,8 +38,12 @@ def code_eval(config: DictConfig) -> dict[str, Any]:
     if wanted.answers == "model":
         algorithm, file, tokenizer = load_for_evaluation(config)
         options = sampler_options(config, file, algorithm)
-        writer = Writer(algorithm, tokenizer, options, config.loader.eval_batch_size, config.seed)
-        requests = [request_of(problem, tokenizer, algorithm.length, wanted) for problem in problems]
+        padding = padding_of(file, algorithm, options)
+        if any(problem.is_continuation for problem in problems):
+            check_hole_is_bounded(padding, wanted.new_tokens, "code_eval.new_tokens")
+        writer = Writer(algorithm, tokenizer, options, config.loader.eval_batch_size, config.seed, padding)
+        end = int(padding is not None)
+        requests = [request_of(problem, tokenizer, algorithm.length, wanted, end) for problem in problems]
         reasons = Counter(request for request in requests if isinstance(request, str))
         common = provenance(config, file)
         results |= head("code_eval", config, algorithm, file) | {"options": options, "not_asked": dict(reasons)}
@@ -81,8 +85,8 @@ def chosen_problems(config: DictConfig) -> list[Problem]:
         raise ValueError(f"code_eval.samples must be a whole number of at least 1, not {wanted.samples}")
     if wanted.hole_tokens != "reference" and not (isinstance(wanted.hole_tokens, int) and wanted.hole_tokens >= 1):
         raise ValueError(f"code_eval.hole_tokens must be reference or a number of at least 1, not {wanted.hole_tokens}")
-    if wanted.new_tokens is not None and not (isinstance(wanted.new_tokens, int) and wanted.new_tokens >= 1):
-        raise ValueError(f"code_eval.new_tokens must be null or a number of at least 1, not {wanted.new_tokens}")
+    if not (wanted.new_tokens in (None, "reference") or (isinstance(wanted.new_tokens, int) and wanted.new_tokens >= 1)):
+        raise ValueError(f"code_eval.new_tokens must be null, reference or a number of at least 1, not {wanted.new_tokens}")
     if not [k for k in wanted.k if 1 <= k <= wanted.samples]:
         raise ValueError(f"code_eval.k={list(wanted.k)}: none of them is in [1, code_eval.samples={wanted.samples}]")
     problems = load_problems(wanted.path, wanted.shots)
@@ -97,8 +101,12 @@ def chosen_problems(config: DictConfig) -> list[Problem]:
     return problems if wanted.hidden_lines is None else hide_lines(problems, wanted.hidden_lines, config.seed)
 
 
-def request_of(problem: Problem, tokenizer: Tokenizer, length: int, wanted: DictConfig) -> Pieces | str:
-    """A problem as token ids and holes, or why it cannot be put to a model of sequences of `length`."""
+def request_of(problem: Problem, tokenizer: Tokenizer, length: int, wanted: DictConfig, end: int = 0) -> Pieces | str:
+    """A problem as token ids and holes, or why it cannot be put to a model of sequences of `length`.
+
+    Args:
+        end: positions that a text whose end is given takes beside its own.
+    """
     try:
         given = [
             tokenizer.encode(piece.text) if isinstance(piece, Hole) else tokenizer.encode_exactly(piece, problem.task_id)
@@ -108,12 +116,12 @@ def request_of(problem: Problem, tokenizer: Tokenizer, length: int, wanted: Dict
         return "the tokenizer cannot write them"
     if problem.is_continuation:
         left = length - len(given[0])
-        size = left if wanted.new_tokens is None else wanted.new_tokens
+        sizes = {None: left, "reference": len(given[1]) + 1}  # EOS
+        size = sizes.get(wanted.new_tokens, wanted.new_tokens)
         return [given[0], size] if 1 <= size <= left else f"longer than model.length={length}"
     sizes = [len(ids) if wanted.hole_tokens == "reference" else wanted.hole_tokens for ids in given]
     pieces = [size if isinstance(p, Hole) else ids for p, ids, size in zip(problem.pieces, given, sizes, strict=True)]
-    total = sum(piece if isinstance(piece, int) else len(piece) for piece in pieces)
-    return pieces if total <= length else f"longer than model.length={length}"
+    return pieces if positions(pieces) + end <= length else f"longer than model.length={length}"
 
 
 def run(problems: list[Problem], answers: Answers, sandbox: Sandbox, config: DictConfig, path: Path) -> dict[str, Any]:

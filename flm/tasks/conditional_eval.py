@@ -15,7 +15,7 @@ from flm.data.corpora.corpus import Corpus, Split
 from flm.data.tokenizers import Tokenizer
 from flm.evaluation.responses import response_scores
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
-from flm.tasks.fillings import Writer
+from flm.tasks.fillings import Writer, check_hole_is_bounded, padding_of
 from flm.tasks.real_text import recorded_corpus
 from flm.tasks.results import provenance, write_json, write_text
 from flm.tasks.sample import sampler_options
@@ -30,11 +30,17 @@ def conditional_eval(config: DictConfig) -> dict[str, Any]:
     wanted = config.conditional_eval
     if not isinstance(wanted.samples, int) or wanted.samples < 1:
         raise ValueError(f"conditional_eval.samples must be a whole number of at least 1, not {wanted.samples}")
+    if not (wanted.new_tokens in (None, "reference") or (isinstance(wanted.new_tokens, int) and wanted.new_tokens >= 1)):
+        raise ValueError(
+            f"conditional_eval.new_tokens must be null, reference or a number of at least 1, not {wanted.new_tokens}"
+        )
     algorithm, file, tokenizer = load_for_evaluation(config)
     options = sampler_options(config, file, algorithm)
+    padding = padding_of(file, algorithm, options)
+    check_hole_is_bounded(padding, wanted.new_tokens, "conditional_eval.new_tokens")
     corpus = corpus_of(config, file)
     prompts, references, requests, left_out = held_out(config, corpus, tokenizer, algorithm.length)
-    writer = Writer(algorithm, tokenizer, options, config.loader.eval_batch_size, config.seed)
+    writer = Writer(algorithm, tokenizer, options, config.loader.eval_batch_size, config.seed, padding)
     folder, console = run_dir(config), Console()
     results = head("conditional_eval", config, algorithm, file) | {
         "options": options,
@@ -90,12 +96,13 @@ def held_out(
     prompts, references, requests = [], [], []
     for prompt, reference in (pairs[index * len(pairs) // count] for index in range(count)):
         ids = tokenizer.encode(prompt)
-        room = length - len(ids)
-        if len(tokenizer.encode(reference)) + 1 > room:
+        room, needed = length - len(ids), len(tokenizer.encode(reference)) + 1  # EOS
+        if needed > room:
             continue
         prompts.append(prompt)
         references.append(reference)
-        requests.append([ids, room if wanted.new_tokens is None else min(room, wanted.new_tokens)])
+        sizes = {None: room, "reference": needed}
+        requests.append([ids, min(room, sizes.get(wanted.new_tokens, wanted.new_tokens))])
     if not requests:
         raise ValueError(f"none of {count} held-out pairs of {corpus.describe()} fits model.length={length}")
     return prompts, references, requests, count - len(requests)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flm.algos.algorithm import Algorithm
+from flm.checkpoints.load import CheckpointFile
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
 from flm.samplers.canvas import Canvas
@@ -25,6 +26,7 @@ class Writer:
     Attributes:
         batch: canvases filled at once.
         seed: of the noise; batch after batch draws from it.
+        padding: how the rows of pairs ended that it was trained on, `padding_of`; canvases then end in the same way.
     """
 
     algorithm: Algorithm
@@ -32,6 +34,7 @@ class Writer:
     options: dict[str, Any]
     batch: int
     seed: int
+    padding: str | None = None
 
     def steps(self, config: DictConfig) -> list[int]:
         """sampling.steps, or [1] where the sampler takes one step a position whatever it is told."""
@@ -46,7 +49,7 @@ class Writer:
         """
         device = next(self.algorithm.parameters()).device
         by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        canvases = [Canvas.from_pieces(pieces, 1, device) for pieces in requests]
+        canvases = [Canvas.from_pieces(self._row(pieces), 1, device) for pieces in requests]
         for index, canvas in enumerate(canvases):
             by_length[canvas.tokens.shape[1]] += [(index, sample) for sample in range(samples)]
         batches = [
@@ -67,6 +70,43 @@ class Writer:
                 for (index, sample), row in zip(jobs, rows, strict=True):
                     answers[index][sample] = holes_of(requests[index], row, self.tokenizer)
         return answers
+
+    def _row(self, pieces: Pieces) -> Pieces:
+        """All that the model is shown: what it was trained to see at the end of a row stands there too.
+
+        A text whose end is given is followed by EOS. Where padding was learned, the rest of the row is to be written.
+        """
+        if self.padding is None:
+            return pieces
+        row = list(pieces) if isinstance(pieces[-1], int) else [*pieces, [self.tokenizer.eos_id]]
+        return [*row, max(0, self.algorithm.length - positions(row))] if self.padding == "target" else row
+
+
+def positions(pieces: Pieces) -> int:
+    """How many a canvas of these has."""
+    return sum(piece if isinstance(piece, int) else len(piece) for piece in pieces)
+
+
+def padding_of(file: CheckpointFile, algorithm: Algorithm, options: dict[str, Any]) -> str | None:
+    """data.layout.padding of the pairs a model was trained on: target or excluded.
+
+    None: it was trained on no pairs, or writes one position after the other and sees nothing of what follows.
+    """
+    layout = (file.config.get("data") or {}).get("layout")
+    return None if layout is None or has_fixed_steps(algorithm, options) else layout.get("padding")
+
+
+def check_hole_is_bounded(padding: str | None, new_tokens: Any, key: str) -> None:
+    """A model that never saw padding writes as much as it is shown room for.
+
+    Raises:
+        ValueError: there is nothing to tell how much that should be.
+    """
+    if padding == "excluded" and new_tokens is None:
+        raise ValueError(
+            f"{key}=null: trained with data.layout.padding=excluded, this model fills all the room it is given: set {key} to "
+            "reference (as long as the reference, an oracle) or a number, or train with data.layout.padding=target"
+        )
 
 
 def holes_of(pieces: Pieces, row: Sequence[int], tokenizer: Tokenizer) -> list[str]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from rich.box import SIMPLE
@@ -16,15 +15,13 @@ from rich.table import Table
 
 from flm.algos.algorithm import Algorithm, Batch, BoundVariant
 from flm.checkpoints.load import CheckpointFile
-from flm.data.corpora.corpus import Corpus
-from flm.data.corpora.text import TextCorpus
 from flm.data.module import TextDataModule
-from flm.data.tokenizers import Tokenizer, TokenizerBuilder
+from flm.data.tokenizers import Tokenizer
 from flm.draws import Draws, mix_seed
 from flm.evaluation.bits_per_byte import utf8_bytes
 from flm.evaluation.likelihood import likelihood
 from flm.tasks.assemble import load_for_evaluation, plain_config, run_dir
-from flm.tasks.real_text import recorded_corpus
+from flm.tasks.held_out import check_real_data, corpus_of, data_of, held_out_data
 from flm.tasks.results import provenance, write_json
 from flm.tasks.scoring import head
 
@@ -40,15 +37,14 @@ def ppl_eval(config: DictConfig) -> dict[str, Any]:
         _check_whole(config, "max_examples", 1, "or null for all")
     _check_whole(config, "draws_per_example", 1)
     _check_whole(config, "pilot_draws", 0, "where 0 is no pilot")
-    if config.eval.real_data not in ("recorded", "current"):
-        raise ValueError(f"eval.real_data must be recorded or current for mode=ppl_eval, not {config.eval.real_data}")
+    check_real_data(config, "ppl_eval")
     others = _other_corpora(config)
     algorithm, file, tokenizer = load_for_evaluation(config)
     if algorithm.bound_kind is None:
         raise ValueError(f"{file.path}: {type(algorithm).__name__} has no likelihood bound, which mode=ppl_eval needs")
     console = Console()
-    sources = {FIRST: _first_data(config, file, tokenizer, algorithm)}
-    sources |= {name: _data(_corpus(node, "eval.corpora"), tokenizer, algorithm, config) for name, node in others.items()}
+    sources = {FIRST: held_out_data(config, file, tokenizer, algorithm)}
+    sources |= {name: data_of(corpus_of(node, "eval.corpora"), tokenizer, algorithm, config) for name, node in others.items()}
     variants = _variants(algorithm, sources[FIRST], config)
     corpora = {name: _score(name, data, tokenizer, algorithm, variants, config) for name, data in sources.items()}
     corpora[FIRST]["trained_on"] = _trained_on(config, file)
@@ -67,16 +63,6 @@ def ppl_eval(config: DictConfig) -> dict[str, Any]:
     return result
 
 
-class _Given(TokenizerBuilder):
-    """The checkpoint's tokenizer, whatever the text."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
-
-    def build(self, documents, cache_dir=None, source=None) -> Tokenizer:
-        return self.tokenizer
-
-
 def _check_whole(config: DictConfig, key: str, least: int, remark: str = "") -> None:
     value = config.eval[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -90,41 +76,6 @@ def _other_corpora(config: DictConfig) -> dict[str, Any]:
     if not isinstance(named, Mapping) or FIRST in named:
         raise ValueError(f"eval.corpora must map names (other than {FIRST}) to files or data configs, not {named}")
     return {str(name): node for name, node in named.items()}
-
-
-def _first_data(config: DictConfig, file: CheckpointFile, tokenizer: Tokenizer, algorithm: Algorithm) -> TextDataModule:
-    """The text that eval.real_data names, tokenised; of a recorded corpus that is not to be had, says what to do."""
-    if config.eval.real_data == "current":
-        return _data(_corpus(config.data, "data"), tokenizer, algorithm, config)
-    try:
-        corpus = recorded_corpus(file.config.get("data"), config.eval.trusted_modules)
-        corpus.cache_dir = config.data.get("cache_dir")  # a file that may come from anyone does not say where to write
-        data = _data(corpus, tokenizer, algorithm, config)
-        data.prepare()
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{reason}; name the text anew with eval.real_data=current and data=...") from error
-    return data
-
-
-def _corpus(node: Any, key: str) -> Corpus:
-    # a bare path: all of its text is held-out text
-    corpus = TextCorpus(node, valid_path=node) if isinstance(node, str) else hydra.utils.instantiate(node)
-    if not isinstance(corpus, Corpus):
-        raise ValueError(f"{key}: {node} is no corpus: give a path, or a node with the _target_ of one")
-    return corpus
-
-
-def _data(corpus: Corpus, tokenizer: Tokenizer, algorithm: Algorithm, config: DictConfig) -> TextDataModule:
-    return TextDataModule(
-        corpus,
-        _Given(tokenizer),
-        length=algorithm.length,
-        seed=config.seed,
-        eval_batch_size=config.loader.eval_batch_size,
-        num_workers=config.loader.num_workers,
-        max_eval_examples=config.eval.max_examples,
-    )
 
 
 def _variants(algorithm: Algorithm, data: TextDataModule, config: DictConfig) -> dict[str, BoundVariant]:

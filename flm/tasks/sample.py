@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -244,7 +244,8 @@ def step_counts(steps: Any, key: str = "sampling.steps") -> list[int]:
 def sampler_options(config: DictConfig, file: CheckpointFile, algorithm: Algorithm) -> dict[str, Any]:
     """Options of the sampler: given now, else those the model was trained with in its config, else its defaults."""
     recorded = file.config.get("sampling", {})
-    merged = {**recorded, **{key: value for key, value in config.sampling.items() if value is not None}}
+    given = OmegaConf.to_container(config.sampling, resolve=True)
+    merged = {**recorded, **{key: value for key, value in given.items() if value is not None}}
     options = {key: value for key, value in merged.items() if key not in CANVAS_KEYS and value is not None}
     try:
         algorithm.sampler(**options)

@@ -1,7 +1,7 @@
 """Muon for the matrices inside the blocks, AdamW for everything else, as one optimiser."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from flm.training.sharding import like, local, whole
 
 
 class MuonWithAdamW(Optimizer):
-    """Matrices (2-D parameters) whose name contains `muon_on` are updated by Muon, all others by AdamW.
+    """Matrices (2-D parameters) whose name contains one of `muon_on` are updated by Muon, all others by AdamW.
 
     Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises the momentum of a matrix, so tables
     of embeddings, biases and gains do not belong to it. Schedules scale both rates alike.
@@ -23,12 +23,16 @@ class MuonWithAdamW(Optimizer):
         params: (name, parameter) pairs.
         lr: rate of Muon; the update of an (m, n) matrix is scaled by sqrt(max(1, m / n)).
         momentum: of Muon, Nesterov.
+        momentum_start: what it is at the first step, from where a line leads to `momentum` in `momentum_steps`; None: it is
+            constant.
         adamw_lr, betas, eps: of AdamW.
+        adamw_lrs: rates by part of a name, the first that matches, for parameters of AdamW that have one of their own.
         weight_decay: of both, decoupled.
-        muon_on: part of the names of the parameters whose matrices Muon takes.
+        muon_on: parts of the names of the parameters whose matrices Muon takes.
+        muon_not: parts of the names of those it leaves nevertheless.
 
     Raises:
-        ValueError: no matrix matches, or nothing is left for AdamW.
+        ValueError: no matrix matches, nothing is left for AdamW, or a part in adamw_lrs matches nothing that is left.
     """
 
     def __init__(
@@ -36,14 +40,23 @@ class MuonWithAdamW(Optimizer):
         params: Iterable[tuple[str, Parameter]],
         lr: float = 0.02,
         momentum: float = 0.95,
+        momentum_start: float | None = None,
+        momentum_steps: int = 0,
         adamw_lr: float = 3e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        muon_on: str = "blocks.",
+        muon_on: str | Sequence[str] = "blocks.",
+        muon_not: Sequence[str] = (),
+        adamw_lrs: Mapping[str, float] | None = None,
     ):
         named = list(params)
-        matrices = [(name, p) for name, p in named if p.ndim == 2 and muon_on in name]
+        parts = [muon_on] if isinstance(muon_on, str) else list(muon_on)
+        matrices = [
+            (name, p)
+            for name, p in named
+            if p.ndim == 2 and any(part in name for part in parts) and not any(part in name for part in muon_not)
+        ]
         taken = {name for name, _ in matrices}
         others = [(name, p) for name, p in named if name not in taken]
         if not matrices or not others:
@@ -52,7 +65,14 @@ class MuonWithAdamW(Optimizer):
                 f"{len(others)} to AdamW: name a part of the model, or take optim=adamw"
             )
         self._muon = Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=momentum)
-        self._adamw = AdamW(others, lr=adamw_lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        groups = _by_rate(others, adamw_lr, adamw_lrs or {})
+        self._adamw = AdamW(groups, lr=adamw_lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        if momentum_start is not None:
+            if momentum_steps < 1:
+                raise ValueError(f"optim.momentum_steps={momentum_steps} must be at least 1 with a momentum_start")
+            # in the group, which is saved: a resumed run goes on along the line
+            self._muon.param_groups[0]["momentum_line"] = (float(momentum_start), float(momentum), int(momentum_steps))
+            self._muon.param_groups[0]["steps"] = 0
         super().__init__(self._muon.param_groups + self._adamw.param_groups, {})
 
     @torch.no_grad()
@@ -62,10 +82,12 @@ class MuonWithAdamW(Optimizer):
             with torch.enable_grad():
                 result = closure()
         # groups and state are this optimiser's, and load_state_dict replaces them: the workers borrow them each time
-        for worker, group in zip((self._muon, self._adamw), self.param_groups, strict=True):
-            worker.param_groups, worker.state = [group], self.state
-            if worker is self._muon and any(isinstance(p, DTensor) for p in group["params"]):
-                self._step_gathered(group)
+        for worker, groups in ((self._muon, self.param_groups[:1]), (self._adamw, self.param_groups[1:])):
+            worker.param_groups, worker.state = groups, self.state
+            if worker is self._muon:
+                _move_momentum(groups[0])
+            if worker is self._muon and any(isinstance(p, DTensor) for p in groups[0]["params"]):
+                self._step_gathered(groups[0])
             else:
                 worker.step()
         return result
@@ -88,3 +110,25 @@ class MuonWithAdamW(Optimizer):
             local(matrix).copy_(local(like(gathered.detach(), matrix)))
             for key, value in self._muon.state[gathered].items():
                 state[key] = like(value, matrix) if value.shape == matrix.shape else value
+
+
+def _by_rate(named: list[tuple[str, Parameter]], rate: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parameter groups of AdamW, those with a rate of their own after the others."""
+    groups: dict[str | None, dict[str, Any]] = {None: {"params": [], "lr": rate}}
+    groups |= {part: {"params": [], "lr": float(own)} for part, own in rates.items()}
+    for name, parameter in named:
+        part = next((part for part in rates if part in name), None)
+        groups[part]["params"].append((name, parameter))
+    unused = [part for part in rates if not groups[part]["params"]]
+    if unused:
+        raise ValueError(f"optim.adamw_lrs: {unused} match no parameter of AdamW: name parts of the model, or leave them out")
+    return [group for group in groups.values() if group["params"]]
+
+
+def _move_momentum(group: dict[str, Any]) -> None:
+    """Sets the momentum of the step to come on its line, if it has one."""
+    if "momentum_line" not in group:
+        return
+    start, end, steps = group["momentum_line"]
+    group["momentum"] = start + (end - start) * min(group["steps"] / steps, 1.0)
+    group["steps"] += 1

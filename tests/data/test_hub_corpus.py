@@ -83,9 +83,7 @@ def config(name, tmp_path, *overrides):
         return compose("config", [f"run_dir={tmp_path}", f"data={name}", f"data.cache_dir={tmp_path}", *overrides]).data
 
 
-HUB_CONFIGS = sorted(
-    path.stem for path in (CONFIGS / "data").glob("*.yaml") if "\nhub: " in path.read_text() and path.stem != "hub"
-)
+HUB_CONFIGS = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml") if "\n  - hub\n" in path.read_text())
 
 
 @pytest.mark.parametrize("name", HUB_CONFIGS)

@@ -9,7 +9,7 @@ import torch
 from chi_square import chi_square_limit
 from tasks.running import config_of
 
-from flm.data.corpora.pairs import PairCorpus
+from flm.data.corpora.pairs import PairCorpus, Pairs
 from flm.data.layouts import LineLayout, ResponseLayout, SpanLayout, _parts, hidden_count
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import ByteTokenizer, CharacterTokenizer
@@ -215,4 +215,4 @@ def test_a_text_that_spells_the_end_is_refused(build, path):
 @pytest.mark.parametrize("name", ["pairs", "pairs_lines", "pairs_spans", "lamini", "wmt14_de_en"])
 def test_configs(name, tmp_path):
     config = config_of(tmp_path, f"data={name}", f"data.path={tmp_path}")
-    assert isinstance(hydra.utils.instantiate(config.data), PairCorpus)
+    assert isinstance(hydra.utils.instantiate(config.data), Pairs)

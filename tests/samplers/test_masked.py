@@ -5,11 +5,11 @@ import torch
 from algos.masked_world import exact_mdlm, sampler_law
 from chi_square import chi_square_limit
 
-from flm.algos.mdlm import SOLVERS
 from flm.paths.mixture import Cosine, LogLinear, Polynomial
 from flm.samplers.canvas import Canvas
 from flm.samplers.masked import AncestralSampler, CarriedOver
 from flm.samplers.masked_remasking import LoopingSampler
+from flm.samplers.solvers import MASK_SOLVERS as SOLVERS
 
 LEVEL = 1e-3  # of each chi-square test; seeds are fixed
 COUNT = 10_000
@@ -215,7 +215,7 @@ def test_a_moment_shows_what_was_predicted_where_it_was_asked():
 
 @pytest.mark.parametrize(
     "options",
-    [{"temperature": 0.0}, {"top_k": 0}, {"top_p": 1.5}, {"solver": "euler"}, {"solver": "remask_cap", "remasking": 1.5}],
+    [{"temperature": 0.0}, {"top_k": 0}, {"top_p": 1.5}, {"solver": "heun"}, {"solver": "remask_cap", "remasking": 1.5}],
     ids=str,
 )
 def test_options_out_of_range_are_refused_by_name(options):

@@ -23,10 +23,14 @@ def fill_required(config, corpus: Path) -> None:
         OmegaConf.update(config, key, values.get(key.rpartition(".")[2]))
 
 
+# what does not go with the default of another group
+COMPANIONS = {("model", "golf_native"): ["algo=native_flow"]}
+
+
 @pytest.mark.parametrize("group,name", FILES, ids=lambda value: value)
 def test_yaml_composes_and_instantiates(group, name, tmp_path):
     corpus = write_corpus(tmp_path / "corpus", documents=3)
-    config = config_of(tmp_path, f"{group}={name}")
+    config = config_of(tmp_path, f"{group}={name}", *COMPANIONS.get((group, name), []))
     fill_required(config, corpus)
     plain_config(config)  # every interpolation resolves and nothing required is missing
     hydra.utils.get_method(config.mode._target_)

@@ -6,6 +6,7 @@ How it comes by the two is its own business: `flm.data.corpora.random_split` hol
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 Split = Literal["train", "valid"]
@@ -30,7 +31,12 @@ class Corpus:
         wrap: how the documents are cut into blocks, a key of `flm.data.blocks.FRAMES`.
         cache_dir: folder that holds the tokenised documents; None: a temporary one, gone when the process ends.
         processes: how many tokenise a corpus of more than one shard; None: one per core this process may use.
+
+    Attributes:
+        streamed: whether rows come from where the text lies, through `stream` (see `flm.data.mixture`), without a token cache.
     """
+
+    streamed = False
 
     def __init__(
         self,
@@ -70,6 +76,12 @@ class Corpus:
             text = document if self.normaliser is None else self.normaliser(document)
             if text:
                 yield text
+
+    def open(self, tokenizer: Any, root: Path) -> Any:
+        """Its tokens, as a `flm.data.cache.TokenCache`, built below `root` first if they are not there."""
+        from flm.data.cache import open_cache  # which imports this
+
+        return open_cache(self, tokenizer, root)
 
     def blocks(self, cache: Any, split: Split, length: int, tokenizer: Any, seed: int) -> Any:
         """Training or validation rows of `length` tokens out of this corpus's token cache; see `flm.data.blocks.TokenBlocks`.

@@ -77,8 +77,8 @@ class HubCorpus(Corpus):
         if split not in self.splits:
             raise ValueError(f"data={self.name} has no training text (data.train is null): it serves mode=ppl_eval")
         if self.valid_documents is None:
-            return read_documents(self._files(self.train if split == "train" else self.valid), self.text_key)
-        files = self._files(self.train)
+            return read_documents(self.files(self.train if split == "train" else self.valid), self.text_key)
+        files = self.files(self.train)
         if self._lengths is None:
             self._lengths = [count_documents(file, self.text_key) for file in files]
         total = sum(self._lengths)
@@ -95,7 +95,7 @@ class HubCorpus(Corpus):
         if self._is_download():
             return {"hub": self.hub, "revision": self.revision, "subset": self.subset, **common}
         digests = Digests(None if self.cache_dir is None else Path(self.cache_dir) / "digests.json")
-        files = {name: self._files(name) for name in (self.train, self.valid) if name is not None}
+        files = {name: self.files(name) for name in (self.train, self.valid) if name is not None}
         return {"files": {name: digests(found) for name, found in files.items()}, **common}
 
     def provenance(self) -> dict[str, Any]:
@@ -106,7 +106,8 @@ class HubCorpus(Corpus):
     def describe(self) -> str:
         return self.name if self.subset is None else f"{self.name} ({self.subset})"
 
-    def _files(self, split: str | None) -> list[Path]:
+    def files(self, split: str | None) -> list[Path]:
+        """Those of a split by its name, fetched if need be, in order."""
         assert split is not None
         folder = self._folder()
         if self._is_download():

@@ -1,4 +1,4 @@
-"""Prompts with their responses, from JSON Lines."""
+"""Prompts with their responses."""
 
 import os
 from collections.abc import Iterator
@@ -13,8 +13,69 @@ from flm.data.layouts import Layout, ResponseLayout
 _BETWEEN = "\x1e"  # record separator: keeps a pair in one string while it is put on one side of the split
 
 
-class PairCorpus(RandomSplitCorpus):
-    """Pairs of a prompt and a response, each a document of its own, one after the other.
+class Pairs(RandomSplitCorpus):
+    """Base of corpora of pairs, prompt and response a document each, one after the other: subclasses give `raw_pairs()`.
+
+    Args:
+        prompt_key, response_key: names of what `raw_pairs()` gives; dots lead into nested objects. prompt_key None: there are
+            no prompts.
+        separator: put after every prompt.
+        layout: how a pair lies in a row; None: `ResponseLayout()`.
+        is_split: whether held-out pairs are told apart already; if not, chance holds out `valid_fraction` of them.
+        valid_fraction, split_seed, cache_dir, processes: see `RandomSplitCorpus`.
+    """
+
+    def __init__(
+        self,
+        prompt_key: str | None,
+        response_key: str,
+        separator: str,
+        layout: Layout | None,
+        is_split: bool,
+        valid_fraction: float = 0.05,
+        split_seed: int = 0,
+        cache_dir: str | os.PathLike[str] | None = None,
+        processes: int | None = None,
+    ):
+        super().__init__(valid_fraction, split_seed, cache_dir=cache_dir, processes=processes)
+        self.prompt_key, self.response_key, self.separator = prompt_key, response_key, separator
+        self.layout = ResponseLayout() if layout is None else layout
+        self.is_split = is_split
+
+    def raw_pairs(self, split: Split) -> Iterator[tuple[str, str, str]]:
+        """(place in words, prompt, response) of a split, or of all ("train") where there are no splits yet; none is empty, but
+        for prompts where there are none."""
+        raise NotImplementedError
+
+    def pairs(self, split: Split) -> Iterator[tuple[str, str]]:
+        """Prompts, separator included ("" where there are none), and responses."""
+        for pair in self._joined(split) if self.is_split else super().raw_documents(split):
+            prompt, _, response = pair.partition(_BETWEEN)
+            yield prompt, response
+
+    def source(self) -> Iterator[str]:
+        return self._joined("train")
+
+    def raw_documents(self, split: Split) -> Iterator[str]:
+        for prompt, response in self.pairs(split):
+            if self.prompt_key is not None:
+                yield prompt
+            yield response
+
+    def blocks(self, cache: Any, split: Split, length: int, tokenizer: Any, seed: int) -> Any:
+        from flm.data.pair_rows import PairRows  # which imports the cache, which imports what this derives from
+
+        return PairRows(cache, split, self.layout, tokenizer, length, 1 if self.prompt_key is None else 2, seed)
+
+    def _joined(self, split: Split) -> Iterator[str]:
+        for place, prompt, response in self.raw_pairs(split):
+            if _BETWEEN in prompt or _BETWEEN in response:
+                raise ValueError(f"{place}: holds the control character U+001E, which parts prompts from responses here")
+            yield ("" if self.prompt_key is None else prompt + self.separator) + _BETWEEN + response
+
+
+class PairCorpus(Pairs):
+    """Pairs from JSON Lines.
 
     Args:
         path: a .jsonl file, also .gz, or a folder of them.
@@ -42,36 +103,21 @@ class PairCorpus(RandomSplitCorpus):
         cache_dir: str | os.PathLike[str] | None = None,
         processes: int | None = None,
     ):
-        super().__init__(valid_fraction, split_seed, cache_dir=cache_dir, processes=processes)
+        is_split = valid_path is not None
+        super().__init__(
+            prompt_key, response_key, separator, layout, is_split, valid_fraction, split_seed, cache_dir, processes
+        )
         self.path, self.valid_path = Path(path), None if valid_path is None else Path(valid_path)
-        self.prompt_key, self.response_key, self.separator = prompt_key, response_key, separator
-        self.layout = ResponseLayout() if layout is None else layout
 
-    def pairs(self, split: Split) -> Iterator[tuple[str, str]]:
-        """Prompts, separator included ("" where there are none), and responses."""
-        if self.valid_path is None:
-            joined: Iterator[str] = super().raw_documents(split)
-        else:
-            joined = (
-                self._joined(self.path, "data.path") if split == "train" else self._joined(self.valid_path, "data.valid_path")
-            )
-        for pair in joined:
-            prompt, _, response = pair.partition(_BETWEEN)
-            yield prompt, response
-
-    def source(self) -> Iterator[str]:
-        return self._joined(self.path, "data.path")
-
-    def raw_documents(self, split: Split) -> Iterator[str]:
-        for prompt, response in self.pairs(split):
-            if self.prompt_key is not None:
-                yield prompt
-            yield response
-
-    def blocks(self, cache: Any, split: Split, length: int, tokenizer: Any, seed: int) -> Any:
-        from flm.data.pair_rows import PairRows  # which imports the cache, which imports what this derives from
-
-        return PairRows(cache, split, self.layout, tokenizer, length, 1 if self.prompt_key is None else 2, seed)
+    def raw_pairs(self, split: Split) -> Iterator[tuple[str, str, str]]:
+        path, key = (self.path, "data.path") if split == "train" else (self.valid_path, "data.valid_path")
+        assert path is not None
+        for place, record in records(path, key):
+            response = text_of(record, self.response_key, place)
+            prompt = "" if self.prompt_key is None else text_of(record, self.prompt_key, place)
+            if not response or (self.prompt_key is not None and not prompt):
+                raise ValueError(f"{place}: an empty {'prompt' if response else 'response'}: leave the line out")
+            yield place, prompt, response
 
     def source_fingerprint(self) -> dict[str, Any]:
         return {
@@ -83,13 +129,3 @@ class PairCorpus(RandomSplitCorpus):
 
     def describe(self) -> str:
         return f"pairs of {self.path}"
-
-    def _joined(self, path: Path, key: str) -> Iterator[str]:
-        for place, record in records(path, key):
-            response = text_of(record, self.response_key, place)
-            prompt = "" if self.prompt_key is None else text_of(record, self.prompt_key, place) + self.separator
-            if not response or (self.prompt_key is not None and prompt == self.separator):
-                raise ValueError(f"{place}: an empty {'prompt' if response else 'response'}: leave the line out")
-            if _BETWEEN in prompt or _BETWEEN in response:
-                raise ValueError(f"{place}: holds the control character U+001E, which parts prompts from responses here")
-            yield prompt + _BETWEEN + response

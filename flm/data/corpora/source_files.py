@@ -136,29 +136,44 @@ class Digests:
 
 
 def _documents(file: Path, key: str) -> Iterator[Any]:
+    for record in records(file, [key]):
+        (column,) = record
+        if record[column] is not None and not isinstance(record[column], str):
+            raise _unreadable(file, ValueError(f'"{column}" holds {type(record[column]).__name__}, not text'))
+        yield record[column]
+
+
+def records(place: str | Path, keys: list[str], named_by: str = "data.text_key") -> Iterator[dict[str, Any]]:
+    """What a file has under the keys, record by record, null included. A line of text has the key "text" alone.
+
+    Args:
+        place: a file, or an address that `datasets` streams from (hf://datasets/USER/SET@REVISION/FILE).
+        named_by: what sets the keys, for errors.
+
+    Raises:
+        ValueError: names the file: unreadable, or without a key.
+    """
     import datasets
 
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it tells a server of each local file, and waits for it
-    reader = reader_of(file.name)
-    column = "text" if reader == "text" else key
-    options = {"columns": [column]} if reader == "parquet" else {}
+    reader = reader_of(str(place))
+    columns = ["text"] if reader == "text" else keys
+    options = {"columns": columns} if reader == "parquet" else {}
+    # glob.escape: the library takes names as patterns
+    path = glob.escape(str(place) if "://" in str(place) else os.path.abspath(place))
     try:
-        # glob.escape: the library takes names as patterns
-        stream = datasets.load_dataset(
-            reader, data_files=[glob.escape(os.path.abspath(file))], split="train", streaming=True, **options
-        )
+        stream = datasets.load_dataset(reader, data_files=[path], split="train", streaming=True, **options)
         for batch in stream.iter(batch_size=_BATCH):
-            if column not in batch:
-                raise ValueError(f'no "{column}", only {", ".join(batch)}: set data.text_key')
-            for document in batch[column]:
-                if document is not None and not isinstance(document, str):
-                    raise ValueError(f'"{column}" holds {type(document).__name__}, not text')
-                yield document
+            missing = next((column for column in columns if column not in batch), None)
+            if missing is not None:
+                raise ValueError(f'no "{missing}", only {", ".join(batch)}: set {named_by}')
+            for values in zip(*(batch[column] for column in columns), strict=True):
+                yield dict(zip(columns, values, strict=True))
     except Exception as error:  # every reader raises its own
-        raise _unreadable(file, error) from error
+        raise _unreadable(place, error) from error
 
 
-def _unreadable(file: Path, error: Exception) -> ValueError:
+def _unreadable(file: str | Path, error: Exception) -> ValueError:
     cause: BaseException = error
     while str(cause).startswith("An error occurred") and cause.__cause__ is not None:
         cause = cause.__cause__

@@ -1,0 +1,198 @@
+"""Discrete flow matching (arXiv 2407.15595, 2412.03487): a posterior of the data given a sequence partly noise.
+
+A position shows its token with probability kappa(t), and else noise: a mask, or a token drawn uniformly. The network gives
+p(token | state); a sampler jumps to draws from it. With w = kappa' / (1 - kappa) and the cross-entropy CE of it,
+
+    ce               CE
+    weighted         w CE
+    generalized_kl   w ([state != token] CE - p(state) + [state = token]),   a bound on -log p(text)
+
+of one state at one random t, summed over the positions that count and divided by their number. What a mask does not hide is
+known and carried over: its terms are 0 in all three, the vocabulary's end is worked out at masks alone, and the last
+two are one, the loss of masked diffusion. With a uniform source nobody sees what is noise, so every position that may be
+is scored: among the noisy ones alone another posterior would be learned, not the one that samplers jump to.
+
+Validation and `bound` estimate the bound, whatever is trained: after a mask source with a random number k of masks, at a time
+drawn with it (`masks_by_key`), as the mean cross-entropy at masks, which is that bound and does not depend on the schedule.
+B batch, L length, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flm.algos.algorithm import Algorithm, Batch, Bound, Loss, Sampler
+from flm.draws import Draws
+from flm.models.token_backbone import TokenBackbone, token_backbone
+from flm.paths.masking import MaskingCurriculum, masks_by_key, window_masks
+from flm.paths.mixture import MaskSource, Polynomial, Schedule, Source, UniformSource
+from flm.paths.mixture_bound import generalized_kl, unigram_generalized_kl
+from flm.posterior import TokenPosterior
+from flm.samplers.solvers import jump_sampler, mask_sampler
+from flm.vocabulary_losses import cross_entropy
+
+SOURCES = ("mask", "uniform")
+OBJECTIVES = ("ce", "weighted", "generalized_kl")
+
+
+class TokenDenoiser:
+    """What samplers ask: the prediction, and the path it is made for."""
+
+    def __init__(self, backbone: TokenBackbone, source: Source, schedule: Schedule):
+        self.backbone, self.source, self.schedule = backbone, source, schedule
+
+    def __call__(self, tokens: Tensor, t: Tensor, documents: Tensor | None = None) -> TokenPosterior:
+        return self.backbone(tokens, t, documents)
+
+
+class DFM(Algorithm):
+    """Discrete flow matching.
+
+    Args:
+        backbone: called as backbone(vocab_size=ids it must read); gives a token backbone, or a module like `DiT`; see
+            `flm.models.token_backbone.token_backbone`.
+        vocab_size: V.
+        length: L.
+        source: of SOURCES.
+        schedule: kappa, from 0 at t = 0 to 1; None: t itself.
+        objective: of OBJECTIVES.
+        mask_id: the id in [0, V) of a mask that the tokenizer has, in no text; None: the token backbone's own, or one more row.
+        eps: training draws t in [0, 1 - eps]: the weight is infinite at 1.
+        max_weight: w is cut there, which makes rare large losses smaller and the loss no bound any more; None: not cut.
+        masking: strategies of corruption in training; None: each position by itself.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    validation_metric = "nelbo_nats"
+    bound_kind = "variational upper bound"
+
+    def __init__(
+        self,
+        backbone: Callable[..., nn.Module],
+        vocab_size: int,
+        length: int,
+        source: str = "mask",
+        schedule: Schedule | None = None,
+        objective: str = "weighted",
+        mask_id: int | None = None,
+        eps: float = 1e-3,
+        max_weight: float | None = None,
+        masking: MaskingCurriculum | None = None,
+    ):
+        super().__init__(vocab_size, length)
+        if source not in SOURCES:
+            raise ValueError(f"algo.source must be one of {', '.join(SOURCES)}, not {source}")
+        if objective not in OBJECTIVES:
+            raise ValueError(f"algo.objective must be one of {', '.join(OBJECTIVES)}, not {objective}")
+        if source != "mask" and mask_id is not None:
+            raise ValueError(f"algo.mask_id={mask_id} is for algo.source=mask")
+        if not 0 < eps < 1:
+            raise ValueError(f"algo.eps must be in (0, 1), not {eps}")
+        if max_weight is not None and (objective == "ce" or not max_weight > 0):
+            raise ValueError(f"algo.max_weight must be null, or above 0 and algo.objective not ce, not {max_weight}")
+        self.schedule = Polynomial() if schedule is None else schedule
+        if self.schedule.kappa(torch.zeros((), dtype=torch.float64, device="cpu")) != 0:
+            name = type(self.schedule).__name__
+            raise ValueError(f"algo.schedule={name} does not start at 0: take flm.paths.mixture.Polynomial or Cosine")
+        self.backbone = token_backbone(backbone, vocab_size, source == "mask", mask_id)
+        size = self.backbone.real_vocab_size
+        self.source: Source = MaskSource(self.backbone.mask_id, size) if source == "mask" else UniformSource(size)
+        self.objective, self.eps, self.max_weight, self.masking = objective, eps, max_weight, masking
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The objective per position that may be noise, at one t a sequence."""
+        t = draws.stratified(len(batch.tokens)) * (1 - self.eps)
+        batch, noisy = self._corrupted(batch, 1 - self.schedule.kappa(t), draws)
+        rate = self.schedule.rate(t) if self.objective != "ce" else torch.ones_like(t)
+        rate = rate.clamp(max=self.max_weight)
+        total, nats = self._scored(batch, noisy, rate, t, draws, self.objective == "generalized_kl")
+        per_sequence = (nats * batch.weight).sum(1) * rate / batch.weight.sum(1).clamp_min(1)
+        scored = (noisy if self.source.visible else batch.weight > 0).sum()
+        # without the weight, which makes of the loss mostly noise
+        return Loss(total, per_sequence, t, {"nats_per_scored_token": (nats * batch.weight).sum() / scored.clamp_min(1)})
+
+    def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The bound per token that counts, with plain corruption."""
+        nats, t = self._bound_draw(batch, batch.weight > 0, draws)
+        per_sequence = (nats * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1)
+        return Loss((nats * batch.weight).sum() / batch.weight.sum().clamp_min(1), per_sequence, t)
+
+    @torch.no_grad()
+    def bound(self, batch: Batch, draws: Draws) -> Bound:
+        """One draw of the bound at one time of each sequence."""
+        nats, _ = self._bound_draw(batch, torch.ones_like(batch.tokens, dtype=torch.bool), draws)
+        return Bound(nats.sum(1))
+
+    def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
+        """Of the unigrams; a mask says nothing, a token of a uniform state what it may have been."""
+        p = token_counts.double() / token_counts.sum()
+        if self.source.visible:
+            return torch.special.entr(p).sum().expand(tau.shape)
+        kappa = self.schedule.kappa(tau.double())
+        return unigram_generalized_kl(p, kappa) * 2 / (1 - kappa).sqrt()
+
+    def denoiser(self) -> TokenDenoiser:
+        return TokenDenoiser(self.backbone, self.source, self.schedule)
+
+    def sampler(self, solver: str = "exact", **options: Any) -> Sampler:
+        return (mask_sampler if self.source.visible else jump_sampler)(solver, **options)
+
+    def _corrupted(self, batch: Batch, sigma: Tensor, draws: Draws) -> tuple[Batch, Tensor]:
+        """The batch with the part of it that training looks at, and what is noise in it (B, L); given positions never are.
+
+        Numbers depend on a sequence's place in the global batch, not on how it is split.
+        """
+        size, length = batch.tokens.shape
+        if self.masking is None:
+            return batch, (batch.weight > 0) & (draws.per_sequence(size, length) < sigma[:, None])
+        now = self.masking.at(draws.step)
+        u, window_size = draws.per_sequence(size, 5), now.window_size(draws.shared_uniform())
+        start, end = now.part(length, u[:, :4])
+        position = torch.arange(length, device=u.device)
+        left, gone = position < start[:, None], position >= end[:, None]
+        documents = batch.documents
+        if bool(gone.any()):  # rows without padding attend without a mask, which is faster
+            documents = torch.zeros_like(batch.tokens) if documents is None else documents
+            documents = documents.masked_fill(gone, -1)
+        batch = Batch(batch.tokens, batch.weight.masked_fill(left | gone, 0), documents)
+        maskable, places = batch.weight > 0, draws.per_sequence(size, length)
+        alone = maskable & (places < sigma[:, None])
+        windows = window_masks(maskable, sigma, window_size, places)
+        return batch, torch.where((u[:, 4] < now.windows)[:, None], windows, alone)
+
+    def _bound_draw(self, batch: Batch, counts: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The share of each position (B, L) in the bound of those that count (B, L) bool, and the time of each sequence."""
+        u, places = draws.stratified(len(counts)), draws.per_sequence(*counts.shape)
+        if self.source.visible:
+            noisy, scale, kappa = masks_by_key(counts, u, places)
+        else:
+            # 1 - kappa as a square: where it is small the density is rarely anything and then large
+            root = 1 - u
+            kappa, scale = 1 - root.square(), 2 / root
+            noisy = counts & (places >= kappa[:, None])
+        t = self.schedule.inverse(kappa)
+        scored = Batch(batch.tokens, counts.to(batch.weight), batch.documents)
+        _, nats = self._scored(scored, noisy, torch.ones_like(t), t, draws, True)
+        return nats * scale[:, None], t
+
+    def _scored(self, batch: Batch, noisy: Tensor, rate: Tensor, t: Tensor, draws: Draws, kl: bool) -> tuple[Tensor, Tensor]:
+        """The loss, differentiable, and the nats of each position (B, L) without the rate, 0 where not scored."""
+        noise = self.source.noise(draws.per_sequence(*noisy.shape))
+        state = torch.where(noisy, noise, batch.tokens)
+        scored = noisy if self.source.visible else batch.weight > 0
+        posterior = self.backbone(state, t.float(), batch.documents)
+        posterior = replace(posterior, hidden=posterior.hidden[scored][None])
+        weight = batch.weight * rate[:, None].to(batch.weight) / batch.weight.sum().clamp_min(1)
+        at = [x[scored][None] for x in (batch.tokens, state, weight)]
+        if kl and not self.source.visible:
+            total, found = generalized_kl(posterior, *at)
+        else:
+            total, found = cross_entropy(posterior, at[0], at[2])
+        nats = torch.zeros(noisy.shape, dtype=torch.float64, device=noisy.device)
+        nats[scored] = found[0].double()
+        return total, nats

@@ -1,0 +1,149 @@
+"""A bidirectional post-norm transformer over token embeddings: the velocity network of the embedding flow.
+
+B batch, L positions, D width, V vocabulary, H heads.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flm.models.attention import attention
+from flm.models.layers import TimeEmbedding
+
+EMBED_NORMS = ("none", "unit", "frozen")
+OUT_HEADS = ("ln", "linear")
+_EPS = 1e-12  # of BERT's norms
+
+
+class PostNormBlock(nn.Module):
+    """x = LN(x + attention(x)), x = LN(x + MLP(x)), with biases; dropout on attention weights and on both branches."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: int, dropout: float):
+        super().__init__()
+        self.num_heads, self.attention_dropout = num_heads, dropout
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+        self.norm1 = nn.LayerNorm(hidden_size, eps=_EPS)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_size, mlp_ratio * hidden_size), nn.GELU(), nn.Linear(mlp_ratio * hidden_size, hidden_size)
+        )
+        self.norm2 = nn.LayerNorm(hidden_size, eps=_EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, L, D); mask bool, broadcastable to (B, H, L, L), True where a row's position may see the column's."""
+        x = self.norm1(x + self.dropout(self.out(self._mix(x, mask))))
+        return self.norm2(x + self.dropout(self.mlp(x)))
+
+    def _mix(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        if self.training and self.attention_dropout > 0:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.attention_dropout)
+        else:
+            mixed = attention(q, k, v, mask=mask)
+        return mixed.transpose(1, 2).flatten(-2)
+
+
+class FlowEncoder(nn.Module):
+    """Maps a state (B, L, D) of token embeddings, noised or clean, and a time to D numbers at every position.
+
+    Embeddings are as wide as the network, and nothing stands between them and it.
+
+    Args:
+        vocab_size: V.
+        length: L, the most positions.
+        hidden_size: D, even and a multiple of num_heads.
+        dropout: of the input, of attention and of both branches.
+        time_scale: see `TimeEmbedding`; with 1, as published, the features hardly resolve times.
+        out_head: "ln" gives the last norm's output, whose size at every position is fixed, so that it cannot be the
+            velocity of most states; "linear" a linear layer after it, zero at the start.
+        embed_norm: "none": a free table, drawn from N(0, 1); "unit": rows scaled to length sqrt(D), so that their size
+            cannot be learned; "frozen": such rows, not trained.
+        logit_bias: a learned bias on the logits.
+        self_condition: also read the previous estimate of the clean state.
+        weight_dtype: what all parameters are kept in, without a copy in fp32: "float32", or "bfloat16", in which an update
+            of 1e-5 is lost for nine weights in ten; for reproduction only.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        length: int,
+        hidden_size: int = 512,
+        num_blocks: int = 6,
+        num_heads: int = 8,
+        mlp_ratio: int = 4,
+        dropout: float = 0.1,
+        time_scale: float = 1000.0,
+        out_head: str = "linear",
+        embed_norm: str = "unit",
+        logit_bias: bool = False,
+        self_condition: bool = False,
+        weight_dtype: str = "float32",
+    ):
+        super().__init__()
+        if hidden_size % num_heads or hidden_size % 2:
+            raise ValueError(f"model.hidden_size={hidden_size} must be even and a multiple of model.num_heads={num_heads}")
+        for key, value, known in (
+            ("embed_norm", embed_norm, EMBED_NORMS),
+            ("out_head", out_head, OUT_HEADS),
+            ("weight_dtype", weight_dtype, ("float32", "bfloat16")),
+        ):
+            if value not in known:
+                raise ValueError(f"model.{key} must be one of {', '.join(known)}, not {value}")
+        self.length, self.hidden_size, self.embed_norm = length, hidden_size, embed_norm
+        self.embedding = nn.Parameter(torch.randn(vocab_size, hidden_size), requires_grad=embed_norm != "frozen")
+        self.positions = nn.Parameter(torch.randn(length, hidden_size))
+        self.time_embedding = PlainTimeEmbedding(hidden_size, mlp_ratio, time_scale)
+        self.estimate = nn.Linear(hidden_size, hidden_size, bias=False) if self_condition else None
+        if self.estimate is not None:
+            nn.init.zeros_(self.estimate.weight)
+        self.norm = nn.LayerNorm(hidden_size, eps=_EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(PostNormBlock(hidden_size, num_heads, mlp_ratio, dropout) for _ in range(num_blocks))
+        self.head = nn.Linear(hidden_size, hidden_size) if out_head == "linear" else None
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+        self.logit_bias = nn.Parameter(torch.zeros(vocab_size)) if logit_bias else None
+        self.to(getattr(torch, weight_dtype))
+
+    @property
+    def input_table(self) -> Tensor:
+        """The embeddings (V, D), as the flow sees them, in fp32 at least."""
+        table = self.embedding.to(torch.promote_types(self.embedding.dtype, torch.float32))
+        return table if self.embed_norm == "none" else F.normalize(table, dim=-1) * math.sqrt(self.hidden_size)
+
+    def forward(self, state: Tensor, t: Tensor, estimate: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """What the last layer says (B, L, D), in the state's dtype.
+
+        Args:
+            state: (B, L, D) with L at most `length`.
+            t: (B,) in [0, 1].
+            estimate: (B, L, D), the previous estimate of the clean state; None for none. Only read with self_condition.
+            mask: as `attention`.
+
+        Raises:
+            ValueError: more positions than the network knows.
+        """
+        if state.shape[1] > self.length:
+            raise ValueError(f"{state.shape[1]} positions, but the network has {self.length} (model.length): shorten the text")
+        dtype = self.positions.dtype
+        x = state.to(dtype) + self.positions[: state.shape[1]] + self.time_embedding(t)[:, None].to(dtype)
+        if self.estimate is not None and estimate is not None:
+            x = x + self.estimate(estimate.to(dtype)).to(dtype)
+        x = self.dropout(self.norm(x))
+        for block in self.blocks:
+            x = block(x, mask)
+        return (x if self.head is None else self.head(x)).to(state.dtype)
+
+
+class PlainTimeEmbedding(TimeEmbedding):
+    """D cosines and sines, and an MLP of the transformer's ratio between them and D."""
+
+    def __init__(self, hidden_size: int, mlp_ratio: int, scale: float):
+        super().__init__(hidden_size, hidden_size, scale)
+        inner = mlp_ratio * hidden_size
+        self.mlp = nn.Sequential(nn.Linear(hidden_size, inner), nn.SiLU(), nn.Linear(inner, hidden_size))

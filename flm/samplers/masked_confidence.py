@@ -1,0 +1,151 @@
+"""Filling masks in an order of confidence. B batch, L length, V vocabulary."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flm.samplers.masked import MaskedSampler, Reading, Step
+
+
+def top_probability(p: Tensor) -> Tensor:
+    """How sure a prediction (n, V) is: the probability of its first choice."""
+    return p.amax(-1)
+
+
+def top_margin(p: Tensor) -> Tensor:
+    """How far its first choice is ahead of its second (arXiv 2502.06768)."""
+    first, second = p.topk(2, dim=-1).values.unbind(-1)
+    return first - second
+
+
+def low_entropy(p: Tensor) -> Tensor:
+    """The negative entropy."""
+    return -torch.special.entr(p).sum(-1)
+
+
+CONFIDENCES = {"top_probability": top_probability, "top_margin": top_margin, "low_entropy": low_entropy}
+
+
+class ConfidenceSampler(MaskedSampler):
+    """Writes where the prediction is surest first, as many positions a step as the schedule says (arXiv 2202.04200).
+
+    With one position a step every order is exact for an exact posterior; with more, sure positions depend less on each
+    other. A real network's order of confidence changes what is sampled, and takes diversity for quality.
+
+    Args:
+        confidence: a key of CONFIDENCES; measured at the sampler's temperature, before top_k and top_p.
+        order_temperature: of the order: positions are drawn without replacement, with probabilities proportional to
+            exp(confidence / order_temperature); 0: the surest.
+    """
+
+    def __init__(self, confidence: str = "top_probability", order_temperature: float = 0.0, **options: Any):
+        super().__init__(**options)
+        if order_temperature < 0:
+            raise ValueError(f"sampling.order_temperature must be at least 0, not {order_temperature}")
+        self.confidence, self.order_temperature = CONFIDENCES[confidence], order_temperature
+
+    def written(self, step: Step, reading: Reading, tokens: Tensor, masked: Tensor, generator: torch.Generator) -> Tensor:
+        quota = self.quota(step, masked)
+        rows = quota > 0
+        if not rows.any():
+            return torch.zeros_like(masked)
+        reading.read(tokens, rows)
+        asked = masked & rows[:, None]
+        values = self.values(reading, asked, generator)
+        found = torch.full(masked.shape, -torch.inf, device=masked.device, dtype=values.dtype)
+        found[asked] = values
+        return self.chosen(found, asked, quota)
+
+    def quota(self, step: Step, masked: Tensor) -> Tensor:
+        """How many masks of each sequence (B,) are written."""
+        return masked.sum(1) - step.left()
+
+    def values(self, reading: Reading, asked: Tensor, generator: torch.Generator) -> Tensor:
+        """Of each of the M positions asked (B, L) bool, the higher the earlier; (M,) float64."""
+        values = reading.at(asked).score(self.confidence)
+        if self.order_temperature > 0:  # the largest of values with Gumbel noise are such a draw
+            u = torch.rand(values.shape, generator=generator, dtype=values.dtype, device=values.device)
+            values = values / self.order_temperature - (-u.clamp_min(1e-300).log()).log()
+        return values
+
+    def chosen(self, values: Tensor, asked: Tensor, quota: Tensor) -> Tensor:
+        rank = values.argsort(dim=1, descending=True, stable=True).argsort(1)
+        return asked & (rank < quota[:, None])
+
+
+class RandomOrderSampler(ConfidenceSampler):
+    """As many positions a step, in random order: ancestral sampling with the number of masks not left to chance."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+
+    def values(self, reading: Reading, asked: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.rand(int(asked.sum()), generator=generator, dtype=torch.float64, device=asked.device)
+
+
+class ThresholdSampler(ConfidenceSampler):
+    """Every mask whose first choice is at least so probable is written, and at least one, and what the schedule says.
+
+    Fast-dLLM (arXiv 2505.22618). With as many steps as positions the schedule asks for one a step, and the fewer evaluations
+    are made the surer the network is.
+
+    Args:
+        threshold: in [0, 1].
+    """
+
+    def __init__(self, threshold: float = 0.9, **options: Any):
+        super().__init__("top_probability", **options)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"sampling.threshold must be in [0, 1], not {threshold}")
+        self.threshold = threshold
+
+    def quota(self, step: Step, masked: Tensor) -> Tensor:
+        return torch.where(masked.any(1), super().quota(step, masked).clamp_min(1), 0)
+
+    def chosen(self, values: Tensor, asked: Tensor, quota: Tensor) -> Tensor:
+        return super().chosen(values, asked, quota) | (asked & (values >= self.threshold))
+
+
+class DrawnConfidenceSampler(MaskedSampler):
+    """Draws all masks and keeps the draws that were most probable; the others are masks again (LLaDA, arXiv 2502.09992)."""
+
+    def advance(
+        self, step: Step, reading: Reading, tokens: Tensor, asked: Tensor, part: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        left = step.left()
+        rows = asked.sum(1) > left
+        asked, known = asked & rows[:, None], part & ~asked & rows[:, None]
+        if not rows.any():
+            return tokens, asked, None
+        reading.read(tokens, rows)
+        drawn, log_p = reading.at(asked).draw(generator)
+        score = torch.full(asked.shape, torch.inf, device=asked.device, dtype=log_p.dtype)
+        score[asked] = log_p
+        self.question(score, reading, tokens, known)
+        low = score.argsort(dim=1, stable=True).argsort(1) < left[:, None]
+        return tokens.masked_scatter(asked, drawn).where(asked & ~low, tokens), asked & ~low, known & low
+
+    def question(self, score: Tensor, reading: Reading, tokens: Tensor, known: Tensor) -> None:
+        """Scores (B, L) of what is `known` (B, L) bool, in place; infinite: it stays."""
+
+
+class PathPlanningSampler(DrawnConfidenceSampler):
+    """The same where what is written is in question too: P2 with self-planning (arXiv 2502.03540).
+
+    It reads the prediction at positions that are not masked, about which the losses of a mask source say nothing: what a
+    network predicts there is chance, unless it was trained to.
+
+    Args:
+        eta: multiplies the log-probability of what is written: above 1 more of it is masked again, 0: none.
+    """
+
+    def __init__(self, eta: float = 1.0, **options: Any):
+        super().__init__(**options)
+        if eta < 0:
+            raise ValueError(f"sampling.eta must be at least 0, not {eta}")
+        self.eta = eta
+
+    def question(self, score: Tensor, reading: Reading, tokens: Tensor, known: Tensor) -> None:
+        if self.eta > 0 and known.any():
+            score[known] = self.eta * reading.at(known).log_prob(tokens[known])

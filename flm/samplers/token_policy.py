@@ -1,0 +1,140 @@
+"""How tokens are drawn from predictions, and when a text ends. B batch, L length, V vocabulary, M positions."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flm.posterior import TokenPosterior, draw_from, truncate
+from flm.samplers.canvas import Canvas
+
+
+@dataclass(frozen=True)
+class TokenPolicy:
+    """Which tokens may be drawn, and how likely they are made.
+
+    Args:
+        temperature: divides the logits; > 0.
+        top_k: draw among the k most probable tokens; None: among all.
+        top_p: draw among the fewest most probable tokens whose mass reaches this share in (0, 1]; None: among all.
+        suppress: ids that are never drawn.
+        begin_suppress: ids that are not drawn at the first position of a hole.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    suppress: Sequence[int] = ()
+    begin_suppress: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"sampling.temperature must be above 0, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"sampling.top_k must be at least 1, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling.top_p must be in (0, 1], not {self.top_p}")
+        for name in ("suppress", "begin_suppress"):
+            ids = getattr(self, name)
+            if not all(isinstance(i, int) and i >= 0 for i in ids):
+                raise ValueError(f"sampling.{name} must be a list of token ids, not {ids}")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the token that ends a text means to a sampler.
+
+    Args:
+        end_id: its id; None: there is none, and the rest must be left out.
+        end_penalty: taken off its logit, in nats.
+        end_last: positions where it is the first choice are the last in an order of confidence (LLaDA, arXiv 2502.09992).
+        stop_at_end: once it stands in a hole, and no mask before it in the sequence, the rest of the hole is filled with it.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+
+    end_id: int | None = None
+    end_penalty: float = 0.0
+    end_last: bool = False
+    stop_at_end: bool = False
+
+    def __post_init__(self) -> None:
+        if self.end_id is None and (self.end_penalty or self.end_last or self.stop_at_end):
+            raise ValueError("sampling.end_penalty, end_last and stop_at_end need sampling.end_id")
+        if self.end_id is not None and self.end_id < 0:
+            raise ValueError(f"sampling.end_id must be a token id, not {self.end_id}")
+
+    def closed(self, tokens: Tensor, masked: Tensor, canvas: Canvas) -> tuple[Tensor, Tensor]:
+        """Tokens and masks (B, L) once what follows a text's end is filled."""
+        if not self.stop_at_end:
+            return tokens, masked
+        ends = canvas.editable & ~masked & (tokens == self.end_id) & (masked.cumsum(1) == 0)
+        after = masked & _behind(ends, canvas.editable)
+        return tokens.masked_fill(after, self.end_id), masked & ~after
+
+
+def trimmed(tokens: Tensor, canvas: Canvas, end_id: int) -> list[list[int]]:
+    """The texts of filled tokens (B, L): from each hole goes the first end_id written in it, and what follows there."""
+    ends = canvas.editable & (tokens == end_id)
+    kept = ~(_behind(ends, canvas.editable) | ends)
+    return [row[keep].tolist() for row, keep in zip(tokens, kept, strict=True)]
+
+
+def _behind(events: Tensor, editable: Tensor) -> Tensor:
+    """Positions (B, L) bool of a hole that one of the events in the same hole precedes."""
+    place = torch.arange(1, events.shape[1] + 1, device=events.device)
+    last_event = torch.where(events, place, 0).cummax(1).values
+    last_given = torch.where(editable, 0, place).cummax(1).values
+    return editable & (last_event > last_given) & (last_event < place)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The predictions (1, M) of a few positions under a policy; `begins` (M,) bool: the first positions of holes."""
+
+    posterior: TokenPosterior
+    begins: Tensor
+    policy: TokenPolicy
+    ending: Ending
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the positions, each with its probabilities (n, V), before top_k and top_p, float64."""
+        policy, ending = self.policy, self.ending
+        for part, logits in self.posterior.logit_chunks():
+            logits = logits.double()
+            if ending.end_penalty:
+                logits[:, ending.end_id] -= ending.end_penalty / policy.temperature
+            if policy.suppress:
+                logits[:, list(policy.suppress)] = -torch.inf
+            if policy.begin_suppress:
+                rows = self.begins[part].nonzero()
+                logits[rows, torch.tensor(list(policy.begin_suppress), device=logits.device)] = -torch.inf
+            yield part, logits.softmax(-1)
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Tokens (M,), and the log-probability (M,) of each before top_k and top_p."""
+        drawn, found = [], []
+        for _, p in self.chunks():
+            tokens = draw_from(truncate(p, self.policy.top_k, self.policy.top_p), generator)
+            drawn.append(tokens)
+            found.append(p.gather(1, tokens[:, None])[:, 0].log())
+        return torch.cat(drawn), torch.cat(found)
+
+    def log_prob(self, tokens: Tensor) -> Tensor:
+        """Of tokens (M,), before top_k and top_p."""
+        return torch.cat([p.gather(1, tokens[part, None])[:, 0].log() for part, p in self.chunks()])
+
+    def score(self, confidence: Callable[[Tensor], Tensor]) -> Tensor:
+        """confidence(probabilities (n, V)) -> (n,) of each position, in one column (M,)."""
+        pieces = []
+        for _, p in self.chunks():
+            values = confidence(p)
+            if self.ending.end_last:  # below every confidence, and above what is not asked
+                values = values.masked_fill(p.argmax(-1) == self.ending.end_id, -1e30)
+            pieces.append(values)
+        return torch.cat(pieces)
