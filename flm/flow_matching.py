@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from flm.algos.dfm import DFM
-from flm.models.modeling_flow_qwen3 import FlowMatchingConfig, FlowMatchingLanguageModel, TimeEmbedding
+from flm.models.configuration_flow_qwen3 import FlowMatchingConfig
+from flm.models.modeling_flow_qwen3 import FlowMatchingLanguageModel, TimeEmbedding
 from flm.models.qwen import QwenBackbone, schedule_of
 from flm.paths.mixture import mix
 from flm.samplers.canvas import Canvas
@@ -118,7 +119,9 @@ class FlowMatchingSampler:
             return QwenBackbone.around(model)
 
         length = own.max_position_embeddings - int(own.shift)
-        self._algorithm = DFM(backbone, own.real_vocab_size, length, own.source, schedule_of(own.scheduler_type, own.scheduler_n))
+        self._algorithm = DFM(
+            backbone, own.real_vocab_size, length, own.source, schedule_of(own.scheduler_type, own.scheduler_n)
+        )
 
     def generate(
         self,
@@ -141,7 +144,7 @@ class FlowMatchingSampler:
             generator: of the draws, on the model's device; None: one seeded by torch's global generator.
 
         Raises:
-            ValueError: there is nothing to fill or too much, an id is not the model's, or batch_size is not that of the prompts.
+            ValueError: there is nothing to fill or too much, an id is not the model's, or batch_size not the prompts'.
         """
         prompts = [[]] * batch_size if prompt_ids is None else _rows(prompt_ids)
         if len(prompts) == 1:

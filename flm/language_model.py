@@ -21,6 +21,7 @@ from flm.checkpoints.imported import ImportChoices
 from flm.checkpoints.load import load_algorithm
 from flm.data.tokenizers import Tokenizer
 from flm.draws import Draws, mix_seed
+from flm.precision import autocast
 from flm.samplers.canvas import Canvas
 from flm.samplers.template import pieces_of
 
@@ -58,7 +59,10 @@ class LanguageModel:
         config: what it was trained with, plain values.
         steps: sampling steps unless asked otherwise.
         options: options of the sampler unless asked otherwise, those that the config records.
+        precision: of sampling, "32-true" or "bf16-mixed"; None: bf16-mixed on CUDA, 32-true elsewhere. Likelihoods are 32-true.
     """
+
+    precision: str | None = None
 
     def __init__(
         self, algorithm: Algorithm, tokenizer: Tokenizer, config: dict[str, Any], steps: int, options: dict[str, Any]
@@ -146,7 +150,8 @@ class LanguageModel:
         except TypeError as error:
             raise ValueError(f"sampler options {chosen} do not fit {type(self.algorithm).__name__}: {error}") from error
         generator = torch.Generator(self.device).manual_seed(mix_seed(seed, batch))
-        return self.algorithm.generate(canvas, steps, generator, **chosen)
+        with autocast(self.device, self.precision):
+            return self.algorithm.generate(canvas, steps, generator, **chosen)
 
     def nll(self, text: str, draws: int = 16, seed: int = 0) -> NegativeLogLikelihood:
         """How improbable the model finds a text: -log p(text) or an upper bound on it, in nats of the whole text.

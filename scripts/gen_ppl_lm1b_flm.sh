@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Generative perplexity and entropy of an FLM on LM1B by gpt2-large; STEPS, as 64 or [8,64], instead of the recipe's. Arguments override.
+# How gpt2-large judges texts of an FLM on LM1B. STEPS, as 64 or [8,64]: others than the recipe's. Arguments override.
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 need CKPT_PATH "a checkpoint of scripts/train_lm1b_flm.sh, or published weights"
 need DATA_DIR "a folder for LM1B's tokens (and its files, where no network is reached: docs/recipes.md)"

@@ -10,8 +10,9 @@ need() {
   case "${!1}" in /*) ;; *) [ ! -e "${!1}" ] || export "$1=$PWD/${!1}" ;; esac
 }
 
-# launch ARGUMENT...: needs first, then the environment, whose making takes minutes.
+# launch ARGUMENT...: needs first, then the environment, whose making takes minutes. LAUNCHER stands in the place of `python`:
+# LAUNCHER="torchrun --standalone --nproc-per-node=8".
 launch() {
   source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-  exec python main.py "$@"
+  exec ${LAUNCHER:-python} main.py "$@"
 }

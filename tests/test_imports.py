@@ -8,7 +8,7 @@ import flm
 ROOT = Path(flm.__file__).parent
 # Each layer may import those before it (and itself).
 LAYERS = [
-    {"compilation", "draws", "posterior", "vocabulary_losses", "paths"},
+    {"compilation", "draws", "posterior", "precision", "vocabulary_losses", "paths"},
     {"models"},
     {"algos", "samplers"},
     {"data"},
@@ -25,7 +25,11 @@ ONLY_IN = {
     "omegaconf": {"tasks"},
 }
 # Copied into exported folders for transformers to run there; nothing here imports them at the top but the API made of them.
-SHIPPED = {"checkpoints/hf_code/modeling_flm.py", "models/modeling_flow_qwen3.py"}
+SHIPPED = {
+    "checkpoints/hf_code/modeling_flm.py",
+    "models/configuration_flow_qwen3.py",
+    "models/modeling_flow_qwen3.py",
+}
 NEVER_AT_TOP = {"transformers", "datasets", "wandb", "matplotlib", "flash_attn", "mauve", "sacrebleu", "sentencepiece"}
 
 

@@ -114,6 +114,7 @@ class Algorithm(nn.Module):
 
     Attributes:
         validation_metric: name, with unit, of what `validation_loss` measures per token.
+        validation_says: what its mean over the clock tells of -log p(text), for who reads a validation's table.
         bound_kind: what `bound` gives, "exact" (one draw says all) or the sort of upper bound; None: it has none.
         whole_networks: whether the loss needs the parameters of its networks whole throughout, not only while a block is
             called, as transforms of torch.func do; asked by a strategy that splits parameters over processes.
@@ -121,6 +122,7 @@ class Algorithm(nn.Module):
     """
 
     validation_metric = "denoising_ce_nats"
+    validation_says = "over noise levels: not a likelihood"
     bound_kind: str | None = None
     averaged_weights: Mapping[str, Tensor] | None = None
     whole_networks = False

@@ -17,6 +17,7 @@ drawn with it (`masks_by_key`), as the mean cross-entropy at masks, which is tha
 B batch, L length, V vocabulary.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -69,6 +70,7 @@ class DFM(Algorithm):
     """
 
     validation_metric = "nelbo_nats"
+    validation_says = "the mean is an upper bound on -log p"
     bound_kind = "variational upper bound"
 
     def __init__(
@@ -109,7 +111,8 @@ class DFM(Algorithm):
         t = draws.stratified(len(batch.tokens)) * (1 - self.eps)
         batch, noisy = self._corrupted(batch, 1 - self.schedule.kappa(t), draws)
         rate = self.schedule.rate(t) if self.objective != "ce" else torch.ones_like(t)
-        rate = rate.clamp(max=self.max_weight)
+        if self.max_weight is not None:
+            rate = rate.clamp(max=self.max_weight)
         total, nats = self._scored(batch, noisy, rate, t, draws, self.objective == "generalized_kl")
         per_sequence = (nats * batch.weight).sum(1) * rate / batch.weight.sum(1).clamp_min(1)
         scored = (noisy if self.source.visible else batch.weight > 0).sum()
@@ -117,16 +120,27 @@ class DFM(Algorithm):
         return Loss(total, per_sequence, t, {"nats_per_scored_token": (nats * batch.weight).sum() / scored.clamp_min(1)})
 
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The bound per token that counts, with plain corruption."""
+        """The bound per token that counts, with plain corruption; after a uniform source without its last draw."""
         nats, t = self._bound_draw(batch, batch.weight > 0, draws)
         per_sequence = (nats * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1)
         return Loss((nats * batch.weight).sum() / batch.weight.sum().clamp_min(1), per_sequence, t)
 
     @torch.no_grad()
     def bound(self, batch: Batch, draws: Draws) -> Bound:
-        """One draw of the bound at one time of each sequence."""
-        nats, _ = self._bound_draw(batch, torch.ones_like(batch.tokens, dtype=torch.bool), draws)
-        return Bound(nats.sum(1))
+        """One draw of the bound at one time of each sequence.
+
+        After a uniform source, the model jumps up to t = 1 - eps and then draws all positions from its posterior: a network
+        that is not sure of a token it sees pays w for that at every moment, and up to 1 without limit.
+        """
+        everywhere = torch.ones_like(batch.tokens, dtype=torch.bool)
+        jumps = self._bound_draw(batch, everywhere, draws)[0].sum(1)
+        if self.source.visible:
+            return Bound(jumps)
+        t = torch.full((len(jumps),), 1 - self.eps, dtype=torch.float64, device=jumps.device)
+        noisy = draws.per_sequence(*everywhere.shape) >= self.schedule.kappa(t)[:, None]
+        counted = Batch(batch.tokens, torch.ones_like(batch.weight), batch.documents)
+        last = self._scored(counted, noisy, torch.ones_like(t), t, draws, False)[1].sum(1)
+        return Bound(jumps + last, {"jumps": jumps, "last_draw": last})
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
         """Of the unigrams; a mask says nothing, a token of a uniform state what it may have been."""
@@ -134,7 +148,7 @@ class DFM(Algorithm):
         if self.source.visible:
             return torch.special.entr(p).sum().expand(tau.shape)
         kappa = self.schedule.kappa(tau.double())
-        return unigram_generalized_kl(p, kappa) * 2 / (1 - kappa).sqrt()
+        return unigram_generalized_kl(p, kappa) * 2 / (1 - kappa).sqrt() * (1 - self._last_root())
 
     def denoiser(self) -> TokenDenoiser:
         return TokenDenoiser(self.backbone, self.source, self.schedule)
@@ -172,13 +186,18 @@ class DFM(Algorithm):
             noisy, scale, kappa = masks_by_key(counts, u, places)
         else:
             # 1 - kappa as a square: where it is small the density is rarely anything and then large
-            root = 1 - u
-            kappa, scale = 1 - root.square(), 2 / root
+            last = self._last_root()
+            root = 1 - u * (1 - last)
+            kappa, scale = 1 - root.square(), 2 / root * (1 - last)
             noisy = counts & (places >= kappa[:, None])
         t = self.schedule.inverse(kappa)
         scored = Batch(batch.tokens, counts.to(batch.weight), batch.documents)
         _, nats = self._scored(scored, noisy, torch.ones_like(t), t, draws, True)
         return nats * scale[:, None], t
+
+    def _last_root(self) -> float:
+        """The square root of 1 - kappa at t = 1 - eps."""
+        return math.sqrt(1 - self.schedule.kappa(torch.tensor(1 - self.eps, dtype=torch.float64, device="cpu")).item())
 
     def _scored(self, batch: Batch, noisy: Tensor, rate: Tensor, t: Tensor, draws: Draws, kl: bool) -> tuple[Tensor, Tensor]:
         """The loss, differentiable, and the nats of each position (B, L) without the rate, 0 where not scored."""

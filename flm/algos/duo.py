@@ -46,6 +46,7 @@ class Duo(UniformState, Algorithm):
     """
 
     validation_metric = "nelbo_nats"
+    validation_says = "the mean, with the prior's part, is an upper bound on -log p"
 
     def __init__(
         self,

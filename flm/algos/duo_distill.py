@@ -50,6 +50,7 @@ class DuoDistill(UniformState, Distillation):
     """
 
     validation_metric = "consistency_kl_nats"
+    validation_says = "from the teacher: not a likelihood"
     target_round: Tensor
 
     def __init__(

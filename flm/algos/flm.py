@@ -12,25 +12,32 @@ from torch import Tensor, nn
 from flm.algos.algorithm import Algorithm, Batch, Loss
 from flm.algos.gaussian_likelihood import GaussianLikelihood
 from flm.draws import Draws
+from flm.models.attention import document_mask
 from flm.paths.clock import DecodingErrorClock
-from flm.paths.gaussian import State, context_free_cross_entropy, corrupt
+from flm.paths.gaussian import State, context_free_cross_entropy, corrupt, embed, where
 from flm.posterior import TokenPosterior
 from flm.samplers.flow import FlowSampler
 from flm.vocabulary_losses import cross_entropy
 
 
 class SingleTimeDenoiser:
-    """D_tau(x): a backbone that reads one view of the state."""
+    """D_tau(x): a backbone that reads one view of the state.
 
-    def __init__(self, backbone: nn.Module, clock: nn.Module):
-        self.backbone, self.clock = backbone, clock
+    Args:
+        mask: as the backbone takes it; None: every position sees every other.
+        clean_given: see `FLM`.
+    """
+
+    def __init__(self, backbone: nn.Module, clock: nn.Module, mask: Tensor | None = None, clean_given: bool = False):
+        self.backbone, self.clock, self.clean_given = backbone, clock, clean_given
+        self.options = {} if mask is None else {"mask": mask}
 
     @property
     def tables(self) -> tuple[Tensor, ...]:
         return (self.backbone.input_table,)
 
     def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
-        return self.backbone(state.views[0], tau)
+        return self.backbone(state.views[0], tau, **self.options)
 
 
 class FLM(GaussianLikelihood, Algorithm):
@@ -42,23 +49,34 @@ class FLM(GaussianLikelihood, Algorithm):
         vocab_size: V.
         length: L.
         clock: maps tau to physical time; None for the decoding-error clock of the vocabulary.
+        clean_given: whether what a batch or a canvas gives is read without noise at all times. Then D is the posterior given
+            the prompt, and the flow that of p(response | prompt); with given tokens on their noisy path, what comes early is
+            written without knowing the prompt.
     """
 
     def __init__(
-        self, backbone: Callable[..., nn.Module], vocab_size: int, length: int, clock: nn.Module | None = None
+        self,
+        backbone: Callable[..., nn.Module],
+        vocab_size: int,
+        length: int,
+        clock: nn.Module | None = None,
+        clean_given: bool = False,
     ):
         super().__init__(vocab_size, length)
+        self.clean_given = clean_given
         self.backbone = backbone(vocab_size=vocab_size)
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         tau = draws.stratified(batch.tokens.shape[0])
-        state = corrupt(batch.tokens, self.clock.time(tau).float(), (self.backbone.input_table,), draws.local)
-        posterior = self.backbone(state.views[0], tau.float())
-        return token_loss(posterior, batch, tau)
+        tables = (self.backbone.input_table,)
+        state = corrupt(batch.tokens, self.clock.time(tau).float(), tables, draws.local)
+        if self.clean_given:
+            state = where(batch.given, embed(batch.tokens, tables), state)
+        return token_loss(self.denoiser(document_mask(batch.documents))(state, tau.float()), batch, tau)
 
-    def denoiser(self) -> SingleTimeDenoiser:
-        return SingleTimeDenoiser(self.backbone, self.clock)
+    def denoiser(self, mask: Tensor | None = None) -> SingleTimeDenoiser:
+        return SingleTimeDenoiser(self.backbone, self.clock, mask, self.clean_given)
 
     def sampler(self, **options: Any) -> FlowSampler:
         return FlowSampler(**options)

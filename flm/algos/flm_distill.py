@@ -61,6 +61,7 @@ class FLMDistill(Distillation):
     """
 
     validation_metric = "jump_squared_error"
+    validation_says = "from the teacher: not a likelihood"
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class FLMDistillSecond(Distillation):
     """
 
     validation_metric = "jump_squared_error"
+    validation_says = "from the teacher: not a likelihood"
 
     def __init__(
         self,

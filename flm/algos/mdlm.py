@@ -64,6 +64,7 @@ class MDLM(Algorithm):
     """
 
     validation_metric = "nelbo_nats"
+    validation_says = "the mean is an upper bound on -log p"
     bound_kind = "variational upper bound"
 
     def __init__(

@@ -19,7 +19,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -27,7 +26,17 @@ import torch
 from torch import Tensor, nn
 
 from flm.checkpoints.description import KEY, Description
-from flm.checkpoints.quantise import KEPT, TABLE_BITS, TABLE_PERCENTILE, Plan, Quantised, from_the_middle, num_blocks, quantise
+from flm.checkpoints.quantise import (
+    KEPT,
+    SMALL,
+    TABLE_BITS,
+    TABLE_PERCENTILE,
+    Plan,
+    Quantised,
+    from_the_middle,
+    num_blocks,
+    quantise,
+)
 
 MAGIC = b"FLMPACK\x01"
 _HEADER = struct.Struct("<8sBI32s")
@@ -52,12 +61,13 @@ class Packed:
     tried: dict[tuple[int, ...], int]
 
 
-def pack(model: nn.Module, description: Description, max_bytes: int | None, floor: bool = False) -> Packed:
+def pack(model: nn.Module, description: Description, max_bytes: int | None, floor: bool = False, small: int = SMALL) -> Packed:
     """The model in at most so many bytes: 6 bits for matrices of blocks, 5 for those of ever more blocks from the middle.
 
     Args:
         max_bytes: None for no limit.
         floor: see `quantise`.
+        small: see `Plan.of`.
 
     Raises:
         ValueError: with 5 bits in all blocks it is still larger, and by how much; or a weight cannot be rounded, which.
@@ -66,7 +76,7 @@ def pack(model: nn.Module, description: Description, max_bytes: int | None, floo
     order = from_the_middle(num_blocks(parameters))
     tried: dict[tuple[int, ...], int] = {}
     for count in range(len(order) + 1):
-        plan = Plan.of(parameters, order[:count])
+        plan = Plan.of(parameters, order[:count], small)
         raw = _serialised(parameters, others, aliases, plan, floor, description)
         content = _smallest(raw, max_bytes)
         tried[plan.fewer] = len(content)
@@ -210,7 +220,9 @@ def _uncompressed(content: bytes, name: str) -> bytes:
         raise ValueError(f"{name}: damaged artifact: cut short")
     magic, codec, length, digest = _HEADER.unpack_from(content)
     if magic != MAGIC:
-        raise ValueError(f"{name}: artifact format {magic[-1]}; this code reads format {MAGIC[-1]}: use the version that wrote it")
+        raise ValueError(
+            f"{name}: artifact format {magic[-1]}; this code reads format {MAGIC[-1]}: use the version that wrote it"
+        )
     compressed = content[_HEADER.size :]
     if hashlib.sha256(compressed).digest() != digest:
         raise ValueError(f"{name}: damaged artifact: its checksum does not match, it is cut short or was changed")

@@ -22,8 +22,7 @@ from flm.algos.algorithm import Algorithm
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import package_version
 from flm.checkpoints.load import CheckpointFile, check_state
-from flm.checkpoints.transformers_model import MODELING as TRANSFORMERS_MODELING
-from flm.checkpoints.transformers_model import transformers_model
+from flm.checkpoints.transformers_model import CODE, transformers_model
 from flm.data.tokenizers import Tokenizer
 from flm.models.causal import CausalTransformer
 from flm.models.dit import DiT
@@ -35,7 +34,7 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 MODELING = "modeling_flm.py"
 READ = (WEIGHTS, CONFIG, TOKENIZER, GENERATION)  # what `read_folder` needs
 FILES = (*READ, TOKENIZER_CONFIG, MODELING, CARD)
-MAY_TRAVEL = (*FILES, TRANSFORMERS_MODELING)
+MAY_TRAVEL = (*FILES, *CODE)
 # Parts of a config that say where and when a run was made, not what was done.
 _OF_THE_RUN = ("run_dir", "mode", "eval", "report", "benchmark", "callbacks", "logger", "wandb", "checkpointing", "strategy")
 _DEFAULT_STEPS = 64
@@ -62,8 +61,8 @@ class Exported:
 def write_folder(folder: Path, algorithm: Algorithm, file: CheckpointFile, averaged: bool, card: str) -> None:
     """Writes all of FILES; config.json comes last, so that a folder cut short is not taken for a model.
 
-    The network of a `transformers_model` becomes the folder's own: with the names and config that its modeling file, which
-    then is the one that travels, reads.
+    The network of a `transformers_model` becomes the folder's own: with the names and config that its code, which then is
+    what travels, reads.
 
     Args:
         algorithm: the model of `file`, holding the weights to write.
@@ -85,8 +84,8 @@ def write_folder(folder: Path, algorithm: Algorithm, file: CheckpointFile, avera
     special = {f"{name}_token_id": tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")}
     generation = generation_defaults(file.config)
     _write_json(folder / GENERATION, special | {"flm": generation})
-    modeling = Path(__file__).parent / "hf_code" / MODELING if own is None else own.modeling_file
-    _write_text(folder / modeling.name, modeling.read_text(encoding="utf-8"))
+    for file_of_code in [Path(__file__).parent / "hf_code" / MODELING] if own is None else own.code:
+        _write_text(folder / file_of_code.name, file_of_code.read_text(encoding="utf-8"))
     _write_text(folder / CARD, card)
     networks = networks_of(algorithm)
     opens = {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flm.models.numbering import block_of
 
-SMALL = 65_536  # elements up to which a weight is kept in float16
+SMALL = 65_536  # elements
 KEPT = 16
 BLOCK_BITS, BLOCK_BITS_FEWER, TABLE_BITS = 6, 5, 8
 TABLE_PERCENTILE = 0.9999984  # of a row of 8 bits: the few largest weights are clipped
@@ -84,10 +84,15 @@ class Plan:
     fewer: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, weights: Mapping[str, Tensor], fewer: Iterable[int] = ()) -> "Plan":
-        """From the place and size of each weight; the matrices of the blocks in `fewer` get 5 bits in place of 6."""
+    def of(cls, weights: Mapping[str, Tensor], fewer: Iterable[int] = (), small: int = SMALL) -> "Plan":
+        """From the place and size of each weight.
+
+        Args:
+            fewer: blocks whose matrices get 5 bits in place of 6.
+            small: elements up to which a weight is kept in float16.
+        """
         fewer = tuple(fewer)
-        return cls({name: _bits(name, weight, fewer) for name, weight in weights.items()}, fewer)
+        return cls({name: _bits(name, weight, fewer, small) for name, weight in weights.items()}, fewer)
 
     def elements(self, weights: Mapping[str, Tensor]) -> dict[int, int]:
         """Number of weights by bits, most bits first."""
@@ -97,8 +102,8 @@ class Plan:
         return found
 
 
-def _bits(name: str, weight: Tensor, fewer: tuple[int, ...]) -> int:
-    if weight.numel() <= SMALL or weight.ndim < 2:
+def _bits(name: str, weight: Tensor, fewer: tuple[int, ...], small: int) -> int:
+    if weight.numel() <= small or weight.ndim < 2:
         return KEPT
     block = block_of(name)
     if block is None:

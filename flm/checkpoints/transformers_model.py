@@ -11,7 +11,8 @@ from flm.algos.algorithm import Algorithm
 from flm.models import qwen
 from flm.models.qwen import QwenBackbone, scheduler_fields
 
-MODELING = "modeling_flow_qwen3.py"
+CONFIGURATION, MODELING = "configuration_flow_qwen3.py", "modeling_flow_qwen3.py"
+CODE = (CONFIGURATION, MODELING)
 _OF_THIS_MACHINE = ("_name_or_path", "dtype")
 
 
@@ -28,19 +29,19 @@ class TransformersModel:
     backbone: QwenBackbone
 
     @property
-    def modeling_file(self) -> Path:
-        return Path(qwen.__file__).parent / MODELING
+    def code(self) -> list[Path]:
+        """The files that transformers runs to open the network."""
+        return [Path(qwen.__file__).parent / name for name in CODE]
 
     def config(self, algorithm: Algorithm, steps: int) -> dict[str, Any]:
         """config.json of transformers; steps are those of its sampler unless asked otherwise."""
         config = self.backbone.network.config
-        stem = MODELING.removesuffix(".py")
         plain = {key: value for key, value in config.to_diff_dict().items() if key not in _OF_THIS_MACHINE}
         return plain | {
             "architectures": [type(self.backbone.network).__name__],
             "auto_map": {
-                "AutoConfig": f"{stem}.{type(config).__name__}",
-                "AutoModelForMaskedLM": f"{stem}.{type(self.backbone.network).__name__}",
+                "AutoConfig": f"{CONFIGURATION[:-3]}.{type(config).__name__}",
+                "AutoModelForMaskedLM": f"{MODELING[:-3]}.{type(self.backbone.network).__name__}",
             },
             "num_sampling_steps": steps,
             **scheduler_fields(getattr(algorithm, "schedule", None)),

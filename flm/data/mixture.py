@@ -40,7 +40,7 @@ class MixtureCorpus(Corpus):
             its beginning; what is not given yet is learned like the answer. 0: all of it is given from the start.
 
     Raises:
-        ValueError: there is no source, or its arguments are not those of one; see also `Source`.
+        ValueError: arguments are not those of a source; on use, there is none. See also `Source`.
     """
 
     streamed = True
@@ -67,8 +67,6 @@ class MixtureCorpus(Corpus):
             for name, options in sources.items()
             if options is not None
         ]
-        if not self.sources:
-            raise ValueError("data.sources names no source")
         self.valid_documents, self.isolate_documents, self.readers = valid_documents, isolate_documents, readers
         self.prompt_growth_steps = prompt_growth_steps
 
@@ -84,6 +82,8 @@ class MixtureCorpus(Corpus):
                 yield text
 
     def source_fingerprint(self) -> dict[str, Any]:
+        if not self.sources:
+            raise ValueError("data.sources names no source: {NAME: {hub: USER/SET, weight: 1.0}}")
         return {source.name: [source.weight, source.fingerprint()] for source in self.sources}
 
     def describe(self) -> str:

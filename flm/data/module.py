@@ -195,6 +195,15 @@ class TextDataModule(lightning.LightningDataModule):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._stream_state = state
 
+    def epochs(self) -> dict[str, float]:
+        """Passes over each streamed source that this process's readers have completed, on average; empty without streams."""
+        passes: dict[str, list[int]] = {}
+        if self._stream_loader is not None:
+            states = self._stream_loader.states
+            for key, at in states[max(states)]["at"].items():
+                passes.setdefault(key.partition("/")[2], []).append(at[0])
+        return {name: sum(found) / len(found) for name, found in passes.items()}
+
     def _stream(self, start: int, stop: int, rank: int, world_size: int) -> StreamLoader:
         self.prepare()
         accumulation, state = self.accumulation(world_size), self._stream_state

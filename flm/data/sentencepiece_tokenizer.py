@@ -43,6 +43,10 @@ class SentencePieceTokenizer(LearnedTokenizer):
             raise ValueError(f"tokenizer.path={self.path}: {error}") from error
 
     def learn(self, documents: Iterator[str]) -> Tokenizer:
+        return SentencePieceModel.parse(self.train(documents)).tokenizer("sentencepiece")
+
+    def train(self, documents: Iterator[str]) -> bytes:
+        """A model file learned on the documents."""
         import sentencepiece
 
         lines = (line for document in documents for line in document.splitlines() if line.strip())
@@ -69,4 +73,4 @@ class SentencePieceTokenizer(LearnedTokenizer):
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"tokenizer.vocab_size={self.vocab_size} does not suit this text: {reason}") from error
-        return SentencePieceModel.parse(written.getvalue()).tokenizer("sentencepiece")
+        return written.getvalue()

@@ -5,6 +5,7 @@ of a few numbers, a `Position`, so a run that resumes opens the file it stood in
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from fnmatch import fnmatchcase
@@ -18,6 +19,8 @@ from flm.data.examples import Example, ExampleReader, Unfit
 from flm.data.permutation import Permutation
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
+
+log = logging.getLogger(__name__)
 
 WINDOW = 1000  # records of a file that are shuffled together and kept in memory
 
@@ -256,6 +259,9 @@ class SourceReader:
         self.at.window, self.at.file = 0, self.at.file + 1
         if self.at.file == len(self.source.files()):
             self.at.file, self.at.epoch, self._useless = 0, self.at.epoch + 1, self._useless + 1
+            if self.number == 0:
+                left_out = f"; {self.passed_over} examples so far did not fit" if self.passed_over else ""
+                log.info("data.sources.%s: epoch %d begins%s", self.source.name, self.at.epoch + 1, left_out)
             if self._useless > self.readers:  # by then it has had every record
                 raise ValueError(
                     f"data.sources.{self.source.name}: an epoch of it has no example of at most model.length={self.length} "
@@ -273,7 +279,8 @@ class SourceReader:
         found = list(islice(self._open[2], WINDOW))
         self._is_last = len(found) < WINDOW
         # the share goes round with file and epoch, so that small files serve all readers
-        own = [r for row, r in enumerate(found) if (row + number + at.epoch) % self.readers == self.number]
+        first = at.window * WINDOW + number + at.epoch
+        own = [r for row, r in enumerate(found, first) if row % self.readers == self.number]
         own = [r for r in own if (text := self.source.text(r, file)) and not self.source.is_held_out(text)]
         if own:
             shuffled = Permutation(len(own), mix_seed(self.seed, at.epoch, number, at.window, self.number))

@@ -37,7 +37,7 @@ class StreamBatches(IterableDataset):
             yield None, str(error)
 
 
-class StreamLoader(DataLoader):
+class StreamLoader:
     """Loader of one process's micro-batches. It reads in at most one process beside this one, as a stream has one reader.
 
     Its length counts from step 0, as `flm.data.module.TrainLoader`'s does.
@@ -47,14 +47,13 @@ class StreamLoader(DataLoader):
     """
 
     def __init__(self, batches: StreamBatches, accumulation: int, options: dict[str, Any]):
-        workers = min(1, options["num_workers"])
-        options = options | {"num_workers": workers, "persistent_workers": False}
-        super().__init__(batches, batch_size=None, **options)
+        options = options | {"num_workers": min(1, options["num_workers"]), "persistent_workers": False}
+        self._batches, self._loader = batches, DataLoader(batches, batch_size=None, **options)
         self.accumulation, self.states = accumulation, dict[int, dict[str, Any]]()
 
     def __iter__(self) -> Iterator[Batch]:
-        step = self.dataset.start
-        for batch, state in super().__iter__():
+        step = self._batches.start
+        for batch, state in self._loader:
             if batch is None:
                 raise ValueError(state)
             if state is not None:
@@ -64,7 +63,7 @@ class StreamLoader(DataLoader):
             yield batch
 
     def __len__(self) -> int:
-        return self.dataset.stop * self.accumulation
+        return self._batches.stop * self.accumulation
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -47,14 +47,15 @@ class TestTimeTraining:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        least = {"lr": 0.0, "momentum": 0.0, "epochs": 0, "batch_sequences": 1, "freeze_blocks": 0, "grad_clip": 0.0}
-        for name, bound in least.items():
+        for name, least in {"epochs": 0, "batch_sequences": 1, "freeze_blocks": 0}.items():
             value = getattr(self, name)
-            if value is None and name == "grad_clip":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int if isinstance(bound, int) else int | float) or value < bound:
-                whole = "a whole number" if isinstance(bound, int) else "a number"
-                raise ValueError(f"golf_eval.test_time_training.{name}={value}: {whole} of at least {bound} is needed")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"golf_eval.test_time_training.{name}={value}: a whole number of at least {least} is needed")
+        for name in ("lr", "momentum", "grad_clip"):
+            value = getattr(self, name)
+            absent = value is None and name == "grad_clip"
+            if not absent and (not isinstance(value, int | float) or isinstance(value, bool) or value < 0):
+                raise ValueError(f"golf_eval.test_time_training.{name}={value}: a number of at least 0 is needed")
 
 
 def rate_factor(chunk: int, num_chunks: int) -> float:

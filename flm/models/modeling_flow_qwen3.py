@@ -1,7 +1,7 @@
 """Qwen3 as a flow language model for transformers: reads a corrupted sequence both ways and says what every token was.
 
-This file stands alone: it travels with exported models and needs torch and transformers (5.2 or newer) only. t is 0 at the
-source (noise) and 1 at the data. B batch, L length, D width, V rows of the token table.
+Travels with exported models, beside its configuration file; the two need torch and transformers (5.2 or newer) only.
+t is 0 at the source (noise) and 1 at the data. B batch, L length, D width, V rows of the token table.
 """
 
 import math
@@ -11,85 +11,16 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForMaskedLM, Qwen3ForCausalLM
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3Model
 
-CHOICES = {
-    "source": ("mask", "uniform"),
-    "scheduler_type": ("polynomial_convex", "linear", "cosine"),
-    "time_mode": ("none", "add", "adaln"),
-    "time_embedding_type": ("sinusoidal", "learned"),
-}
+from .configuration_flow_qwen3 import LAYERS_ATTENTION, FlowMatchingConfig
+
 TIME_FEATURES = 256
-CONDITION_WIDTH = 128  # of adaln
 NEW = "time_"  # in the name of every parameter that Qwen3 has not
-LAYERS_ATTENTION = "full_attention"
-
-
-class FlowMatchingConfig(Qwen3Config):
-    """Qwen3's fields, and:
-
-    Attributes:
-        is_causal: False: every token sees all others. True restores Qwen3's own direction.
-        mask_token_id: row of the token table that stands for a mask; 151669 is the first that Qwen3's tokenizer leaves free.
-        real_vocab_size: ids from here on are never predicted; None: mask_token_id.
-        shift: token i is read off the position before it, as Qwen3 was trained, rather than off its own.
-        anchor_token_id: with a shift, what stands before the first token of a document, so that it has a predictor as well;
-            None: bos_token_id, else the (first) eos_token_id.
-        source: noise that t = 0 begins with, "mask" or "uniform".
-        scheduler_type: kappa(t), the share of tokens known at t: "polynomial_convex" (t^scheduler_n), "linear", or "cosine"
-            (1 - cos(pi t / 2)).
-        num_sampling_steps: steps of a sampler unless asked otherwise.
-        time_mode: how t enters: "none"; "add", to the token embeddings; "adaln", as scales, shifts and gates in every layer.
-        time_embedding_dim: width of the network behind t; None: hidden_size for "add", 128 for "adaln".
-        time_embedding_type: frequencies "sinusoidal" (fixed) or "learned" (trained from there).
-    """
-
-    model_type = "flow_qwen3"
-
-    is_causal: bool = False
-    mask_token_id: int = 151669
-    real_vocab_size: int | None = None
-    shift: bool = True
-    anchor_token_id: int | None = None
-    source: str = "mask"
-    scheduler_type: str = "polynomial_convex"
-    scheduler_n: int | float = 1.0
-    num_sampling_steps: int = 32
-    time_mode: str = "none"
-    time_embedding_dim: int | None = None
-    time_embedding_type: str = "sinusoidal"
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-        if not 0 <= self.mask_token_id < self.vocab_size:
-            raise ValueError(
-                f"mask_token_id={self.mask_token_id} is no row of the token table ({self.vocab_size} rows): name an unused one"
-            )
-        if self.real_vocab_size is None:
-            self.real_vocab_size = self.mask_token_id
-        if not 0 < self.real_vocab_size <= self.vocab_size:
-            raise ValueError(f"real_vocab_size must be in [1, {self.vocab_size}], not {self.real_vocab_size}")
-        if set(self.layer_types) != {LAYERS_ATTENTION}:
-            raise ValueError(f"layer_types {sorted(set(self.layer_types))}: only {LAYERS_ATTENTION} can look both ways")
-        if self.shift and self.anchor_token_id is None:
-            end = self.eos_token_id[0] if isinstance(self.eos_token_id, list) else self.eos_token_id
-            self.anchor_token_id = end if self.bos_token_id is None else self.bos_token_id
-            if self.anchor_token_id is None:
-                raise ValueError("shift needs a token to stand before the first: set anchor_token_id, or shift to false")
-
-    @property
-    def time_width(self) -> int:
-        """time_embedding_dim with None resolved."""
-        if self.time_embedding_dim is not None:
-            return self.time_embedding_dim
-        return CONDITION_WIDTH if self.time_mode == "adaln" else self.hidden_size
 
 
 class ZeroLinear(nn.Linear):
@@ -238,8 +169,8 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
     and what conditions on t begins at zero, so the network is Qwen3's function but for the direction of attention.
 
     Attributes:
-        future_share: float or None; while training, each later token is seen with this probability by each earlier one (arXiv 2410.17891),
-            drawn from torch's global generator once a call for all rows; None: all are.
+        future_share: float or None; while training, each later token is seen with this probability by each earlier one
+            (arXiv 2410.17891), drawn from torch's global generator once a call for all rows; None: all are.
     """
 
     config_class = FlowMatchingConfig
@@ -356,11 +287,12 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
         own = stored.get("model_type") == FlowMatchingConfig.model_type
         had_time = stored.get("time_mode", "none") if own else "none"
         new = {name for name, _ in model.named_parameters() if NEW in name} if had_time == "none" else set()
-        wrong = {f"{key} missing" for key in set(report["missing_keys"]) ^ new if key not in new}
-        wrong |= {f"{key} found, though {path} has no time conditioning" for key in new - set(report["missing_keys"])}
-        wrong |= {f"{key} unexpected" for key in report["unexpected_keys"]}
+        missing = set(report["missing_keys"])
+        wrong = [f"{key} missing" for key in sorted(missing - new)]
+        wrong += [f"{key} found, though {path} has no time conditioning" for key in sorted(new - missing)]
+        wrong += [f"{key} unexpected" for key in sorted(report["unexpected_keys"])]
         if wrong:
-            raise ValueError(f"{path}: the weights do not fit the model: {'; '.join(sorted(wrong)[:4])} ({len(wrong)} in all)")
+            raise ValueError(f"{path}: the weights do not fit the model: {'; '.join(wrong[:4])} ({len(wrong)} in all)")
         if model.config.tie_word_embeddings and model.lm_head.weight is not model.model.embed_tokens.weight:
             raise ValueError(f"{path}: config.json ties the output table to the input table, but they are two tensors")
         if not own and config.source == "mask":
@@ -386,7 +318,5 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
         raise ValueError("this model fills all positions at once: use flm.flow_matching.FlowMatchingSampler, or flm.load")
 
 
-AutoConfig.register(FlowMatchingConfig.model_type, FlowMatchingConfig, exist_ok=True)
 AutoModelForMaskedLM.register(FlowMatchingConfig, FlowMatchingLanguageModel, exist_ok=True)
-FlowMatchingConfig.register_for_auto_class()
 FlowMatchingLanguageModel.register_for_auto_class("AutoModelForMaskedLM")

@@ -16,7 +16,8 @@ from flm.paths.mixture import Cosine, Polynomial, Schedule
 from flm.posterior import TokenPosterior
 
 if TYPE_CHECKING:
-    from flm.models.modeling_flow_qwen3 import FlowMatchingConfig, FlowMatchingLanguageModel
+    from flm.models.configuration_flow_qwen3 import FlowMatchingConfig
+    from flm.models.modeling_flow_qwen3 import FlowMatchingLanguageModel
 
 KEY = "model.pretrained_path"
 # of a config.json: what is about files and versions, not about the network
@@ -124,6 +125,7 @@ class QwenBackbone(nn.Module):
         given = {key: value for key, value in given.items() if value is not None}
         config = _config(dict(architecture), given | {"is_causal": causal}, vocab_size, length, attention)
         self._hold(_new(config) if pretrained is None else _pretrained(pretrained, config, attention))
+        self.network.train()  # transformers loads for evaluation, where no activation is checkpointed
         if activation_checkpointing:
             self.network.activation_checkpointing_enable({"use_reentrant": False})
 
@@ -165,7 +167,7 @@ class QwenBackbone(nn.Module):
 def _config(
     architecture: dict[str, Any], given: dict[str, Any], vocab_size: int, length: int, attention: str
 ) -> "FlowMatchingConfig":
-    from flm.models.modeling_flow_qwen3 import FlowMatchingConfig
+    from flm.models.configuration_flow_qwen3 import FlowMatchingConfig
 
     rows = architecture.get("vocab_size", 0)
     own = architecture.pop("model_type", None) == FlowMatchingConfig.model_type
@@ -186,7 +188,9 @@ def _config(
         raise ValueError(f"model: {_first_line(error)}") from error
     read = length + int(config.shift)
     if read > config.max_position_embeddings:
-        raise ValueError(f"model.length={length}: the model reads at most {config.max_position_embeddings} positions, not {read}")
+        raise ValueError(
+            f"model.length={length}: the model reads at most {config.max_position_embeddings} positions, not {read}"
+        )
     config._attn_implementation = attention
     return config
 

@@ -101,7 +101,7 @@ def token_backbone(make: Callable[..., nn.Module], vocab_size: int, masked: bool
         raise ValueError(f"algo.mask_id={mask_id}, but the model's mask is {network.mask_id}: leave algo.mask_id=null")
     if network.real_vocab_size != vocab_size:
         raise ValueError(
-            f"the model predicts {network.real_vocab_size} token ids, the data has {vocab_size}: set model.source as algo.source, "
-            "and algo.mask_id=null"
+            f"the model predicts {network.real_vocab_size} token ids, the data has {vocab_size}: set model.source as "
+            "algo.source, and algo.mask_id=null"
         )
     return network

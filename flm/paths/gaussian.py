@@ -49,6 +49,12 @@ def embed(tokens: Tensor, tables: Sequence[Tensor]) -> State:
     return State(tuple(torch.nn.functional.embedding(tokens, table) for table in tables))
 
 
+def where(mask: Tensor, state: State, other: State) -> State:
+    """One state where mask (B, L), the other elsewhere."""
+    pairs = zip(state.views, other.views, strict=True)
+    return State(tuple(torch.where(mask[..., None], a, b) for a, b in pairs))
+
+
 def expected(posterior, tables: Sequence[Tensor]) -> State:
     """The views of a posterior's probability vectors, without gradient."""
     return State(posterior.expected(tables))
@@ -75,9 +81,7 @@ class DenseNoise:
 
     def sample(self, batch: int, length: int, generator: torch.Generator) -> State:
         table = self.tables[0]
-        noise = torch.randn(
-            batch, length, table.shape[0], generator=generator, device=table.device, dtype=table.dtype
-        )
+        noise = torch.randn(batch, length, table.shape[0], generator=generator, device=table.device, dtype=table.dtype)
         with torch.autocast(table.device.type, enabled=False):
             return State(tuple(noise @ table for table in self.tables))
 
@@ -145,9 +149,7 @@ class ProjectedNoise:
         with torch.autocast(white.device.type, enabled=False):
             coloured = (white @ self.factor.T) * self.scale
         parts = coloured.split([table.shape[1] for table in self.tables], dim=-1)
-        return tuple(
-            parts[0] + part if relative else part for part, relative in zip(parts, self.relative, strict=True)
-        )
+        return tuple(parts[0] + part if relative else part for part, relative in zip(parts, self.relative, strict=True))
 
     def lift(self, moments: Tensor) -> Tensor:
         """O @ moments for moments (D, d): (V, d), without building O."""
@@ -186,9 +188,7 @@ class _ProjectNoise(torch.autograd.Function):
         return None, None, *to_tables
 
 
-def corrupt(
-    tokens: Tensor, t: Tensor, tables: Sequence[Tensor], generator: torch.Generator, law: Noise | None = None
-) -> State:
+def corrupt(tokens: Tensor, t: Tensor, tables: Sequence[Tensor], generator: torch.Generator, law: Noise | None = None) -> State:
     """x_t of tokens (B, L) at physical times t (B,), as views. `law` is noise_for(tables) if that is at hand."""
     noise = (noise_for(tables) if law is None else law).sample(*tokens.shape, generator)
     return combine((t, embed(tokens, tables)), (1 - t, noise))
@@ -204,9 +204,7 @@ def step(state: State, target: State, t: float | Tensor, t_next: float | Tensor)
 
 
 @torch.no_grad()
-def context_free_cross_entropy(
-    token_counts: Tensor, t: Tensor, generator: torch.Generator, num_draws: int = 2048
-) -> Tensor:
+def context_free_cross_entropy(token_counts: Tensor, t: Tensor, generator: torch.Generator, num_draws: int = 2048) -> Tensor:
     """Cross-entropy in nats of the best decoder that sees one position's x_t and the unigram frequencies; (len(t),).
 
     The posterior is softmax(log pi + t x / (1 - t)^2): logits log pi_k + t n_k / (1 - t) + [k = y] t^2 / (1 - t)^2. Monte

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flm.paths.gaussian import Noise, State, combine, embed, expected, noise_for, step
+from flm.paths.gaussian import Noise, State, combine, embed, expected, noise_for, step, where
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
 
@@ -19,7 +19,8 @@ from flm.samplers.canvas import Canvas
 class FlowDenoiser(Protocol):
     """What flow samplers ask: the tables it reads, its clock, and a prediction.
 
-    clock.time maps tau in [0, 1] to physical time and clock.tau back.
+    clock.time maps tau in [0, 1] to physical time and clock.tau back. One with an attribute `clean_given` that is true was
+    trained with given tokens at t = 1 at all times, and `FlowSampler` shows it such; others see them on their path.
     """
 
     tables: tuple[Tensor, ...]
@@ -51,16 +52,12 @@ def check_steps(steps: int) -> None:
         raise ValueError(f"sampling.steps must be at least 1, not {steps}")
 
 
-def predicted_point(
-    posterior: TokenPosterior, canvas: Canvas, tables: tuple[Tensor, ...], given: State | None = None
-) -> State:
+def predicted_point(posterior: TokenPosterior, canvas: Canvas, tables: tuple[Tensor, ...], given: State | None = None) -> State:
     """Views of the predicted points of the simplex, with the given tokens at fixed positions.
 
     `given` is embed(canvas.tokens, tables) if that is at hand.
     """
-    free, given = expected(posterior, tables), embed(canvas.tokens, tables) if given is None else given
-    editable = canvas.editable[..., None]
-    return State(tuple(torch.where(editable, a, b) for a, b in zip(free.views, given.views, strict=True)))
+    return where(canvas.editable, expected(posterior, tables), embed(canvas.tokens, tables) if given is None else given)
 
 
 class StateSampler:
@@ -104,9 +101,7 @@ class FlowSampler(StateSampler):
         churn_noise: standard deviation of the fresh noise (S_noise there).
     """
 
-    def __init__(
-        self, solver: str = "euler", temperature: float = 1.0, churn: float = 0.0, churn_noise: float = 1.0
-    ):
+    def __init__(self, solver: str = "euler", temperature: float = 1.0, churn: float = 0.0, churn_noise: float = 1.0):
         if solver not in ("euler", "heun"):
             raise ValueError(f"sampling.solver must be euler or heun, not {solver}")
         if churn < 0:
@@ -140,8 +135,11 @@ class FlowSampler(StateSampler):
         raised_grid = 1 / (1 + (1 + self.churn) * (1 - time_grid[1:-1]) / time_grid[1:-1])
         raised_times, raised_taus = raised_grid.tolist(), denoiser.clock.tau(raised_grid).tolist()
         given = embed(canvas.tokens, denoiser.tables)
+        clean_given = getattr(denoiser, "clean_given", False)
 
         def predict(state: State, tau: float) -> TokenPosterior:
+            if clean_given:
+                state = where(canvas.editable, state, given)
             clock = torch.full((batch,), tau, device=device, dtype=torch.float32)
             return denoiser(state, clock).tempered(self.temperature)
 

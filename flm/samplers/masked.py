@@ -170,9 +170,9 @@ class MaskedSampler:
             free, shares, times = (part & masked).sum(1), kappas.tolist(), schedule.inverse(kappas).tolist()
             for i in range(count):
                 step = Step(times[i], times[i + 1], shares[i], shares[i + 1], free, schedule)
-                reading.times.fill_(times[i])
+                reading.times = torch.full_like(reading.times, times[i])
                 if len(stages) > 1:  # a network is told how much of the whole is known
-                    reading.times.copy_(schedule.inverse((before + shares[i] * part.sum(1)).double() / all_free))
+                    reading.times = schedule.inverse((before + shares[i] * part.sum(1)).double() / all_free).float()
                 asked = masked & part
                 tokens, written, erased = self.advance(step, reading, tokens, asked, part, generator)
                 if erased is not None:

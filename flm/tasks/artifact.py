@@ -1,4 +1,4 @@
-"""mode=artifact: a checkpoint packed into a few bits and one file, within a limit for code and weights, and evaluated from it."""
+"""mode=artifact: a checkpoint in few bits and one file, within a limit for code and weights, and evaluated from that file."""
 
 import copy
 from collections.abc import Sequence
@@ -42,9 +42,11 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     if not has_zstandard():
         console.print("note: zstandard is not installed: compressed with zlib, a few percent larger")
     algorithm, file, _ = load_for_evaluation(config)
-    about = Description(shareable(file.config), file.tokenizer, algorithm.vocab_size, algorithm.length, file.step)
+    # where the text lies, which a recipe for others leaves out, is what the evaluation below asks of the file
+    recipe = shareable(file.config) | {key: file.config[key] for key in ("data",) if key in file.config}
+    about = Description(recipe, file.tokenizer, algorithm.vocab_size, algorithm.length, file.step)
     try:
-        packed = pack(algorithm, about, left, wanted.scale_floor)
+        packed = pack(algorithm, about, left, wanted.scale_floor, wanted.kept_elements)
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
     path = run_dir(config) / FILE

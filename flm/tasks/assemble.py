@@ -1,7 +1,7 @@
 """From a composed config to objects: what the tasks share."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.load import CheckpointFile, check_vocabulary, load_algorithm
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
+from flm.precision import autocast, precision_on
 from flm.tasks.argument_types import check_numbers
 from flm.tasks.compiled import compile_networks
 from flm.tasks.import_choices import import_choices
@@ -45,9 +46,7 @@ def new_algorithm(config: DictConfig, vocab_size: int, tokenizer: Tokenizer | No
     trusted = {target.rpartition(".")[0] for node in (plain["algo"], plain["model"]) for target in targets(node)}
     torch.manual_seed(config.seed)
     beginnings = {
-        key.removesuffix("_path"): path
-        for key, path in plain["model"].items()
-        if key.endswith("_path") and path is not None
+        key.removesuffix("_path"): path for key, path in plain["model"].items() if key.endswith("_path") and path is not None
     }
     algorithm = build_algorithm(plain, vocab_size, sorted(trusted), beginnings, **teachers)
     compile_networks(algorithm, config, device_of(config))
@@ -92,15 +91,13 @@ def device_of(config: DictConfig) -> torch.device:
 
 def precision_of(config: DictConfig) -> str:
     """trainer.precision; null is bf16-mixed on CUDA, and 32-true elsewhere, where bf16 is slower."""
-    if config.trainer.precision is not None:
-        return str(config.trainer.precision)
-    return "bf16-mixed" if device_of(config).type == "cuda" else "32-true"
+    wanted = config.trainer.precision
+    return precision_on(device_of(config), None if wanted is None else str(wanted))
 
 
 def inference_precision(config: DictConfig) -> AbstractContextManager[Any]:
     """What networks compute in for tasks that run without a Trainer: autocast as trainer.precision asks, or nothing."""
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision_of(config))
-    return nullcontext() if dtype is None else torch.autocast(device_of(config).type, dtype)
+    return autocast(device_of(config), precision_of(config))
 
 
 def plain_config(config: DictConfig) -> dict[str, Any]:

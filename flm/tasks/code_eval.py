@@ -18,8 +18,8 @@ from flm.evaluation.code.sandbox import Limits, Sandbox, Verdict
 from flm.evaluation.estimate import Estimate
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of, positions
+from flm.tasks.generation import sampler_options
 from flm.tasks.results import provenance, write_json, write_text
-from flm.tasks.sample import sampler_options
 from flm.tasks.scoring import head
 
 Answers = list[list[list[str]]]  # [problem][sample][hole]

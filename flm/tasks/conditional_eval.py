@@ -16,9 +16,9 @@ from flm.data.tokenizers import Tokenizer
 from flm.evaluation.responses import response_scores
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.fillings import Writer, check_hole_is_bounded, padding_of
+from flm.tasks.generation import sampler_options
 from flm.tasks.real_text import recorded_corpus
 from flm.tasks.results import provenance, write_json, write_text
-from flm.tasks.sample import sampler_options
 from flm.tasks.scoring import head
 
 

@@ -14,7 +14,7 @@ from flm.checkpoints.load import CheckpointFile
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
 from flm.samplers.canvas import Canvas
-from flm.tasks.sample import has_fixed_steps, step_counts
+from flm.tasks.generation import has_fixed_steps, step_counts
 
 Pieces = Sequence[Sequence[int] | int]  # given token ids and lengths of holes, in order
 

@@ -20,19 +20,20 @@ from flm.evaluation.result_files import read_results
 from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import load_for_evaluation, run_dir
 from flm.tasks.frontier_tables import console_table, markdown
-from flm.tasks.real_text import RealText, real_text
-from flm.tasks.results import FORMAT_VERSION, provenance, write_json, write_text
-from flm.tasks.sample import (
+from flm.tasks.generation import (
+    Generation,
     canvas_of,
     generate,
     number_of_samples,
     possible_steps,
     sampler_options,
-    say_what_is_missing,
     step_counts,
     warm_up,
-    write_texts,
 )
+from flm.tasks.processes import Team, team_of
+from flm.tasks.real_text import RealText, real_text
+from flm.tasks.results import FORMAT_VERSION, provenance, write_json, write_text
+from flm.tasks.sample import say_what_is_missing, write_texts
 from flm.tasks.scoring import Measures, head, judges_of, label_of, measures, plain
 
 AXES = ("temperature", "churn", "gamma")  # what may be swept beside steps, the one to interpolate along first
@@ -66,16 +67,32 @@ class Run:
         for steps, *values in product(self.steps, *self.sweeps.values()):
             yield {"run": self.label, "steps": steps, **dict(zip(self.sweeps, values, strict=True))}
 
+    def generate(self, settings: Mapping[str, Any], config: DictConfig, team: Team) -> Generation:
+        swept = {name: settings[name] for name in self.sweeps}
+        return generate(self.algorithm, self.canvas, settings["steps"], config, self.options | swept, team)
+
 
 def frontier(config: DictConfig) -> dict[str, Any]:
     """Samples every setting of every checkpoint; writes run_dir/frontier.json, .md and .png, and prints the table.
 
     Log perplexity is that of the first scorer under the first protocol; without one, the cross-entropy under 3-grams of the
     validation text, and called so. Real text is that of the first checkpoint's data. Samples of point i are in
-    run_dir/frontier-samples/<i>.jsonl.
+    run_dir/frontier-samples/<i>.jsonl. Of several processes each generates its share; the first one does all else, and the
+    others return nothing.
     """
-    count, entropies, console = number_of_samples(config), target_entropies(config), Console()
+    with team_of(config) as team:
+        return _frontier(config, team)
+
+
+def _frontier(config: DictConfig, team: Team) -> dict[str, Any]:
+    count, entropies, console = number_of_samples(config), target_entropies(config), Console(quiet=not team.is_first)
     runs = runs_of(config, console)
+    if not team.is_first:
+        for run in runs:
+            warm_up(run.algorithm, run.canvas, config, run.options)
+            for settings in run.settings():
+                run.generate(settings, config, team)
+        return {}
     first = runs[0]
     length = first.canvas.tokens.shape[1]
     judges = judges_of(config, first.tokenizer)
@@ -93,8 +110,7 @@ def frontier(config: DictConfig) -> dict[str, Any]:
     for run in runs:
         warm_up(run.algorithm, run.canvas, config, run.options)
         for settings in run.settings():
-            options = {key: value for key, value in settings.items() if key not in ("run", "steps")}
-            found = generate(run.algorithm, run.canvas, settings["steps"], config, run.options | options)
+            found = run.generate(settings, config, team)
             path = folder / "frontier-samples" / f"{len(points):03d}.jsonl"
             rows = found.tokens.tolist()
             texts = write_texts(path, rows, run.tokenizer)

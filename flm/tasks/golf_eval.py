@@ -98,10 +98,12 @@ def _row(tally: ByteTally, reading: Reading) -> dict[str, Any]:
 
 
 def _print(console: Console, rows: dict[str, dict[str, Any]]) -> None:
-    table = Table(title="held-out text, from left to right", box=SIMPLE, pad_edge=False)
-    for heading in ("scored in", "window", "stride", "chunks", "tokens", "bytes", "nats/token", "bits/byte"):
-        table.add_column(heading, justify="left" if heading == "scored in" else "right")
+    window = next(iter(rows.values()))["window"]
+    table = Table(title=f"held-out text from left to right, {window} tokens at once", box=SIMPLE, pad_edge=False)
+    table.add_column("scored in", min_width=len(TRAINED))
+    for heading in ("stride", "tokens", "bytes", "nats/token", "bits/byte"):
+        table.add_column(heading, justify="right")
     for method, row in rows.items():
-        counts = [f"{row[key]:,}" for key in ("window", "stride", "chunks", "tokens", "bytes")]
+        counts = [f"{row[key]:,}" for key in ("stride", "tokens", "bytes")]
         table.add_row(method, *counts, f"{row['nats_per_token']:.4f}", f"{row['bits_per_byte']:.4f}")
     console.print(table)

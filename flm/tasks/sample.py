@@ -1,81 +1,66 @@
 """mode=sample_eval: texts from a checkpoint, at one or several numbers of steps, and what they are like beside real text."""
 
 import json
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
 
-from flm.algos.algorithm import Algorithm
-from flm.checkpoints.load import CheckpointFile
 from flm.data.tokenizers import Tokenizer
-from flm.draws import mix_seed
 from flm.evaluation.film import FilmStrip
-from flm.samplers.canvas import Canvas
-from flm.samplers.template import CANVAS_KEYS, pieces_of
-from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
+from flm.tasks.assemble import load_for_evaluation, run_dir
+from flm.tasks.generation import (
+    canvas_of,
+    generate,
+    number_of_samples,
+    possible_steps,
+    sampler_options,
+    step_counts,
+    warm_up,
+)
+from flm.tasks.processes import Team, team_of
 from flm.tasks.real_text import RealText, real_text
 from flm.tasks.results import provenance, write_json, write_text
 from flm.tasks.scoring import head, judges_of, measures
 
 
-@dataclass(frozen=True)
-class Generation:
-    """Samples of one setting.
-
-    Attributes:
-        tokens: (N, L) on the CPU.
-        batch_seconds: of each batch, the tokens' way back to the CPU included.
-        network_evaluations: calls of the algorithm's `backbone` for one batch; None where it has none, or it is not called
-            as a module.
-    """
-
-    tokens: Tensor
-    batch_seconds: list[float]
-    network_evaluations: int | None
-
-    def timing(self) -> dict[str, float | int | None]:
-        """For result files. Rates leave out the first batch, which may be filmed, unless it is the only one."""
-        timed = self.batch_seconds[1:] or self.batch_seconds
-        per_sample = sum(timed) / (len(timed) * len(self.tokens) / len(self.batch_seconds))
-        return {
-            "seconds": sum(self.batch_seconds),
-            "ms_per_sample": 1000 * per_sample,
-            "tokens_per_second": self.tokens.shape[1] / per_sample,
-            "network_evaluations": self.network_evaluations,
-        }
-
-
 def sample_eval(config: DictConfig) -> dict[str, Any]:
     """Samples from eval.checkpoint_path, measures the samples and as much real text, prints some and a table.
 
-    Writes run_dir/samples-<steps>.jsonl, real.jsonl, results.json, and with sampling.film film-<steps>.json.
+    Writes run_dir/samples-<steps>.jsonl, real.jsonl, results.json, and with sampling.film film-<steps>.json. Of several
+    processes each generates its share; the first one does all else, and the others return nothing.
     """
+    with team_of(config) as team:
+        return _sample_eval(config, team)
+
+
+def _sample_eval(config: DictConfig, team: Team) -> dict[str, Any]:
     wanted_steps, count = step_counts(config.sampling.steps), number_of_samples(config)
     algorithm, file, tokenizer = load_for_evaluation(config)
     canvas = canvas_of(config, algorithm, tokenizer)
     options = sampler_options(config, file, algorithm)
+    console = Console(quiet=not team.is_first)
+    all_steps = possible_steps(wanted_steps, algorithm, canvas, options, console)
+    if not team.is_first:
+        warm_up(algorithm, canvas, config, options)
+        for steps in all_steps:
+            generate(algorithm, canvas, steps, config, options, team)
+        return {}
     length = canvas.tokens.shape[1]
     judges = judges_of(config, tokenizer)  # what is missing is missed before anything is sampled
     real = real_text(config, file, tokenizer, length, count)
     measured = measures(config, judges, tokenizer, length, real)
-    folder, console = run_dir(config), Console()
-    all_steps = possible_steps(wanted_steps, algorithm, canvas, options, console)
+    folder = run_dir(config)
     common = provenance(config, file)
     generated: dict[str, Any] = {}
     warm_up(algorithm, canvas, config, options)
     for steps in all_steps:
         film = FilmStrip() if config.sampling.film else None
-        found = generate(algorithm, canvas, steps, config, options, film)
+        found = generate(algorithm, canvas, steps, config, options, team, film)
         rows = found.tokens.tolist()
         path = folder / f"samples-{steps}.jsonl"
         texts = write_texts(path, rows, tokenizer)
@@ -113,84 +98,6 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
     say_what_is_missing(real, count, config, console)
     console.print(f"samples and results: {folder}")
     return results
-
-
-@torch.no_grad()
-def generate(
-    algorithm: Algorithm,
-    canvas: Canvas,
-    steps: int,
-    config: DictConfig,
-    options: dict[str, Any],
-    film: Callable[[Any], None] | None = None,
-) -> Generation:
-    """All samples. The noise depends on the seed and the batch, not on the number of steps or the options.
-
-    Args:
-        film: shown every moment of the first batch, whose time it adds to.
-    """
-    device, batches = canvas.tokens.device, config.sampling.num_sample_batches
-    calls = 0
-
-    def count_call(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
-
-    backbone = getattr(algorithm, "backbone", None)
-    counted = backbone.register_forward_pre_hook(count_call) if isinstance(backbone, torch.nn.Module) else None
-    parts, seconds = [], []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        bar = progress.add_task(f"sampling, {steps} steps", total=batches * steps)
-
-        def on_step(moment: Any) -> None:
-            progress.update(bar, advance=1, total=batches * moment.steps)
-            if film is not None and not parts:
-                film(moment)
-
-        for batch in range(batches):
-            generator = torch.Generator(device).manual_seed(mix_seed(config.seed, batch))
-            start = time.perf_counter()
-            with inference_precision(config):
-                parts.append(algorithm.generate(canvas, steps, generator, on_step, **options).cpu())
-            seconds.append(time.perf_counter() - start)
-            if counted is not None:  # the first batch says how many; the others run without the hook
-                counted.remove()
-                counted = None
-    return Generation(torch.cat(parts), seconds, calls or None)
-
-
-def warm_up(algorithm: Algorithm, canvas: Canvas, config: DictConfig, options: dict[str, Any]) -> None:
-    """One step whose samples are thrown away: what is set up at the first call is no part of the time a sample takes."""
-    if has_fixed_steps(algorithm, options):  # a step of these is a position
-        canvas = Canvas.blank(len(canvas.tokens), 1, canvas.tokens.device)
-    with inference_precision(config):
-        algorithm.generate(canvas, 1, torch.Generator(canvas.tokens.device).manual_seed(0), **options).cpu()
-
-
-def possible_steps(
-    wanted: list[int], algorithm: Algorithm, canvas: Canvas, options: dict[str, Any], console: Console
-) -> list[int]:
-    """Numbers of steps to sample with: those wanted, or the one that the canvas fixes, which is then said."""
-    if not has_fixed_steps(algorithm, options):
-        return wanted
-    positions = int(canvas.editable.any(0).sum())
-    if wanted != [positions]:
-        asked = ", ".join(map(str, wanted))
-        console.print(f"{type(algorithm).__name__} takes one step a position: {positions} steps, not {asked}", soft_wrap=True)
-    return [positions]
-
-
-def has_fixed_steps(algorithm: Algorithm, options: dict[str, Any]) -> bool:
-    """Whether the sampler takes as many steps as the canvas has positions to fill, whatever it is asked for."""
-    return getattr(algorithm.sampler(**options), "steps_are_fixed", False)
-
-
-def number_of_samples(config: DictConfig) -> int:
-    batches = config.sampling.num_sample_batches
-    if not isinstance(batches, int) or batches < 1:
-        raise ValueError(f"sampling.num_sample_batches must be a whole number of at least 1, not {batches}")
-    return batches * config.loader.eval_batch_size
 
 
 def write_texts(path: Path, rows: Sequence[Sequence[int]], tokenizer: Tokenizer) -> list[str]:
@@ -231,42 +138,3 @@ def say_what_is_missing(real: RealText | str, count: int, config: DictConfig, co
             "and do not compare",
             soft_wrap=True,
         )
-
-
-def step_counts(steps: Any, key: str = "sampling.steps") -> list[int]:
-    """A number or a list of them, as a list."""
-    counts = list(steps) if isinstance(steps, ListConfig) else [steps]
-    if not counts or not all(isinstance(count, int) and count >= 1 for count in counts) or len(set(counts)) < len(counts):
-        raise ValueError(f"{key} must be different whole numbers of at least 1, not {steps}")
-    return counts
-
-
-def sampler_options(config: DictConfig, file: CheckpointFile, algorithm: Algorithm) -> dict[str, Any]:
-    """Options of the sampler: given now, else those the model was trained with in its config, else its defaults."""
-    recorded = file.config.get("sampling", {})
-    given = OmegaConf.to_container(config.sampling, resolve=True)
-    merged = {**recorded, **{key: value for key, value in given.items() if value is not None}}
-    options = {key: value for key, value in merged.items() if key not in CANVAS_KEYS and value is not None}
-    try:
-        algorithm.sampler(**options)
-    except TypeError as error:
-        raise ValueError(f"sampling: no such option for {type(algorithm).__name__}: {error}") from error
-    return options
-
-
-def canvas_of(config: DictConfig, algorithm: Algorithm, tokenizer: Tokenizer) -> Canvas:
-    """What sampling.prompt, suffix, infill and length ask to be filled; (loader.eval_batch_size, L)."""
-    wanted = config.sampling
-    batch, device = config.loader.eval_batch_size, next(algorithm.parameters()).device
-    if wanted.infill is not None:
-        if wanted.prompt is not None or wanted.suffix is not None or wanted.length is not None:
-            raise ValueError("sampling.infill gives the whole text: leave out sampling.prompt, suffix and length")
-        pieces = pieces_of(wanted.infill, lambda text: tokenizer.encode_exactly(text, "sampling.infill"))
-        return Canvas.from_pieces(pieces, batch, device)
-    length = algorithm.length if wanted.length is None else wanted.length
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"sampling.length must be a whole number of at least 1, not {length}")
-    prompt, suffix = (
-        tokenizer.encode_exactly(wanted[key], f"sampling.{key}") if wanted[key] else [] for key in ("prompt", "suffix")
-    )
-    return Canvas.between(prompt, suffix, length, batch, device)

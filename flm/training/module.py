@@ -109,6 +109,17 @@ class Module(LightningModule):
                 "checkpointing.resume_from_ckpt=false"
             )
 
+    def _keep_the_optimizers_values(self, stored_config: Mapping[str, Any], name: str) -> None:
+        """Values of `optim` in the file called `name` go on: they are part of its state. One line if others were given."""
+        stored, given = (config.get("optim") or {} for config in (stored_config, self._config))
+        kept = {key: stored[key] for key in given if key in stored and given[key] != stored[key]}
+        if not kept:
+            return
+        self._config = {**self._config, "optim": {**given, **kept}}  # what the next checkpoint says of itself
+        if self.trainer.is_global_zero:
+            used, unused = (", ".join(f"optim.{key}={node[key]}" for key in kept) for node in (stored, given))
+            print(f"warning: {used} of {name} goes on; not used: {unused}", flush=True)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Lightning counts batch_idx from the start of this fit, where an accumulation begins too, resumed or not
         accumulation = self.trainer.accumulate_grad_batches
@@ -230,6 +241,7 @@ class Module(LightningModule):
         check_tokenizer(description.tokenizer, self._tokenizer, name)
         check_state(algorithm_state(checkpoint, name), self.algorithm.state_dict(), name)
         self._check_optimizer(checkpoint.get("optimizer_states"), description.config, name)
+        self._keep_the_optimizers_values(description.config, name)
         if self.average is not None:
             if description.average is None:
                 raise ValueError(f"{name}: holds no average of the weights to continue: set training.ema=null")

@@ -44,11 +44,15 @@ class PrintCrossEntropy(Callback):
     def _print(self, trainer: Trainer, pl_module: LightningModule) -> None:
         report = getattr(pl_module, "report", None)
         if report is not None and trainer.is_global_zero:
-            print_report(report)
+            print_report(report, pl_module.algorithm.validation_says)
 
 
-def print_report(report: Report) -> None:
-    """To standard output."""
+def print_report(report: Report, says: str) -> None:
+    """To standard output.
+
+    Args:
+        says: what the mean tells of a likelihood, `Algorithm.validation_says`.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -56,7 +60,7 @@ def print_report(report: Report) -> None:
     if not report.has_clock:
         console.print(f"validation: {report.measure}_per_token {report.mean:.4f}")
         return
-    console.print(f"validation: {report.measure}_per_token by place on the clock (over noise levels: not a likelihood)")
+    console.print(f"validation: {report.measure}_per_token by place on the clock ({says})", soft_wrap=True)
     table = Table()
     for heading in ("tau", "model", "without context"):
         table.add_column(heading, justify="right")

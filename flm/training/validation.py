@@ -1,7 +1,7 @@
 """Validation loss along the clock, beside what a decoder without context would reach.
 
-The cross-entropy of a denoiser averages over noise levels: it is not a likelihood, and two algorithms or two clocks
-cannot be compared by it. B batch, V vocabulary.
+What the mean tells of a likelihood, the algorithm says (`validation_says`). The cross-entropy of a denoiser averages over
+noise levels: it is none, and two algorithms or two clocks cannot be compared by it. B batch, V vocabulary.
 """
 
 from collections.abc import Callable

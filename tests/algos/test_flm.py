@@ -16,14 +16,16 @@ from flm.draws import Draws
 from flm.evaluation.dense import dense_loss
 from flm.models.dit import DiT
 from flm.paths import gaussian
+from flm.samplers.canvas import Canvas
 
 
-def small_flm(vocab_size=50, length=8, width=12, seed=0, **options):
+def small_flm(vocab_size=50, length=8, width=12, seed=0, clean_given=False, **options):
     torch.manual_seed(seed)
     algorithm = FLM(
         partial(DiT, length=length, hidden_size=width, num_blocks=2, num_heads=2, cond_dim=8, dropout=0.0, **options),
         vocab_size,
         length,
+        clean_given=clean_given,
     )
     with torch.no_grad():
         for parameter in algorithm.parameters():
@@ -63,6 +65,46 @@ def test_weightless_positions_change_nothing_but_the_state():
     per_sequence = loss.per_sequence
     torch.testing.assert_close(loss.total.detach(), per_sequence.mean())
     assert not torch.equal(loss.total, algorithm.loss(Batch(tokens, torch.ones(2, 8)), Draws(0)).total)
+
+
+def test_padding_is_not_seen():
+    """As long as rows say which positions are padding; without that, whatever stands there matters."""
+    algorithm = small_flm()
+    tokens = torch.randint(2, 50, (2, 8), generator=torch.Generator().manual_seed(1))
+    padded = tokens.clone()
+    padded[:, 5:] = 1
+    weight, documents = torch.ones(2, 8), torch.zeros(2, 8, dtype=torch.long)
+    weight[:, 5:], documents[:, 5:] = 0, -1
+    losses = [algorithm.loss(Batch(row, weight, documents), Draws(0)).total for row in (tokens, padded)]
+    assert torch.equal(*losses)
+    assert not torch.equal(*(algorithm.loss(Batch(row, weight), Draws(0)).total for row in (tokens, padded)))
+
+
+def test_given_tokens_without_noise():
+    """In training and at every evaluation of a sampler; what is not given is as ever."""
+    noisy, clean = small_flm(), small_flm(clean_given=True)
+    tokens = torch.randint(50, (2, 8), generator=torch.Generator().manual_seed(1))
+    weight = torch.ones(2, 8)
+    views = {algorithm: [] for algorithm in (noisy, clean)}
+    for algorithm, seen in views.items():
+        algorithm.backbone.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].detach()))
+    assert torch.equal(*(algorithm.loss(Batch(tokens, weight), Draws(0)).total for algorithm in views))
+    weight[:, :3] = weight[1, 6] = 0
+    for algorithm in views:
+        algorithm.loss(Batch(tokens, weight), Draws(0))
+    given = weight == 0
+    table = clean.backbone.input_table.detach()
+    assert torch.equal(views[clean][-1][given], table[tokens[given]])
+    assert torch.equal(views[clean][-1][~given], views[noisy][-1][~given])
+
+    for algorithm, seen in views.items():
+        seen.clear()
+        out = algorithm.generate(Canvas(tokens, ~given), 5, torch.Generator().manual_seed(0), solver="heun")
+        assert torch.equal(out[given], tokens[given])
+        same = [torch.equal(view[given], table[tokens[given]]) for view in seen]
+        assert len(same) == 9 and (all(same) if algorithm is clean else not any(same))
+    # the first evaluation is of the same noise, and nothing else differs
+    assert torch.equal(views[clean][0][~given], views[noisy][0][~given])
 
 
 class LiveMemory(TorchDispatchMode):

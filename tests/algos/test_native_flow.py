@@ -21,10 +21,11 @@ from flm.samplers.canvas import Canvas
 from flm.tasks.train import train
 
 GOLF = partial(GolfTransformer, hidden_size=16, num_blocks=3, num_heads=4, rotary_dims=2, bigram_rows=8, bigram_width=4)
+FLOW = partial(NativeFlowMatcher, hidden_dim=8)
 DIT = partial(DiT, hidden_size=16, num_blocks=1, num_heads=2, dropout=0.0)
 
 
-def build(vocab_size=5, length=6, backbone=GOLF, flow=partial(NativeFlowMatcher, hidden_dim=8), randomised=True, **options):
+def build(vocab_size=5, length=6, backbone=GOLF, flow=FLOW, randomised=True, **options):
     torch.manual_seed(0)
     algorithm = NativeFlow(partial(backbone, length=length), vocab_size, length, flow, **options)
     if randomised:
@@ -46,9 +47,8 @@ def test_the_loss_written_out(backbone):
     got = torch.autograd.grad(loss.total, [p for p in algorithm.parameters() if p.requires_grad])
 
     plain = algorithm.backbone(batch.tokens)
-    hidden = plain.hidden + torch.sigmoid(algorithm.flow.gate) * (algorithm.flow(plain.hidden) - plain.hidden) / torch.sigmoid(
-        algorithm.flow.gate
-    )
+    end = torch.ones(1, 1, dtype=torch.float64)
+    hidden = plain.hidden + torch.sigmoid(algorithm.flow.gate) * algorithm.flow.velocity(plain.hidden, end, plain.hidden)
     bias = 0 if plain.bias is None else plain.bias
     logits = 30 * torch.tanh((hidden @ plain.table.T + bias) / 30)
     nll = -logits.log_softmax(-1).gather(2, batch.tokens[..., None])[..., 0]
@@ -96,7 +96,7 @@ def test_the_likelihood_sums_to_one_over_all_sequences():
 
 def test_without_a_flow_it_is_the_autoregressive_model_of_the_same_seed():
     torch.manual_seed(5)
-    with_flow = NativeFlow(partial(GOLF, length=6), 5, 6, partial(NativeFlowMatcher, hidden_dim=8))
+    with_flow = NativeFlow(partial(GOLF, length=6), 5, 6, FLOW)
     torch.manual_seed(5)
     plain = NativeFlow(partial(GOLF, length=6), 5, 6)
     torch.manual_seed(5)
@@ -160,5 +160,6 @@ def test_through_the_command_line(tmp_path, monkeypatch, capfd):
     written = torch.tensor([row["tokens"] for row in rows])
     uniform = torch.randint(algorithm.vocab_size, (64, 32), generator=torch.Generator().manual_seed(0))
     assert algorithm.nll(written)[:, 8:].mean() < math.log(algorithm.vocab_size) < algorithm.nll(uniform).mean()
-    assert command(monkeypatch, "algo=flm", *tiny(corpus), "model=golf_native", "~model.cond_dim", f"run_dir={tmp_path / 'no'}") == 1
+    other = ["algo=flm", *tiny(corpus), "model=golf_native", "~model.cond_dim", f"hydra.run.dir={tmp_path / 'no'}"]
+    assert command(monkeypatch, *other) == 1
     assert "take algo=native_flow or algo=ar" in capfd.readouterr().err

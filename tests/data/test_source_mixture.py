@@ -198,5 +198,7 @@ def test_what_a_user_can_mend(build, tmp_path):
         build({"sources": {"a": {"hub": "x/y", "weight": 0}}})
     with pytest.raises(ValueError, match="takes? a finished tokenizer"):
         next(build().corpus.documents("train"))
-    with pytest.raises(ValueError, match=r"data\.sources\.short: none of its 61 records is held out"):
+    with pytest.raises(ValueError, match=r"data\.sources\.short: none of its 62 records is held out"):
         build({"valid_fraction": 1e-9}).valid_blocks()
+    with pytest.raises(ValueError, match=r"data\.sources names no source"):
+        build({"sources": {"a": None}}).prepare()

@@ -31,13 +31,16 @@ RUNS = {
     "kl_flow": ["algo=kl_flow"],
     "kl_flow_map": ["algo=kl_flow_map", "algo.features=sharpened"],
     "duo": ["algo=duo", "algo.curriculum_end=10"],
+    "native_flow": ["algo=native_flow", "model=golf_native", "~model.cond_dim", "optim=muon_golf", "optim.momentum_steps=10"],
 }
 
 
 def losses_of(overrides: list[str], folder: Path) -> list[float]:
     torch.set_num_threads(1)
     corpus = write_corpus(folder / "corpus", documents=20)
-    quiet = ["model.time_scale=1", "trainer.log_every_n_steps=1", "trainer.limit_val_batches=0", "callbacks.sample=null"]
+    quiet = ["trainer.log_every_n_steps=1", "trainer.limit_val_batches=0", "callbacks.sample=null"]
+    if not any(override.startswith("model=") for override in overrides):
+        quiet.append("model.time_scale=1")  # of the default model
     train(config_of(folder / "run", *tiny(corpus, *overrides, *quiet)))
     with open(folder / "run" / "metrics" / "version_0" / "metrics.csv") as file:
         rows = [row["train/loss_nats_per_token"] for row in csv.DictReader(file)]

@@ -7,9 +7,11 @@ import pytest
 import safetensors.torch
 import torch
 from tiny_qwen3 import SHAPE, tiny_qwen3
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen3ForCausalLM
 
-from flm.models.modeling_flow_qwen3 import FlowMatchingConfig, FlowMatchingLanguageModel, TimeEmbedding, aligned, frame_of
+from flm.models.configuration_flow_qwen3 import FlowMatchingConfig
+from flm.models.modeling_flow_qwen3 import FlowMatchingLanguageModel, TimeEmbedding, aligned, frame_of
 from flm.models.qwen import QwenBackbone, architecture_of
 from flm.models.token_backbone import TokenBackbone, token_backbone
 
@@ -32,7 +34,8 @@ def load(folder, **fields):
 
 
 def backbone(folder, **options):
-    return QwenBackbone(**{"vocab_size": V + 1, "length": 32, "architecture": architecture_of(folder), "pretrained": folder} | options)
+    given = {"vocab_size": V + 1, "length": 32, "architecture": architecture_of(folder), "pretrained": folder}
+    return QwenBackbone(**given | options)
 
 
 def tokens(*shape, seed=0):
@@ -43,23 +46,16 @@ def but_mask(logits):
     return torch.cat((logits[..., :MASK], logits[..., MASK + 1 :]), -1)  # its row is a new one, and tied
 
 
-@pytest.mark.parametrize(
-    ("changes", "count"),
-    [
-        ({}, 82_304),
-        ({"head_dim": 32}, 106_944),
-        (
-            {"vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
-            | {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128},
-            596_049_920,
-        ),
-        (
-            {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28}
-            | {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128},
-            1_720_574_976,
-        ),
-    ],
-)
+LARGE = {"vocab_size": 151936, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+COUNTS = [
+    ({}, 82_304),
+    ({"head_dim": 32}, 106_944),
+    (LARGE | {"hidden_size": 1024, "intermediate_size": 3072}, 596_049_920),
+    (LARGE | {"hidden_size": 2048, "intermediate_size": 6144}, 1_720_574_976),
+]
+
+
+@pytest.mark.parametrize(("changes", "count"), COUNTS)
 def test_parameters_are_those_of_the_published_sizes(changes, count):
     with torch.device("meta"):
         model = FlowMatchingLanguageModel(FlowMatchingConfig(**SHAPE | {"mask_token_id": MASK} | changes))
@@ -94,8 +90,7 @@ def test_every_token_sees_all_others_padded_or_not(tmp_path, attention, shape):
     assert (difference[:, :10] < 1e-6).all() and (difference[:, 10:] > 1e-6).all()
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize(("attention", "shift"), [("sdpa", True), ("eager", True), ("sdpa", False)])
 def test_documents_read_alone_wherever_they_stand(folder, attention, shift):
     """Packed, in another order, between padding: the logits of each document are those of a row of its own."""
     model = load(folder, attn_implementation=attention, shift=shift, time_mode="add")
@@ -195,8 +190,8 @@ def test_exported_code_stands_alone(folder, tmp_path):
 
     model = load(folder, time_mode="add")
     model.save_pretrained(tmp_path / "saved")
-    code = (tmp_path / "saved" / "modeling_flow_qwen3.py").read_text()
-    assert "flm." not in code.replace("flm.flow_matching", "").replace("flm.load", "")
+    for name in ("configuration_flow_qwen3.py", "modeling_flow_qwen3.py"):
+        assert "import flm" not in (code := (tmp_path / "saved" / name).read_text()) and "from flm" not in code
     config = AutoConfig.from_pretrained(tmp_path / "saved")
     assert type(config) is FlowMatchingConfig  # without trust: what is registered, not what lies there
     found = AutoModelForMaskedLM.from_pretrained(tmp_path / "saved").eval()
@@ -228,8 +223,7 @@ def test_missing_and_unexpected_weights_stop_loading(folder, tmp_path):
         FlowMatchingLanguageModel.from_pretrained(partly)
     with pytest.raises(ValueError, match="unexpected"):
         FlowMatchingLanguageModel.from_pretrained(tmp_path / "timed", time_mode="none")
-    (tmp_path / "empty").mkdir()
-    shutil.copy(folder / "config.json", tmp_path / "empty")
+    shutil.copytree(folder, tmp_path / "empty", ignore=shutil.ignore_patterns("*.safetensors"))
     torch.save({}, tmp_path / "empty" / "pytorch_model.bin")
     with pytest.raises(ValueError, match="no safetensors"):
         backbone(folder, pretrained=tmp_path / "empty")
@@ -316,7 +310,8 @@ def test_layers_computed_again_give_the_same_gradients(folder):
         torch.testing.assert_close(found[0][name], found[1][name])
 
 
-def test_annealing_goes_from_causal_to_full_and_only_while_training(folder):
+def test_annealing_goes_from_causal_to_full_and_only_while_training(tmp_path):
+    folder = tiny_qwen3(tmp_path, num_hidden_layers=1)  # more would pass on what few have seen
     network = backbone(folder, shift=False)
     x = tokens(1, 12)
     changed = x.clone()
@@ -333,7 +328,7 @@ def test_annealing_goes_from_causal_to_full_and_only_while_training(folder):
         return int(((hidden[0] - hidden[1]).abs().amax(-1)[0, :11] > 1e-7).sum())
 
     assert reach(0.0) == 0 and reach(1.0) == 11 and reach(None) == 11 and reach(0.0, training=False) == 11
-    assert 0 < reach(0.1) < 11
+    assert 0 < reach(0.4) < 11
     causal = load(folder, is_causal=True, shift=False)
     network.set_future_share(0.0)
     torch.testing.assert_close(network.train()(x).hidden, causal.encode(x), atol=1e-5, rtol=0)
@@ -348,13 +343,8 @@ def test_end_tokens_learn_though_they_pad(tmp_path):
     assert network.network.model.embed_tokens.weight.grad[1].abs().sum() > 0
 
 
-def test_flops_are_those_of_the_products():
-    config = Qwen3Config(**SHAPE)
-    network = QwenBackbone(V + 1, 16, config.to_dict() | {"model_type": "qwen3"}, shift=False)
-    from torch.utils.flop_counter import FlopCounterMode
-
-    network.network.set_attn_implementation("eager")
+def test_flops_are_those_of_the_products(folder):
+    network = backbone(folder, shift=False, attention="eager").eval()
     with FlopCounterMode(display=False) as counter:
         network(tokens(2, 16)).probabilities()
-    rope = 2 * 16 * 8 * 2 * 0
-    assert counter.get_total_flops() + rope == 2 * 16 * network.flops_per_token(16)
+    assert counter.get_total_flops() == 2 * 16 * network.flops_per_token(16)

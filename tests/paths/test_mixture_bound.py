@@ -107,7 +107,7 @@ def test_the_reference_without_context_is_its_mean_over_states():
     for k, found in zip(kappa.tolist(), unigram_generalized_kl(p, kappa), strict=True):
         total = 0.0
         for i in range(4):
-            evidence = p * ((1 - k) / 4 + k * torch.nn.functional.one_hot(torch.tensor(i), 4))
+            evidence = p * ((1 - k) / 4 + k * torch.nn.functional.one_hot(torch.tensor(i), 4).double())
             posterior = given((evidence / evidence.sum()).tolist())
             for y in range(3):
                 seen = evidence[y].item()

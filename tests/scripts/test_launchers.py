@@ -67,6 +67,13 @@ def test_relative_paths_are_those_of_where_the_script_was_called(tmp_path):
     assert f"algo.teacher_path={tmp_path}/flm.ckpt" in call
 
 
+def test_a_launcher_takes_the_place_of_python(tmp_path):
+    _, (plain,) = run_script("train_lm1b_flm.sh", tmp_path, **DATA)
+    stub = 'echo "started by $STARTER"\n'
+    done, (call,) = run_script("train_lm1b_flm.sh", tmp_path, stub=stub, LAUNCHER="env STARTER=torchrun python", **DATA)
+    assert done.stdout == "started by torchrun\n" and call == plain
+
+
 def test_an_exit_status_is_passed_on(tmp_path):
     run_script("train_lm1b_flm.sh", tmp_path, **DATA)
     stub = tmp_path / "python"

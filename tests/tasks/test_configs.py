@@ -1,5 +1,6 @@
 """Every YAML composes and builds what it describes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
@@ -7,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from running import config_of, write_corpus
+from tiny_qwen3 import tiny_qwen3
 
 from flm.tasks.assemble import new_algorithm, plain_config
 from flm.tasks.command_line import CONFIGS
@@ -16,11 +18,20 @@ GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
 
 
+def required(node, path: str = "") -> Iterator[str]:
+    """Keys without a value. OmegaConf's own search stops at what is interpolated from one."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield from [f"{path}{key}"] if value == "???" else required(value, f"{path}{key}.")
+
+
 def fill_required(config, corpus: Path) -> None:
     """Values for what a config leaves to the user (???)."""
     values = {"path": str(corpus), "name_or_path": "gpt2"}
-    for key in OmegaConf.missing_keys(config):
-        OmegaConf.update(config, key, values.get(key.rpartition(".")[2]))
+    for key in required(OmegaConf.to_container(config, resolve=False)):
+        name = key.rpartition(".")[2]
+        if name == "pretrained_path":
+            values[name] = str(tiny_qwen3(corpus.parent / "qwen3", vocab_size=320, max_position_embeddings=16384))
+        OmegaConf.update(config, key, values.get(name))
 
 
 # what does not go with the default of another group

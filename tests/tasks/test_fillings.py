@@ -1,11 +1,20 @@
 """Many texts with holes at once: every hole gets its own tokens, whatever else is written beside it."""
 
+from random import Random
+from types import SimpleNamespace
+
 import pytest
 import torch
+from evaluation.code.code_files import HUMAN_EVAL, write
 
 from flm.algos.algorithm import Algorithm
+from flm.data.corpora.pairs import PairCorpus
+from flm.data.layouts import LineLayout, ResponseLayout
 from flm.data.tokenizers import ByteTokenizer
-from flm.tasks.fillings import Writer, holes_of
+from flm.evaluation.code.problems import load_problems
+from flm.tasks.code_eval import request_of
+from flm.tasks.conditional_eval import held_out
+from flm.tasks.fillings import Writer, check_hole_is_bounded, holes_of, padding_of
 
 END = 256
 
@@ -13,8 +22,8 @@ END = 256
 class Copies(Algorithm):
     """Writes into every editable position the number of given tokens before it, and remembers what it was asked."""
 
-    def __init__(self):
-        super().__init__(257, 16)
+    def __init__(self, length=16):
+        super().__init__(257, length)
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.asked = []
 
@@ -43,3 +52,44 @@ def test_a_slot_ends_at_its_first_end():
     tokenizer = ByteTokenizer().build(lambda: iter(()))
     row = [1, *b"ab", END, *b"c", END, 2, END, *b"d"]
     assert holes_of([[1], 5, [2], 2], row, tokenizer) == ["ab", ""]
+
+
+@pytest.mark.parametrize("padding", ["target", "excluded"])
+def test_holes_are_shown_as_in_training(padding, tmp_path):
+    """Every canvas is what a model sees of a row in training: the same tokens given, the same to write, nothing else."""
+    tokenizer, length = ByteTokenizer().build(lambda: iter(())), 160
+    algorithm = Copies(length)
+    writer = Writer(algorithm, tokenizer, {}, 1, 0, padding)
+
+    (problem,) = load_problems(write(tmp_path / "code.jsonl", HUMAN_EVAL[2:]))
+    prompt, response = (tokenizer.encode(HUMAN_EVAL[2][key]) for key in ("prompt", "canonical_solution"))
+    lines = LineLayout(24, levels=1, padding=padding).row(prompt, response, tokenizer, length, 0, Random(0))
+    wanted = SimpleNamespace(hole_tokens=24, new_tokens=None)
+    writer([request_of(problem.with_hidden_lines(1, 0), tokenizer, length, wanted, 1)], 1, 1)
+
+    pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "two?", "response": "2"}])
+    corpus = PairCorpus(pairs, pairs, layout=ResponseLayout(padding))
+    config = SimpleNamespace(conditional_eval=SimpleNamespace(limit=None, new_tokens="reference"))
+    config.conditional_eval.new_tokens = None if padding == "target" else "reference"
+    writer(held_out(config, corpus, tokenizer, length)[2], 1, 1)
+    whole = corpus.layout.row(tokenizer.encode("two?\n"), [ord("2")], tokenizer, length, 0, Random(0))
+
+    for row, (canvas, _) in zip((lines, whole), algorithm.asked, strict=True):
+        seen = slice(0, length if row.documents is None else int((row.documents >= 0).sum()))
+        assert torch.equal(canvas.editable[0], row.weight[seen] > 0)
+        given = ~canvas.editable[0]
+        assert torch.equal(canvas.tokens[0][given], row.tokens[seen][given]) and given.any()
+
+
+def test_how_rows_ended_in_training():
+    trained = {"data": {"layout": {"padding": "excluded"}}}
+    assert padding_of(SimpleNamespace(config=trained), Copies(), {}) == "excluded"
+    for config in ({"data": {"path": "x"}}, {"data": None}, {}):
+        assert padding_of(SimpleNamespace(config=config), Copies(), {}) is None
+    one_by_one = Copies()
+    one_by_one.sampler = lambda **_: SimpleNamespace(steps_are_fixed=True)
+    assert padding_of(SimpleNamespace(config=trained), one_by_one, {}) is None
+    with pytest.raises(ValueError, match=r"eval\.new=null: .*excluded.*set eval\.new to reference"):
+        check_hole_is_bounded("excluded", None, "eval.new")
+    for padding, size in (("excluded", "reference"), ("excluded", 3), ("target", None), (None, None)):
+        check_hole_is_bounded(padding, size, "eval.new")

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import torch
-from launching import run_script
 from qwen_line import json_lines, qwen_folder
 from running import command
+from scripts.launching import run_script
 
 import flm
 from flm.algos.algorithm import Batch
@@ -42,10 +42,12 @@ TINY += [
 
 
 def functions(count):
+    """Each with a name, an argument and a number of its own, so that either half tells the other."""
     rng = random.Random(0)
-    names = rng.sample(["sum", "twice", "area", "last", "head", "mean", "flip", "join", "pick", "sort", "cut", "gap", "rest", "mod",
-                        "pow", "inc", "dec", "half", "log", "near", "over", "past", "rate", "side"], count)  # fmt: skip
-    return [f"def {name}(x):\n    return x {rng.choice('+-*/%')} {index + 10}\n" for index, name in enumerate(names)]
+    words = "sum twice area last head mean flip join pick sort cut gap rest mod pow inc dec half log near over past rate side"
+    names, letters = rng.sample(words.split(), count), rng.sample("abcdefghijklmnopqrstuvwxyz", count)
+    pairs = enumerate(zip(names, letters, strict=True))
+    return [f"def {name}({x}): return {x} {rng.choice('+-*/%')} {index + 10}\n" for index, (name, x) in pairs]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def test_each_stage_begins_with_what_the_one_before_saved(line, data):
     checkpoints = {stage: read_checkpoint(folder / "checkpoints" / "last.ckpt") for stage, folder in line.items()}
     before = load_file(data[0] / "model.safetensors")
     for stage, checkpoint in checkpoints.items():
-        assert checkpoint.step == 4 and checkpoint.config["experiment"] is None or True
+        assert checkpoint.step == 4
         if stage != "pretrain":
             exported = load_file(line[stage] / "start" / "model.safetensors")
             assert exported.keys() == before.keys() and all(torch.equal(exported[name], before[name]) for name in before)
@@ -135,6 +137,7 @@ def test_code_evaluation_with_the_last_checkpoint(problem, line, tmp_path, monke
     assert result["by_steps"]["2"]["pass_at"]["1"]["count"] == 1
 
 
+@pytest.mark.slow
 def test_a_tiny_model_overfitted_on_functions_infills_them(data):
     """Left, middle and right; every hole to the letter."""
     from flm.algos.dfm import DFM
@@ -150,12 +153,13 @@ def test_a_tiny_model_overfitted_on_functions_infills_them(data):
     def backbone(vocab_size):
         return QwenBackbone(vocab_size, length, shape)
 
-    algorithm = DFM(backbone, tokenizer.vocab_size, length)
+    algorithm = DFM(backbone, tokenizer.vocab_size, length, objective="ce")  # steadier than the weighted, of the same optimum
     tokens = torch.tensor([ids + [tokenizer.eos_id] * (length - len(ids)) for ids in texts])
-    batch = Batch(tokens, torch.ones(tokens.shape))
-    steps = 300
-    optimizer = torch.optim.AdamW(algorithm.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
+    several = tokens.repeat(4, 1)  # masks of each at a time
+    batch = Batch(several, torch.ones(several.shape))
+    steps = 1500
+    optimizer = torch.optim.AdamW(algorithm.parameters(), lr=5e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps, pct_start=0.1)
     algorithm.train()
     for step in range(steps):
         loss = algorithm.loss(batch, Draws(0, step)).total
@@ -166,7 +170,7 @@ def test_a_tiny_model_overfitted_on_functions_infills_them(data):
         schedule.step()
     algorithm.eval()
     size = 8
-    for name, start in (("left", 0), ("middle", 12), ("right", None)):
+    for name, start in (("left", 0), ("middle", 8), ("right", None)):
         editable = torch.zeros_like(tokens, dtype=torch.bool)
         for row, ids in enumerate(texts):
             begin = len(ids) - size if start is None else start

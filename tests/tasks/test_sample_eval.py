@@ -21,9 +21,10 @@ from flm.evaluation.huggingface_scorer import HuggingFaceScorer
 from flm.evaluation.ngram import NGramModel
 from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import data_module
+from flm.tasks.generation import Generation
 from flm.tasks.real_text import recorded_corpus
 from flm.tasks.results import read_result, write_json
-from flm.tasks.sample import Generation, sample_eval
+from flm.tasks.sample import sample_eval
 from flm.tasks.train import train
 
 LENGTH, STEPS, COUNT = 32, (1, 4), 15

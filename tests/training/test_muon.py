@@ -79,3 +79,52 @@ def test_a_pattern_that_matches_nothing_is_refused(muon_on):
     net = nn.Linear(3, 3, bias=False)
     with pytest.raises(ValueError, match="optim.muon_on"):
         MuonWithAdamW(net.named_parameters(), muon_on=muon_on)
+
+
+def grouped(net, **options):
+    return MuonWithAdamW(net.named_parameters(), lr=0.02, adamw_lr=0.01, weight_decay=0.04, **options)
+
+
+def test_parts_of_names_choose_optimiser_and_rate():
+    net = Net()
+    twin = copy.deepcopy(net)
+    both = grouped(net, muon_on=["blocks."], muon_not=["blocks.1"], adamw_lrs={"table": 0.035})
+    assert [[p.shape for p in group["params"]] for group in both.param_groups] == [[(6, 4)], [(6,), (4, 6), (4,)], [(7, 4)]]
+    own = torch.optim.Muon([twin.blocks[0].weight], lr=0.02, weight_decay=0.04, momentum=0.95)
+    rest = AdamW([twin.blocks[0].bias, *twin.blocks[1].parameters()], lr=0.01, weight_decay=0.04)
+    table = AdamW([twin.table.weight], lr=0.035, weight_decay=0.04)
+    for n in range(5):
+        ids = torch.randint(7, (9,), generator=torch.Generator().manual_seed(n))
+        for model, optimizers in ((net, [both]), (twin, [own, rest, table])):
+            model.zero_grad()
+            model.loss(ids).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_momentum_walks_its_line_and_resumes_on_it(tmp_path):
+    net, seen = Net(), []
+    optimizer = grouped(net, momentum=0.99, momentum_start=0.92, momentum_steps=4)
+    worker = optimizer._muon.step
+    optimizer._muon.step = lambda: (seen.append(optimizer.param_groups[0]["momentum"]), worker())
+    train(net, optimizer, 0, 3)
+    torch.save([net.state_dict(), optimizer.state_dict()], tmp_path / "x.pt")
+    train(net, optimizer, 3, 6)
+    assert seen == pytest.approx([0.92, 0.9375, 0.955, 0.9725, 0.99, 0.99])
+    again = Net()
+    resumed = grouped(again, momentum=0.99, momentum_start=0.92, momentum_steps=4)
+    weights, state = torch.load(tmp_path / "x.pt", weights_only=True)
+    again.load_state_dict(weights)
+    resumed.load_state_dict(state)
+    train(again, resumed, 3, 6)
+    for a, b in zip(net.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_rate_or_a_line_that_means_nothing_is_refused():
+    with pytest.raises(ValueError, match="optim.adamw_lrs: .'nowhere'. match"):
+        grouped(Net(), adamw_lrs={"table": 0.1, "nowhere": 0.1})
+    with pytest.raises(ValueError, match="optim.momentum_steps=0"):
+        grouped(Net(), momentum_start=0.9)

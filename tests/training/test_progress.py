@@ -48,8 +48,11 @@ def test_the_table_has_both_columns(tmp_path, capsys):
     tally = Tally()
     tally.add(torch.tensor([1.25, 2.5]), torch.tensor([0.45, 0.95]), torch.tensor([3, 1]))
     module.report = tally.report(torch.arange(10.0))
+    module.algorithm.validation_says = "of toys"
     make_trainer(tmp_path, 1, callbacks=[PrintCrossEntropy()]).fit(module, datamodule=ToyData())
-    rows = {line.split()[1]: line.split() for line in capsys.readouterr().out.splitlines() if "│" in line}
+    lines = capsys.readouterr().out.splitlines()
+    assert "validation: denoising_ce_nats_per_token by place on the clock (of toys)" in lines
+    rows = {line.split()[1]: line.split() for line in lines if "│" in line}
     assert rows["0.4-0.5"][3] == "1.2500" and rows["0.4-0.5"][5] == "4.0000"
     assert rows["0.0-0.1"][3] == "-"
     assert rows["mean"][3] == "1.5625" and rows["mean"][5] == "5.2500"

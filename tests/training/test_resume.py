@@ -4,6 +4,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 from toy import ToyData, assert_identical, everything, make_module, make_trainer
 
+from flm.checkpoints.load import read_checkpoint
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.muon import MuonWithAdamW
 
@@ -147,6 +148,23 @@ def test_resume_refuses_what_does_not_fit(tmp_path):
     wider.algorithm.backbone.out = torch.nn.Linear(8, 12)
     with pytest.raises(ValueError, match=r"backbone.out.weight has shape \(11, 8\), the model needs \(12, 8\)"):
         make_trainer(tmp_path, STEPS).fit(wider, datamodule=ToyData(), ckpt_path=path)
+
+
+def test_a_rate_that_is_not_used_is_said_every_time(tmp_path, capsys):
+    def resumed(lr, steps):
+        module = make_module(lr=lr)
+        module._config = {**module._config, "optim": {"lr": lr, "eps": 1e-8}}
+        path = tmp_path / "last.ckpt"
+        trainer = make_trainer(tmp_path, steps, callbacks=[CheckpointEvery(tmp_path, 2)])
+        trainer.fit(module, datamodule=ToyData(), ckpt_path=path if path.exists() else None)
+        return module.trainer.optimizers[0].param_groups[0]["initial_lr"], capsys.readouterr().out
+
+    assert resumed(0.05, 2) == (0.05, "")
+    assert resumed(0.05, 4) == (0.05, "")
+    line = f"warning: optim.lr=0.05 of {tmp_path}/last.ckpt goes on; not used: optim.lr=0.01\n"
+    assert resumed(0.01, 6) == (0.05, line)
+    assert resumed(0.01, 8) == (0.05, line)  # the file of step 6 says what was used, not what was given
+    assert read_checkpoint(tmp_path / "last.ckpt").config["optim"] == {"lr": 0.05, "eps": 1e-8}
 
 
 def test_resume_without_an_average_to_continue(tmp_path):

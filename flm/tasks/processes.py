@@ -1,0 +1,70 @@
+"""Several processes of one evaluation, one a device, as torchrun starts them: all generate, the first one does the rest."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from flm.tasks.assemble import device_of
+
+PATIENCE = timedelta(days=7)  # the others wait while the first one scores, which may take hours
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among all of them.
+
+    Attributes:
+        rank: in [0, size).
+        group: of all of them; None where there is one.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: ProcessGroup | None = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """Which of `count` pieces of work are this process's."""
+        return range(self.rank, count, self.size)
+
+    def add_up(self, *tensors: Tensor) -> None:
+        """Adds CPU tensors up over all processes, in place; only the first process may read them afterwards."""
+        if self.group is not None:
+            for tensor in tensors:
+                torch.distributed.reduce(tensor, 0, group=self.group)
+
+
+@contextmanager
+def team_of(config: DictConfig) -> Iterator[Team]:
+    """The team that torchrun's variables describe (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), or one alone.
+
+    On CUDA each process of a machine takes the device of its number.
+
+    Raises:
+        ValueError: they are more than the machine has CUDA devices.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield Team()
+        return
+    if device_of(config).type == "cuda":
+        local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= devices:
+            raise ValueError(f"process {local + 1} of this machine has no CUDA device, there are {devices}: start fewer")
+        torch.cuda.set_device(local)
+    torch.distributed.init_process_group("gloo")  # what is exchanged lies in main memory
+    try:
+        yield Team(torch.distributed.get_rank(), size, torch.distributed.new_group(timeout=PATIENCE))
+    finally:
+        torch.distributed.destroy_process_group()

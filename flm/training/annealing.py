@@ -1,0 +1,42 @@
+"""From looking back to looking both ways, little by little (arXiv 2410.17891)."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+
+class AttentionAnnealing(Callback):
+    """While training, each later token is seen with a probability that grows from 0 to 1 over the first optimiser steps.
+
+    The probability follows from the step, so a resumed run goes on with it. Validation and samples look both ways always.
+    Until it is 1, attention takes a mask of L x L, which the fastest kernels do not.
+
+    Args:
+        steps: optimiser steps until all is seen.
+
+    Raises:
+        ValueError: steps is below 1; or, when training starts, no network has `set_future_share`.
+    """
+
+    def __init__(self, steps: int):
+        if steps < 1:
+            raise ValueError(f"callbacks.annealing.steps must be at least 1, not {steps}")
+        self.steps = steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._networks(pl_module):
+            raise ValueError("callbacks.annealing: the network cannot look back alone: set callbacks.annealing=null")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        share = trainer.global_step / self.steps
+        for network in self._networks(pl_module):
+            network.set_future_share(share if share < 1 else None)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for network in self._networks(pl_module):
+            network.set_future_share(None)
+
+    @staticmethod
+    def _networks(pl_module: LightningModule) -> list[nn.Module]:
+        return [module for module in pl_module.algorithm.modules() if hasattr(module, "set_future_share")]

@@ -1,0 +1,34 @@
+"""AdamW with groups of their own for parameters that a retrofit adds to a pretrained network."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch.nn import Parameter
+
+from flm.training.adamw import AdamW
+
+
+class GroupedAdamW(AdamW):
+    """AdamW; parameters whose name contains a key of `apart` form a group with options of its own.
+
+    Schedules scale the rates of all groups alike.
+
+    Args:
+        params: (name, parameter) pairs.
+        apart: options (lr, weight_decay, betas, eps) by part of a name; what is not given is as for all others. A key that is
+            in no name makes no group: the same config then serves a model without these parameters.
+        options: of all others, as in AdamW.
+
+    Raises:
+        ValueError: a name contains two keys.
+    """
+
+    def __init__(self, params: Iterable[tuple[str, Parameter]], apart: Mapping[str, Mapping[str, Any]], **options: Any):
+        groups: dict[str | None, list[tuple[str, Parameter]]] = {None: [], **{key: [] for key in apart}}
+        for name, parameter in params:
+            keys = [key for key in apart if key in name]
+            if len(keys) > 1:
+                raise ValueError(f"optim.apart: {name} contains both {keys[0]!r} and {keys[1]!r}")
+            groups[keys[0] if keys else None].append((name, parameter))
+        found = [{"params": named, **(apart[key] if key else {})} for key, named in groups.items() if named]
+        super().__init__(found, **options)

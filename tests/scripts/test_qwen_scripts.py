@@ -1,0 +1,77 @@
+"""What the scripts of the three stages ask of the environment, and the commands they are."""
+
+import subprocess
+
+import pytest
+from launching import SCRIPTS, run_script, stub_python
+
+START = {
+    "qwen_pretrain.sh": {"QWEN_PATH": "/qwen"},
+    "qwen_midtrain.sh": {"QWEN_PATH": "/qwen", "PRETRAIN_CHECKPOINT": "/runs/one"},
+    "qwen_sft.sh": {"QWEN_PATH": "/qwen", "MIDTRAIN_CHECKPOINT": "/runs/two"},
+    "qwen_evaluate.sh": {"MODEL_PATH": "/runs/three.ckpt", "DATA_DIR": "/benchmarks"},
+}
+STAGES = {"qwen_pretrain.sh": "/qwen", "qwen_midtrain.sh": "/runs/one", "qwen_sft.sh": "/runs/two"}  # where each begins
+
+
+@pytest.mark.parametrize("name", START)
+def test_a_missing_variable_is_one_line_and_nothing_runs(name, tmp_path):
+    for missing in START[name]:
+        done, calls = run_script(name, tmp_path, **{key: value for key, value in START[name].items() if key != missing})
+        assert done.returncode == 1 and calls == []
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"error: {missing} is not set: a ")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_its_experiment_from_where_it_is_told_to_begin(name, tmp_path):
+    done, (call,) = run_script(name, tmp_path, "a=b c", NUM_GPUS="4", OUTPUT_DIR="/out", **START[name])
+    assert done.returncode == 0, done.stderr
+    experiment = "qwen3_" + name.removeprefix("qwen_").removesuffix(".sh")
+    wanted = {f"experiment={experiment}", f"model.pretrained_path={STAGES[name]}", "tokenizer.name_or_path=/qwen"}
+    assert wanted | {"trainer.devices=4", "hydra.run.dir=/out"} <= set(call) and call[-1] == "a=b c"
+    assert ("data.reader.template=/qwen" in call) == (name == "qwen_sft.sh")
+    _, (plain,) = run_script(name, tmp_path, DATA_DIR="/texts", CONFIG_FILE="mine", **START[name])
+    assert {"experiment=mine", "data.path=/texts", f"hydra.run.dir=outputs/{experiment}"} <= set(plain)
+    assert not any(argument.startswith("trainer.devices") for argument in plain)
+
+
+def test_a_checkpoint_is_exported_first(tmp_path):
+    (tmp_path / "one.ckpt").touch()
+    given = {"QWEN_PATH": "/qwen", "PRETRAIN_CHECKPOINT": "one.ckpt", "OUTPUT_DIR": "run"}
+    done, (export, train) = run_script("qwen_midtrain.sh", tmp_path, **given)
+    assert done.returncode == 0, done.stderr
+    start = f"{tmp_path}/run/start"
+    assert {"mode=export", f"eval.checkpoint_path={tmp_path}/one.ckpt", f"hydra.run.dir={start}"} <= set(export)
+    assert f"model.pretrained_path={start}" in train
+
+
+def test_evaluation_by_benchmark_and_temperature(tmp_path):
+    name, given = "qwen_evaluate.sh", START["qwen_evaluate.sh"]
+    done, calls = run_script(name, tmp_path, "x=1", BENCHMARK="all", TEMPERATURE="0.7", NUM_SAMPLES="10", **given)
+    assert done.returncode == 0, done.stderr
+    files = ("/benchmarks/HumanEval.jsonl.gz", "/benchmarks/mbpp.jsonl")
+    for call, file in zip(calls, files, strict=True):
+        assert {f"code_eval.path={file}", "sampling.temperature=0.7", "code_eval.samples=10", "sampling.steps=32"} <= set(call)
+        assert call[-1] == "x=1"
+    _, (greedy,) = run_script(name, tmp_path, **given)
+    assert "sampling.top_k=1" in greedy and not any(argument.startswith("sampling.temperature") for argument in greedy)
+    done, calls = run_script(name, tmp_path, BENCHMARK="apps", **given)
+    assert done.returncode == 1 and calls == [] and "BENCHMARK=apps must be" in done.stderr
+
+
+def test_inference_passes_code_on_as_it_is(tmp_path):
+    folder = stub_python(tmp_path)
+    given = {
+        "PATH": f"{folder}:/usr/bin:/bin",
+        "FLM_VENV": "none",
+        "MODEL_PATH": "/model",
+        "PREFIX": "x = a[3]\ny = ",
+        "SUFFIX": "\n",
+    }
+    script = ["bash", str(SCRIPTS / "qwen_infer.sh"), "-n", "2"]
+    done = subprocess.run(script, env=given, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    call = (folder / "calls").read_text().split("\0")[:-2]
+    assert call[:6] == ["-m", "flm", "generate", "/model", "--steps", "32"] and call[-2:] == ["-n", "2"]
+    assert call[6:-2] == ["--prompt", given["PREFIX"], "--suffix", "\n", "--between", "32"]
