@@ -147,7 +147,7 @@ def test_a_negative_weight_is_refused():
 
 def test_through_the_command_line(tmp_path, monkeypatch, capfd):
     corpus, run = write_corpus(tmp_path / "corpus"), tmp_path / "run"
-    options = ["algo=native_flow", "model=golf_native", "~model.cond_dim", "optim=muon_golf", "optim.lr=0.02"]
+    options = ["algo=native_flow", "model=golf_native", "optim=muon_golf", "optim.lr=0.02"]
     metrics = train(config_of(run, *tiny(corpus, *options, "trainer.max_steps=40", "training.ema=0.9")))
     assert 0 < metrics["val/nll_nats_per_token"] < 2.0  # the corpus's unigrams: 2.57, bigrams: 1.20
     checkpoint = run / "checkpoints" / "last.ckpt"
@@ -160,6 +160,6 @@ def test_through_the_command_line(tmp_path, monkeypatch, capfd):
     written = torch.tensor([row["tokens"] for row in rows])
     uniform = torch.randint(algorithm.vocab_size, (64, 32), generator=torch.Generator().manual_seed(0))
     assert algorithm.nll(written)[:, 8:].mean() < math.log(algorithm.vocab_size) < algorithm.nll(uniform).mean()
-    other = ["algo=flm", *tiny(corpus), "model=golf_native", "~model.cond_dim", f"hydra.run.dir={tmp_path / 'no'}"]
+    other = ["algo=flm", *tiny(corpus), "model=golf_native", f"hydra.run.dir={tmp_path / 'no'}"]
     assert command(monkeypatch, *other) == 1
     assert "take algo=native_flow or algo=ar" in capfd.readouterr().err

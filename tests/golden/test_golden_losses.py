@@ -31,7 +31,9 @@ RUNS = {
     "kl_flow": ["algo=kl_flow"],
     "kl_flow_map": ["algo=kl_flow_map", "algo.features=sharpened"],
     "duo": ["algo=duo", "algo.curriculum_end=10"],
-    "native_flow": ["algo=native_flow", "model=golf_native", "~model.cond_dim", "optim=muon_golf", "optim.momentum_steps=10"],
+    "dfm": ["algo=dfm"],
+    "dfm_uniform": ["algo=dfm", "algo.source=uniform", "algo.objective=ce"],
+    "native_flow": ["algo=native_flow", "model=golf_native", "optim=muon_golf", "optim.momentum_steps=10"],
 }
 
 
@@ -40,7 +42,7 @@ def losses_of(overrides: list[str], folder: Path) -> list[float]:
     corpus = write_corpus(folder / "corpus", documents=20)
     quiet = ["trainer.log_every_n_steps=1", "trainer.limit_val_batches=0", "callbacks.sample=null"]
     if not any(override.startswith("model=") for override in overrides):
-        quiet.append("model.time_scale=1")  # of the default model
+        quiet += ["model.time_scale=1", "model.cond_dim=16"]  # of the default model
     train(config_of(folder / "run", *tiny(corpus, *overrides, *quiet)))
     with open(folder / "run" / "metrics" / "version_0" / "metrics.csv") as file:
         rows = [row["train/loss_nats_per_token"] for row in csv.DictReader(file)]
