@@ -1,8 +1,8 @@
 """A trained model as strings in, strings out.
 
-    import flm
-    lm = flm.load("folder, checkpoint or name on the hub")
-    lm.generate(n=4, steps=8)
+import flm
+lm = flm.load("folder, checkpoint or name on the hub")
+lm.generate(n=4, steps=8)
 """
 
 import math
@@ -64,9 +64,7 @@ class LanguageModel:
 
     precision: str | None = None
 
-    def __init__(
-        self, algorithm: Algorithm, tokenizer: Tokenizer, config: dict[str, Any], steps: int, options: dict[str, Any]
-    ):
+    def __init__(self, algorithm: Algorithm, tokenizer: Tokenizer, config: dict[str, Any], steps: int, options: dict[str, Any]):
         self.algorithm, self.tokenizer, self.config = algorithm.eval(), tokenizer, config
         self.steps, self.options = steps, options
 

@@ -90,9 +90,7 @@ class TokenPosterior:
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Log-probability (B, L) in nats of the given tokens (B, L)."""
         flat = tokens.reshape(-1)
-        pieces = [
-            logits.gather(1, flat[part, None])[:, 0] - logits.logsumexp(-1) for part, logits in self.logit_chunks()
-        ]
+        pieces = [logits.gather(1, flat[part, None])[:, 0] - logits.logsumexp(-1) for part, logits in self.logit_chunks()]
         return torch.cat(pieces).view_as(tokens)
 
     @torch.no_grad()

@@ -26,9 +26,7 @@ def cross_entropy(posterior: TokenPosterior, target: Tensor | Output, weight: Te
         The weighted sum over tokens, a differentiable scalar, and each token's cross-entropy (B, L) in nats, detached.
     """
     bias = posterior.bias if posterior.bias is not None else posterior.hidden.new_zeros(posterior.vocab_size)
-    return _CrossEntropy.apply(
-        posterior.hidden, posterior.table, bias, posterior, target, weight, torch.is_grad_enabled()
-    )
+    return _CrossEntropy.apply(posterior.hidden, posterior.table, bias, posterior, target, weight, torch.is_grad_enabled())
 
 
 def squared_error(output: TokenPosterior | RawOutput, target: Output, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,9 +59,7 @@ def of_logits(posterior: TokenPosterior, value_and_slope: ValueAndSlope, weight:
         The weighted sum over tokens, a differentiable scalar, and each token's value (B, L), detached.
     """
     bias = posterior.bias if posterior.bias is not None else posterior.hidden.new_zeros(posterior.vocab_size)
-    return _OfLogits.apply(
-        posterior.hidden, posterior.table, bias, posterior, value_and_slope, weight, torch.is_grad_enabled()
-    )
+    return _OfLogits.apply(posterior.hidden, posterior.table, bias, posterior, value_and_slope, weight, torch.is_grad_enabled())
 
 
 class _Gradients:
@@ -191,9 +187,7 @@ class _CrossEntropy(_GradientInForward):
 
         def piece(part: slice, h: Tensor, read: Tensor, weight: Tensor, with_slope: bool) -> Piece:
             goal = (None, target.chunk(part)) if ids is None else (ids[part], None)
-            return cross_entropy_chunk(
-                h, read, bias, posterior.softcap, 1.0 / posterior.temperature, *goal, weight, with_slope
-            )
+            return cross_entropy_chunk(h, read, bias, posterior.softcap, 1.0 / posterior.temperature, *goal, weight, with_slope)
 
         return _in_chunks(ctx, piece, hidden, table, bias, weight, with_grad)
 

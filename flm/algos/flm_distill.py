@@ -124,9 +124,7 @@ class FLMDistill(Distillation):
             target = Combination(weights, (f_s, g_su, f_u, g_ut))
         g_st = raw(self.residual(state.views[1], tau_s, tau_t))
         scale = (c * jump_fraction(s, t)).float().square()
-        return jump_loss(
-            batch, pairs.start, scale, self.loss_weight, lambda weight: squared_error(g_st, target, weight)
-        )
+        return jump_loss(batch, pairs.start, scale, self.loss_weight, lambda weight: squared_error(g_st, target, weight))
 
     def denoiser(self) -> ResidualDenoiser:
         return ResidualDenoiser(self.base, self.residual, self.clock)

@@ -77,9 +77,7 @@ class FLMDistillSecond(Distillation):
             target = pair(State(state.views[1:]), tau_s, tau_t)
         student = self.backbone(state.views[0], tau_s, tau_t)
         scale = jump_fraction(s, t).float().square()
-        return jump_loss(
-            batch, pairs.start, scale, self.loss_weight, lambda weight: squared_error(student, target, weight)
-        )
+        return jump_loss(batch, pairs.start, scale, self.loss_weight, lambda weight: squared_error(student, target, weight))
 
     def denoiser(self) -> TwoTimeDenoiser:
         return TwoTimeDenoiser(self.backbone, self.clock)

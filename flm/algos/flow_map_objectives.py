@@ -107,9 +107,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
 }
 
 
-def derivative(
-    network: Network, point: Sequence[Tensor], tangent: Sequence[Tensor]
-) -> tuple[TokenPosterior, Tensor]:
+def derivative(network: Network, point: Sequence[Tensor], tangent: Sequence[Tensor]) -> tuple[TokenPosterior, Tensor]:
     """The prediction at a point and the derivative of its hidden states (B, L, D) along a tangent, by forward mode."""
     frame: list[TokenPosterior] = []
 

@@ -41,7 +41,10 @@ def push_to_hub(folder: Path, repo_id: str, private: bool, endpoint: str | None 
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         done = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, allow_patterns=list(MAY_TRAVEL), commit_message="Export of a model trained with flm"
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=list(MAY_TRAVEL),
+            commit_message="Model trained with flm",
         )
     except Exception as error:  # the hub and the network each raise their own
         raise ValueError(
@@ -63,9 +66,7 @@ def download(name: str, revision: str | None = None, endpoint: str | None = None
     import huggingface_hub
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(READ), endpoint=endpoint)
-        )
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(READ), endpoint=endpoint))
     except Exception as error:  # as above
         raise ValueError(
             f"{name}: no such file or folder here, and it could not be fetched from the Hugging Face hub "

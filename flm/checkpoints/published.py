@@ -97,9 +97,7 @@ def layout_of(content: Mapping[str, Any], name: str) -> Layout:
         if any(key.startswith("backbone.learnable_loss_weighting.") for key in parameters):
             expected |= {f"loss_weight.{key}": tensor for key, tensor in LossWeight().state_dict().items()}
     theirs = {key: _published_name(key) for key in expected}
-    check_state(
-        {key: state[key] for key in parameters}, {theirs[key]: tensor for key, tensor in expected.items()}, name
-    )
+    check_state({key: state[key] for key in parameters}, {theirs[key]: tensor for key, tensor in expected.items()}, name)
     averages, updates = _averages(content, {key: state[key] for key in parameters}, name)
     return Layout(
         weights={key: state[theirs[key]] for key in expected},
@@ -148,9 +146,7 @@ def _parameters(state: Mapping[Any, Any], name: str) -> tuple[dict[str, Tensor],
     return found, [key for key in found if key != _BUFFER]
 
 
-def _averages(
-    content: Mapping[str, Any], parameters: dict[str, Tensor], name: str
-) -> tuple[dict[str, dict[str, Tensor]], int]:
+def _averages(content: Mapping[str, Any], parameters: dict[str, Tensor], name: str) -> tuple[dict[str, dict[str, Tensor]], int]:
     """Averages with the names given back by position, and the updates in the first."""
     several, single = content.get("ema_list"), content.get("ema")
     if several is not None:

@@ -107,9 +107,7 @@ def match(curve: Curve, entropy: float) -> Match:
     return Match(entropy, log_ppl, error, setting, len(found), None)
 
 
-def frontier_table(
-    points: Iterable[Point], entropies: Mapping[str, float], along: str = "temperature"
-) -> list[dict[str, Any]]:
+def frontier_table(points: Iterable[Point], entropies: Mapping[str, float], along: str = "temperature") -> list[dict[str, Any]]:
     """One row for each curve and target entropy, plain JSON values.
 
     Args:

@@ -194,9 +194,7 @@ class Scorer:
         """
         rows = token_rows(tokens)
         windows = [
-            (owner, window)
-            for owner, row in enumerate(rows)
-            for window in protocol.windows(row, self.context, self.eos_id)
+            (owner, window) for owner, row in enumerate(rows) for window in protocol.windows(row, self.context, self.eos_id)
         ]
         windows.sort(key=lambda item: -len(item[1].ids))  # little padding, and out of memory at once or never
         sums, counts = [0.0] * len(rows), [0] * len(rows)

@@ -69,9 +69,7 @@ def attention(
     return _written_out_attention(q, k, v, softcap, causal, mask)
 
 
-def _written_out_attention(
-    q: Tensor, k: Tensor, v: Tensor, softcap: float, causal: bool, mask: Tensor | None
-) -> Tensor:
+def _written_out_attention(q: Tensor, k: Tensor, v: Tensor, softcap: float, causal: bool, mask: Tensor | None) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)  # as the fused kernels, which accumulate in fp32
     with torch.autocast(q.device.type, enabled=False):
         scores = q.to(wide) @ k.to(wide).transpose(-2, -1) / math.sqrt(q.shape[-1])

@@ -141,9 +141,7 @@ class DiT(nn.Module):
     ):
         super().__init__()
         if hidden_size % (2 * num_heads):
-            raise ValueError(
-                f"model.hidden_size={hidden_size} must be a multiple of 2 * model.num_heads = {2 * num_heads}"
-            )
+            raise ValueError(f"model.hidden_size={hidden_size} must be a multiple of 2 * model.num_heads = {2 * num_heads}")
         if two_times and not conditioned:
             raise ValueError("a model with two_times must be conditioned")
         self.vocab_size, self.length, self.hidden_size = vocab_size, length, hidden_size

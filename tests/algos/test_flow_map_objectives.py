@@ -122,8 +122,7 @@ def test_derivative_equals_finite_differences_in_both_times_and_the_view():
         assert torch.equal(posterior.hidden, network(view, tau, tau_to).hidden)
         h = 1e-5
         ahead, behind = (
-            network(*(x + sign * h * v for x, v in zip((view, tau, tau_to), tangent, strict=True))).hidden
-            for sign in (1, -1)
+            network(*(x + sign * h * v for x, v in zip((view, tau, tau_to), tangent, strict=True))).hidden for sign in (1, -1)
         )
         torch.testing.assert_close(motion, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-6)
         assert motion.abs().max() > 1e-2
@@ -140,9 +139,7 @@ def test_moved_equals_the_dense_derivative_in_chunks_of_any_size():
         posterior = TokenPosterior(hidden, table, bias, softcap, temperature)
 
         def probabilities(h, posterior=posterior):
-            return TokenPosterior(
-                hidden + h * motion, table, bias, posterior.softcap, posterior.temperature
-            ).probabilities()
+            return TokenPosterior(hidden + h * motion, table, bias, posterior.softcap, posterior.temperature).probabilities()
 
         change = (probabilities(1e-5) - probabilities(-1e-5)) / 2e-5
         want = nearest_on_simplex(base.probabilities() + column(coefficient) * change)

@@ -315,7 +315,7 @@ def test_batches_of_a_hub_corpus_do_not_depend_on_workers(tmp_path):
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_sources_are_read_in_a_stream(kind, tmp_path):
-    texts = [f"{i} " * 200 for i in range(40_000)]
+    texts = [f"{i} " * 200 for i in range(80_000)]
     put(tmp_path, {f"train.{kind}": parquet(texts, rows=1000) if kind == "parquet" else jsonl(texts)})
     held = []
     before = pyarrow.total_allocated_bytes()

@@ -40,9 +40,7 @@ def folder(tmp_path_factory):
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END, eos_token=END).save_pretrained(path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = GPT2Config(
-            vocab_size=290, n_layer=2, n_embd=32, n_head=2, n_positions=CONTEXT, bos_token_id=0, eos_token_id=0
-        )
+        config = GPT2Config(vocab_size=290, n_layer=2, n_embd=32, n_head=2, n_positions=CONTEXT, bos_token_id=0, eos_token_id=0)
         model = GPT2LMHeadModel(config)
         for parameter in model.parameters():  # larger than at initialisation, so that context and position matter
             parameter.data.mul_(5)
@@ -211,9 +209,7 @@ def test_code_in_the_folder_is_not_run(folder, scorer, tmp_path, model_type):
     automatic = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
     (theirs / "config.json").write_text(json.dumps(config | {"model_type": model_type, "auto_map": automatic}))
     described = json.loads((theirs / "tokenizer_config.json").read_text())
-    (theirs / "tokenizer_config.json").write_text(
-        json.dumps(described | {"auto_map": {"AutoTokenizer": [None, "code.T"]}})
-    )
+    (theirs / "tokenizer_config.json").write_text(json.dumps(described | {"auto_map": {"AutoTokenizer": [None, "code.T"]}}))
     if model_type == "gpt2":  # a known architecture is built from the library's own code
         assert HuggingFaceScorer(theirs).score(TEXTS, PublishedProtocol(20)).ppl == pytest.approx(
             scorer.score(TEXTS, PublishedProtocol(20)).ppl

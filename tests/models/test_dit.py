@@ -260,9 +260,7 @@ def test_forward_mode_derivatives_in_the_state_and_both_times(softcap: float | N
     h = 1e-5
     with torch.no_grad():
         torch.testing.assert_close(value, model.hidden(*point))
-        ahead, behind = (
-            model.hidden(*(x + sign * h * t for x, t in zip(point, tangent, strict=True))) for sign in (1, -1)
-        )
+        ahead, behind = (model.hidden(*(x + sign * h * t for x, t in zip(point, tangent, strict=True))) for sign in (1, -1))
     torch.testing.assert_close(derivative, (ahead - behind) / (2 * h), rtol=1e-5, atol=1e-6)
 
 

@@ -53,9 +53,7 @@ def uneven(batch, length, vocab_size):
     return Canvas(torch.where(given, tokens, 0), ~given)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.6}, {"top_k": 4}, {"temperature": 1.5, "top_p": 0.8}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"top_k": 4}, {"temperature": 1.5, "top_p": 0.8}], ids=str)
 @pytest.mark.parametrize("shape", ["blank", "prompt", "infill", "uneven"])
 def test_cached_equals_uncached_token_for_token(shape, options):
     model, length, batch = build(11, 10), 10, 6
