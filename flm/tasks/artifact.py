@@ -18,6 +18,7 @@ from flm.checkpoints.load import load_algorithm
 from flm.tasks.assemble import load_for_evaluation, run_dir
 from flm.tasks.golf_eval import golf_eval
 from flm.tasks.likelihood import ppl_eval
+from flm.tasks.processes import check_alone
 from flm.tasks.results import provenance, write_json
 
 FILE = "model.flmpack"
@@ -29,6 +30,7 @@ def artifact(config: DictConfig) -> dict[str, Any]:
 
     Whatever is reported of the model afterwards is of the file, read back. Writes run_dir/artifact.json.
     """
+    check_alone("artifact")
     wanted = config.artifact
     if wanted.evaluation is not None and wanted.evaluation not in EVALUATIONS:
         raise ValueError(f"artifact.evaluation={wanted.evaluation} must be {' or '.join(EVALUATIONS)}, or null")

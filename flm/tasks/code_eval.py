@@ -19,6 +19,7 @@ from flm.evaluation.estimate import Estimate
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of, positions
 from flm.tasks.generation import sampler_options
+from flm.tasks.processes import check_alone
 from flm.tasks.results import provenance, write_json, write_text
 from flm.tasks.scoring import head
 
@@ -30,6 +31,7 @@ def code_eval(config: DictConfig) -> dict[str, Any]:
 
     A problem that cannot be put to the model (too long, or of characters its tokenizer lacks) counts as failed, and is counted.
     """
+    check_alone("code_eval")
     wanted = config.code_eval
     problems = chosen_problems(config)
     sandbox = Sandbox(Limits(**wanted.limits))

@@ -17,6 +17,7 @@ from flm.evaluation.responses import response_scores
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.fillings import Writer, check_hole_is_bounded, padding_of
 from flm.tasks.generation import sampler_options
+from flm.tasks.processes import check_alone
 from flm.tasks.real_text import recorded_corpus
 from flm.tasks.results import provenance, write_json, write_text
 from flm.tasks.scoring import head
@@ -27,6 +28,7 @@ def conditional_eval(config: DictConfig) -> dict[str, Any]:
 
     Prompts that leave no room for the reference response in model.length are left out, as they are in training, and counted.
     """
+    check_alone("conditional_eval")
     wanted = config.conditional_eval
     if not isinstance(wanted.samples, int) or wanted.samples < 1:
         raise ValueError(f"conditional_eval.samples must be a whole number of at least 1, not {wanted.samples}")

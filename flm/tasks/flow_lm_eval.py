@@ -16,6 +16,7 @@ from flm.draws import mix_seed
 from flm.evaluation.embedding_flow import GRIDS, bound_report, denoising_report
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.held_out import check_real_data, held_out_data
+from flm.tasks.processes import check_alone
 from flm.tasks.results import provenance, write_json
 from flm.tasks.scoring import head
 
@@ -30,6 +31,7 @@ def flow_lm_eval(config: DictConfig) -> dict[str, Any]:
 
     The bound's end is chosen on eval.pilot_draws training blocks; every end is a valid bound by itself.
     """
+    check_alone("flow_lm_eval")
     wanted = config.flow_lm_eval
     if wanted.grid not in GRIDS:
         raise ValueError(f"flow_lm_eval.grid must be one of {', '.join(GRIDS)}, not {wanted.grid}")

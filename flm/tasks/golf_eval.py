@@ -20,6 +20,7 @@ from flm.evaluation.scored_stream import Reading, score
 from flm.evaluation.test_time_training import TestTimeTraining, score_then_train
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.held_out import check_real_data, held_out_data
+from flm.tasks.processes import check_alone
 from flm.tasks.results import provenance, write_json
 from flm.tasks.scoring import head
 
@@ -28,6 +29,7 @@ BLOCKS, SLIDING, TRAINED = METHODS = ("blocks", "sliding", "test_time_training")
 
 def golf_eval(config: DictConfig) -> dict[str, Any]:
     """Scores the held-out text of the corpus eval.real_data names. Writes run_dir/golf_eval.json and prints a table."""
+    check_alone("golf_eval")
     wanted = config.golf_eval
     unknown = set(wanted.methods) - set(METHODS)
     if unknown or not wanted.methods:

@@ -22,6 +22,7 @@ from flm.evaluation.bits_per_byte import utf8_bytes
 from flm.evaluation.likelihood import likelihood
 from flm.tasks.assemble import load_for_evaluation, plain_config, run_dir
 from flm.tasks.held_out import check_real_data, corpus_of, data_of, held_out_data
+from flm.tasks.processes import check_alone
 from flm.tasks.results import provenance, write_json
 from flm.tasks.scoring import head
 
@@ -33,6 +34,7 @@ def ppl_eval(config: DictConfig) -> dict[str, Any]:
 
     Writes run_dir/likelihood.json and prints a table.
     """
+    check_alone("ppl_eval")
     if config.eval.max_examples is not None:
         _check_whole(config, "max_examples", 1, "or null for all")
     _check_whole(config, "draws_per_example", 1)

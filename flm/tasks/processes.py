@@ -45,6 +45,17 @@ class Team:
                 torch.distributed.reduce(tensor, 0, group=self.group)
 
 
+def check_alone(mode: str) -> None:
+    """For tasks that share nothing out.
+
+    Raises:
+        ValueError: torchrun started several processes, which would all write the same files.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size > 1:
+        raise ValueError(f"mode={mode} runs in one process, not {size}: start it without torchrun")
+
+
 @contextmanager
 def team_of(config: DictConfig) -> Iterator[Team]:
     """The team that torchrun's variables describe (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), or one alone.

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 import torch.multiprocessing
+from hydra.utils import get_method
 from running import config_of, tiny, write_corpus
 
 from flm.algos.flm import FLM
@@ -131,3 +132,11 @@ def test_more_processes_than_devices_are_refused(tmp_path, monkeypatch):
         team_of(config_of(tmp_path)),
     ):
         pass
+
+
+@pytest.mark.parametrize("mode", ["ppl_eval", "code_eval", "conditional_eval", "golf_eval", "flow_lm_eval", "artifact"])
+def test_what_shares_nothing_out_refuses_several(mode, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = config_of(tmp_path, f"mode={mode}")
+    with pytest.raises(ValueError, match=f"mode={mode} runs in one process, not 2"):
+        get_method(config.mode._target_)(config)
