@@ -162,8 +162,12 @@ def records(place: str | Path, keys: list[str], named_by: str = "data.text_key")
     # glob.escape: the library takes names as patterns
     path = glob.escape(str(place) if "://" in str(place) else os.path.abspath(place))
     try:
-        stream = datasets.load_dataset(reader, data_files=[path], split="train", streaming=True, **options)
-        for batch in stream.iter(batch_size=_BATCH):
+        if reader == "parquet" and "://" not in str(place):
+            batches = _row_batches(Path(place), keys)
+        else:
+            stream = datasets.load_dataset(reader, data_files=[path], split="train", streaming=True, **options)
+            batches = stream.iter(batch_size=_BATCH)
+        for batch in batches:
             missing = next((column for column in columns if column not in batch), None)
             if missing is not None:
                 raise ValueError(f'no "{missing}", only {", ".join(batch)}: set {named_by}')
@@ -171,6 +175,17 @@ def records(place: str | Path, keys: list[str], named_by: str = "data.text_key")
                 yield dict(zip(columns, values, strict=True))
     except Exception as error:  # every reader raises its own
         raise _unreadable(place, error) from error
+
+
+def _row_batches(file: Path, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
+    """A local parquet file, a row group at a time: the library reads ahead of a slow consumer without end."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(file, pre_buffer=False) as rows:
+        if not set(columns) <= set(rows.schema_arrow.names):
+            yield dict.fromkeys(rows.schema_arrow.names, [])  # whose names the error tells
+        for batch in rows.iter_batches(batch_size=_BATCH, columns=columns, use_threads=False):
+            yield batch.to_pydict()
 
 
 def _unreadable(file: str | Path, error: Exception) -> ValueError:
