@@ -21,7 +21,7 @@ from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.samplers.canvas import Canvas
 from flm.samplers.template import pieces_of
 from flm.tasks.export import export
-from flm.tasks.sample import sample_eval
+from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train
 
 ROOT = Path(flm.__file__).parents[1]

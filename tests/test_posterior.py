@@ -9,8 +9,8 @@ from chi_square import chi_square_limit
 import flm.compilation
 import flm.posterior
 import flm.vocabulary_losses
+from flm.algos.dense_twin import dense_log_probabilities
 from flm.compilation import compiled_on_device
-from flm.evaluation.dense import dense_log_probabilities
 from flm.posterior import Combination, RawOutput, TokenPosterior, truncate
 from flm.vocabulary_losses import cross_entropy, squared_error
 

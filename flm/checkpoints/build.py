@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from flm.algos.algorithm import Algorithm
+from flm.checkpoints.moved import current
 
 
 def build(node: Mapping[str, Any], trusted_modules: Sequence[str] = (), **extra: Any) -> Any:
@@ -105,7 +106,7 @@ def _resolve(target: Any, trusted_modules: Sequence[str]) -> type[nn.Module]:
     )
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
         raise ValueError(refusal)
-    module_name, _, class_name = target.rpartition(".")
+    module_name, _, class_name = current(target).rpartition(".")
     if not _inside(module_name, allowed):
         raise ValueError(refusal)
     try:

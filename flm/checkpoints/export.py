@@ -22,10 +22,10 @@ from flm.algos.algorithm import Algorithm
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import package_version
 from flm.checkpoints.load import CheckpointFile, check_state
-from flm.checkpoints.transformers_model import CODE, transformers_model
 from flm.data.tokenizers import Tokenizer
 from flm.models.causal import CausalTransformer
 from flm.models.dit import DiT
+from flm.qwen.transformers_model import CODE, transformers_model
 from flm.samplers.template import CANVAS_KEYS
 
 FORMAT_VERSION = 1

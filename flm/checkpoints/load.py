@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm
-from flm.checkpoints import artifact, restricted
+from flm.checkpoints import restricted
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.fit import check_state
 from flm.checkpoints.imported import ImportChoices, describe
 from flm.checkpoints.published import is_published, layout_of
+from flm.golf import packed as artifact
 
 PREFIX = "algorithm."  # the name of the algorithm in the training module
 

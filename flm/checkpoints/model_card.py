@@ -9,7 +9,7 @@ from flm.algos.algorithm import Algorithm
 from flm.checkpoints.description import package_version
 from flm.checkpoints.export import generation_defaults, networks_of, shareable
 from flm.checkpoints.load import CheckpointFile
-from flm.checkpoints.transformers_model import transformers_model
+from flm.qwen.transformers_model import transformers_model
 
 
 def model_card(

@@ -18,9 +18,9 @@ from flm.data.cache import TokenCache
 from flm.data.corpora.corpus import Corpus, Split
 from flm.data.layouts import Row
 from flm.data.order import EvaluationShare, ExampleOrder, ShareSampler
-from flm.data.streaming import StreamBatches, StreamLoader
 from flm.data.tokenizers import Tokenizer, TokenizerBuilder
 from flm.data.workers import ignore_stop_signals
+from flm.qwen.streaming import StreamBatches, StreamLoader
 
 
 class TextDataModule(lightning.LightningDataModule):

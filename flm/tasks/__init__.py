@@ -1,14 +1,8 @@
-"""What `mode` names, and the resolvers that configs use."""
-
-from typing import Any
+"""Modes, and the resolvers that configs use."""
 
 from omegaconf import OmegaConf
 
+from flm.registry import entries, load
 
-def _architecture_of(folder: str | None) -> dict[str, Any] | None:
-    from flm.models.qwen import architecture_of
-
-    return None if folder is None else architecture_of(folder)
-
-
-OmegaConf.register_new_resolver("architecture_of", _architecture_of, replace=True)
+for _name, _entry in entries("resolvers").items():
+    OmegaConf.register_new_resolver(_name, lambda *given, _entry=_entry: load(_entry)(*given), replace=True)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from flm.evaluation.dense import TWINS
+from flm.algos.dense_twin import TWINS
 from flm.samplers.template import CANVAS_KEYS
 from flm.tasks.assemble import device_of, plain_config, run_dir, targets
 from flm.tasks.benchmark_process import SAMPLING, STEP, Job, run

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch
+from flm.algos.dense_twin import TWINS
 from flm.checkpoints.build import build_algorithm
 from flm.draws import Draws
-from flm.evaluation.dense import TWINS
 from flm.samplers.canvas import Canvas
 from flm.tasks.compiled import compile_networks
 from flm.training.average import Average

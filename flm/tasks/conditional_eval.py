@@ -13,7 +13,7 @@ from rich.table import Table
 from flm.checkpoints.load import CheckpointFile
 from flm.data.corpora.corpus import Corpus, Split
 from flm.data.tokenizers import Tokenizer
-from flm.evaluation.responses import response_scores
+from flm.measures.responses import response_scores
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.fillings import Writer, check_hole_is_bounded, padding_of
 from flm.tasks.generation import sampler_options

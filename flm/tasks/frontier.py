@@ -12,11 +12,11 @@ from rich.console import Console
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints.load import CheckpointFile
 from flm.data.tokenizers import Tokenizer
-from flm.evaluation.diversity import self_bleu_4, token_diversity
-from flm.evaluation.estimate import Estimate
-from flm.evaluation.figures import frontier_figure, run_colours
-from flm.evaluation.frontier import Point, frontier_table
-from flm.evaluation.result_files import read_results
+from flm.measures.diversity import self_bleu_4, token_diversity
+from flm.measures.estimate import Estimate
+from flm.measures.frontier import Point, frontier_table
+from flm.report.figures import frontier_figure, run_colours
+from flm.report.files import read_results
 from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import load_for_evaluation, run_dir
 from flm.tasks.frontier_tables import console_table, markdown
@@ -33,7 +33,7 @@ from flm.tasks.generation import (
 from flm.tasks.processes import Team, team_of
 from flm.tasks.real_text import RealText, real_text
 from flm.tasks.results import FORMAT_VERSION, provenance, write_json, write_text
-from flm.tasks.sample import say_what_is_missing, write_texts
+from flm.tasks.sample_eval import say_what_is_missing, write_texts
 from flm.tasks.scoring import Measures, head, judges_of, label_of, measures, plain
 
 AXES = ("temperature", "churn", "gamma")  # what may be swept beside steps, the one to interpolate along first

@@ -11,12 +11,12 @@ from omegaconf import DictConfig, ListConfig
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints.load import CheckpointFile, apply_average, load_algorithm
 from flm.data.tokenizers import Tokenizer
-from flm.evaluation.diversity import self_bleu_4, token_diversity
-from flm.evaluation.estimate import Estimate
-from flm.evaluation.gen_ppl import PublishedProtocol, Scorer, ScoreResult, ScoringProtocol, TokenScorer, WholeTextProtocol
-from flm.evaluation.huggingface_scorer import HuggingFaceScorer
-from flm.evaluation.mauve import Mauve
-from flm.evaluation.ngram_judge import HeldOutNGrams
+from flm.judges.gen_ppl import PublishedProtocol, Scorer, ScoreResult, ScoringProtocol, TokenScorer, WholeTextProtocol
+from flm.judges.huggingface_scorer import HuggingFaceScorer
+from flm.judges.ngram_judge import HeldOutNGrams
+from flm.measures.diversity import self_bleu_4, token_diversity
+from flm.measures.estimate import Estimate
+from flm.measures.mauve import Mauve
 from flm.tasks.assemble import device_of
 from flm.tasks.real_text import RealText
 

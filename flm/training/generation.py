@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from flm.evaluation.diversity import token_diversity
-from flm.evaluation.ngram import NGramModel
+from flm.measures.diversity import token_diversity
+from flm.measures.ngram import NGramModel
 from flm.training.checkpointing import save_everywhere
 from flm.training.module import Module
 

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 import flm.posterior
 from flm.algos.algorithm import Batch
+from flm.algos.dense_twin import dense_loss
 from flm.algos.flm import FLM
 from flm.draws import Draws
-from flm.evaluation.dense import dense_loss
 from flm.models.dit import DiT
 from flm.paths import gaussian
 from flm.samplers.canvas import Canvas

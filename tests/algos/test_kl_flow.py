@@ -11,9 +11,9 @@ from algos.geodesic_world import ExactBackbone
 
 import flm.posterior
 from flm.algos.algorithm import Batch
+from flm.algos.dense_twin import dense_log_probabilities
 from flm.algos.kl_flow import KLFlow
 from flm.draws import Draws
-from flm.evaluation.dense import dense_log_probabilities
 from flm.paths.geodesic_state import Noise
 from flm.samplers.canvas import Canvas
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from algos.exact_world import correlated, single_token, three_tokens
-from evaluation.likelihood_gap import (
+from likelihood_gap import (
     SpoiltBackbone,
     average,
     bounds_of,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from running import config_of
 
-from flm.evaluation.dense import TWINS
+from flm.algos.dense_twin import TWINS
 from flm.samplers.canvas import Canvas
 from flm.tasks import benchmark as benchmark_task
 from flm.tasks.assemble import new_algorithm

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from evaluation.code.code_files import HUMAN_EVAL, write
+from code_files import HUMAN_EVAL, write
 from running import command, config_of
 
-from flm.evaluation.code.cell import seccomp
+from flm.code.cell import seccomp
 from flm.tasks.train import train
 
 WORDS = {"red": "rot", "blue": "blau", "green": "gruen", "black": "schwarz"}

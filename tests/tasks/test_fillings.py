@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from evaluation.code.code_files import HUMAN_EVAL, write
+from code_files import HUMAN_EVAL, write
 
 from flm.algos.algorithm import Algorithm
+from flm.code.code_eval import request_of
+from flm.code.problems import load_problems
 from flm.data.corpora.pairs import PairCorpus
 from flm.data.layouts import LineLayout, ResponseLayout
 from flm.data.tokenizers import ByteTokenizer
-from flm.evaluation.code.problems import load_problems
-from flm.tasks.code_eval import request_of
 from flm.tasks.conditional_eval import held_out
 from flm.tasks.fillings import Writer, check_hole_is_bounded, holes_of, padding_of
 

@@ -10,14 +10,14 @@ from random_gpt2 import random_gpt2
 from running import command, config_of, tiny, write_corpus
 
 from flm.algos.flm import FLM
-from flm.evaluation.diversity import token_diversity
-from flm.evaluation.gen_ppl import PublishedProtocol
-from flm.evaluation.huggingface_scorer import HuggingFaceScorer
-from flm.evaluation.ngram_judge import HeldOutNGrams
+from flm.judges.gen_ppl import PublishedProtocol
+from flm.judges.huggingface_scorer import HuggingFaceScorer
+from flm.judges.ngram_judge import HeldOutNGrams
+from flm.measures.diversity import token_diversity
 from flm.tasks.assemble import data_module
 from flm.tasks.frontier import frontier
 from flm.tasks.results import read_result
-from flm.tasks.sample import sample_eval
+from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train
 
 COUNT = 6

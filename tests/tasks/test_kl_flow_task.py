@@ -5,7 +5,7 @@ import json
 import pytest
 from running import command, config_of, tiny, write_corpus
 
-from flm.tasks.sample import sample_eval
+from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train
 
 

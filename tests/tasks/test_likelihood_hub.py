@@ -6,7 +6,7 @@ import json
 import pytest
 from running import config_of, tiny, write_corpus
 
-from flm.tasks.likelihood import ppl_eval
+from flm.tasks.ppl_eval import ppl_eval
 from flm.tasks.train import train
 
 WORDS = "the cat sees a dog and one bird likes rain by the sea"

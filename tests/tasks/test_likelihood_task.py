@@ -15,11 +15,11 @@ from flm.algos.fmlm import FMLM
 from flm.checkpoints.load import read_checkpoint
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer
 from flm.draws import Draws
-from flm.evaluation.report_tables import contribution_table
-from flm.evaluation.result_files import read_results
 from flm.models.dit import DiT
+from flm.report.files import read_results
+from flm.report.tables import contribution_table
 from flm.tasks.assemble import data_module
-from flm.tasks.likelihood import _unknown_id, ppl_eval
+from flm.tasks.ppl_eval import _unknown_id, ppl_eval
 from flm.tasks.results import FORMAT_VERSION
 from flm.tasks.train import train
 

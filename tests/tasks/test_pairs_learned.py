@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
-from evaluation.code.code_files import write
+from code_files import write
 from running import command
 
 from flm.algos.kl_flow import KLFlow
-from flm.evaluation.code.cell import seccomp
+from flm.code.cell import seccomp
 
 LETTERS = "abcde"
 PAIRS = [{"prompt": a + b, "response": b + a} for a, b in itertools.product(LETTERS, LETTERS)]

@@ -15,16 +15,16 @@ from flm.algos.flm import FLM
 from flm.checkpoints.load import load_algorithm
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
-from flm.evaluation.diversity import self_bleu_4, token_diversity
-from flm.evaluation.gen_ppl import PublishedProtocol, WholeTextProtocol
-from flm.evaluation.huggingface_scorer import HuggingFaceScorer
-from flm.evaluation.ngram import NGramModel
+from flm.judges.gen_ppl import PublishedProtocol, WholeTextProtocol
+from flm.judges.huggingface_scorer import HuggingFaceScorer
+from flm.measures.diversity import self_bleu_4, token_diversity
+from flm.measures.ngram import NGramModel
 from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import data_module
 from flm.tasks.generation import Generation
 from flm.tasks.real_text import recorded_corpus
 from flm.tasks.results import read_result, write_json
-from flm.tasks.sample import sample_eval
+from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train
 
 LENGTH, STEPS, COUNT = 32, (1, 4), 15

@@ -33,7 +33,7 @@ class Corpus:
         processes: how many tokenise a corpus of more than one shard; None: one per core this process may use.
 
     Attributes:
-        streamed: whether rows come from where the text lies, through `stream` (see `flm.data.mixture`), without a token cache.
+        streamed: whether rows come from where the text lies, through `stream` (see `flm.qwen.mixture`), without a token cache.
     """
 
     streamed = False

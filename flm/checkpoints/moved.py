@@ -1,0 +1,28 @@
+"""Classes by the path that files of earlier versions name them by, and where they are now."""
+
+MOVED = {
+    "flm.algos.flow_lm.FlowLM": "flm.golf.flow_lm.FlowLM",
+    "flm.algos.native_flow.NativeFlow": "flm.golf.native_flow.NativeFlow",
+    "flm.data.chat.Chats": "flm.qwen.chat.Chats",
+    "flm.data.corpora.token_shards.TokenShardCorpus": "flm.golf.shard_corpus.TokenShardCorpus",
+    "flm.data.examples.Texts": "flm.qwen.examples.Texts",
+    "flm.data.mixture.MixtureCorpus": "flm.qwen.mixture.MixtureCorpus",
+    "flm.models.flow_encoder.FlowEncoder": "flm.golf.flow_encoder.FlowEncoder",
+    "flm.models.flow_encoder.PostNormBlock": "flm.golf.flow_encoder.PostNormBlock",
+    "flm.models.golf.GolfBlock": "flm.golf.transformer.GolfBlock",
+    "flm.models.golf.GolfTransformer": "flm.golf.transformer.GolfTransformer",
+    "flm.models.golf_attention.GolfAttention": "flm.golf.attention.GolfAttention",
+    "flm.models.golf_parts.BigramTable": "flm.golf.parts.BigramTable",
+    "flm.models.golf_parts.LeakySquareMLP": "flm.golf.parts.LeakySquareMLP",
+    "flm.models.golf_parts.SmearGate": "flm.golf.parts.SmearGate",
+    "flm.models.modeling_flow_qwen3.TimeEmbedding": "flm.qwen.modeling_flow_qwen3.TimeEmbedding",
+    "flm.models.native_flow_matcher.NativeFlowMatcher": "flm.golf.native_flow_matcher.NativeFlowMatcher",
+    "flm.models.qwen.QwenBackbone": "flm.qwen.backbone.QwenBackbone",
+    "flm.training.annealing.AttentionAnnealing": "flm.qwen.annealing.AttentionAnnealing",
+    "flm.training.grouped_adamw.GroupedAdamW": "flm.qwen.grouped_adamw.GroupedAdamW",
+}
+
+
+def current(target: str) -> str:
+    """The path of today for a `_target_` of any day."""
+    return MOVED.get(target, target)

@@ -1,0 +1,169 @@
+"""mode=code_eval: programs written by a checkpoint, run against the tests of a benchmark."""
+
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from flm.code.pass_at_k import mean_pass_at_k
+from flm.code.problems import Hole, Problem, hide_lines, load_problems
+from flm.code.sandbox import Limits, Sandbox, Verdict
+from flm.data.tokenizers import Tokenizer
+from flm.measures.estimate import Estimate
+from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
+from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of, positions
+from flm.tasks.generation import sampler_options
+from flm.tasks.processes import check_alone
+from flm.tasks.results import provenance, write_json, write_text
+from flm.tasks.scoring import head
+
+Answers = list[list[list[str]]]  # [problem][sample][hole]
+
+
+def code_eval(config: DictConfig) -> dict[str, Any]:
+    """Writes run_dir/samples-<steps>.jsonl and code_eval.json; prints a table.
+
+    A problem that cannot be put to the model (too long, or of characters its tokenizer lacks) counts as failed, and is counted.
+    """
+    check_alone("code_eval")
+    wanted = config.code_eval
+    problems = chosen_problems(config)
+    sandbox = Sandbox(Limits(**wanted.limits))
+    folder, console = run_dir(config), Console()
+    results: dict[str, Any] = {"kind": "code_eval", "sandbox": sandbox.describe(), "problems": len(problems), "by_steps": {}}
+    if wanted.answers == "model":
+        algorithm, file, tokenizer = load_for_evaluation(config)
+        options = sampler_options(config, file, algorithm)
+        padding = padding_of(file, algorithm, options)
+        if any(problem.is_continuation for problem in problems):
+            check_hole_is_bounded(padding, wanted.new_tokens, "code_eval.new_tokens")
+        writer = Writer(algorithm, tokenizer, options, config.loader.eval_batch_size, config.seed, padding)
+        end = int(padding is not None)
+        requests = [request_of(problem, tokenizer, algorithm.length, wanted, end) for problem in problems]
+        reasons = Counter(request for request in requests if isinstance(request, str))
+        common = provenance(config, file)
+        results |= head("code_eval", config, algorithm, file) | {"options": options, "not_asked": dict(reasons)}
+        for reason, count in reasons.items():
+            console.print(f"warning: {count} of {len(problems)} problems count as failed: {reason}", soft_wrap=True)
+        for steps in writer.steps(config):
+            asked = [request for request in requests if not isinstance(request, str)]
+            with inference_precision(config):
+                written = iter(writer(asked, wanted.samples, steps))
+            answers = [
+                [[""] * len(problem.solution)] * wanted.samples if isinstance(request, str) else next(written)
+                for problem, request in zip(problems, requests, strict=True)
+            ]
+            answers = [
+                [[p.cut(text) for text in texts] if p.is_continuation else texts for texts in given]
+                for p, given in zip(problems, answers, strict=True)
+            ]
+            results["by_steps"][str(steps)] = run(problems, answers, sandbox, config, folder / f"samples-{steps}.jsonl")
+    else:
+        common = provenance(config)
+        answers = [[p.solution if wanted.answers == "reference" else [""] * len(p.solution)] for p in problems]
+        results["by_steps"][wanted.answers] = run(
+            problems, answers, sandbox, config, folder / f"samples-{wanted.answers}.jsonl"
+        )
+    write_json(folder / "code_eval.json", common | results)
+    console.print(table_of(results))
+    console.print(f"samples and results: {folder}")
+    return results
+
+
+def chosen_problems(config: DictConfig) -> list[Problem]:
+    """What `code_eval` asks for; problems without a number in their name are within no bounds."""
+    wanted = config.code_eval
+    if wanted.path is None:
+        raise ValueError("code_eval.path is not set: name a file of problems, HumanEval.jsonl.gz for one")
+    if wanted.answers not in ("model", "reference", "empty"):
+        raise ValueError(f"code_eval.answers must be model, reference or empty, not {wanted.answers}")
+    if not isinstance(wanted.samples, int) or wanted.samples < 1:
+        raise ValueError(f"code_eval.samples must be a whole number of at least 1, not {wanted.samples}")
+    if wanted.hole_tokens != "reference" and not (isinstance(wanted.hole_tokens, int) and wanted.hole_tokens >= 1):
+        raise ValueError(f"code_eval.hole_tokens must be reference or a number of at least 1, not {wanted.hole_tokens}")
+    if not (wanted.new_tokens in (None, "reference") or (isinstance(wanted.new_tokens, int) and wanted.new_tokens >= 1)):
+        raise ValueError(f"code_eval.new_tokens must be null, reference or a number of at least 1, not {wanted.new_tokens}")
+    if not [k for k in wanted.k if 1 <= k <= wanted.samples]:
+        raise ValueError(f"code_eval.k={list(wanted.k)}: none of them is in [1, code_eval.samples={wanted.samples}]")
+    problems = load_problems(wanted.path, wanted.shots)
+    if wanted.first is not None or wanted.last is not None:
+        first, last = (bound if bound is not None else other for bound, other in ((wanted.first, 0), (wanted.last, 1 << 62)))
+        problems = [p for p in problems if (n := re.search(r"\d+$", p.task_id)) and first <= int(n.group()) <= last]
+    if not problems:
+        raise ValueError(f"code_eval.first={wanted.first}, last={wanted.last}: {wanted.path} holds no such task")
+    if wanted.limit is not None:
+        count = min(wanted.limit, len(problems))
+        problems = [problems[index * len(problems) // count] for index in range(count)]
+    return problems if wanted.hidden_lines is None else hide_lines(problems, wanted.hidden_lines, config.seed)
+
+
+def request_of(problem: Problem, tokenizer: Tokenizer, length: int, wanted: DictConfig, end: int = 0) -> Pieces | str:
+    """A problem as token ids and holes, or why it cannot be put to a model of sequences of `length`.
+
+    Args:
+        end: positions that a text whose end is given takes beside its own.
+    """
+    try:
+        given = [
+            tokenizer.encode(piece.text) if isinstance(piece, Hole) else tokenizer.encode_exactly(piece, problem.task_id)
+            for piece in problem.pieces
+        ]
+    except ValueError:
+        return "the tokenizer cannot write them"
+    if problem.is_continuation:
+        left = length - len(given[0])
+        sizes = {None: left, "reference": len(given[1]) + 1}  # EOS
+        size = sizes.get(wanted.new_tokens, wanted.new_tokens)
+        return [given[0], size] if 1 <= size <= left else f"longer than model.length={length}"
+    sizes = [len(ids) if wanted.hole_tokens == "reference" else wanted.hole_tokens for ids in given]
+    pieces = [size if isinstance(p, Hole) else ids for p, ids, size in zip(problem.pieces, given, sizes, strict=True)]
+    return pieces if positions(pieces) + end <= length else f"longer than model.length={length}"
+
+
+def run(problems: list[Problem], answers: Answers, sandbox: Sandbox, config: DictConfig, path: Path) -> dict[str, Any]:
+    """Verdicts on all answers, written out; their summary."""
+    programs = [p.program(texts) for p, given in zip(problems, answers, strict=True) for texts in given]
+    found = iter(sandbox.run_all(programs, config.code_eval.workers or len(os.sched_getaffinity(0))))
+    verdicts = [[next(found) for _ in given] for given in answers]
+    lines = [
+        {"task_id": p.task_id, "completion": "".join(texts) if len(texts) == 1 else texts, "passed": verdict.passed,
+         "result": verdict.stage, "detail": verdict.detail}
+        for p, given, judged in zip(problems, answers, verdicts, strict=True)
+        for texts, verdict in zip(given, judged, strict=True)
+    ]  # fmt: skip
+    write_text(path, "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines))
+    return {"file": path.name, **summary(problems, answers, verdicts, list(config.code_eval.k))}
+
+
+def summary(problems: list[Problem], answers: Answers, verdicts: list[list[Verdict]], ks: list[int]) -> dict[str, Any]:
+    """pass@k and compiled@k over problems, the share of answers that are the reference's to the letter, and their ends."""
+    exact = [
+        sum([t.strip() for t in texts] == [t.strip() for t in p.solution] for texts in given) / len(given)
+        for p, given in zip(problems, answers, strict=True)
+    ]
+    passed = mean_pass_at_k([[verdict.passed for verdict in judged] for judged in verdicts], ks)
+    compiled = mean_pass_at_k([[verdict.compiled for verdict in judged] for judged in verdicts], ks)
+    return {
+        "samples": len(answers[0]),
+        "pass_at": {k: vars(estimate) for k, estimate in passed.items()},
+        "compiled_at": {k: vars(estimate) for k, estimate in compiled.items()},
+        "exact_match": vars(Estimate.of(exact)),
+        "outcomes": dict(Counter(verdict.stage for judged in verdicts for verdict in judged)),
+    }
+
+
+def table_of(results: dict[str, Any]) -> Table:
+    table = Table(title=f"{results['problems']} problems, %")
+    ks = list(next(iter(results["by_steps"].values()))["pass_at"])
+    for heading in ("steps", *(f"pass@{k}" for k in ks), *(f"compiled@{k}" for k in ks), "exact match"):
+        table.add_column(heading, justify="right")
+    for steps, entry in results["by_steps"].items():
+        means = [entry[name][k]["mean"] for name in ("pass_at", "compiled_at") for k in ks] + [entry["exact_match"]["mean"]]
+        table.add_row(steps, *(f"{100 * mean:.1f}" for mean in means))
+    return table

@@ -1,0 +1,174 @@
+"""Programming problems with tests: HumanEval, its infilling sets and MBPP, from local JSON Lines.
+
+A file is told by the keys of its objects:
+
+    HumanEval   task_id, prompt, canonical_solution, test, entry_point        (arXiv 2107.03374)
+    infilling   the same, and suffix                                          (arXiv 2207.14255)
+    MBPP        task_id, text (or prompt), code, test_list                    (arXiv 2108.07732)
+"""
+
+import ast
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flm.code.sandbox import Program
+from flm.data.corpora.json_lines import records, text_of
+from flm.draws import mix_seed
+
+# Where a continuation ends at the latest: what follows is a new top-level statement (as published for each set).
+HUMAN_EVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+MBPP_STOPS = ("\nassert", '\n"""', "\nprint", "\nif __name__", "\n#")
+
+
+@dataclass(frozen=True)
+class Hole:
+    """Text to be written; `text` is the reference's."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A program with holes, and how it is tested.
+
+    Attributes:
+        task_id: the file's.
+        pieces: given text and holes, in order.
+        test, remote: as in `Program`.
+        stops: where a continuation is cut, at the first of them.
+    """
+
+    task_id: str
+    pieces: tuple[str | Hole, ...]
+    test: str
+    remote: tuple[str, ...]
+    stops: tuple[str, ...] = ()
+
+    @property
+    def is_continuation(self) -> bool:
+        """Whether what is missing is the end, as long as it may be."""
+        return isinstance(self.pieces[-1], Hole) and not any(isinstance(piece, Hole) for piece in self.pieces[:-1])
+
+    @property
+    def solution(self) -> list[str]:
+        """What the reference writes into the holes."""
+        return [piece.text for piece in self.pieces if isinstance(piece, Hole)]
+
+    def source(self, fillings: Sequence[str]) -> str:
+        """The program with its holes filled."""
+        rest = iter(fillings)
+        return "".join(next(rest) if isinstance(piece, Hole) else piece for piece in self.pieces)
+
+    def program(self, fillings: Sequence[str]) -> Program:
+        return Program(self.source(fillings), self.test, self.remote, self.source(self.solution))
+
+    def cut(self, text: str) -> str:
+        """A continuation up to the first stop."""
+        return text[: min((place for stop in self.stops if (place := text.find(stop)) >= 0), default=len(text))]
+
+    def with_hidden_lines(self, share: float, seed: int) -> "Problem":
+        """The same problem with random lines of the solution to be written, all else of it given.
+
+        Args:
+            share: of the lines that are not blank, in [0, 1]; at least one line.
+        """
+        lines = self.source(self.solution)[len(self.pieces[0]) :].split("\n") if isinstance(self.pieces[0], str) else []
+        written = [index for index, line in enumerate(lines) if line.strip()]
+        if not written:
+            raise ValueError(f"code_eval.hidden_lines: {self.task_id} has no solution of which lines could be hidden")
+        hidden = set(random.Random(seed).sample(written, max(1, round(share * len(written)))))
+        pieces: list[str | Hole] = [self.pieces[0]]
+        for index, line in enumerate(lines):
+            pieces += ["\n"] if index else []
+            pieces.append(Hole(line) if index in hidden else line)
+        return replace(self, pieces=tuple(piece for piece in pieces if piece != ""), stops=())
+
+
+def load_problems(path: str | Path, shots: int = 0, key: str = "code_eval.path") -> list[Problem]:
+    """All problems of a file, in its order.
+
+    Args:
+        shots: solved problems shown before each one of MBPP: as published its tasks 2, 3 and 4, as many of them as this.
+
+    Raises:
+        ValueError: names file and line: unreadable, of no known format, or without the examples that `shots` asks for.
+    """
+    rows = list(records(Path(path), key))
+    if shots and not all("test_list" in row for _, row in rows):
+        raise ValueError(f"code_eval.shots={shots}: only MBPP files hold examples to show")
+    examples = _examples(rows, shots) if shots else ""
+    return [_problem(place, row, examples) for place, row in rows]
+
+
+def hide_lines(problems: Sequence[Problem], share: float, seed: int) -> list[Problem]:
+    """See `Problem.with_hidden_lines`; which lines, follows from the seed and the problem's place."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"code_eval.hidden_lines must be in [0, 1], not {share}")
+    return [problem.with_hidden_lines(share, mix_seed(seed, index)) for index, problem in enumerate(problems)]
+
+
+def _problem(place: str, row: dict[str, Any], examples: str) -> Problem:
+    if "test_list" in row:
+        return _mbpp(place, row, examples)
+    if "entry_point" not in row:
+        raise ValueError(f"{place}: neither HumanEval (entry_point) nor MBPP (test_list); there is {', '.join(sorted(row))}")
+    entry, prompt = text_of(row, "entry_point", place), _text(row, "prompt", place)
+    hole = Hole(_text(row, "canonical_solution", place))
+    test = f"{_text(row, 'test', place)}\ncheck({entry})\n"
+    pieces = (prompt, hole, _text(row, "suffix", place)) if "suffix" in row else (prompt, hole)
+    stops = () if "suffix" in row else HUMAN_EVAL_STOPS
+    return Problem(str(row.get("task_id")), pieces, test, (entry,), stops)
+
+
+def _mbpp(place: str, row: dict[str, Any], examples: str) -> Problem:
+    code = _text(row, "code", place)
+    tests = row["test_list"]
+    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
+        raise ValueError(f'{place}: needs a list of strings under "test_list"')
+    imports = row.get("test_imports") or []
+    setup = row.get("test_setup_code") or ""
+    test = "\n".join([*map(str, imports), str(setup), *tests]).replace("\r\n", "\n")
+    try:
+        remote = _defined(code) & _named(test)
+    except SyntaxError as error:
+        raise ValueError(f"{place}: the reference or a test is no Python ({error})") from error
+    return Problem(
+        str(row.get("task_id")), (examples + _mbpp_prompt(place, row), Hole(code)), test, tuple(sorted(remote)), MBPP_STOPS
+    )
+
+
+def _mbpp_prompt(place: str, row: dict[str, Any]) -> str:
+    """The task and its tests as a docstring, which any program may begin with."""
+    described = _text(row, "text" if "text" in row else "prompt", place)
+    return '"""\n' + "\n".join([described, *row["test_list"]]).replace('"""', "'''").replace("\\", "\\\\") + '\n"""\n'
+
+
+def _examples(rows: Sequence[tuple[str, dict[str, Any]]], shots: int) -> str:
+    by_number = {str(row.get("task_id")): (place, row) for place, row in rows}
+    wanted = ["2", "3", "4"][:shots]
+    if shots > 3 or not all(number in by_number for number in wanted):
+        raise ValueError(f"code_eval.shots={shots}: the file must hold MBPP's tasks 2, 3 and 4, of which at most 3 are shown")
+    shown = [by_number[number] for number in wanted]
+    return "".join(_mbpp_prompt(place, row) + _text(row, "code", place).strip("\n") + "\n\n\n" for place, row in shown)
+
+
+def _text(row: dict[str, Any], name: str, place: str) -> str:
+    return text_of(row, name, place).replace("\r\n", "\n")
+
+
+def _defined(code: str) -> set[str]:
+    """Functions and classes at the top level of a program, and what it assigns there."""
+    names = set()
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def _named(test: str) -> set[str]:
+    return {node.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}

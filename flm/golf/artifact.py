@@ -1,0 +1,115 @@
+"""mode=artifact: a checkpoint in few bits and one file, within a limit for code and weights, and evaluated from that file."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+import flm
+from flm.checkpoints.description import Description
+from flm.checkpoints.export import shareable
+from flm.checkpoints.load import load_algorithm
+from flm.golf.golf_eval import golf_eval
+from flm.golf.packed import Packed, has_zstandard, pack, write
+from flm.tasks.assemble import load_for_evaluation, run_dir
+from flm.tasks.ppl_eval import ppl_eval
+from flm.tasks.processes import check_alone
+from flm.tasks.results import provenance, write_json
+
+FILE = "model.flmpack"
+EVALUATIONS = {"ppl_eval": ppl_eval, "golf_eval": golf_eval}
+
+
+def artifact(config: DictConfig) -> dict[str, Any]:
+    """Packs eval.checkpoint_path into run_dir/model.flmpack, with averaged weights unless eval.disable_ema.
+
+    Whatever is reported of the model afterwards is of the file, read back. Writes run_dir/artifact.json.
+    """
+    check_alone("artifact")
+    wanted = config.artifact
+    if wanted.evaluation is not None and wanted.evaluation not in EVALUATIONS:
+        raise ValueError(f"artifact.evaluation={wanted.evaluation} must be {' or '.join(EVALUATIONS)}, or null")
+    num_code = code_bytes(wanted.code)
+    left = None if wanted.limit_bytes is None else wanted.limit_bytes - num_code
+    if left is not None and left <= 0:
+        raise ValueError(
+            f"artifact.limit_bytes={wanted.limit_bytes:,}: the code alone has {num_code:,}: name in artifact.code what counts"
+        )
+    console = Console()
+    if not has_zstandard():
+        console.print("note: zstandard is not installed: compressed with zlib, a few percent larger")
+    algorithm, file, _ = load_for_evaluation(config)
+    # where the text lies, which a recipe for others leaves out, is what the evaluation below asks of the file
+    recipe = shareable(file.config) | {key: file.config[key] for key in ("data",) if key in file.config}
+    about = Description(recipe, file.tokenizer, algorithm.vocab_size, algorithm.length, file.step)
+    try:
+        packed = pack(algorithm, about, left, wanted.scale_floor, wanted.kept_elements)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+    path = run_dir(config) / FILE
+    write(path, packed.content)
+    loaded, _ = load_algorithm(path, None, config.eval.trusted_modules)
+    weights = {name: parameter for name, parameter in loaded.named_parameters() if name in packed.plan.bits}
+    size = path.stat().st_size
+    result = {
+        "path": str(path),
+        "model_bytes": size,
+        "code_bytes": num_code,
+        "total_bytes": size + num_code,
+        "limit_bytes": wanted.limit_bytes,
+        "headroom_bytes": None if left is None else left - size,
+        "elements_by_bits": packed.plan.elements(weights),
+        "blocks_in_5_bits": list(packed.plan.fewer),
+        "tried": [{"blocks_in_5_bits": list(blocks), "model_bytes": tried} for blocks, tried in packed.tried.items()],
+    }
+    _print(console, result, packed)
+    write_json(run_dir(config) / "artifact.json", provenance(config, file) | {"kind": "artifact", "artifact": result})
+    if wanted.evaluation is not None:
+        own = copy.deepcopy(config)
+        own.eval.checkpoint_path, own.eval.disable_ema = str(path), False
+        result["evaluation"] = EVALUATIONS[wanted.evaluation](own)
+    return result
+
+
+def code_bytes(paths: Sequence[str] | None) -> int:
+    """Bytes of the files, and of the .py files in the folders; None: of this package and the main.py beside it.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    package = Path(flm.__file__).parent
+    if paths is None:
+        main = package.parent / "main.py"  # absent where the package is installed alone
+        places = [package, *([main] if main.is_file() else [])]
+    else:
+        places = [Path(path) for path in paths]
+    files: set[Path] = set()
+    for place in places:
+        if not place.exists():
+            raise ValueError(f"artifact.code: {place}: no such file or folder")
+        files |= {path.resolve() for path in place.rglob("*.py")} if place.is_dir() else {place.resolve()}
+    return sum(path.stat().st_size for path in files)
+
+
+def _print(console: Console, result: dict[str, Any], packed: Packed) -> None:
+    bits = Table(title="weights", box=SIMPLE, pad_edge=False)
+    bits.add_column("bits", justify="right")
+    bits.add_column("elements", justify="right")
+    for width, elements in result["elements_by_bits"].items():
+        bits.add_row(str(width), f"{elements:,}")
+    console.print(bits)
+    sizes = Table(title="bytes", box=SIMPLE, pad_edge=False, show_header=False)
+    sizes.add_column()
+    sizes.add_column(justify="right")
+    for blocks, tried in packed.tried.items():
+        sizes.add_row(f"model, {len(blocks)} blocks in 5 bits" + f" {list(blocks)}" * bool(blocks), f"{tried:,}")
+    for name in ("code", "total", "limit", "headroom"):
+        value = result[f"{name}_bytes"]
+        sizes.add_row(name, "none" if value is None else f"{value:,}")
+    console.print(sizes)
+    console.print(f"written to {result['path']}", soft_wrap=True)

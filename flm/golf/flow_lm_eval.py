@@ -1,0 +1,113 @@
+"""mode=flow_lm_eval: an embedding flow on held-out text: likelihood bound, denoising curve, and v = 0 beside both."""
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from flm.algos.algorithm import Batch
+from flm.data.byte_table import ByteTable
+from flm.data.module import TextDataModule
+from flm.draws import mix_seed
+from flm.golf.embedding_likelihood import GRIDS, bound_report, denoising_report
+from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
+from flm.tasks.held_out import check_real_data, held_out_data
+from flm.tasks.processes import check_alone
+from flm.tasks.results import provenance, write_json
+from flm.tasks.scoring import head
+
+CAUTION = (
+    "denoising_ce_bpb is no likelihood and must not be compared with one: at t near 1 the state holds the answer, and v = 0, "
+    "no model at all, gives the number beside it"
+)
+
+
+def flow_lm_eval(config: DictConfig) -> dict[str, Any]:
+    """Writes run_dir/flow_lm_eval.json and prints the tables.
+
+    The bound's end is chosen on eval.pilot_draws training blocks; every end is a valid bound by itself.
+    """
+    check_alone("flow_lm_eval")
+    wanted = config.flow_lm_eval
+    if wanted.grid not in GRIDS:
+        raise ValueError(f"flow_lm_eval.grid must be one of {', '.join(GRIDS)}, not {wanted.grid}")
+    check_real_data(config, "flow_lm_eval")
+    algorithm, file, tokenizer = load_for_evaluation(config)
+    if not hasattr(algorithm, "denoising_curve"):
+        raise ValueError(
+            f"{file.path}: {type(algorithm).__name__} is no embedding flow, which mode=flow_lm_eval needs: take mode=ppl_eval"
+        )
+    data = held_out_data(config, file, tokenizer, algorithm)
+    table, bos_id, ends = ByteTable.of(tokenizer), tokenizer.bos_id, [float(end) for end in wanted.ends]
+    batches = list(data.valid_loader())
+    pilot = _training_batches(data, config)
+    draws = config.eval.draws_per_example
+    with Progress(transient=True) as progress, inference_precision(config):
+        total = len(batches) * (1 + draws * len(ends)) + len(pilot) * len(ends)
+        bar = progress.add_task("evaluating", total=total)
+
+        def advance() -> None:
+            progress.advance(bar)
+
+        times = GRIDS[wanted.grid](wanted.points)
+        curve = denoising_report(algorithm, batches, table, bos_id, times, config.seed, advance)
+        measured = bound_report(algorithm, pilot, table, bos_id, ends, 1, mix_seed(config.seed, 1), advance) if pilot else []
+        bounds = bound_report(algorithm, batches, table, bos_id, ends, draws, config.seed, advance)
+    chosen = min(measured, key=lambda row: row["nats_per_token"])["t1"] if measured else None
+    result = {
+        "corpus": data.corpus.describe(),
+        "denoising": curve | {"grid": wanted.grid},
+        "bound": bounds,
+        "chosen_t1": chosen,
+    }
+    folder, console = run_dir(config), Console()
+    about = provenance(config, file) | head("flow_lm_eval", config, algorithm, file)
+    write_json(folder / "flow_lm_eval.json", about | {"flow_lm_eval": result})
+    _print(console, result)
+    console.print(f"written to {folder / 'flow_lm_eval.json'}", soft_wrap=True)
+    return result
+
+
+def _training_batches(data: TextDataModule, config: DictConfig) -> list[Batch]:
+    """eval.pilot_draws training blocks, evenly spaced; none where the corpus has no training split."""
+    if "train" not in data.corpus.splits or not config.eval.pilot_draws:
+        return []
+    blocks, wanted, size = data.train_blocks(), config.eval.pilot_draws, config.loader.eval_batch_size
+    rows = [blocks.row(i * len(blocks) // wanted) for i in range(wanted)]
+    groups = [rows[start : start + size] for start in range(0, wanted, size)]
+    return [Batch(torch.stack([row.tokens for row in g]), torch.stack([row.weight for row in g])) for g in groups]
+
+
+def _print(console: Console, result: dict[str, Any]) -> None:
+    curve = result["denoising"]
+    bound = Table(title="bound on the targets given the sources", box=SIMPLE)
+    for heading in ("path ends at t1", "bits/byte", "nats/token", "+-draws", "diffusion", "reconstruction", "v = 0 bits/byte"):
+        bound.add_column(heading, justify="right")
+    for row in result["bound"]:
+        error = row["standard_error_nats"]
+        bound.add_row(
+            f"{row['t1']:g}" + " *" * (row["t1"] == result["chosen_t1"]),
+            f"{row['bits_per_byte']:.4f}",
+            f"{row['nats_per_token']:.4f}",
+            "" if error is None else f"{error:.4f}",
+            f"{row['diffusion_nats_per_token']:.4f}",
+            f"{row['reconstruction_nats_per_token']:.4f}",
+            f"{row['zero_velocity_bits_per_byte']:.4f}",
+        )
+    console.print(bound)
+    if result["chosen_t1"] is not None:
+        console.print("* the lowest on training text")
+    table = Table(title=f"cross-entropy of the denoised state, {curve['grid']} grid of {len(curve['times'])}", box=SIMPLE)
+    for heading in ("t", "nats/token", "v = 0"):
+        table.add_column(heading, justify="right")
+    rows = list(zip(curve["times"], curve["ce_nats_per_token"], curve["zero_velocity_ce_nats_per_token"], strict=True))
+    for t, model, control in rows:
+        table.add_row(f"{t:.3f}", f"{model:.4f}", f"{control:.4f}")
+    table.add_section()
+    table.add_row("bits/byte", f"{curve['denoising_ce_bpb']:.4f}", f"{curve['zero_velocity_denoising_ce_bpb']:.4f}")
+    console.print(table)
+    console.print(CAUTION, soft_wrap=True)

@@ -1,0 +1,111 @@
+"""mode=golf_eval: bits per byte of held-out text read as one stream, as the parameter-golf track counts them.
+
+Windows without overlap, sliding windows, and sliding windows with test-time training on what has been scored.
+"""
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from flm.data.byte_table import ByteTable
+from flm.data.module import TextDataModule
+from flm.golf.scored_stream import Reading, score
+from flm.golf.test_time_training import TestTimeTraining, score_then_train
+from flm.likelihood.bits_per_byte import ByteTally
+from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
+from flm.tasks.held_out import check_real_data, held_out_data
+from flm.tasks.processes import check_alone
+from flm.tasks.results import provenance, write_json
+from flm.tasks.scoring import head
+
+BLOCKS, SLIDING, TRAINED = METHODS = ("blocks", "sliding", "test_time_training")
+
+
+def golf_eval(config: DictConfig) -> dict[str, Any]:
+    """Scores the held-out text of the corpus eval.real_data names. Writes run_dir/golf_eval.json and prints a table."""
+    check_alone("golf_eval")
+    wanted = config.golf_eval
+    unknown = set(wanted.methods) - set(METHODS)
+    if unknown or not wanted.methods:
+        raise ValueError(f"golf_eval.methods={list(wanted.methods)}: some of {', '.join(METHODS)} are needed")
+    check_real_data(config, "golf_eval")
+    options = OmegaConf.to_container(wanted.test_time_training, resolve=True)
+    assert isinstance(options, dict)
+    settings = TestTimeTraining(**options, seed=config.seed)
+    algorithm, file, tokenizer = load_for_evaluation(config)
+    if not hasattr(algorithm, "predictions"):
+        raise ValueError(
+            f"{file.path}: {type(algorithm).__name__} does not read from left to right, which mode=golf_eval needs: "
+            "take mode=ppl_eval"
+        )
+    window = wanted.window or algorithm.length
+    chunk = wanted.chunk_tokens or 16 * window
+    readings = {
+        method: Reading(window, window if method == BLOCKS else wanted.stride, chunk, config.loader.eval_batch_size)
+        for method in METHODS
+        if method in wanted.methods
+    }
+    table = ByteTable.of(tokenizer)
+    data = held_out_data(config, file, tokenizer, algorithm)
+    text = _text(data, wanted.max_tokens)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    rows = {}
+    with Progress(*columns, transient=True) as progress, inference_precision(config):
+        for method, reading in readings.items():
+            bar = progress.add_task(method, total=reading.num_chunks(len(text) - 1))
+
+            def after(chunk: Any, bar: Any = bar) -> None:
+                progress.advance(bar)
+
+            if method == TRAINED:
+                tally = score_then_train(algorithm, text, reading, settings, table, after)
+            else:
+                tally = score(algorithm, text, reading, table, after)
+            rows[method] = _row(tally, reading)
+    result = {"corpus": data.corpus.describe(), "methods": rows}
+    folder, console = run_dir(config), Console()
+    about = provenance(config, file) | head("golf_eval", config, algorithm, file)
+    write_json(folder / "golf_eval.json", about | {"golf_eval": result})
+    _print(console, rows)
+    console.print(f"written to {folder / 'golf_eval.json'}", soft_wrap=True)
+    return result
+
+
+def _text(data: TextDataModule, max_tokens: int | None) -> Tensor:
+    """(N + 1,) ids of the held-out documents one after the other."""
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"golf_eval.max_tokens must be at least 1, or null for all, not {max_tokens}")
+    stream = data.cache.tokens("valid")
+    stop = len(stream) if max_tokens is None else min(len(stream), max_tokens + 1)
+    return torch.from_numpy(stream.read(0, stop))
+
+
+def _row(tally: ByteTally, reading: Reading) -> dict[str, Any]:
+    return {
+        "window": reading.window,
+        "stride": reading.stride,
+        "chunk_tokens": reading.chunk,
+        "chunks": reading.num_chunks(tally.num_tokens),
+        "tokens": tally.num_tokens,
+        "bytes": tally.num_bytes,
+        "nats_per_token": tally.nats_per_token,
+        "bits_per_byte": tally.bits_per_byte,
+    }
+
+
+def _print(console: Console, rows: dict[str, dict[str, Any]]) -> None:
+    window = next(iter(rows.values()))["window"]
+    table = Table(title=f"held-out text from left to right, {window} tokens at once", box=SIMPLE, pad_edge=False)
+    table.add_column("scored in", min_width=len(TRAINED))
+    for heading in ("stride", "tokens", "bytes", "nats/token", "bits/byte"):
+        table.add_column(heading, justify="right")
+    for method, row in rows.items():
+        counts = [f"{row[key]:,}" for key in ("stride", "tokens", "bytes")]
+        table.add_row(method, *counts, f"{row['nats_per_token']:.4f}", f"{row['bits_per_byte']:.4f}")
+    console.print(table)

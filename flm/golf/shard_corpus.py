@@ -1,0 +1,111 @@
+"""A folder of token shards as a corpus: text that was tokenised elsewhere, read as it is."""
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flm.data.byte_table import ByteTable
+from flm.data.corpora.corpus import SPLITS, Corpus, Split
+from flm.data.tokenizers import Tokenizer
+from flm.golf.shard_files import HEADER_BYTES, ShardStream, token_count
+
+_NAMES: dict[Split, str] = {"train": "train", "valid": "val"}  # of the splits, in file names
+
+
+class ShardFolder:
+    """Opened shards: what a `TokenCache` gives of text that was tokenised here."""
+
+    def __init__(self, files: dict[Split, list[Path]], tokenizer: Tokenizer):
+        self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
+        self._streams = {split: ShardStream(paths, tokenizer.vocab_size) for split, paths in files.items() if paths}
+
+    def tokens(self, split: Split) -> ShardStream:
+        if split not in self._streams:
+            raise ValueError(f"data.path: there is no *_{_NAMES[split]}_*.bin, so no {split} split")
+        return self._streams[split]
+
+    def bytes_per_token(self, split: Split) -> float:
+        """Bytes that the tokens of a split stand for, over their number; the first token follows a begin of text."""
+        stream, table = self.tokens(split), ByteTable.of(self.tokenizer)
+        previous, total = self.tokenizer.bos_id, 0
+        for start in range(0, len(stream), 1 << 22):
+            ids = torch.from_numpy(stream.read(start, min(len(stream), start + (1 << 22))))
+            total += int(table.bytes(ids, torch.cat((ids.new_tensor([previous]), ids[:-1]))).sum())
+            previous = int(ids[-1])
+        return total / len(stream)
+
+
+class TokenShardCorpus(Corpus):
+    """Files *_train_*.bin and *_val_*.bin of a folder, each split in sorted order; see `flm.golf.shard_files`.
+
+    The tokenizer must be the one they were written with; it cannot be learned here.
+
+    Args:
+        path: the folder.
+        wrap: as in `Corpus`.
+        cache_dir: not written to; where a tokenizer may be looked up by name.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], wrap: str = "plain", cache_dir: str | os.PathLike[str] | None = None):
+        super().__init__(None, wrap, cache_dir)
+        self.path = Path(path)
+        self._opened: ShardFolder | None = None
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        files = self._files()
+        return tuple(split for split in SPLITS if files[split])
+
+    def open(self, tokenizer: Tokenizer, root: Path) -> ShardFolder:
+        self._opened = ShardFolder(self._files(), tokenizer)
+        return self._opened
+
+    def raw_documents(self, split: Split) -> Iterator[str]:
+        """The text the tokens spell, document by document.
+
+        Raises:
+            ValueError: no tokenizer has been given yet, so one is to be learned.
+        """
+        if self._opened is None:
+            raise ValueError(f"data.path={self.path}: tokens are no text to learn a tokenizer from: give tokenizer.path")
+        stream, tokenizer = self._opened.tokens(split), self._opened.tokenizer
+        waiting: list[int] = []
+        for start in range(0, len(stream), 1 << 20):
+            for run in _documents(stream.read(start, min(len(stream), start + (1 << 20))), tokenizer.bos_id):
+                if run[0] == tokenizer.bos_id and waiting:
+                    yield tokenizer.decode(waiting, skip_special=True)
+                    waiting = []
+                waiting += run.tolist()
+        if waiting:
+            yield tokenizer.decode(waiting, skip_special=True)
+
+    def source_fingerprint(self) -> dict[str, Any]:
+        """Names, sizes and CRC-32 of the first 64 KiB of tokens: enough to tell sets of shards apart."""
+        found = {}
+        for path in (path for paths in self._files().values() for path in paths):
+            with path.open("rb") as file:
+                file.seek(HEADER_BYTES)
+                found[path.name] = [token_count(path), zlib.crc32(file.read(1 << 16))]
+        return {"shards": found}
+
+    def describe(self) -> str:
+        return f"token shards in {self.path}"
+
+    def _files(self) -> dict[Split, list[Path]]:
+        if not self.path.is_dir():
+            raise ValueError(f"data.path={self.path} is no folder: name one with *_train_*.bin and *_val_*.bin")
+        found = {split: sorted(self.path.glob(f"*_{name}_*.bin")) for split, name in _NAMES.items()}
+        if not any(found.values()):
+            raise ValueError(f"data.path={self.path} holds no *_train_*.bin or *_val_*.bin")
+        return found
+
+
+def _documents(tokens: np.ndarray, bos_id: int) -> list[np.ndarray]:
+    """The tokens cut before every BOS; no piece is empty."""
+    cuts = np.flatnonzero(tokens == bos_id)
+    return [piece for piece in np.split(tokens, cuts) if piece.size]

@@ -1,0 +1,234 @@
+"""The causal transformer of the parameter-golf track: small in bytes, with many small parts, each of which can be left out.
+
+B batch, L positions, D width, V vocabulary, H heads of width Dh.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flm.golf.attention import GolfAttention, stretched_base
+from flm.golf.parts import BigramTable, LeakySquareMLP, SmearGate, rms_norm
+from flm.models.attention import rotary_table
+from flm.models.causal import KeyValues
+from flm.posterior import TokenPosterior
+
+
+class GolfBlock(nn.Module):
+    """Attention and an MLP on a residual stream x that is first mixed with the network's input x0.
+
+        x <- m0 x + m1 x0,   x <- x + a Attention(r RMSNorm(x)),   x <- x + b MLP(r RMSNorm(x))
+
+    m0, m1, a, b (D,) learned: 1, 0, 1, 1 at the start, where the block is the identity. r is the caller's.
+    """
+
+    def __init__(self, attention: GolfAttention, mlp: LeakySquareMLP, dim: int, mix_input: bool):
+        super().__init__()
+        self.attention, self.mlp = attention, mlp
+        self.stream_gain = nn.Parameter(torch.ones(dim)) if mix_input else None
+        self.input_gain = nn.Parameter(torch.zeros(dim)) if mix_input else None
+        self.attention_gain, self.mlp_gain = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.ones(dim))
+
+    def forward(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        scale: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        first_values: Tensor | None = None,
+        cache: KeyValues | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The stream (B, L, D) and the values of `GolfAttention`. `scale` is r, a scalar; the rest as there."""
+        if self.stream_gain is not None:
+            x = self.stream_gain * x + self.input_gain * x0
+        read, values = self.attention(scale * rms_norm(x), cos, sin, first_values, cache)
+        x = x + self.attention_gain * read
+        return x + self.mlp_gain * self.mlp(scale * rms_norm(x)), values
+
+
+@dataclass
+class GolfCache:
+    """What has been read of sequences so far.
+
+    Attributes:
+        blocks: keys and values of each block.
+        recent: (B, n) the last tokens read, at most 2: all that embedding the next one needs.
+    """
+
+    blocks: list[KeyValues]
+    recent: Tensor | None = None
+
+
+class GolfTransformer(nn.Module):
+    """p(token_i | the tokens before it) at every position of a block, for any length (`flm.models.causal.LeftToRight`).
+
+    Position i reads token i - 1, and position 0 the token `start_id`, so that every token of a block is predicted, the first
+    included. Input and output share one table. Arguments switch parts; the defaults have all of them.
+
+    Args:
+        vocab_size: V.
+        length: L of the sequences the model is for, which sets the rotary base: it must not change with how much is read,
+            or what comes later would change what was said before. `forward` takes any length.
+        hidden_size: D.
+        num_blocks: an odd one, too, has num_blocks // 2 skips.
+        num_heads: H.
+        queries_per_key: query heads for each key-value head; 1: as many of one as of the other.
+        mlp_ratio: MLP width over D.
+        start_id: the token read before the first, the beginning of a document.
+        rotary_dims: dimensions of a head that turn with the position, even; null: all.
+        rotary_native_length: lengths beyond it stretch the rotary base, see `stretched_base`; null: none does.
+        query_gain: start of the learned gain of each query head.
+        exclusive, value_residual, gated: see `GolfAttention`.
+        norm_scale: whether the i-th block's normed inputs are divided by sqrt(i), i from 1.
+        mix_input: whether blocks mix the network's input into the stream, see `GolfBlock`.
+        skips: whether the outputs of the first half of the blocks are added, the last first, to inputs of the second half.
+        smear: whether embeddings pass a `SmearGate`.
+        smear_stop_id: see `SmearGate`.
+        bigram_rows, bigram_width, bigram_multipliers: see `BigramTable`; no rows (null): no table.
+        leaky_slope: see `LeakySquareMLP`.
+        output_softcap: bound on the logits; null for none.
+        embedding_std: standard deviation of the table at the start.
+        causal, conditioned: what the algorithm asks for; only a causal model without a time is to be had.
+
+    Raises:
+        ValueError: an algorithm that does not read from left to right asks for it; or sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        length: int,
+        hidden_size: int = 512,
+        num_blocks: int = 11,
+        num_heads: int = 8,
+        queries_per_key: int = 2,
+        mlp_ratio: int = 3,
+        start_id: int = 1,
+        rotary_dims: int | None = 16,
+        rotary_native_length: int | None = 1024,
+        query_gain: float = 1.5,
+        exclusive: bool = True,
+        value_residual: bool = True,
+        gated: bool = True,
+        norm_scale: bool = True,
+        mix_input: bool = True,
+        skips: bool = True,
+        smear: bool = True,
+        smear_stop_id: int | None = None,
+        bigram_rows: int | None = 4096,
+        bigram_width: int = 128,
+        bigram_multipliers: Sequence[int] = (36313, 27191),
+        leaky_slope: float = 0.5,
+        output_softcap: float | None = 30.0,
+        embedding_std: float = 0.005,
+        causal: bool = False,
+        conditioned: bool = True,
+    ):
+        super().__init__()
+        if not causal or conditioned:
+            raise ValueError("this model only reads from left to right: take algo=native_flow or algo=ar, or another model")
+        if hidden_size % num_heads or num_heads % queries_per_key:
+            raise ValueError(
+                f"model.hidden_size={hidden_size} must be a multiple of model.num_heads={num_heads}, and that of "
+                f"model.queries_per_key={queries_per_key}"
+            )
+        head_dim = hidden_size // num_heads
+        rotary_dims = head_dim if rotary_dims is None else rotary_dims
+        if rotary_dims % 2 or not 0 < rotary_dims <= head_dim:
+            raise ValueError(f"model.rotary_dims={rotary_dims} must be even and at most the width of a head, {head_dim}")
+        if not 0 <= start_id < vocab_size:
+            raise ValueError(f"model.start_id={start_id} must be a token id, in [0, {vocab_size})")
+        self.vocab_size, self.length, self.hidden_size = vocab_size, length, hidden_size
+        self.start_id, self.output_softcap = start_id, output_softcap
+        self.rotary_dims, self.norm_scale = rotary_dims, norm_scale
+        self.rotary_base = stretched_base(10000.0, rotary_dims, length, rotary_native_length)
+        self.input_table = nn.Parameter(torch.empty(vocab_size, hidden_size).normal_(std=embedding_std))
+        self.bigram = None
+        if bigram_rows is not None:
+            gain = (2 * num_blocks) ** -0.5
+            self.bigram = BigramTable(hidden_size, bigram_rows, bigram_width, bigram_multipliers, gain)
+        self.smear = SmearGate(hidden_size, smear_stop_id) if smear else None
+        self.blocks = nn.ModuleList(
+            GolfBlock(
+                GolfAttention(
+                    hidden_size, num_heads, queries_per_key, query_gain, exclusive, value_residual, gated, index == 0
+                ),
+                LeakySquareMLP(hidden_size, mlp_ratio, leaky_slope),
+                hidden_size,
+                mix_input,
+            )
+            for index in range(num_blocks)
+        )
+        self.skip_gain = nn.Parameter(torch.ones(num_blocks // 2, hidden_size)) if skips else None
+
+    def forward(self, tokens: Tensor) -> TokenPosterior:
+        """The predictions (B, L) of tokens (B, L): the i-th is of token i and has not seen it nor any after it."""
+        return self._read(F.pad(tokens[:, :-1], (1, 0), value=self.start_id), None)
+
+    def new_cache(self, capacity: int) -> GolfCache:
+        """For `next_token`; `capacity` counts the start and all tokens that will be read, L to write L tokens."""
+        return GolfCache([KeyValues(capacity) for _ in self.blocks])
+
+    @torch.no_grad()
+    def next_token(self, tokens: Tensor, cache: GolfCache) -> TokenPosterior:
+        """The prediction (B, 1) of the token that follows `tokens` (B, n), which follow what `cache` has read.
+
+        The cache reads them too. With an empty one they are the first of the sequence, and n may be 0.
+        """
+        if cache.recent is None:
+            tokens = F.pad(tokens, (1, 0), value=self.start_id)
+        posterior = self._read(tokens, cache)
+        return replace(posterior, hidden=posterior.hidden[:, -1:])
+
+    def compile_blocks(self, mode: str = "default") -> None:
+        """Compiles each block on its first call. Parameters keep their names. `mode` is torch.compile's."""
+        for block in self.blocks:
+            block.compile(mode=mode)
+
+    def flops_per_token(self, length: int) -> int:
+        """Floating-point operations of one evaluation, forward, per token of sequences of `length`.
+
+        2 for each parameter of a matrix that multiplies every token, and 4 L D a block for attention.
+        """
+        matrices = sum(layer.weight.numel() for layer in self.modules() if isinstance(layer, nn.Linear))
+        return 2 * (matrices + self.input_table.numel()) + 4 * length * self.hidden_size * len(self.blocks)
+
+    def _read(self, tokens: Tensor, cache: GolfCache | None) -> TokenPosterior:
+        """What follows each of the tokens (B, n), which are the first or, with a cache, follow what it has read."""
+        x = x0 = self._embedded(tokens, cache)
+        start = 0 if cache is None else cache.blocks[0].length
+        positions = torch.arange(start, start + tokens.shape[1], device=x.device)
+        cos, sin = rotary_table(positions, self.rotary_dims, self.rotary_base)
+        # a tensor, and not numbers of the blocks, so that one compilation serves all
+        depth = torch.arange(1, len(self.blocks) + 1, device=x.device, dtype=x.dtype)
+        scales = depth.rsqrt() if self.norm_scale else torch.ones_like(depth)
+        first_values, outputs = None, []
+        for index, block in enumerate(self.blocks):
+            if self.skip_gain is not None and outputs and index >= len(self.blocks) // 2:
+                x = x + self.skip_gain[index - len(self.blocks) // 2] * outputs.pop()
+            if cache is None:
+                x, values = block(x, x0, scales[index], cos, sin, first_values)
+            else:  # never the compiled block: shapes change at every call
+                x, values = block.forward(x, x0, scales[index], cos, sin, first_values, cache.blocks[index])
+            first_values = values if first_values is None else first_values
+            if index < len(self.blocks) // 2:
+                outputs.append(x)
+        return TokenPosterior(rms_norm(x), self.input_table, softcap=self.output_softcap)
+
+    def _embedded(self, tokens: Tensor, cache: GolfCache | None) -> Tensor:
+        """x0 (B, n, D). That of a position depends on its token and the two before it."""
+        new = tokens.shape[1]
+        if cache is not None:
+            tokens = tokens if cache.recent is None else torch.cat((cache.recent, tokens), dim=1)
+            cache.recent = tokens[:, -2:]
+        x = F.embedding(tokens, self.input_table)
+        if self.bigram is not None:
+            x = x + self.bigram(tokens)
+        x = rms_norm(x)
+        if self.smear is not None:
+            x = self.smear(x, tokens)
+        return x[:, tokens.shape[1] - new :]

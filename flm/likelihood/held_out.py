@@ -1,0 +1,105 @@
+"""What a model says about held-out text: -log p of blocks, exact or bounded, averaged over blocks and draws."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flm.algos.algorithm import Algorithm, Batch
+from flm.draws import Draws
+from flm.likelihood.bits_per_byte import bits_per_byte, bits_per_token, perplexity
+from flm.measures.estimate import Estimate
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Nats per token of N sequences of L tokens.
+
+    Attributes:
+        nats_per_token: over sequences: its error says how far other text of the same kind might differ.
+        monte_carlo_error: of the mean over draws, for this very text, in nats per token; 0 where the value is exact, None
+            where one draw was made. Draws are stratified, which it does not see: it errs on the large side.
+        parts: nats per token by part of the bound, adding up to the mean; None where no draw fell.
+        draws_by_part: how many draws, of all sequences together, fell there.
+        num_tokens: N * L.
+        num_draws: for each sequence.
+    """
+
+    nats_per_token: Estimate
+    monte_carlo_error: float | None
+    parts: dict[str, float | None]
+    draws_by_part: dict[str, int]
+    num_tokens: int
+    num_draws: int
+
+    def in_units(self, num_bytes: float, num_characters: float) -> dict[str, Any]:
+        """Plain values for a result file; the tokens stand for so many bytes of UTF-8 and so many characters."""
+        mean, error = self.nats_per_token.mean, self.monte_carlo_error
+        per_nat = {
+            "bits_per_token": bits_per_token(1.0),
+            "bits_per_byte": bits_per_byte(1.0, self.num_tokens, num_bytes),
+            "bits_per_character": bits_per_token(1.0) * self.num_tokens / num_characters,
+        }
+        slopes = {"nats": 1.0, "perplexity": perplexity(mean), **per_nat}  # d perplexity / d nats is the perplexity
+        return {
+            "nats_per_token": mean,
+            "standard_error_nats": self.nats_per_token.standard_error,
+            "perplexity": perplexity(mean),
+            **{name: mean * slope for name, slope in per_nat.items()},
+            # `error and`: none stays none, and 0 stays 0 where the perplexity overflows
+            **{f"monte_carlo_error_{name}": error and error * slope for name, slope in slopes.items()},
+            "parts_nats_per_token": self.parts,
+            "draws_by_part": self.draws_by_part,
+            "sequences": self.nats_per_token.count,
+            "tokens": self.num_tokens,
+            "draws_per_example": self.num_draws,
+        }
+
+
+@torch.no_grad()
+def likelihood(
+    algorithm: Algorithm,
+    batches: Iterable[Batch],
+    draws_per_example: int,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+    on_draw: Callable[[], None] | None = None,
+) -> Likelihood:
+    """Mean of `algorithm.bound` over all sequences of the batches; an exact one is asked once.
+
+    Args:
+        options: keyword arguments of `bound`.
+        on_draw: called after each evaluation of one batch.
+    """
+    device = next(algorithm.parameters(), torch.empty(0)).device
+    num_draws = 1 if algorithm.bound_kind == "exact" else draws_per_example
+    nats, parts, fallen, num_tokens = [], defaultdict(float), defaultdict(int), 0
+    for index, batch in enumerate(batches):
+        batch = batch.to(device)
+        num_tokens += batch.tokens.numel()
+        columns = []
+        for draw in range(num_draws):
+            bound = algorithm.bound(batch, Draws(seed, index * num_draws + draw, device=device), **(options or {}))
+            columns.append(bound.nats.double().cpu())
+            drawn = getattr(bound, "drawn", {})  # absent where every draw evaluates every part
+            for name, values in bound.parts.items():
+                parts[name] += values.double().sum().item() / num_draws
+                fallen[name] += int(drawn[name].sum()) if name in drawn else len(values)
+            if on_draw is not None:
+                on_draw()
+        nats.append(torch.stack(columns, 1))
+    values = torch.cat(nats) * (sum(len(rows) for rows in nats) / num_tokens)  # per token
+    error: float | None = 0.0
+    if algorithm.bound_kind != "exact":
+        error = math.sqrt((values.var(1) / num_draws).sum().item()) / len(values) if num_draws > 1 else None
+    return Likelihood(
+        Estimate.of(values.mean(1).tolist()),
+        error,
+        {name: value / num_tokens if fallen[name] else None for name, value in parts.items()},
+        dict(fallen),
+        num_tokens,
+        num_draws,
+    )

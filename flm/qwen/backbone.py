@@ -1,0 +1,227 @@
+"""Qwen3 made a token backbone: the network of discrete flow matching that starts from a pretrained language model.
+
+The network itself is flm/qwen/modeling_flow_qwen3.py; transformers is imported where it is needed. B batch, L positions.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from flm.models.token_backbone import among_real
+from flm.paths.mixture import Cosine, Polynomial, Schedule
+from flm.posterior import TokenPosterior
+
+if TYPE_CHECKING:
+    from flm.qwen.configuration_flow_qwen3 import FlowMatchingConfig
+    from flm.qwen.modeling_flow_qwen3 import FlowMatchingLanguageModel
+
+KEY = "model.pretrained_path"
+# of a config.json: what is about files and versions, not about the network
+_NOT_SHAPE = ("architectures", "auto_map", "dtype", "torch_dtype", "flm", "networks", "length", "transformers_version")
+
+
+def architecture_of(folder: str | Path | None) -> dict[str, Any] | None:
+    """What a folder's config.json says of the network: a Qwen3's, or a model's that was exported here. None of None.
+
+    Raises:
+        ValueError: there is no readable config.json, or it is of another network.
+    """
+    if folder is None:
+        return None
+    path = Path(folder) / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{KEY}={folder}: no model folder, its config.json cannot be read ({error})") from error
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if kind not in ("qwen3", "flow_qwen3"):
+        raise ValueError(f"{KEY}={folder}: a model of type {kind!r}; qwen3, or one exported here, is needed")
+    return {key: value for key, value in content.items() if key not in _NOT_SHAPE}
+
+
+def schedule_of(scheduler_type: str, scheduler_n: float = 1.0) -> Schedule:
+    """kappa(t) by its name in a `FlowMatchingConfig`.
+
+    Raises:
+        ValueError: there is none of this name that runs from 0 to 1.
+    """
+    if scheduler_type == "polynomial_convex":
+        return Polynomial(scheduler_n)
+    known: dict[str, Callable[[], Schedule]] = {"linear": Polynomial, "cosine": Cosine}
+    if scheduler_type not in known:
+        raise ValueError(f"scheduler_type must be polynomial_convex, linear or cosine, not {scheduler_type!r}")
+    return known[scheduler_type]()
+
+
+def scheduler_fields(schedule: Schedule | None) -> dict[str, Any]:
+    """The reverse; empty where the config has no name for it."""
+    if isinstance(schedule, Polynomial):
+        return {"scheduler_type": "polynomial_convex", "scheduler_n": schedule.exponent}
+    return {"scheduler_type": "cosine"} if isinstance(schedule, Cosine) else {}
+
+
+class QwenBackbone(nn.Module):
+    """Qwen3 that looks both ways, as the `TokenBackbone` of discrete flow matching.
+
+    Built from `architecture` alone it begins with random weights, which a checkpoint then replaces; with `pretrained` from
+    those of a folder. Parameters that Qwen3 has not have "time_" in their names.
+
+    Args:
+        vocab_size: ids it must be able to read: V of the data, and with a mask that the tokenizer lacks one more.
+        length: L; one position more is read where there is a shift.
+        architecture: of a config.json, see `architecture_of`. The arguments below that are None are taken from it where it is
+            a model's exported here.
+        pretrained: folder with the weights (safetensors) to begin with.
+        mask_id: row of the token table that stands for the mask; None: the first that the tokenizer leaves free.
+        source: "mask" or "uniform", noise that the model is trained on; None: mask.
+        shift: whether token i is read off the position before it, as in Qwen3's training; None: true.
+        anchor_id: what is read before the first token where there is a shift; None: the begin, else the end token.
+        time_mode: "none", "add" or "adaln", how t enters; None: none, enough for a mask, whose number tells the time.
+        time_embedding_dim, time_embedding_type: as in `FlowMatchingConfig`.
+        causal: Qwen3's own direction of attention, for comparison.
+        attention: "sdpa", "eager" or "flex_attention"; "flash_attention_2" for rows without documents or padding.
+        activation_checkpointing: compute each layer again in the backward pass instead of keeping what it computed.
+
+    Attributes:
+        network: the `FlowMatchingLanguageModel`.
+        mask_id, real_vocab_size: as in `TokenBackbone`.
+
+    Raises:
+        ValueError: there is no architecture, no free row for a mask, too few rows or positions, or the folder's weights are
+            not those of the architecture.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        length: int,
+        architecture: Mapping[str, Any] | None,
+        pretrained: str | Path | None = None,
+        mask_id: int | None = None,
+        source: str | None = None,
+        shift: bool | None = None,
+        anchor_id: int | None = None,
+        time_mode: str | None = None,
+        time_embedding_dim: int | None = None,
+        time_embedding_type: str | None = None,
+        causal: bool = False,
+        attention: str = "sdpa",
+        activation_checkpointing: bool = False,
+    ):
+        super().__init__()
+        if architecture is None:
+            raise ValueError(f"{KEY} is not set: name a Qwen3 folder, or a model exported here")
+        given = {
+            "mask_token_id": mask_id,
+            "source": source,
+            "shift": shift,
+            "anchor_token_id": anchor_id,
+            "time_mode": time_mode,
+            "time_embedding_dim": time_embedding_dim,
+            "time_embedding_type": time_embedding_type,
+        }
+        given = {key: value for key, value in given.items() if value is not None}
+        config = _config(dict(architecture), given | {"is_causal": causal}, vocab_size, length, attention)
+        self._hold(_new(config) if pretrained is None else _pretrained(pretrained, config, attention))
+        self.network.train()  # transformers loads for evaluation, where no activation is checkpointed
+        if activation_checkpointing:
+            self.network.activation_checkpointing_enable({"use_reentrant": False})
+
+    @classmethod
+    def around(cls, network: "FlowMatchingLanguageModel") -> "QwenBackbone":
+        """The backbone of a network that is there already."""
+        backbone = cls.__new__(cls)
+        nn.Module.__init__(backbone)
+        backbone._hold(network)
+        return backbone
+
+    def _hold(self, network: "FlowMatchingLanguageModel") -> None:
+        self.network = network
+        self.mask_id: int | None = network.config.mask_token_id if network.config.source == "mask" else None
+        self.real_vocab_size: int = network.config.real_vocab_size
+
+    def forward(self, tokens: Tensor, t: Tensor | None = None, documents: Tensor | None = None) -> TokenPosterior:
+        """The posterior (B, L) of every token, of ids below `real_vocab_size` other than the mask's."""
+        hidden = self.network.encode(tokens, t, documents)
+        return among_real(TokenPosterior(hidden, self.network.lm_head.weight), self.real_vocab_size, self.mask_id)
+
+    def flops_per_token(self, length: int) -> int:
+        """Of one evaluation, forward: two for each weight of a product, and the products of attention."""
+        config = self.network.config
+        weights = sum(p.numel() for p in self.network.model.layers.parameters() if p.ndim == 2)
+        attention = 2 * length * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+        return 2 * (weights + self.real_vocab_size * config.hidden_size + attention)
+
+    def compile_blocks(self, mode: str = "default") -> None:
+        """Compiles the layers."""
+        for layer in self.network.model.layers:
+            layer.compile(mode=mode)
+
+    def set_future_share(self, share: float | None) -> None:
+        """As `FlowMatchingLanguageModel.future_share`."""
+        self.network.future_share = share
+
+
+def _config(
+    architecture: dict[str, Any], given: dict[str, Any], vocab_size: int, length: int, attention: str
+) -> "FlowMatchingConfig":
+    from flm.qwen.configuration_flow_qwen3 import FlowMatchingConfig
+
+    rows = architecture.get("vocab_size", 0)
+    own = architecture.pop("model_type", None) == FlowMatchingConfig.model_type
+    masked = given.get("source", architecture.get("source", "mask")) == "mask"
+    real = vocab_size - 1 if masked else vocab_size  # `token_backbone` asks for one row more where there is a mask
+    if "mask_token_id" not in given and not own:
+        given["mask_token_id"] = real if masked else min(real, rows - 1)
+    if vocab_size > rows and (real > rows or given.get("mask_token_id", architecture.get("mask_token_id")) == real):
+        raise ValueError(
+            f"{KEY}: the token table has {rows} rows, all taken by the {real} tokens of the tokenizer: no row is left for a "
+            "mask; name a token that is in no text as model.mask_id"
+            if real == rows
+            else f"{KEY}: the token table has {rows} rows, the tokenizer {real} tokens: take the model's own tokenizer"
+        )
+    try:
+        config = FlowMatchingConfig(**architecture | given | {"real_vocab_size": real})
+    except (ValueError, TypeError) as error:  # strict dataclasses raise both
+        raise ValueError(f"model: {_first_line(error)}") from error
+    read = length + int(config.shift)
+    if read > config.max_position_embeddings:
+        raise ValueError(
+            f"model.length={length}: the model reads at most {config.max_position_embeddings} positions, not {read}"
+        )
+    config._attn_implementation = attention
+    return config
+
+
+def _new(config: "FlowMatchingConfig") -> "FlowMatchingLanguageModel":
+    from flm.qwen.modeling_flow_qwen3 import FlowMatchingLanguageModel
+
+    return FlowMatchingLanguageModel(config)
+
+
+def _pretrained(folder: str | Path, config: "FlowMatchingConfig", attention: str) -> "FlowMatchingLanguageModel":
+    from transformers.utils import logging
+
+    from flm.qwen.modeling_flow_qwen3 import FlowMatchingLanguageModel
+
+    if not any(Path(folder).glob("*.safetensors")):
+        raise ValueError(f"{KEY}={folder}: holds no safetensors weights; pickled ones can execute code and are not read")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # else it reports what is missing, which `from_pretrained` has checked
+    try:
+        with torch.device("cpu"):
+            return FlowMatchingLanguageModel.from_pretrained(
+                str(folder), config=config, dtype=torch.float32, attn_implementation=attention, local_files_only=True
+            )
+    except Exception as error:  # transformers and safetensors each raise their own
+        raise ValueError(f"{KEY}={folder}: {_first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

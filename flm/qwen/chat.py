@@ -1,0 +1,105 @@
+"""Conversations as a tokenizer's chat template writes them: an example for each answer, all before it given."""
+
+import json
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from flm.data.tokenizers import Tokenizer
+from flm.qwen.examples import Example, Unfit
+
+
+class Chats:
+    """A record is a conversation, or a question with its answer.
+
+    An example is the conversation up to an answer, as the template writes it to a model that is to answer, and the answer with
+    what the template ends it with. The two are tokenised apart, as they are when a model is asked, so where one ends and the
+    other begins is a position, not a token that is searched for.
+
+    Args:
+        template: tokenizer folder whose chat template is used. Templates are text that is filled in by a sandbox.
+        messages_key: of a list of objects with `role` and `content`; None: records have the two below.
+        prompt_key, response_key: of a question and its answer.
+        answers: "all" assistant messages, each an example; or "last".
+        thinking: None leaves the template's own default; else its `enable_thinking` where an answer begins.
+    """
+
+    divisible = False
+
+    def __init__(
+        self,
+        template: str | os.PathLike[str],
+        messages_key: str | None = "messages",
+        prompt_key: str = "prompt",
+        response_key: str = "response",
+        answers: str = "all",
+        thinking: bool | None = None,
+    ):
+        if answers not in ("all", "last"):
+            raise ValueError(f"data.reader.answers must be all or last, not {answers}")
+        self.template, self.messages_key = os.fspath(template), messages_key
+        self.prompt_key, self.response_key, self.answers = prompt_key, response_key, answers
+        self.keys = [prompt_key, response_key] if messages_key is None else [messages_key]
+        self.options = {} if thinking is None else {"enable_thinking": thinking}
+
+    def text(self, record: dict[str, Any]) -> str:
+        return json.dumps(self.messages(record), ensure_ascii=False)
+
+    def messages(self, record: dict[str, Any]) -> list[dict[str, str]]:
+        """Raises `Unfit` where there is no assistant's message, or one that is no text."""
+        if self.messages_key is None:
+            roles = (("user", self.prompt_key), ("assistant", self.response_key))
+            found = [{"role": role, "content": record[key]} for role, key in roles]
+        else:
+            found = record[self.messages_key]
+        if not isinstance(found, list) or not all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in found
+        ):
+            raise Unfit(f"{' and '.join(self.keys)} must hold messages, each with a role and a content of text")
+        messages = [{"role": m["role"], "content": m["content"]} for m in found]
+        if not any(m["role"] == "assistant" and m["content"] for m in messages):
+            raise Unfit(f'{" and ".join(self.keys)}: no message of the role "assistant"')
+        return messages
+
+    def __call__(self, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Example]:
+        messages = self.messages(record)
+        places = [index for index, m in enumerate(messages) if m["role"] == "assistant" and m["content"]]
+        for index in places if self.answers == "all" else places[-1:]:
+            prompt = self._written(messages[:index], True)
+            whole = self._written(messages[: index + 1], False)
+            if not whole.startswith(prompt):
+                raise Unfit(f"the chat template of {self.template} does not begin an answer as it asks for one")
+            given = tokenizer.encode(prompt)
+            answer = tokenizer.encode(whole[len(prompt) :].rstrip("\n"))
+            # templates end an answer with a token of their own, Qwen3's with what is its tokenizer's EOS
+            end = [] if answer[-1:] == [tokenizer.eos_id] else [tokenizer.eos_id]
+            yield Example([*given, *answer, *end], len(given))
+
+    def _written(self, messages: list[dict[str, str]], ask: bool) -> str:
+        options = self.options if ask else {}
+        template = _template(self.template)
+        try:
+            return template.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **options)
+        except Exception as error:  # a template raises what it likes
+            raise Unfit(f"the chat template of {self.template}: {str(error).partition(chr(10))[0]}") from error
+
+
+@lru_cache(maxsize=4)
+def _template(folder: str) -> Any:
+    """The folder's tokenizer, for its template.
+
+    Raises:
+        ValueError: there is none, or it has no template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the hub, the network and the parsers each raise their own
+        raise ValueError(
+            f"data.reader.template={folder}: no readable tokenizer ({str(error).partition(chr(10))[0]})"
+        ) from error
+    if not found.chat_template:
+        raise ValueError(f"data.reader.template={folder}: the tokenizer has no chat template: take one of a chat model")
+    return found

@@ -1,0 +1,230 @@
+"""Qwen3 as a flow language model, in token ids: names and calls of the project that this retrofit comes from.
+
+    model = FlowMatchingLanguageModel.from_pretrained("Qwen/Qwen3-1.7B")
+    sampler = FlowMatchingSampler(model, FlowMatchingGenerationConfig(num_steps=32, temperature=0.7, top_p=0.95))
+    sampler.generate(prompt_ids, max_length=256)
+
+`flm.load` opens the same models with text in and text out. This module imports transformers. B batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flm.algos.dfm import DFM
+from flm.paths.mixture import mix
+from flm.qwen.backbone import QwenBackbone, schedule_of
+from flm.qwen.configuration_flow_qwen3 import FlowMatchingConfig
+from flm.qwen.modeling_flow_qwen3 import FlowMatchingLanguageModel, TimeEmbedding
+from flm.samplers.canvas import Canvas
+
+__all__ = [
+    "DiscreteFlowPath",
+    "DiscreteFlowSample",
+    "FlowMatchingConfig",
+    "FlowMatchingGenerationConfig",
+    "FlowMatchingLanguageModel",
+    "FlowMatchingSampler",
+    "TimeEmbedding",
+]
+
+Ids = Tensor | Sequence[int] | Sequence[Sequence[int]]
+SOLVERS = ("euler", "exact")
+
+
+@dataclass(frozen=True)
+class DiscreteFlowSample:
+    """A state x_t (B, L) between noise x_0 and data x_1 at t (B,)."""
+
+    x_t: Tensor
+    x_0: Tensor
+    x_1: Tensor
+    t: Tensor
+
+
+class DiscreteFlowPath:
+    """Each position shows its token of the data with probability kappa(t), independently of the others, else its noise.
+
+    Args:
+        scheduler_type, scheduler_n: of kappa, as in `FlowMatchingConfig`.
+    """
+
+    def __init__(self, scheduler_type: str = "polynomial_convex", scheduler_n: float = 1.0):
+        self.schedule = schedule_of(scheduler_type, scheduler_n)
+
+    def sample(self, x_0: Tensor, x_1: Tensor, t: Tensor, generator: torch.Generator | None = None) -> DiscreteFlowSample:
+        """A state of noise and data (B, L) int64 at t (B,) in [0, 1]. generator: None: seeded by torch's global one."""
+        kappa = self.schedule.kappa(t.double())
+        return DiscreteFlowSample(mix(x_0, x_1, kappa, generator or _generator(x_1.device)), x_0, x_1, t)
+
+
+@dataclass
+class FlowMatchingGenerationConfig:
+    """How a sampler writes.
+
+    Attributes:
+        num_steps: of the solver, at most one evaluation of the network each.
+        temperature: divides the logits; 0 takes the most probable token.
+        top_k, top_p: draw among the k most probable tokens, the fewest of this mass; None: among all.
+        mask_token_id: the model's.
+        solver_type: where positions are not written by confidence: "exact" jumps with the probability of the path, "euler"
+            with the rate at the step's beginning, too rarely.
+        guidance_scale: 1; there is no guidance.
+
+    Raises:
+        ValueError: one is out of its range.
+    """
+
+    num_steps: int = 32
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    mask_token_id: int = 151669
+    solver_type: str = "euler"
+    guidance_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, not {self.num_steps}")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must be at least 0, not {self.temperature}")
+        if self.solver_type not in SOLVERS:
+            raise ValueError(f"solver_type must be one of {', '.join(SOLVERS)}, not {self.solver_type!r}")
+        if self.guidance_scale != 1.0:
+            raise ValueError(f"guidance_scale={self.guidance_scale}: there is no guidance, it must be 1")
+
+
+class FlowMatchingSampler:
+    """Writes texts, in token ids, with a model in evaluation mode.
+
+    Args:
+        config: None: the model's own number of steps and mask, and defaults.
+
+    Raises:
+        ValueError: the config's mask is not the model's.
+    """
+
+    def __init__(self, model: FlowMatchingLanguageModel, config: FlowMatchingGenerationConfig | None = None):
+        own = model.config
+        if config is None:
+            config = FlowMatchingGenerationConfig(own.num_sampling_steps, mask_token_id=own.mask_token_id)
+        if config.mask_token_id != own.mask_token_id:
+            raise ValueError(f"mask_token_id={config.mask_token_id}, but the model's mask is {own.mask_token_id}")
+        self.model, self.config = model.eval(), config
+
+        def backbone(vocab_size: int) -> QwenBackbone:
+            return QwenBackbone.around(model)
+
+        length = own.max_position_embeddings - int(own.shift)
+        self._algorithm = DFM(
+            backbone, own.real_vocab_size, length, own.source, schedule_of(own.scheduler_type, own.scheduler_n)
+        )
+
+    def generate(
+        self,
+        prompt_ids: Ids | None = None,
+        max_length: int = 256,
+        batch_size: int = 1,
+        num_steps: int | None = None,
+        use_confidence: bool = True,
+        verbose: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Texts (B, max_length) that begin with the prompts; max_length counts prompt and new tokens.
+
+        Args:
+            prompt_ids: (B, P), or rows of different lengths; masks in them are filled, too. None: nothing is given.
+            batch_size: B where there is no prompt or one.
+            num_steps: None: the config's.
+            use_confidence: at each step write the positions whose prediction is surest; False: `solver_type` says which.
+            verbose: print each step.
+            generator: of the draws, on the model's device; None: one seeded by torch's global generator.
+
+        Raises:
+            ValueError: there is nothing to fill or too much, an id is not the model's, or batch_size not the prompts'.
+        """
+        prompts = [[]] * batch_size if prompt_ids is None else _rows(prompt_ids)
+        if len(prompts) == 1:
+            prompts = prompts * batch_size
+        if batch_size not in (1, len(prompts)):
+            raise ValueError(f"batch_size={batch_size}, but there are {len(prompts)} prompts")
+        too_long = max(len(row) for row in prompts)
+        if too_long > max_length:
+            raise ValueError(f"max_length={max_length} counts the prompt too, which has {too_long} tokens")
+        rows = [row + [self.config.mask_token_id] * (max_length - len(row)) for row in prompts]
+        return self._fill(rows, num_steps, use_confidence, verbose, generator)
+
+    def generate_with_prefix(self, prefix_ids: Ids, suffix_length: int, num_steps: int | None = None, **options: Any) -> Tensor:
+        """`generate` (options as there) of the prefix (B, P) and suffix_length tokens more."""
+        longest = max(len(row) for row in _rows(prefix_ids))
+        return self.generate(prefix_ids, longest + suffix_length, num_steps=num_steps, **options)
+
+    def infill(
+        self,
+        prefix_ids: Ids,
+        suffix_ids: Ids,
+        infill_length: int,
+        num_steps: int | None = None,
+        use_confidence: bool = True,
+        verbose: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Prefixes (B, P), infill_length new tokens and suffixes (B, S), (B, P + infill_length + S); other arguments as above.
+
+        Raises:
+            ValueError: as `generate`; or rows differ in their whole length.
+        """
+        prefixes, suffixes = _rows(prefix_ids), _rows(suffix_ids)
+        if len(prefixes) != len(suffixes):
+            raise ValueError(f"{len(prefixes)} prefixes, but {len(suffixes)} suffixes")
+        hole = [self.config.mask_token_id] * infill_length
+        rows = [prefix + hole + suffix for prefix, suffix in zip(prefixes, suffixes, strict=True)]
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError("prefix and suffix together must be as long in all rows: call infill for each length")
+        return self._fill(rows, num_steps, use_confidence, verbose, generator)
+
+    def _fill(
+        self, rows: list[list[int]], steps: int | None, by_confidence: bool, verbose: bool, generator: torch.Generator | None
+    ) -> Tensor:
+        config, own = self.config, self.model.config
+        if by_confidence and own.source != "mask":
+            raise ValueError("use_confidence=True needs a model of masks: with uniform noise, pass use_confidence=False")
+        given = torch.tensor(rows, dtype=torch.long, device=self.model.device)
+        editable = given == config.mask_token_id
+        strange = ~editable & ((given < 0) | (given >= own.real_vocab_size))
+        if strange.any():
+            raise ValueError(f"token id {given[strange][0].item()} is not one of the model's {own.real_vocab_size}")
+        if not editable.any(1).all():
+            raise ValueError("there is nothing to fill: raise max_length or infill_length, or give masks")
+        if given.shape[1] > self._algorithm.length:
+            raise ValueError(f"{given.shape[1]} tokens: the model reads at most {self._algorithm.length}")
+        options: dict[str, Any] = {"solver": "top_probability" if by_confidence else config.solver_type}
+        # greedy is the best of one: the confidence is then that of the model, untempered
+        options |= {"top_k": 1} if config.temperature == 0 else {"temperature": config.temperature}
+        options |= {"top_k": config.top_k} if config.top_k is not None and config.temperature != 0 else {}
+        options |= {"top_p": config.top_p} if config.top_p is not None else {}
+        return self._algorithm.generate(
+            Canvas(given.masked_fill(editable, 0), editable),
+            config.num_steps if steps is None else steps,
+            generator or _generator(given.device),
+            _report if verbose else None,
+            **options,
+        )
+
+
+def _report(moment: Any) -> None:
+    print(f"step {moment.index + 1} of {moment.steps}, t = {moment.tau:.3f}", flush=True)
+
+
+def _rows(ids: Ids) -> list[list[int]]:
+    plain = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    if not plain or isinstance(plain[0], int):
+        plain = [plain]
+    return [list(row) for row in plain]
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), device="cpu")))

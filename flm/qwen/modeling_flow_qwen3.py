@@ -1,0 +1,322 @@
+"""Qwen3 as a flow language model for transformers: reads a corrupted sequence both ways and says what every token was.
+
+Travels with exported models, beside its configuration file; the two need torch and transformers (5.2 or newer) only.
+t is 0 at the source (noise) and 1 at the data. B batch, L length, D width, V rows of the token table.
+"""
+
+import math
+from dataclasses import fields
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, Qwen3ForCausalLM
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3Model
+
+from .configuration_flow_qwen3 import LAYERS_ATTENTION, FlowMatchingConfig
+
+TIME_FEATURES = 256
+NEW = "time_"  # in the name of every parameter that Qwen3 has not
+
+
+class ZeroLinear(nn.Linear):
+    """Begins at zero, so that what it feeds begins as if it were not there.
+
+    A class of its own because transformers initialises again, by class, what a checkpoint lacks.
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class TimeEmbedding(nn.Module):
+    """t (B,) in [0, 1] as vectors (B, out): Linear, SiLU, Linear of 256 cosines and sines, which are formed in fp32.
+
+    Args:
+        width: between the two layers.
+        out: None: width.
+        learned: whether the frequencies are trained.
+        zero: whether the second layer begins at zero.
+    """
+
+    def __init__(self, width: int, out: int | None = None, learned: bool = False, zero: bool = False):
+        super().__init__()
+        self.learned = learned
+        if learned:
+            self.time_frequencies = nn.Parameter(frequencies())
+        self.first = nn.Linear(TIME_FEATURES, width)
+        self.last = (ZeroLinear if zero else nn.Linear)(width, width if out is None else out)
+
+    def forward(self, t: Tensor) -> Tensor:
+        with torch.autocast(t.device.type, enabled=False):
+            rates = self.time_frequencies.float() if self.learned else frequencies(t.device)
+            angle = t.float()[:, None] * rates
+            features = torch.cat((angle.cos(), angle.sin()), -1)
+            return self.last(F.silu(self.first(features.to(self.first.weight.dtype))))
+
+
+def frequencies(device: torch.device | None = None) -> Tensor:
+    """(128,) fp32, geometric from 1000 down to 0.1 radians for the whole of t."""
+    half = TIME_FEATURES // 2
+    steps = torch.arange(half, dtype=torch.float32, device=device)
+    return 1000 * torch.exp(steps * (-math.log(10000.0) / half))
+
+
+class ModulatedDecoderLayer(Qwen3DecoderLayer):
+    """A layer of Qwen3 whose two branches t scales, shifts and gates. The gate is 1 + g: zero would blank what was learned."""
+
+    def __init__(self, config: FlowMatchingConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.time_modulation = ZeroLinear(config.time_width, 6 * config.hidden_size)
+
+    def forward(self, hidden_states: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        change = self.time_modulation(condition.to(self.time_modulation.weight.dtype))[:, None]
+        scale, shift, gate, mlp_scale, mlp_shift, mlp_gate = change.to(hidden_states.dtype).chunk(6, -1)
+        branch, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states) * (1 + scale) + shift, **kwargs)
+        hidden_states = hidden_states + (1 + gate) * branch
+        branch = self.mlp(self.post_attention_layernorm(hidden_states) * (1 + mlp_scale) + mlp_shift)
+        return hidden_states + (1 + mlp_gate) * branch
+
+
+class _Initialized:
+    """How weights begin that a checkpoint lacks. transformers asks the innermost model a module is part of."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, TimeEmbedding) and module.learned:
+            init.copy_(module.time_frequencies, frequencies())
+        else:
+            super()._init_weights(module)
+
+
+class TimedQwen3Model(_Initialized, Qwen3Model):
+    """Qwen3's layers, modulated by t where time_mode is "adaln"."""
+
+    def __init__(self, config: FlowMatchingConfig):
+        super().__init__(config)
+        self.embed_tokens.padding_idx = None  # where padding is an end token too, its row would get no gradient
+        if config.time_mode == "adaln":
+            layers = [ModulatedDecoderLayer(config, index) for index in range(config.num_hidden_layers)]
+            self.layers = nn.ModuleList(layers)
+            self.post_init()
+
+
+class Frame(NamedTuple):
+    """What the layers read: anchors first, then the tokens; N positions in all.
+
+    Attributes:
+        tokens: (B, N).
+        documents: (B, N), -1 on padding; None: all of a row sees all of it.
+        positions: (B, N), of a document's anchor and tokens from 0; None: of the row's.
+        predictor: (B, L), where among the N each token is read off; None: the first L.
+    """
+
+    tokens: Tensor
+    documents: Tensor | None
+    positions: Tensor | None
+    predictor: Tensor | None
+
+
+def frame_of(tokens: Tensor, documents: Tensor | None, anchor: int | None) -> Frame:
+    """Tokens (B, L) as the layers read them. Documents are runs of one id; those of -1 are padding.
+
+    Args:
+        anchor: id that stands before every document; None: no anchors, and each token is read off its own position.
+            Attention knows order by `positions` alone, so all anchors of a row can stand at its beginning.
+    """
+    batch, length = tokens.shape
+    if documents is None:
+        front = tokens.new_full((batch, 0 if anchor is None else 1), anchor or 0)
+        return Frame(torch.cat((front, tokens), 1), None, None, None)
+    index = torch.arange(length, device=tokens.device).expand(batch, -1)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    positions = index - torch.where(begins, index, 0).cummax(1).values
+    if anchor is None:
+        return Frame(tokens, documents, positions, None)
+    begins &= documents >= 0
+    rank = begins.cumsum(1) - 1
+    count = max(1, int(begins.sum(1).max()))  # a row with fewer documents has padding among its anchors
+    owner = documents.new_full((batch, count + 1), -1)  # the last column takes what begins no document
+    owner = owner.scatter(1, torch.where(begins, rank, count), documents)[:, :count]
+    predictor = torch.where(begins, rank, count + index - 1)
+    return Frame(
+        torch.cat((tokens.new_full((batch, count), anchor), tokens), 1),
+        torch.cat((owner, documents), 1),
+        torch.cat((positions.new_zeros(batch, count), positions + 1), 1),
+        predictor,
+    )
+
+
+def aligned(hidden: Tensor, frame: Frame, length: int) -> Tensor:
+    """From hidden states (B, N, D) those (B, L, D) whose i-th predicts token i: the one place where the shift is applied."""
+    if frame.predictor is None:
+        return hidden[:, :length]
+    return hidden.gather(1, frame.predictor[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
+    """Token ids, and t, in; logits of every token given the whole sequence out.
+
+    Weights have Qwen3's names, so `from_pretrained` takes its checkpoints: the mask's row then becomes the mean of the tokens',
+    and what conditions on t begins at zero, so the network is Qwen3's function but for the direction of attention.
+
+    Attributes:
+        future_share: float or None; while training, each later token is seen with this probability by each earlier one
+            (arXiv 2410.17891), drawn from torch's global generator once a call for all rows; None: all are.
+    """
+
+    config_class = FlowMatchingConfig
+    config: FlowMatchingConfig
+    _no_split_modules: ClassVar[list[str]] = ["Qwen3DecoderLayer", "ModulatedDecoderLayer"]
+
+    def __init__(self, config: FlowMatchingConfig):
+        super(Qwen3ForCausalLM, self).__init__(config)  # whose own would build a second set of layers
+        self.vocab_size, self.future_share = config.vocab_size, None
+        self.model = TimedQwen3Model(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        learned, width = config.time_embedding_type == "learned", config.time_width
+        if config.time_mode == "add":
+            self.time_embedding = TimeEmbedding(width, config.hidden_size, learned, zero=True)
+        elif config.time_mode == "adaln":
+            self.time_embedding = TimeEmbedding(width, width, learned)
+        self.post_init()
+
+    def encode(self, tokens: Tensor, t: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+        """Final hidden states (B, L, D), the i-th of which predicts token i.
+
+        Args:
+            tokens: (B, L) corrupted sequences.
+            t: (B,) in [0, 1]; not read where time_mode is "none".
+            documents: (B, L), runs of positions that belong together, -1 on padding; None: rows are whole.
+
+        Raises:
+            ValueError: time_mode asks for t and there is none.
+        """
+        frame = frame_of(tokens, documents, self.config.anchor_token_id if self.config.shift else None)
+        embedded, options = self.model.embed_tokens(frame.tokens), {}
+        if self.config.time_mode != "none":
+            if t is None:
+                raise ValueError(f"time_mode={self.config.time_mode}: the model needs t, the time of each sequence in [0, 1]")
+            features = self.time_embedding(t)
+            if self.config.time_mode == "add":
+                embedded = embedded + features[:, None].to(embedded.dtype)
+            else:
+                options["condition"] = F.silu(features)
+        found = self.model(
+            inputs_embeds=embedded,
+            attention_mask=self._attention_mask(frame, embedded),
+            position_ids=frame.positions,
+            use_cache=False,
+            **options,
+        )
+        return aligned(found.last_hidden_state, frame, tokens.shape[1])
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        t: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> MaskedLMOutput:
+        """Logits (B, L, V), the i-th of which are of token i, mask and unused rows included.
+
+        Args:
+            input_ids, t, documents: as in `encode`.
+            attention_mask: (B, L), 0 on padding, wherever it is.
+        """
+        if attention_mask is not None:
+            whole = torch.zeros_like(input_ids) if documents is None else documents
+            documents = whole.masked_fill(attention_mask == 0, -1)
+        return MaskedLMOutput(logits=self.lm_head(self.encode(input_ids, t, documents)))
+
+    def _attention_mask(self, frame: Frame, embedded: Tensor) -> dict[str, Any] | None:
+        """None where all of a row sees all of it (or, causal, all before it): kernels are fastest without a mask."""
+        annealed = self.training and self.future_share is not None and self.future_share < 1
+        if frame.documents is None and not annealed:
+            return None
+        if self.config._attn_implementation.startswith("flash"):
+            raise ValueError(
+                f"attn_implementation={self.config._attn_implementation} takes no mask: packed or padded rows need sdpa, eager "
+                "or flex_attention"
+            )
+        size, device = frame.tokens.shape[1], embedded.device
+        documents = torch.zeros_like(frame.tokens) if frame.documents is None else frame.documents
+        positions = torch.arange(size, device=device).expand_as(documents) if frame.positions is None else frame.positions
+        future = torch.full((size, size), not self.config.is_causal, device=device)
+        if annealed:
+            future = torch.rand(size, size, device=device) < self.future_share
+
+        def seen(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+            earlier = positions[batch, column] <= positions[batch, row]
+            return (documents[batch, row] == documents[batch, column]) & (earlier | future[row, column])
+
+        mask = create_bidirectional_mask(self.config, embedded, None, and_mask_function=seen)
+        return {LAYERS_ATTENTION: mask}
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *args: Any, config: FlowMatchingConfig | None = None, **kwargs: Any) -> Any:
+        """A model of this class, or a Qwen3 checkpoint made one. Only safetensors are read and nothing in either is run.
+
+        Args:
+            path: folder, or name on the hub.
+            config: None: the folder's own.
+            args, kwargs: as transformers has them; keywords that are fields of the config change it.
+
+        Raises:
+            ValueError: the folder lacks weights other than those of time conditioning it never had, or holds others.
+        """
+        wants_report = kwargs.pop("output_loading_info", False)
+        where = {k: kwargs[k] for k in ("cache_dir", "revision", "local_files_only", "token", "subfolder") if k in kwargs}
+        stored, _ = FlowMatchingConfig.get_config_dict(path, **where)
+        if config is None:
+            changed = {item.name: kwargs.pop(item.name) for item in fields(FlowMatchingConfig) if item.name in kwargs}
+            if "dtype" in changed:  # of the weights, and only so of the config
+                kwargs["dtype"] = changed.pop("dtype")
+            kept = {key: value for key, value in stored.items() if key not in ("model_type", "architectures", "auto_map")}
+            config = FlowMatchingConfig(**kept | changed)
+        options = {"config": config, "use_safetensors": True, "output_loading_info": True}
+        model, report = super().from_pretrained(path, *args, **kwargs, **options)
+        own = stored.get("model_type") == FlowMatchingConfig.model_type
+        had_time = stored.get("time_mode", "none") if own else "none"
+        new = {name for name, _ in model.named_parameters() if NEW in name} if had_time == "none" else set()
+        missing = set(report["missing_keys"])
+        wrong = [f"{key} missing" for key in sorted(missing - new)]
+        wrong += [f"{key} found, though {path} has no time conditioning" for key in sorted(new - missing)]
+        wrong += [f"{key} unexpected" for key in sorted(report["unexpected_keys"])]
+        if wrong:
+            raise ValueError(f"{path}: the weights do not fit the model: {'; '.join(wrong[:4])} ({len(wrong)} in all)")
+        if model.config.tie_word_embeddings and model.lm_head.weight is not model.model.embed_tokens.weight:
+            raise ValueError(f"{path}: config.json ties the output table to the input table, but they are two tensors")
+        if not own and config.source == "mask":
+            model.initialize_mask_row()
+        return (model, report) if wants_report else model
+
+    @torch.no_grad()
+    def initialize_mask_row(self) -> None:
+        """Sets the mask's row, which no text ever trained, to the mean of the tokens' rows."""
+        real, mask = self.config.real_vocab_size, self.config.mask_token_id
+        table = self.model.embed_tokens.weight
+        total = table[:real].sum(0, dtype=torch.float64)
+        if mask < real:
+            total, real = total - table[mask], real - 1
+        table[mask] = (total / real).to(table.dtype)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return False
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: what this class inherits writes from left to right, which this model was not trained to."""
+        raise ValueError("this model fills all positions at once: use flm.qwen.flow_matching.FlowMatchingSampler, or flm.load")
+
+
+AutoModelForMaskedLM.register(FlowMatchingConfig, FlowMatchingLanguageModel, exist_ok=True)
+FlowMatchingLanguageModel.register_for_auto_class("AutoModelForMaskedLM")

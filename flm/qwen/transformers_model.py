@@ -1,0 +1,74 @@
+"""A model whose network transformers knows how to open: which of its weights and settings make the folder's own model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from flm.algos.algorithm import Algorithm
+from flm.qwen import backbone as qwen
+from flm.qwen.backbone import QwenBackbone, scheduler_fields
+
+CONFIGURATION, MODELING = "configuration_flow_qwen3.py", "modeling_flow_qwen3.py"
+CODE = (CONFIGURATION, MODELING)
+_OF_THIS_MACHINE = ("_name_or_path", "dtype")
+
+
+@dataclass(frozen=True)
+class TransformersModel:
+    """The one network of an algorithm that has no other parameters.
+
+    Attributes:
+        prefix: of the network's weights in the algorithm's.
+        backbone: that holds it.
+    """
+
+    prefix: str
+    backbone: QwenBackbone
+
+    @property
+    def code(self) -> list[Path]:
+        """The files that transformers runs to open the network."""
+        return [Path(qwen.__file__).parent / name for name in CODE]
+
+    def config(self, algorithm: Algorithm, steps: int) -> dict[str, Any]:
+        """config.json of transformers; steps are those of its sampler unless asked otherwise."""
+        config = self.backbone.network.config
+        plain = {key: value for key, value in config.to_diff_dict().items() if key not in _OF_THIS_MACHINE}
+        return plain | {
+            "architectures": [type(self.backbone.network).__name__],
+            "auto_map": {
+                "AutoConfig": f"{CONFIGURATION[:-3]}.{type(config).__name__}",
+                "AutoModelForMaskedLM": f"{MODELING[:-3]}.{type(self.backbone.network).__name__}",
+            },
+            "num_sampling_steps": steps,
+            **scheduler_fields(getattr(algorithm, "schedule", None)),
+        }
+
+    def to_folder(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The algorithm's weights by transformers' names; of tied ones, the first alone."""
+        return {
+            name.removeprefix(self.prefix): tensor
+            for name, tensor in state.items()
+            if name.removeprefix(self.prefix) not in self._tied
+        }
+
+    def from_folder(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The reverse."""
+        tied = {copy: weights[name] for copy, name in self._tied.items() if name in weights}
+        return {self.prefix + name: tensor for name, tensor in {**weights, **tied}.items()}
+
+    @property
+    def _tied(self) -> dict[str, str]:
+        return self.backbone.network.all_tied_weights_keys
+
+
+def transformers_model(algorithm: Algorithm) -> TransformersModel | None:
+    """None where the algorithm has no such network, or weights beside it."""
+    found = [(name, module) for name, module in algorithm.named_modules() if isinstance(module, QwenBackbone)]
+    if len(found) != 1:
+        return None
+    prefix = f"{found[0][0]}.network."
+    return TransformersModel(prefix, found[0][1]) if all(name.startswith(prefix) for name in algorithm.state_dict()) else None

@@ -1,0 +1,89 @@
+"""What wings add to the core: packages with models, data, modes and results of their own. The core asks here and knows none.
+
+A wing is a package with a module `wing` that holds `WING`, a `Wing`. Three sorts are found: packages inside `flm`, entry points
+of the group `flm.wings` in installed packages, and packages named to `add` (the config key `wings`).
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+GROUP = "flm.wings"
+
+
+@dataclass(frozen=True)
+class Wing:
+    """What one package adds. A value is "module:name", imported when it is asked for: finding wings imports nothing heavy.
+
+    Attributes:
+        model_files: further kinds of model file by name; each an object with `matches(path) -> bool` and
+            `read(path) -> (Description, state dict)`.
+        transformers_models: by name, `find(algorithm) -> object or None`: models whose network transformers itself opens.
+        judges: by the name that `eval.scorer` takes, `make(...) -> Judge`; see `flm.judges`.
+        result_kinds: by the `kind` that a result file says, how the report reads and shows it.
+        resolvers: functions for interpolations in configs, `${name:argument}`.
+        configs: a Hydra search path with further options of config groups, "pkg://package.configs"; None: none.
+    """
+
+    model_files: Mapping[str, str] = field(default_factory=dict)
+    transformers_models: Mapping[str, str] = field(default_factory=dict)
+    judges: Mapping[str, str] = field(default_factory=dict)
+    result_kinds: Mapping[str, str] = field(default_factory=dict)
+    resolvers: Mapping[str, str] = field(default_factory=dict)
+    configs: str | None = None
+
+
+_added: dict[str, Wing] = {}
+
+
+def add(package: str) -> Wing:
+    """Takes a package in for the rest of the process; again is the same as once.
+
+    Raises:
+        ValueError: there is no such package, or it is no wing.
+    """
+    if package not in _added:
+        try:
+            found = getattr(importlib.import_module(f"{package}.wing"), "WING", None)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"wings: {package} is no wing: there is no module {error.name}") from error
+        if not isinstance(found, Wing):
+            raise ValueError(f"wings: {package}.wing holds no WING, a flm.registry.Wing")
+        _added[package] = found
+    return _added[package]
+
+
+def wings() -> dict[str, Wing]:
+    """All wings by package."""
+    for package in _found():
+        add(package)
+    return dict(_added)
+
+
+def entries(kind: str) -> dict[str, str]:
+    """What all wings give for an attribute of `Wing`, "module:name" by name."""
+    return {name: value for wing in wings().values() for name, value in getattr(wing, kind).items()}
+
+
+def load(entry: str) -> Any:
+    """The object that "module:name" stands for."""
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def objects(kind: str) -> Iterator[tuple[str, Any]]:
+    """Name and object of each entry of a kind, imported one by one."""
+    for name, entry in entries(kind).items():
+        yield name, load(entry)
+
+
+@cache
+def _found() -> list[str]:
+    here = Path(__file__).parent
+    inside = [f"flm.{item.name}" for item in pkgutil.iter_modules([str(here)]) if (here / item.name / "wing.py").is_file()]
+    return inside + [entry.value for entry in metadata.entry_points(group=GROUP)]

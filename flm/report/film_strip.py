@@ -1,0 +1,101 @@
+"""A film strip: one text at moments of its generation, each token shaded by its probability."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flm.report.figures import INK, png, styled
+from flm.report.records import Film, Frame
+
+LINE = 56  # characters in a line of the figure
+LINES = 4  # for a moment; what is longer is cut
+_PALE, _FULL = (255, 255, 255), (118, 183, 236)  # probability 0 and 1; dark ink stays legible on both
+_VISIBLE = {"\n": "\u21b5", "\r": "\u21b5", "\t": "\u2192"}
+
+
+def shade(probability: float) -> str:
+    """Background for a token of this probability, #rrggbb: the paler, the less sure."""
+    p = min(max(probability, 0.0), 1.0)
+    return "#" + "".join(f"{round(a + (b - a) * p):02x}" for a, b in zip(_PALE, _FULL, strict=True))
+
+
+def visible(token: str) -> str:
+    """A token with its line breaks, tabs and other control characters made visible, one character each."""
+    return "".join(_VISIBLE.get(c, c if c.isprintable() else "\ufffd") for c in token)
+
+
+def film_figure(films: Sequence[Film]) -> bytes:
+    """Films of one model next to each other, as PNG: fewest steps on the left, noise above and text below."""
+    with styled():
+        from matplotlib.figure import Figure
+
+        rows = [[_lines(frame) for frame in film.frames] for film in films]
+        # in units of text lines: one of space after each moment, two for the headings, three for the key below
+        body = max(sum(len(lines) + 1 for lines in film) for film in rows)
+        character, line = 0.0715, 0.165  # inches, of a monospaced 8.5 point font
+        margin, column = 8, 8 + LINE + 3  # characters: room for "tau 0.12", and a column with its space
+        width, height = len(films) * column * character, (body + 5.5) * line
+        figure = Figure(figsize=(width, height))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(0, len(films) * column), ylim=(body + 5.5, 0))
+        axes.axis("off")
+        for index, (film, moments) in enumerate(zip(films, rows, strict=True)):
+            left = index * column + margin + 1
+            heading = f"{film.steps} step{'s' * (film.steps > 1)}"
+            axes.text(left, 1.2, heading, fontsize=11, fontweight="bold", color=INK, va="center")
+            y = 3.0
+            for frame, lines in zip(film.frames, moments, strict=True):
+                axes.text(left - 0.8, y, f"tau {frame.tau:.2f}", fontsize=8, color="#666666", ha="right", va="center")
+                for pieces in lines:
+                    _draw_line(axes, left, y, pieces)
+                    y += 1
+                y += 1
+        _key(axes, margin + 1, body + 4.2)
+        return png(figure)
+
+
+def _lines(frame: Frame) -> list[list[tuple[str, float, bool]]]:
+    """(text, probability, given) of pieces of tokens, in lines of LINE characters."""
+    lines: list[list[tuple[str, float, bool]]] = [[]]
+    used = 0
+    for token, probability, given in zip(frame.tokens, frame.probability, frame.given, strict=True):
+        rest = visible(token)
+        if used + len(rest) > LINE >= len(rest):  # a token is broken only where no line holds it
+            used = LINE
+        while rest:
+            if used == LINE:
+                if len(lines) == LINES:
+                    return lines
+                lines.append([])
+                used = 0
+            piece, rest = rest[: LINE - used], rest[LINE - used :]
+            lines[-1].append((piece, probability, given))
+            used += len(piece)
+    return lines
+
+
+def _draw_line(axes: Any, left: float, y: float, pieces: Sequence[tuple[str, float, bool]]) -> None:
+    from matplotlib.patches import Rectangle
+
+    x = left
+    for text, probability, given in pieces:
+        axes.add_patch(Rectangle((x, y - 0.46), len(text), 0.92, facecolor=shade(probability), edgecolor="none"))
+        if given:
+            axes.plot((x, x + len(text)), (y + 0.46, y + 0.46), color=INK, linewidth=1)
+        for offset, character in enumerate(text):  # each in its own cell, whatever the width of the font's glyph
+            if character != " ":
+                axes.text(
+                    x + offset + 0.5, y, character, fontsize=8.5, family="monospace", color=INK, ha="center",
+                    va="center_baseline", parse_math=False,
+                )  # fmt: skip
+        x += len(text)
+
+
+def _key(axes: Any, left: float, y: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.text(left, y, "probability of the token shown:", fontsize=8, color="#444444", va="center")
+    for step in range(11):
+        x = left + 28 + step * 1.6
+        axes.add_patch(Rectangle((x, y - 0.5), 1.6, 1, facecolor=shade(step / 10), edgecolor="#BBBBBB", linewidth=0.4))
+    axes.text(left + 27.3, y, "0", fontsize=8, color="#444444", ha="right", va="center")
+    axes.text(left + 28 + 11 * 1.6 + 0.6, y, "1", fontsize=8, color="#444444", va="center")

@@ -1,0 +1,105 @@
+"""mode=report: result files become one self-contained page, with its figures as PNG files beside it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+
+from flm.measures.estimate import Estimate
+from flm.report import tables as report_tables
+from flm.report.build import Report, make_report
+from flm.report.files import read_results
+from flm.report.tables import Table
+from flm.tasks.assemble import run_dir
+from flm.tasks.results import FORMAT_VERSION, provenance, write_text
+
+
+def report(config: DictConfig) -> dict[str, Any]:
+    """Writes run_dir/report.html, and its figures/*.png and tables.md, from the results under report.inputs."""
+    wanted = config.report
+    for key in ("samples", "characters", "film_tokens"):
+        if not isinstance(wanted[key], int) or wanted[key] < 1:
+            raise ValueError(f"report.{key} must be a whole number of at least 1, not {wanted[key]}")
+    results = read_results(_inputs(wanted.inputs), FORMAT_VERSION)
+    origin = provenance(config)
+    versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+    made_by = f"Made by {' '.join(origin['command'])}; code {origin['git_revision']}; {versions}."
+    made = make_report(results, wanted.title, wanted.samples, wanted.characters, wanted.film_tokens, made_by)
+
+    folder = run_dir(config)
+    (folder / "figures").mkdir(exist_ok=True)
+    files = {name: folder / "figures" / f"{name}.png" for name in made.figures}
+    for name, path in files.items():
+        _write_bytes(path, made.figures[name])
+    write_text(folder / "tables.md", "\n".join(map(report_tables.markdown, made.tables)))
+    write_text(folder / "report.html", made.html)
+    to_wandb = wanted.wandb if wanted.wandb is not None else _logs_to_wandb(config)
+    if to_wandb:
+        log_to_wandb(made, files, config.wandb.project, config.wandb.name, folder)
+    Console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    return {"report": str(folder / "report.html"), "figures": {name: str(path) for name, path in files.items()}}
+
+
+def log_to_wandb(made: Report, files: dict[str, Path], project: str, name: str | None, folder: Path) -> None:
+    """The same figures and tables as one W&B run of type report. WANDB_MODE=offline keeps it under `folder`.
+
+    Args:
+        files: of the figures, by name.
+
+    Raises:
+        ValueError: wandb is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("logger=wandb (or report.wandb=true) needs wandb: pip install wandb") from error
+
+    run = wandb.init(project=project, name=name, job_type="report", dir=str(folder))
+    try:
+        content: dict[str, Any] = {f"figures/{key}": wandb.Image(str(path)) for key, path in files.items()}
+        for table in made.tables:
+            columns, rows = plain_columns(table)
+            content[f"tables/{table.name}"] = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
+        content["report"] = wandb.Html(made.html, inject=False)
+        run.log(content)
+    finally:
+        run.finish()
+
+
+def plain_columns(table: Table) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows where an estimate is two plain numbers, its mean and its standard error."""
+    columns: list[str] = []
+    rows: list[list[Any]] = [[] for _ in table.rows]
+    for index, column in enumerate(table.columns):
+        cells = [row[index] for row in table.rows]
+        columns.append(column)
+        for row, cell in zip(rows, cells, strict=True):
+            row.append(cell.mean if isinstance(cell, Estimate) else cell)
+        if any(isinstance(cell, Estimate) for cell in cells):
+            columns.append(f"{column}, standard error")
+            for row, cell in zip(rows, cells, strict=True):
+                row.append(cell.standard_error if isinstance(cell, Estimate) else None)
+    return columns, rows
+
+
+def _inputs(inputs: Any) -> Sequence[str]:
+    if inputs is None or (isinstance(inputs, ListConfig) and not inputs):
+        raise ValueError("report.inputs is not set: name folders or files of results, report.inputs=[DIR,...]")
+    return [str(path) for path in inputs] if isinstance(inputs, ListConfig) else [str(inputs)]
+
+
+def _logs_to_wandb(config: DictConfig) -> bool:
+    return config.logger is not None and config.logger._target_.endswith(".WandbLogger")
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

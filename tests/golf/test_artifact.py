@@ -1,0 +1,176 @@
+"""A model packed into a file: what comes back, the search for a size that fits, and files that are not whole."""
+
+import hashlib
+import json
+import zlib
+
+import pytest
+import torch
+
+from flm.algos.ar import AR
+from flm.checkpoints.description import Description
+from flm.checkpoints.load import load_algorithm
+from flm.golf import packed as artifact
+from flm.golf.packed import ZLIB, is_artifact, pack, read, write
+from flm.golf.quantise import TABLE_PERCENTILE, Plan, quantise
+from flm.models.dit import DiT
+
+V, L, WIDTH, SMALL = 200, 16, 64, 2000
+MODEL = {"_target_": "flm.models.dit.DiT", "length": L, "hidden_size": WIDTH, "num_blocks": 3, "num_heads": 2, "mlp_ratio": 4}
+CONFIG = {"algo": {"_target_": "flm.algos.ar.AR"}, "model": MODEL}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in MODEL.items() if key != "_target_"}
+    built = AR(lambda **options: DiT(**sizes, **options), V, L)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return built.eval()
+
+
+@pytest.fixture(scope="module")
+def packed(model):
+    return pack(model, about(), None, small=SMALL)
+
+
+def about(**changes):
+    return Description(**({"config": CONFIG, "tokenizer": None, "vocab_size": V, "length": L, "step": 7} | changes))
+
+
+def rounded(model, fewer=()):
+    """Every parameter as the plan says, written out."""
+    weights = dict(model.named_parameters())
+    found = {}
+    for name, bits in Plan.of(weights, fewer, SMALL).bits.items():
+        weight = weights[name].detach()
+        percentile = TABLE_PERCENTILE if bits == 8 else 1.0
+        found[name] = weight.half().float() if bits == 16 else quantise(weight, bits, percentile).weight()
+    return found
+
+
+def test_the_file_holds_the_rounded_model_and_gives_its_very_logits(model, packed, tmp_path):
+    path = tmp_path / "model.flmpack"
+    write(path, packed.content)
+    loaded, file = load_algorithm(path)
+    expected = rounded(model)
+    assert {6, 8, 16} == set(Plan.of(dict(model.named_parameters()), small=SMALL).bits.values())
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+        assert not torch.equal(parameter, dict(model.named_parameters())[name]) or not parameter.any() or parameter.ndim < 2
+    tokens = torch.randint(V, (2, L), generator=torch.Generator().manual_seed(1))
+    twin = AR(lambda **options: DiT(**{k: v for k, v in MODEL.items() if k != "_target_"}, **options), V, L).eval()
+    twin.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            parameter.copy_(expected[name])
+    assert torch.equal(loaded.nll(tokens), twin.nll(tokens))
+    assert not torch.equal(loaded.nll(tokens), model.nll(tokens))
+    assert (file.step, file.config, file.tokenizer) == (7, CONFIG, None)
+    assert len(path.read_bytes()) < sum(p.numel() for p in model.parameters())  # under a byte each
+
+
+class Tied(torch.nn.Module):
+    """Two names for one matrix, and constants that rounding would spoil."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(300, 300, generator=torch.Generator().manual_seed(0)))
+        self.head = torch.nn.Linear(300, 300, bias=False)
+        self.head.weight = self.table
+        self.register_buffer("constants", torch.linspace(0, 1, 70_000, dtype=torch.float64))
+        self.register_buffer("counts", torch.arange(3))
+
+
+def test_tied_weights_are_kept_once_and_buffers_to_the_bit(tmp_path):
+    model, path = Tied(), tmp_path / "tied.flmpack"
+    packed = pack(model, about(), None, small=SMALL)
+    write(path, packed.content)
+    _, state = read(path)
+    assert set(packed.plan.bits) == {"table"}
+    assert set(state) == set(model.state_dict())
+    assert torch.equal(state["table"], state["head.weight"])
+    assert torch.equal(state["table"], quantise(model.table, 8, TABLE_PERCENTILE).weight())
+    assert torch.equal(state["constants"], model.constants) and state["constants"].dtype == torch.float64
+    assert torch.equal(state["counts"], model.counts)
+
+
+def test_blocks_get_fewer_bits_from_the_middle_until_the_file_fits(model, packed, tmp_path):
+    whole = len(packed.content)
+    one = pack(model, about(), whole - 1, small=SMALL)
+    assert one.plan.fewer == (1,) and list(one.tried) == [(), (1,)]
+    assert one.tried == {(): whole, (1,): len(one.content)} and len(one.content) < whole
+    limit = int(0.97 * len(one.content))
+    two = pack(model, about(), limit, small=SMALL)
+    assert two.plan.fewer == (1, 2) and len(two.content) <= limit < two.tried[(1,)]
+    path = tmp_path / "model.flmpack"
+    write(path, two.content)
+    loaded, _ = load_algorithm(path)
+    for name, weight in rounded(model, fewer=(1, 2)).items():
+        assert torch.equal(dict(loaded.named_parameters())[name], weight), name
+    with pytest.raises(ValueError, match=r"with all blocks in 5 bits, and .* are left"):
+        pack(model, about(), whole // 2, small=SMALL)
+
+
+def test_without_zstandard_zlib_serves(model, packed, tmp_path, monkeypatch):
+    path, best = tmp_path / "model.flmpack", tmp_path / "best.flmpack"
+    write(best, packed.content)
+    monkeypatch.setattr(artifact, "has_zstandard", lambda: False)
+    write(path, pack(model, about(), None, small=SMALL).content)
+    assert path.read_bytes()[8] == ZLIB
+    _, state = read(path)
+    with pytest.raises(ValueError, match="pip install zstandard"):
+        read(best)
+    monkeypatch.undo()
+    _, other = read(best)
+    assert all(torch.equal(state[name], other[name]) for name in other)
+
+
+def with_content(raw, codec=ZLIB, length=None):
+    compressed = zlib.compress(raw)
+    digest = hashlib.sha256(compressed).digest()
+    return artifact._HEADER.pack(artifact.MAGIC, codec, len(raw) if length is None else length, digest) + compressed
+
+
+@pytest.mark.parametrize(
+    "damage,message",
+    [
+        (lambda content: content[:20], "cut short"),
+        (lambda content: content[:-5], "checksum does not match"),
+        (lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:], "checksum does not match"),
+        (lambda content: content[:7] + b"\x09" + content[8:], "artifact format 9"),
+        (lambda content: with_content(b"", length=5), "0 bytes in place of 5"),
+        (lambda content: with_content(b"no safetensors file at all"), "not that of one"),
+        (lambda content: content[:8] + b"\x02" + content[9:], "does not decompress"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_one_clear_line(packed, tmp_path, damage, message):
+    path = tmp_path / "model.flmpack"
+    write(path, damage(packed.content))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_algorithm(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_weights_of_another_model_are_told(model, tmp_path):
+    path = tmp_path / "model.flmpack"
+    other = json.loads(json.dumps(CONFIG))
+    other["model"]["num_blocks"] = 2
+    write(path, pack(model, about(config=other), None, small=SMALL).content)
+    with pytest.raises(ValueError, match="weights do not fit"):
+        load_algorithm(path)
+
+
+def test_a_weight_that_cannot_be_rounded_is_named():
+    model = Tied()
+    with torch.no_grad():
+        model.table[3, 4] = torch.nan
+    with pytest.raises(ValueError, match="^table: holds weights"):
+        pack(model, about(), None, small=SMALL)
+
+
+def test_other_files_are_no_artifacts(tmp_path):
+    (tmp_path / "a.txt").write_text("FLM")
+    assert not is_artifact(tmp_path / "a.txt") and not is_artifact(tmp_path / "none")

@@ -1,0 +1,121 @@
+"""mode=golf_eval and mode=artifact through the command line, from nothing but a checkpoint and text."""
+
+import json
+import math
+
+import pytest
+import torch
+from running import command, config_of, tiny, write_corpus
+
+from flm.checkpoints.load import load_algorithm, read_checkpoint
+from flm.data.byte_table import ByteTable
+from flm.data.tokenizers import Tokenizer
+from flm.golf.artifact import code_bytes
+from flm.golf.scored_stream import Reading
+from flm.golf.test_time_training import TestTimeTraining, score_then_train
+from flm.tasks.assemble import data_module
+from flm.tasks.train import train
+
+WINDOW, STRIDE = 16, 4
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), documents=20)
+
+
+def trained(corpus, folder, *overrides):
+    settings = ("trainer.max_steps=30", "model.num_blocks=2", "optim.lr=1e-2", "training.ema=0.5", "logger=none", *overrides)
+    train(config_of(folder, *tiny(corpus, *settings)))
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(corpus, tmp_path_factory):
+    return trained(corpus, tmp_path_factory.mktemp("trained"), "algo=ar", f"model.length={WINDOW}")
+
+
+def run(monkeypatch, corpus, checkpoint, folder, *overrides):
+    options = [f"golf_eval.stride={STRIDE}", "golf_eval.max_tokens=200", "golf_eval.test_time_training.freeze_blocks=0"]
+    common = [*tiny(corpus), f"eval.checkpoint_path={checkpoint}", f"hydra.run.dir={folder}"]
+    return command(monkeypatch, *common, *options, *overrides)
+
+
+def test_a_checkpoint_is_scored_as_by_hand(monkeypatch, capfd, tmp_path, corpus, checkpoint):
+    options = ["golf_eval.test_time_training.lr=0.02", "golf_eval.test_time_training.epochs=2", "golf_eval.chunk_tokens=32"]
+    assert run(monkeypatch, corpus, checkpoint, tmp_path, "mode=golf_eval", *options) == 0
+    content = json.loads((tmp_path / "golf_eval.json").read_text())
+    rows = content["golf_eval"]["methods"]
+    algorithm, file = load_algorithm(checkpoint)
+    text = data_module(config_of(tmp_path, *tiny(corpus))).cache.tokens("valid").read(0, 201)
+    text = torch.from_numpy(text)
+    table = ByteTable.of(Tokenizer.from_dict(file.tokenizer))
+    num_bytes = int(table.bytes(text[1:], text[:-1]).sum())
+    blocks = [algorithm.nll(text[None, 1 + i : 1 + min(i + WINDOW, 200)]).sum().item() for i in range(0, 200, WINDOW)]
+    sliding = algorithm.nll(text[None, 1 : 1 + WINDOW]).sum().item()
+    for end in range(WINDOW + STRIDE, 201, STRIDE):
+        sliding += algorithm.nll(text[None, 1 + end - WINDOW : 1 + end])[:, -STRIDE:].sum().item()
+    for method, nats in {"blocks": sum(blocks), "sliding": sliding}.items():
+        assert rows[method]["tokens"] == 200 and rows[method]["bytes"] == num_bytes
+        assert math.isclose(rows[method]["bits_per_byte"], nats / math.log(2) / num_bytes, rel_tol=1e-5)
+    learned = rows["test_time_training"]
+    assert learned["chunks"] == 7 and learned["stride"] == STRIDE
+    settings = TestTimeTraining(lr=0.02, epochs=2, freeze_blocks=0, seed=content["seed"])
+    tally = score_then_train(algorithm, text, Reading(WINDOW, STRIDE, 32), settings, table)
+    assert math.isclose(learned["bits_per_byte"], tally.bits_per_byte, rel_tol=1e-4)
+    assert not math.isclose(learned["bits_per_byte"], rows["sliding"]["bits_per_byte"], rel_tol=1e-3)
+    assert content["checkpoint"]["sha256"] == file.sha256
+    assert "test_time_training" in capfd.readouterr().out
+
+
+def test_an_artifact_is_evaluated_from_its_file(monkeypatch, capfd, tmp_path, corpus, checkpoint):
+    options = ["mode=artifact", "artifact.evaluation=golf_eval", "artifact.kept_elements=100", "golf_eval.methods=[blocks]"]
+    assert run(monkeypatch, corpus, checkpoint, tmp_path, *options) == 0
+    path = tmp_path / "model.flmpack"
+    packed = json.loads((tmp_path / "artifact.json").read_text())["artifact"]
+    assert packed["model_bytes"] == path.stat().st_size
+    assert packed["total_bytes"] == path.stat().st_size + code_bytes(None)
+    assert packed["headroom_bytes"] == 16_000_000 - packed["total_bytes"] > 0
+    algorithm, file = load_algorithm(path)
+    assert sum(packed["elements_by_bits"].values()) == sum(p.numel() for p in algorithm.parameters())
+    scored = json.loads((tmp_path / "golf_eval.json").read_text())
+    assert scored["checkpoint"]["sha256"] == file.sha256 != read_checkpoint(checkpoint).sha256
+    text = torch.from_numpy(data_module(config_of(tmp_path, *tiny(corpus))).cache.tokens("valid").read(0, 201))[1:]
+    nats = sum(algorithm.nll(text[None, i : min(i + WINDOW, 200)]).sum().item() for i in range(0, 200, WINDOW))
+    assert math.isclose(scored["golf_eval"]["methods"]["blocks"]["nats_per_token"], nats / 200, rel_tol=1e-5)
+    out = capfd.readouterr().out
+    assert f"{packed['headroom_bytes']:,}" in out and f"{packed['total_bytes']:,}" in out
+
+
+def test_a_limit_that_cannot_be_met_is_one_line_and_leaves_no_file(monkeypatch, capfd, tmp_path, corpus, checkpoint):
+    code = tmp_path / "code.py"
+    code.write_text("x = 1\n")
+    limits = ["mode=artifact", f"artifact.code=[{code}]", "artifact.limit_bytes=2000"]
+    assert run(monkeypatch, corpus, checkpoint, tmp_path / "run", *limits) == 1
+    error = capfd.readouterr().err
+    assert "1,994 are left" in error and error.count("error:") == 1
+    assert not (tmp_path / "run" / "model.flmpack").exists()
+    assert run(monkeypatch, corpus, checkpoint, tmp_path / "run", "mode=artifact", "artifact.limit_bytes=5") == 1
+    assert "the code alone has" in capfd.readouterr().err
+    assert run(monkeypatch, corpus, checkpoint, tmp_path / "run", "mode=artifact", f"artifact.code=[{tmp_path / 'none'}]") == 1
+    assert "none: no such file or folder" in capfd.readouterr().err
+
+
+def test_a_flow_model_is_packed_and_bounded_from_its_file(monkeypatch, capfd, tmp_path, corpus):
+    checkpoint = trained(corpus, tmp_path / "flm")
+    bound = ["eval.max_examples=4", "eval.draws_per_example=1", "eval.pilot_draws=0"]
+    folder = tmp_path / "packed"
+    assert run(monkeypatch, corpus, checkpoint, folder, "mode=artifact", "artifact.kept_elements=100", *bound) == 0
+    content = json.loads((folder / "likelihood.json").read_text())
+    assert content["checkpoint"]["sha256"] == read_checkpoint(folder / "model.flmpack").sha256
+    assert run(monkeypatch, corpus, checkpoint, tmp_path / "golf", "mode=golf_eval") == 1
+    assert "does not read from left to right" in capfd.readouterr().err
+
+
+def test_code_is_counted_once(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.py").write_text("1234567")
+    (tmp_path / "a" / "notes.txt").write_text("not code")
+    (tmp_path / "two.txt").write_text("\u00e9", encoding="utf-8")  # named itself, so it counts: two bytes
+    places = [tmp_path / "a", tmp_path / "a" / "one.py", tmp_path / "two.txt"]
+    assert code_bytes([str(place) for place in places]) == 9

@@ -1,0 +1,204 @@
+import gzip
+import json
+import random
+from collections import Counter, defaultdict
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from chi_square import chi_square_limit
+
+from flm.data.module import TextDataModule
+from flm.data.tokenizers import ByteTokenizer
+from flm.qwen import source as source_module
+from flm.qwen.examples import Texts
+from flm.qwen.mixture import MixtureCorpus
+from flm.qwen.source import Source
+
+END, LENGTH = 256, 48
+
+
+def words(count, low, high, alphabet, seed):
+    rng = random.Random(seed)
+    return sorted({"".join(rng.choices(alphabet, k=rng.randint(low, high))) for _ in range(count)})
+
+
+SHORT = words(60, 3, 9, "abcdef", 1)
+LONG = words(30, 90, 200, "012345", 2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Short texts in two files of JSON lines, long ones in parquet under a key of their own."""
+    pytest.importorskip("datasets")
+    root = tmp_path_factory.mktemp("sources")
+    (root / "short").mkdir()
+    (root / "long").mkdir()
+    (root / "short" / "a.jsonl").write_text("".join(json.dumps({"text": t, "n": 1}) + "\n" for t in SHORT[:35]))
+    with gzip.open(root / "short" / "b.jsonl.gz", "wt") as stream:
+        stream.writelines(json.dumps({"text": t}) + "\n" for t in [*SHORT[35:], "", SHORT[0]])  # empty, and a copy
+    pyarrow.parquet.write_table(pyarrow.table({"content": LONG}), root / "long" / "train-0.parquet")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    monkeypatch.setattr(source_module, "WINDOW", 7)
+
+
+@pytest.fixture
+def build(folder):
+    def make(corpus=None, **options):
+        sources = {"short": {"hub": "some/short", "weight": 3}, "long": {"hub": "x/y", "weight": 1, "text_key": "content"}}
+        corpus = {
+            "sources": sources,
+            "path": folder,
+            "valid_fraction": 0.1,
+            "valid_documents": 50,
+            "readers": 4,
+            **(corpus or {}),
+        }
+        options = {"length": LENGTH, "seed": 3, "global_batch_size": 8, **options}
+        return TextDataModule(MixtureCorpus(**corpus), ByteTokenizer(), **options)
+
+    return make
+
+
+def held_out(texts):
+    judge = Source("x", 1, Texts(), path=".", valid_fraction=0.1)
+    return {text for text in texts if judge.is_held_out(text)}
+
+
+def is_long(row):
+    return bool((row[row != END] < ord("a")).all())
+
+
+def test_tokens_are_drawn_by_weight_and_each_epoch_has_every_document_once(build):
+    module = build()
+    counts, streams = [], defaultdict(list)
+    for batch in module.train_loader(0, 150):
+        assert batch.tokens.shape == (8, LENGTH) and (batch.weight == 1).all()
+        counts.append(sum(is_long(row) for row in batch.tokens))
+        for index, row in enumerate(batch.tokens):
+            streams[index // 2, is_long(row)] += row.tolist()
+    assert set(counts) <= {1, 2, 3} and abs(sum(counts) - 300) < 30  # a quarter of the tokens, by documents it is 1 in 100
+    for long, texts in ((True, LONG), (False, SHORT)):
+        wanted = Counter(set(texts) - held_out(texts)) + Counter(
+            {} if long else {SHORT[0]: 1} if SHORT[0] not in held_out(texts) else {}
+        )
+        readers = [bytes(t if t != END else 0 for t in streams[n, long]).decode().split("\0")[:-1] for n in range(4)]
+        shortest = min(len(reader) for reader in readers)
+        seen = Counter(text for reader in readers for text in reader)
+        assert set(seen) == set(wanted), "documents are lost, cut, or held out and seen"
+        epochs = shortest * 4 / sum(wanted.values())
+        assert epochs > 2 and max(seen.values()) <= 3 * (epochs + 2) and min(seen.values()) >= int(epochs) - 2
+        if long:  # one file: the readers' shares of one epoch make it up
+            first = [
+                reader[: sum((row + 0) % 4 == n for row in range(len(texts)) if texts[row] not in held_out(texts))]
+                for n, reader in enumerate(readers)
+            ]
+            assert Counter(text for part in first for text in part) == wanted
+            assert first[0] != sorted(first[0])
+
+
+def test_documents_of_a_row_are_told_apart(build):
+    batch = next(iter(build().train_loader(0, 1)))
+    for tokens, documents in zip(batch.tokens, batch.documents, strict=True):
+        ends = (tokens == END).long()
+        assert torch.equal(documents, ends.cumsum(0) - ends)
+    plain = next(iter(build({"isolate_documents": False}).train_loader(0, 1)))
+    assert plain.documents is None and torch.equal(plain.tokens, batch.tokens)
+
+
+def equal(left, right):
+    pairs = list(zip(left, right, strict=True))
+    return bool(pairs) and all(torch.equal(a.tokens, b.tokens) and torch.equal(a.documents, b.documents) for a, b in pairs)
+
+
+def run(module, start, stop, state=None, rank=0, world=1):
+    """Batches, and what a checkpoint then holds."""
+    if state is not None:
+        module.load_state_dict(json.loads(json.dumps(state)))
+    batches = list(module.train_loader(start, stop, rank, world))
+    return batches, module.state_dict()
+
+
+def test_a_run_resumes_bit_for_bit_on_any_number_of_processes_and_workers(build):
+    whole, _ = run(build(), 0, 40)
+    first, state = run(build(num_workers=1), 0, 17)
+    assert state["step"] == 17 and equal(first, whole[:17])
+    rest, _ = run(build(), 17, 40, state)
+    assert equal(rest, whole[17:])
+    parts, states = zip(*(run(build(batch_size=2), 17, 30, state, rank, 2) for rank in range(2)), strict=True)
+    for step in range(13):  # two micro-batches of two rows on each
+        rows = [batch for part in parts for batch in part[2 * step : 2 * step + 2]]
+        assert torch.equal(torch.cat([batch.tokens for batch in rows]), whole[17 + step].tokens)
+    joined = {**states[0], "at": states[0]["at"] | states[1]["at"]}
+    assert equal(run(build(), 30, 40, joined)[0], whole[30:])
+    other, _ = run(build(seed=4), 0, 40)
+    assert not equal(other, whole)
+
+
+def test_each_row_is_drawn_by_the_weights(build):
+    corpus = build({"sources": {name: {"hub": "x/y", "weight": w} for name, w in zip("abc", (5, 3, 2), strict=True)}}).corpus
+    drawn = [corpus.drawn(0, step, 7) for step in range(4000)]
+    for place in range(7):
+        counts = Counter(step[place] for step in drawn)
+        statistic = sum((counts[i] - 4000 * p) ** 2 / (4000 * p) for i, p in enumerate((0.5, 0.3, 0.2)))
+        assert statistic < chi_square_limit(1e-5, 2)
+    assert all(abs(step.count(i) - 7 * p) < 2 for step in drawn for i, p in enumerate((0.5, 0.3, 0.2)))
+
+
+def test_validation_is_what_training_never_sees(build):
+    module = build()
+    held = held_out(SHORT) | held_out(LONG)
+    copies = [SHORT[0]] if SHORT[0] in held else []
+    assert sorted(module.valid_documents()) == sorted([*held, *copies]) and held_out(SHORT) and held_out(LONG)
+    blocks = module.valid_blocks()
+    rows = [blocks.row(index) for index in range(len(blocks))]
+    text = "".join("\0" if t == END else chr(t) for row in rows for t in row.tokens[row.weight > 0].tolist())
+    assert sorted(text.split("\0")[:-1]) == sorted([*held, *copies])
+    for row in rows:
+        padding = row.weight == 0
+        assert (row.tokens[padding] == END).all() and (row.documents is None or torch.equal(row.documents == -1, padding))
+    assert any((row.weight == 0).any() for row in rows)
+    counts = module.token_counts()
+    assert int(counts.sum()) == len(text) and int(counts[END]) == text.count("\0")
+    size = len(text) - text.count("\0")
+    assert module.bytes_per_token() == pytest.approx(size / len(text))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_that_fails_in_the_middle_stops_the_run_by_name(build, folder, tmp_path, workers):
+    (tmp_path / "long").symlink_to(folder / "long")
+    (tmp_path / "short").mkdir()
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in SHORT)
+    (tmp_path / "short" / "a.jsonl").write_text(lines)
+    module = build({"path": tmp_path, "valid_documents": 1}, num_workers=workers)
+    loader = iter(module.train_loader(0, 60))
+    (tmp_path / "short" / "a.jsonl").write_text(lines.replace('"text"', '"body"'))
+    with pytest.raises(ValueError, match=r"^data\.sources\.short: .*a\.jsonl: no \"text\"[^\n]*$"):
+        list(loader)
+
+
+def test_what_a_user_can_mend(build, tmp_path):
+    _, state = run(build(), 0, 2)
+    with pytest.raises(ValueError, match=r"^data\.sources\.short: not the files"):
+        run(build(), 2, 3, state | {"files": state["files"] | {"short": "0"}})
+    with pytest.raises(ValueError, match="does not say where the streams"):
+        run(build(), 3, 4, state)
+    with pytest.raises(ValueError, match=r"data\.readers=3 must divide loader\.global_batch_size=8"):
+        run(build({"readers": 3}), 0, 1)
+    with pytest.raises(ValueError, match=r"data\.sources\.short: no folder"):
+        build({"path": tmp_path}).valid_blocks()
+    with pytest.raises(ValueError, match=r"data\.sources\.a: .*unexpected keyword argument 'wieght'"):
+        build({"sources": {"a": {"hub": "x/y", "weight": 1, "wieght": 2}}})
+    with pytest.raises(ValueError, match=r"data\.sources\.a\.weight must be above 0"):
+        build({"sources": {"a": {"hub": "x/y", "weight": 0}}})
+    with pytest.raises(ValueError, match="takes? a finished tokenizer"):
+        next(build().corpus.documents("train"))
+    with pytest.raises(ValueError, match=r"data\.sources\.short: none of its 62 records is held out"):
+        build({"valid_fraction": 1e-9}).valid_blocks()
+    with pytest.raises(ValueError, match=r"data\.sources names no source"):
+        build({"sources": {"a": None}}).prepare()
