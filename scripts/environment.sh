@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 supported() {
-  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || {
-    echo "error: $("$1" --version) found, Python 3.11 or 3.12 needed: name one with PYTHON=python3.11" >&2
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || {
+    echo "error: $("$1" --version) found, Python 3.11, 3.12 or 3.13 needed: name one with PYTHON=python3.11" >&2
     exit 1
   }
 }
