@@ -5,12 +5,9 @@ weights, so that the modeling file beside it opens them without this package.
 """
 
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
+from flm import atomic
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import package_version
@@ -76,17 +74,18 @@ def write_folder(folder: Path, algorithm: Algorithm, file: CheckpointFile, avera
     state = algorithm.state_dict() if own is None else own.to_folder(algorithm.state_dict())
     # clones: safetensors takes no two names for one storage, as tied weights are
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
-    _write(folder / WEIGHTS, partial(safetensors.torch.save_file, weights, metadata={"format": "pt"}))
+    with atomic.draft(folder / WEIGHTS) as partial:
+        safetensors.torch.save_file(weights, partial, metadata={"format": "pt"})
     tokenizer = _cut({key: value for key, value in file.tokenizer.items() if key != "json"})
-    _write_text(folder / TOKENIZER, file.tokenizer["json"])
+    atomic.write_text(folder / TOKENIZER, file.tokenizer["json"])
     shutil.copymode(folder / TOKENIZER, folder / WEIGHTS)  # safetensors makes files that only their owner may read
     _write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(file.tokenizer, algorithm.length))
     special = {f"{name}_token_id": tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")}
     generation = generation_defaults(file.config)
     _write_json(folder / GENERATION, special | {"flm": generation})
     for file_of_code in [Path(__file__).parent / "hf_code" / MODELING] if own is None else own.code:
-        _write_text(folder / file_of_code.name, file_of_code.read_text(encoding="utf-8"))
-    _write_text(folder / CARD, card)
+        atomic.write_text(folder / file_of_code.name, file_of_code.read_text(encoding="utf-8"))
+    atomic.write_text(folder / CARD, card)
     networks = networks_of(algorithm)
     opens = {
         "architectures": ["FlowLanguageModel"],
@@ -253,18 +252,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    _write(path, lambda draft: draft.write_text(text, encoding="utf-8", newline="\n"))
-
-
-def _write(path: Path, writer: Callable[[Path], Any]) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        writer(draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    atomic.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from flm.atomic import write_text
 from flm.code.pass_at_k import mean_pass_at_k
 from flm.code.problems import Hole, Problem, hide_lines, load_problems
 from flm.code.sandbox import Limits, Sandbox, Verdict
@@ -20,7 +21,7 @@ from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of, positions
 from flm.tasks.generation import sampler_options
 from flm.tasks.processes import check_alone
-from flm.tasks.results import provenance, write_json, write_text
+from flm.tasks.results import provenance, write_json
 from flm.tasks.scoring import head
 
 Answers = list[list[list[str]]]  # [problem][sample][hole]

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from flm.atomic import write_bytes, write_text
 from flm.data import shards
 from flm.data.corpora.corpus import Corpus
 from flm.data.shard_processes import Job, available_cores, write_shards
@@ -42,7 +43,7 @@ def build(corpus: Corpus, tokenizer: Tokenizer, fingerprint: dict[str, Any], fol
     draft = folder.with_name(folder.name + _DRAFT)
     clear_abandoned(folder.parent, but=draft)
     draft.mkdir(exist_ok=True)
-    for file in draft.glob("*.tmp"):
+    for file in draft.glob(".*.partial"):
         file.unlink(missing_ok=True)
     writer = ShardWriter(draft, corpus.normaliser, tokenizer)
     splits: dict[str, dict[str, Any]] = {
@@ -65,7 +66,7 @@ def build(corpus: Corpus, tokenizer: Tokenizer, fingerprint: dict[str, Any], fol
         facts["shards"] = sorted((s for s in facts["shards"] if s["tokens"]), key=lambda shard: shard["file"])
         raw = counts[split].astype("<i8").tobytes()
         facts["counts"] = {"file": f"{split}-counts.bin", "sha256": hashlib.sha256(raw).hexdigest()}
-        (draft / facts["counts"]["file"]).write_bytes(raw)
+        write_bytes(draft / facts["counts"]["file"], raw)
     manifest = {
         **fingerprint,
         "provenance": corpus.provenance(),
@@ -78,7 +79,7 @@ def build(corpus: Corpus, tokenizer: Tokenizer, fingerprint: dict[str, Any], fol
         },
         "splits": splits,
     }
-    (draft / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(draft / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     _keep_only(draft, manifest)
     try:
         draft.rename(folder)

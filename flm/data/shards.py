@@ -7,7 +7,6 @@ train-00003.json    its line of the manifest, written last: what has none is not
 import hashlib
 import json
 import re
-import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from flm import atomic
 from flm.data.corpora.corpus import Normaliser
 from flm.data.tokenizers import Tokenizer
 
@@ -80,17 +80,13 @@ class ShardWriter:
                     yield text
 
         path = self.folder / f"{name}.bin"
-        draft = _draft(path)
-        with draft.open("wb") as file:
+        with atomic.draft(path, shared=True) as partial, partial.open("wb") as file:
             for ids in encode_documents(texts(), self.tokenizer):
                 file.write(np.asarray(ids, dtype=self.dtype).tobytes())
                 advance(len(ids))
-        draft.replace(path)
         facts, counts = self._examine(path)
         record = {"file": path.name, "documents": kept, "bytes": num_bytes, "source": source, **facts}
-        draft = _draft(self.folder / f"{name}.json")
-        draft.write_text(json.dumps(record), encoding="utf-8")
-        draft.replace(self.folder / f"{name}.json")
+        atomic.write_text(self.folder / f"{name}.json", json.dumps(record), shared=True)
         return record, counts
 
     def _examine(self, path: Path) -> tuple[dict[str, Any], np.ndarray]:
@@ -175,7 +171,3 @@ def _fingerprint(documents: list[str]) -> str:
         raw = document.encode()
         digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()
-
-
-def _draft(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")

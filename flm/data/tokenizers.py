@@ -8,13 +8,14 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from flm import atomic
 
 END = "<|end|>"
 UNKNOWN = "<unk>"
@@ -158,7 +159,7 @@ class LearnedTokenizer(TokenizerBuilder):
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         path = Path(cache_dir) / f"tokenizer-{digest[:16]}.json"
         if not path.exists():
-            _write_atomically(path, json.dumps(self.learn(documents()).to_dict()))
+            atomic.write_text(path, json.dumps(self.learn(documents()).to_dict()), shared=True)
         try:
             return Tokenizer.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
@@ -236,11 +237,3 @@ def _byte_spelling() -> list[str]:
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Two processes may do this at once: each renames a whole file, the last wins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 import flm
+from flm.atomic import write_bytes
 from flm.checkpoints.description import Description
 from flm.checkpoints.export import shareable
 from flm.checkpoints.load import load_algorithm
 from flm.golf.golf_eval import golf_eval
-from flm.golf.packed import Packed, has_zstandard, pack, write
+from flm.golf.packed import Packed, has_zstandard, pack
 from flm.tasks.assemble import load_for_evaluation, run_dir
 from flm.tasks.ppl_eval import ppl_eval
 from flm.tasks.processes import check_alone
@@ -52,7 +53,7 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
     path = run_dir(config) / FILE
-    write(path, packed.content)
+    write_bytes(path, packed.content)
     loaded, _ = load_algorithm(path, None, config.eval.trusted_modules)
     weights = {name: parameter for name, parameter in loaded.named_parameters() if name in packed.plan.bits}
     size = path.stat().st_size

@@ -12,9 +12,7 @@ kept to the bit.
 
 import hashlib
 import json
-import os
 import struct
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -86,17 +84,6 @@ def pack(model: nn.Module, description: Description, max_bytes: int | None, floo
         f"the packed weights are {min(tried.values()):,} bytes with all blocks in 5 bits, and {max_bytes:,} are left for them: "
         "take a smaller model, count less code (artifact.code) or raise artifact.limit_bytes"
     )
-
-
-def write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def is_artifact(path: str | Path) -> bool:

@@ -2,13 +2,14 @@
 tokens as little-endian uint16. Documents lie one after the other, each begun by BOS.
 """
 
-import uuid
 from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+
+from flm import atomic
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 1024
@@ -21,11 +22,9 @@ def write_shard(path: Path, tokens: np.ndarray) -> None:
         raise ValueError(f"{path}: token ids must lie in [0, 65536)")
     header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
     header[:3] = MAGIC, VERSION, len(tokens)
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    with draft.open("wb") as file:
+    with atomic.draft(path) as partial, partial.open("wb") as file:
         file.write(header.tobytes())
         file.write(np.asarray(tokens, dtype="<u2").tobytes())
-    draft.replace(path)
 
 
 def write_shards(
@@ -37,7 +36,6 @@ def write_shards(
         split: train or val, as the track calls them.
         runs: the tokens in order, in pieces of any size.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     waiting: list[np.ndarray] = []
     size = 0

@@ -1,6 +1,5 @@
 """mode=report: result files become one self-contained page, with its figures as PNG files beside it."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,14 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
+from flm.atomic import write_bytes, write_text
 from flm.measures.estimate import Estimate
 from flm.report import tables as report_tables
 from flm.report.build import Report, make_report
 from flm.report.files import read_results
 from flm.report.tables import Table
 from flm.tasks.assemble import run_dir
-from flm.tasks.results import FORMAT_VERSION, provenance, write_text
+from flm.tasks.results import FORMAT_VERSION, provenance
 
 
 def report(config: DictConfig) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def report(config: DictConfig) -> dict[str, Any]:
     (folder / "figures").mkdir(exist_ok=True)
     files = {name: folder / "figures" / f"{name}.png" for name in made.figures}
     for name, path in files.items():
-        _write_bytes(path, made.figures[name])
+        write_bytes(path, made.figures[name])
     write_text(folder / "tables.md", "\n".join(map(report_tables.markdown, made.tables)))
     write_text(folder / "report.html", made.html)
     to_wandb = wanted.wandb if wanted.wandb is not None else _logs_to_wandb(config)
@@ -93,13 +93,3 @@ def _inputs(inputs: Any) -> Sequence[str]:
 
 def _logs_to_wandb(config: DictConfig) -> bool:
     return config.logger is not None and config.logger._target_.endswith(".WandbLogger")
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

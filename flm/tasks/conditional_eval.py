@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flm.atomic import write_text
 from flm.checkpoints.load import CheckpointFile
 from flm.data.corpora.corpus import Corpus, Split
 from flm.data.tokenizers import Tokenizer
@@ -19,7 +20,7 @@ from flm.tasks.fillings import Writer, check_hole_is_bounded, padding_of
 from flm.tasks.generation import sampler_options
 from flm.tasks.processes import check_alone
 from flm.tasks.real_text import recorded_corpus
-from flm.tasks.results import provenance, write_json, write_text
+from flm.tasks.results import provenance, write_json
 from flm.tasks.scoring import head
 
 

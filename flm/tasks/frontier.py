@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
 from flm.algos.algorithm import Algorithm
+from flm.atomic import write_bytes, write_text
 from flm.checkpoints.load import CheckpointFile
 from flm.data.tokenizers import Tokenizer
 from flm.measures.diversity import self_bleu_4, token_diversity
@@ -32,7 +33,7 @@ from flm.tasks.generation import (
 )
 from flm.tasks.processes import Team, team_of
 from flm.tasks.real_text import RealText, real_text
-from flm.tasks.results import FORMAT_VERSION, provenance, write_json, write_text
+from flm.tasks.results import FORMAT_VERSION, provenance, write_json
 from flm.tasks.sample_eval import say_what_is_missing, write_texts
 from flm.tasks.scoring import Measures, head, judges_of, label_of, measures, plain
 
@@ -148,9 +149,7 @@ def _frontier(config: DictConfig, team: Team) -> dict[str, Any]:
     write_json(path, provenance(config, first.file if len(runs) == 1 else None) | content)
     write_text(folder / "frontier.md", markdown(content, count, config.seed))
     drawn = read_results([path], FORMAT_VERSION).frontiers
-    draft = folder / ".frontier.png.draft"  # whole or not at all, as the others
-    draft.write_bytes(frontier_figure(drawn, run_colours([run.label for run in runs])))
-    draft.replace(folder / "frontier.png")
+    write_bytes(folder / "frontier.png", frontier_figure(drawn, run_colours([run.label for run in runs])))
     console.print(console_table(content))
     say_what_is_missing(real, count, config, console)
     console.print(f"frontier: {folder}")

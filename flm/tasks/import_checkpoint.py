@@ -5,7 +5,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from flm.checkpoints import atomic
+from flm.checkpoints import files
 from flm.checkpoints.description import KEY
 from flm.checkpoints.load import PREFIX, load_algorithm, read_checkpoint
 from flm.tasks.assemble import run_dir
@@ -31,7 +31,7 @@ def import_checkpoint(config: DictConfig) -> dict[str, Any]:
     if file.average is not None:
         description["average"] = {name: tensor.contiguous() for name, tensor in file.average.items()}
     state = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in file.state.items()}
-    atomic.save({"state_dict": state, "global_step": file.step, KEY: description}, target)
+    files.save({"state_dict": state, "global_step": file.step, KEY: description}, target)
     algorithm, _ = load_algorithm(target, use_average=file.average is not None, trusted_modules=config.eval.trusted_modules)
     parameters = sum(parameter.numel() for parameter in algorithm.parameters())
     found = {

@@ -1,16 +1,15 @@
 """Result files: JSON with everything needed to say where a number came from."""
 
 import json
-import os
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from flm.atomic import write_text
 from flm.checkpoints.description import package_version
 from flm.checkpoints.load import CheckpointFile
 from flm.tasks.assemble import plain_config
@@ -58,16 +57,6 @@ def read_result(path: str | Path, kind: str | None = None) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _git_revision() -> str | None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flm.atomic import write_text
 from flm.data.tokenizers import Tokenizer
 from flm.measures.film import FilmStrip
 from flm.tasks.assemble import load_for_evaluation, run_dir
@@ -24,7 +25,7 @@ from flm.tasks.generation import (
 )
 from flm.tasks.processes import Team, team_of
 from flm.tasks.real_text import RealText, real_text
-from flm.tasks.results import provenance, write_json, write_text
+from flm.tasks.results import provenance, write_json
 from flm.tasks.scoring import head, judges_of, measures
 
 

@@ -11,16 +11,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from flm.checkpoints import atomic
+from flm import atomic
+from flm.checkpoints import files
 
 BEST, BEST_RECORD = "best_validation.ckpt", "best_validation.json"
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes whole files or none, and reads them without executing anything; see `flm.checkpoints.atomic`."""
+    """Writes whole files or none, and reads them without executing anything; see `flm.checkpoints.files`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        atomic.save(checkpoint, path)
+        files.save(checkpoint, path)
 
     def load_checkpoint(
         self,
@@ -29,7 +30,7 @@ class AtomicCheckpointIO(CheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """CPU tensors and plain values, whatever is asked for: nothing else is ever loaded."""
-        return atomic.load(path)
+        return files.load(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from flm.checkpoints import atomic
+from flm import atomic
 from flm.training.module import Module
 
 SAMPLES = 5  # stream of the run's seed, beside those in training.module

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from flm.algos.flm_distill import raw
-from flm.checkpoints import atomic
+from flm.checkpoints import files
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.export import FILES, READ, generation_defaults, read_folder, shareable, write_folder
@@ -58,7 +58,7 @@ def checkpoint(path, kind):
     state = {name: torch.randn_like(tensor) * 0.3 for name, tensor in algorithm.state_dict().items()}
     average = {name: torch.randn_like(p) * 0.3 for name, p in algorithm.named_parameters() if p.requires_grad}
     description = Description(config, tokenizer.to_dict(), tokenizer.vocab_size, LENGTH, 12, average, 12).to_dict()
-    atomic.save({"state_dict": {f"algorithm.{k}": v for k, v in state.items()}, KEY: description}, path)
+    files.save({"state_dict": {f"algorithm.{k}": v for k, v in state.items()}, KEY: description}, path)
     return path
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import Linear
 
 from flm.algos.algorithm import Algorithm
-from flm.checkpoints import atomic
+from flm.checkpoints import files
 from flm.checkpoints.build import build, build_algorithm
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.load import check_vocabulary, load_algorithm, read_checkpoint
@@ -59,7 +59,7 @@ def write(path, average=True, **changes):
     description = Description(config(), {"kind": "chars", "symbols": "abc"}, 7, 5, 12, averaged, 12).to_dict()
     state = {f"algorithm.{k}": v for k, v in model.state_dict().items()}
     content = {"state_dict": state | {"other.x": torch.zeros(1)}, KEY: description, "global_step": 12}
-    atomic.save(content | changes, path)
+    files.save(content | changes, path)
     return model, averaged
 
 
@@ -111,10 +111,10 @@ def test_misfits_are_named_key_by_key(tmp_path):
 
 def test_a_misfit_average_is_named(tmp_path):
     write(tmp_path / "x.ckpt")
-    content = atomic.load(tmp_path / "x.ckpt")
+    content = files.load(tmp_path / "x.ckpt")
     content[KEY]["average"]["backbone.norm.bias"] = torch.zeros(9)
     content[KEY]["average"]["ghost"] = torch.zeros(1)
-    atomic.save(content, tmp_path / "x.ckpt")
+    files.save(content, tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match="average: .*ghost unexpected; backbone.norm.bias has shape"):
         load_algorithm(tmp_path / "x.ckpt", trusted_modules=HERE)
 
@@ -177,9 +177,9 @@ def test_build_nests_and_keeps_partials():
         "builtins.eval",
         "subprocess.Popen",
         "torch.nn.Linear",
-        "flm.checkpoints.atomic.os.system",
-        "flm.checkpoints.atomic.os",
-        "flm.checkpoints.atomic.load",
+        "flm.atomic.os.system",
+        "flm.atomic.os",
+        "flm.checkpoints.files.load",
         "flm.algos.algorithm.nn.Linear",
         "flm.algos.algorithm.Tensor",
         "flm.algos.algorithm.Batch",
@@ -241,7 +241,7 @@ def test_what_the_package_builds_can_be_loaded(tmp_path):
     }
     model = build_algorithm(node, 11)
     state = {f"algorithm.{k}": torch.randn_like(v.float()).to(v.dtype) for k, v in model.state_dict().items()}
-    atomic.save({"state_dict": state, KEY: Description(node, None, 11, 4, 1).to_dict()}, tmp_path / "x.ckpt")
+    files.save({"state_dict": state, KEY: Description(node, None, 11, 4, 1).to_dict()}, tmp_path / "x.ckpt")
     loaded, _ = load_algorithm(tmp_path / "x.ckpt", use_average=False)
     for key, value in loaded.state_dict().items():
         assert torch.equal(value, state[f"algorithm.{key}"])

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from flm.algos.ar import AR
+from flm.atomic import write_bytes
 from flm.checkpoints.description import Description
 from flm.checkpoints.load import load_algorithm
 from flm.golf import packed as artifact
-from flm.golf.packed import ZLIB, is_artifact, pack, read, write
+from flm.golf.packed import ZLIB, is_artifact, pack, read
 from flm.golf.quantise import TABLE_PERCENTILE, Plan, quantise
 from flm.models.dit import DiT
 
@@ -53,7 +54,7 @@ def rounded(model, fewer=()):
 
 def test_the_file_holds_the_rounded_model_and_gives_its_very_logits(model, packed, tmp_path):
     path = tmp_path / "model.flmpack"
-    write(path, packed.content)
+    write_bytes(path, packed.content)
     loaded, file = load_algorithm(path)
     expected = rounded(model)
     assert {6, 8, 16} == set(Plan.of(dict(model.named_parameters()), small=SMALL).bits.values())
@@ -87,7 +88,7 @@ class Tied(torch.nn.Module):
 def test_tied_weights_are_kept_once_and_buffers_to_the_bit(tmp_path):
     model, path = Tied(), tmp_path / "tied.flmpack"
     packed = pack(model, about(), None, small=SMALL)
-    write(path, packed.content)
+    write_bytes(path, packed.content)
     _, state = read(path)
     assert set(packed.plan.bits) == {"table"}
     assert set(state) == set(model.state_dict())
@@ -106,7 +107,7 @@ def test_blocks_get_fewer_bits_from_the_middle_until_the_file_fits(model, packed
     two = pack(model, about(), limit, small=SMALL)
     assert two.plan.fewer == (1, 2) and len(two.content) <= limit < two.tried[(1,)]
     path = tmp_path / "model.flmpack"
-    write(path, two.content)
+    write_bytes(path, two.content)
     loaded, _ = load_algorithm(path)
     for name, weight in rounded(model, fewer=(1, 2)).items():
         assert torch.equal(dict(loaded.named_parameters())[name], weight), name
@@ -116,9 +117,9 @@ def test_blocks_get_fewer_bits_from_the_middle_until_the_file_fits(model, packed
 
 def test_without_zstandard_zlib_serves(model, packed, tmp_path, monkeypatch):
     path, best = tmp_path / "model.flmpack", tmp_path / "best.flmpack"
-    write(best, packed.content)
+    write_bytes(best, packed.content)
     monkeypatch.setattr(artifact, "has_zstandard", lambda: False)
-    write(path, pack(model, about(), None, small=SMALL).content)
+    write_bytes(path, pack(model, about(), None, small=SMALL).content)
     assert path.read_bytes()[8] == ZLIB
     _, state = read(path)
     with pytest.raises(ValueError, match="pip install zstandard"):
@@ -148,7 +149,7 @@ def with_content(raw, codec=ZLIB, length=None):
 )
 def test_a_file_that_is_not_whole_is_one_clear_line(packed, tmp_path, damage, message):
     path = tmp_path / "model.flmpack"
-    write(path, damage(packed.content))
+    write_bytes(path, damage(packed.content))
     with pytest.raises(ValueError, match=message) as caught:
         load_algorithm(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
@@ -158,7 +159,7 @@ def test_weights_of_another_model_are_told(model, tmp_path):
     path = tmp_path / "model.flmpack"
     other = json.loads(json.dumps(CONFIG))
     other["model"]["num_blocks"] = 2
-    write(path, pack(model, about(config=other), None, small=SMALL).content)
+    write_bytes(path, pack(model, about(config=other), None, small=SMALL).content)
     with pytest.raises(ValueError, match="weights do not fit"):
         load_algorithm(path)
 

@@ -9,7 +9,7 @@ import torch
 from tiny_qwen3 import tiny_qwen3, with_tokenizer
 
 import flm
-from flm.checkpoints import atomic
+from flm.checkpoints import files
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.export import read_folder, write_folder
@@ -40,7 +40,7 @@ def saved(tmp_path_factory):
     state["backbone.network.lm_head.weight"] = state["backbone.network.model.embed_tokens.weight"]
     description = Description(config, tokenizer.to_dict(), tokenizer.vocab_size, LENGTH, 12).to_dict()
     content = {"state_dict": {f"algorithm.{name}": value for name, value in state.items()}, KEY: description}
-    atomic.save(content, root / "run.ckpt")
+    files.save(content, root / "run.ckpt")
     algorithm, file = load_algorithm(root / "run.ckpt", use_average=False)
     write_folder(root / "folder", algorithm, file, False, model_card("name", algorithm, file, False))
     return algorithm, root / "folder"

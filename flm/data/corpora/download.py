@@ -8,6 +8,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from flm.atomic import write_text
+
 # seconds until a hub that does not answer counts as out of reach
 REACH_SECONDS = 5.0
 _RECORD = ".download.json"
@@ -98,6 +100,4 @@ class Download:
         return record
 
     def _write(self, record: dict[str, Any]) -> None:
-        draft = self.folder / f"{_RECORD}.tmp"
-        draft.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        draft.replace(self.folder / _RECORD)
+        write_text(self.folder / _RECORD, json.dumps(record, indent=1))

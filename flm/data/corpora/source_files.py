@@ -9,13 +9,14 @@ import json
 import logging
 import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock
+
+from flm.atomic import write_text
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".txt": "text"}
 KINDS = ".parquet, .jsonl or .txt (a line is a document), the latter two also with .gz or .zst"
@@ -122,9 +123,7 @@ class Digests:
                 before = known.get(str(file.resolve()))
                 found[str(file.resolve())] = before if before and before[:-1] == now else [*now, _sha256(file)]
             if any(known.get(name) != entry for name, entry in found.items()):
-                draft = self._memory.with_name(f"{self._memory.name}.{uuid.uuid4().hex}")
-                draft.write_text(json.dumps(known | found), encoding="utf-8")
-                draft.replace(self._memory)
+                write_text(self._memory, json.dumps(known | found), shared=True)
         return [found[str(file.resolve())][-1] for file in files]
 
     def _known(self) -> dict[str, list[Any]]:

@@ -1,0 +1,123 @@
+"""Files that are written whole or not at all, and one line on why a disk would not take them."""
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_ADVICE = {
+    errno.ENOSPC: "free some room",
+    errno.EDQUOT: "free some room, your quota is used up",
+    errno.EFBIG: "the file system or a limit takes no file so large",
+    errno.EACCES: "choose a folder you may write to",
+    errno.EPERM: "choose a folder you may write to",
+    errno.EROFS: "choose a folder that is not read-only",
+    errno.ENOTDIR: "a file stands where a folder belongs: move it away or choose another folder",
+    errno.EEXIST: "a file stands where a folder belongs: move it away or choose another folder",
+    errno.EISDIR: "a folder stands where a file belongs: move it away",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+@contextmanager
+def draft(path: str | Path, durable: bool = False, shared: bool = False) -> Iterator[Path]:
+    """A name beside `path` to write a file to, which becomes `path` when the block ends and is removed if it fails.
+
+    `path` is the old file or the whole new one whenever the process dies. Its folder is made if it is not there.
+
+    Args:
+        durable: the new file also survives a power cut (fsync of file and folder).
+        shared: several processes may write `path` at once, and the last wins. Otherwise the draft's name is always the same,
+            so that a killed process leaves at most one behind and the next write reuses it.
+
+    Raises:
+        OSError: one line that names `path` and says what to do.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{f'{uuid.uuid4().hex}.' if shared else ''}partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            if durable:
+                _sync(partial)
+            os.replace(partial, path)
+            if durable:
+                _sync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        others = error.filename not in (None, str(partial), str(path)) and Path(str(error.filename)) not in path.parents
+        if error.errno is None or others:  # says itself what happened, or is not about this file
+            raise
+        raise unwritable(path, error) from error
+
+
+def write_bytes(path: str | Path, content: bytes, shared: bool = False) -> None:
+    """See `draft`."""
+    with draft(path, shared=shared) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str, shared: bool = False) -> None:
+    """As UTF-8 with the line ends it has; see `draft`."""
+    write_bytes(path, text.encode(), shared)
+
+
+def alias(path: Path, name: Path) -> None:
+    """Makes `name` the same file as `path`; a copy where the file system has no hard links. Survives a power cut."""
+    with draft(name) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(path, partial)
+        except OSError:
+            shutil.copyfile(path, partial)
+    # `draft` removes what is left: renaming a link onto another link to the same file leaves both
+    _sync(name.parent)
+
+
+def writable_folder(path: str | Path, key: str) -> Path:
+    """The folder, made if it is not there, after a file has been written to it and removed.
+
+    Args:
+        key: config key that names it, for the error.
+
+    Raises:
+        ValueError: one line with key, folder and what to do.
+    """
+    path = Path(path)
+    probe = path / f".{uuid.uuid4().hex}.probe"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\0")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{key}={_reason(path, error)}") from error
+    return path
+
+
+def unwritable(path: str | Path, error: OSError) -> OSError:
+    """The error in one line that names the file and says what to do."""
+    return OSError(_reason(Path(path), error))
+
+
+def _reason(path: Path, error: OSError) -> str:
+    # mkdir names the file in the way, which may be one of the path's parents
+    where = f": {error.filename}" if error.filename not in (None, str(path)) and _is_parent(error.filename, path) else ""
+    advice = _ADVICE.get(error.errno or 0, "choose another place")
+    return f"{path} cannot be written ({error.strerror or error}{where}): {advice}"
+
+
+def _is_parent(name: object, path: Path) -> bool:
+    return isinstance(name, str) and Path(name) in path.parents
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,36 @@
+"""Writing a checkpoint whole or not at all, and reading one without trusting it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flm import atomic
+from flm.checkpoints import restricted
+
+
+def save(content: Any, path: str | Path) -> None:
+    """Writes with torch.save so that `path` holds either the old file or the whole new one, whenever the process dies.
+
+    Raises:
+        OSError: the disk is full or refuses; the old file is untouched and nothing is left beside it.
+    """
+    with atomic.draft(path, durable=True) as partial:
+        try:
+            with partial.open("wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:  # torch's own, after a write that failed: the system's reason stands behind it
+            raise error.__context__ if isinstance(error.__context__, OSError) else error  # noqa: B904
+
+
+def load(path: str | Path) -> Any:
+    """Plain values and CPU tensors of a torch file. Executes nothing in it: anything else is refused.
+
+    Raises:
+        ValueError: there is no such file, it is cut short or damaged, or it holds more than plain values and tensors.
+    """
+    noted: list[str] = []
+    content = restricted.read(path, noted)
+    if noted:
+        raise ValueError(f"{path}: refused, it holds Python objects beyond plain values and tensors ({noted[0]})")
+    return content
