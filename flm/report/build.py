@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from html import escape
 
+from flm.measures.frontier_figure import perplexity_by
+from flm.measures.plotting import run_colours
 from flm.report import figures
 from flm.report import page as report_page
 from flm.report import tables as report_tables
@@ -41,7 +43,7 @@ class _Composer:
         # a sweep over several checkpoints is several runs
         swept = {id(frontier.source): frontier.runs for frontier in results.frontiers}
         labels = [label for source in results.sources for label in swept.get(id(source), [source.label])]
-        self.colours = figures.run_colours(labels)
+        self.colours = run_colours(labels)
 
     def report(self, title: str, made_by: str) -> Report:
         sections = [
@@ -87,7 +89,7 @@ class _Composer:
         )
         if any(row.quality for row in rows):
             scorer = self.results.frontiers[0].scorer
-            name = figures.perplexity_by(scorer)
+            name = perplexity_by(scorer)
             drawn = comparison_figure(rows, real_level(self.results), scorer, self.colours)
             html += self._figure("comparison", drawn, f"log {name} of each model by sampling steps, and by time a sample")
             html += report_page.paragraph(f"Scored by {scorer}.")
@@ -110,7 +112,7 @@ class _Composer:
             if len(by_scorer) > 1:
                 html += f"<h3>Scored by {escape(scorer)}</h3>\n"
             drawn = figures.frontier_figure(found, self.colours)
-            description = f"log {figures.perplexity_by(scorer)} against entropy, scored by {scorer}"
+            description = f"log {perplexity_by(scorer)} against entropy, scored by {scorer}"
             html += self._figure(f"frontier{suffix}", drawn, description)
             matched = report_tables.frontier_table(found)
             html += self._table(Table(f"frontier{suffix}", matched.columns, matched.rows))

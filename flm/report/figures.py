@@ -1,144 +1,55 @@
 """Figures of a report, each drawn from plain records to PNG bytes.
 
-Colours are those of Okabe and Ito, which people with any colour vision tell apart; a run keeps its colour through all
-figures, and markers or dashes say the rest.
+A run keeps its colour through all figures, and markers or dashes say the rest.
 """
 
-import io
-import re
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from flm.measures import frontier_figure as frontiers_drawn
 from flm.measures.estimate import Estimate
+from flm.measures.frontier import Curve, Point
+from flm.measures.plotting import INK, canvas, legend, png, styled
 from flm.report.records import Bucket, Frontier, FrontierPoint, Likelihood, Number, Samples, Training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#999933")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
-MANY = 10  # curves that can each be named beside the axes
 DASHES = ("-", "--", ":", "-.")
-INK, FAINT = "#222222", "#DDDDDD"
-DPI = 120
-STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.5,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-}
-
-
-@contextmanager
-def styled() -> Iterator[None]:
-    """Within, figures are made and rendered in this report's style, whatever the user's matplotlibrc says."""
-    import matplotlib
-
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
-        yield
-
-
-def png(figure: "Figure") -> bytes:
-    """Rendered, in a palette of 256 colours: a third of the size, and flat figures lose nothing."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
-    image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    image.save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
-
-
-def run_colours(labels: Sequence[str]) -> dict[str, str]:
-    """A colour for each run, in order; they repeat after eight."""
-    return {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(dict.fromkeys(labels))}
 
 
 def frontier_figure(frontiers: Sequence[Frontier], colours: Mapping[str, str]) -> bytes:
-    """Perplexity against entropy, a curve for each setting that was not swept; lower is better at one entropy.
-
-    Args:
-        frontiers: measured by one scorer.
-        colours: by label of the run.
-    """
-    drawn = [curve for frontier in frontiers for curve in sweeps(frontier)]
-    varying = {key for _, rest, _, _ in drawn for key in rest if len({repr(other.get(key)) for _, other, _, _ in drawn}) > 1}
-    by_run = len({run for run, *_ in drawn}) > 1
-    looks = list(dict.fromkeys(repr(sorted(rest.items())) for _, rest, _, _ in drawn))
-    crowded, shown = by_run and len(drawn) > MANY, dict[int, str]()
+    """Perplexity against entropy of sweeps that one scorer measured; colours by label of the run."""
+    levels = [(one.real[0].mean, one.real[1].mean) for one in frontiers if one.real]
+    drawn = [curve for one in frontiers for curve in sweeps(one)]
     with styled():
-        figure, axes = canvas(8.4, 4.4)
-        for run, rest, _, points in drawn:
-            look = looks.index(repr(sorted(rest.items())))
-            named = [f"{rest[key]} {'step' if rest[key] == 1 else 'steps'}" for key in ("steps",) if key in rest]
-            named += [f"{key} {rest[key]}" for key in sorted(rest) if key in varying and key != "steps"]
-            axes.errorbar(
-                [point.entropy.mean for point in points],
-                [point.log_ppl.mean for point in points],
-                xerr=_errors([point.entropy for point in points]),
-                yerr=_errors([point.log_ppl for point in points]),
-                color=colours.get(run, INK) if by_run else COLOURS[look % len(COLOURS)],
-                marker=MARKERS[look % len(MARKERS)],
-                elinewidth=0.8,
-                label=None if crowded else ", ".join([run, *named] if by_run or not named else named),
-            )
-            shown[look] = ", ".join(named)
-        if crowded:  # an entry for each curve would be longer than the axes are high
-            for run in dict.fromkeys(run for run, *_ in drawn):
-                axes.plot([], [], color=colours.get(run, INK), label=run)
-            for look, name in shown.items():
-                axes.plot([], [], color=INK, marker=MARKERS[look % len(MARKERS)], linestyle="none", label=name)
-        for entropy, log_ppl in dict.fromkeys(frontier.real for frontier in frontiers if frontier.real):
-            axes.axvline(entropy.mean, color=INK, linewidth=0.8, linestyle=":")
-            axes.plot(entropy.mean, log_ppl.mean, "*", color=INK, markersize=12, label="real text", linestyle="none")
-        swept = " and ".join(sorted({along for _, _, along, _ in drawn}))
-        axes.set_xlabel("unigram entropy within a sample, nats")
-        name = perplexity_by(frontiers[0].scorer)
-        axes.set_ylabel(f"log {name}, nats per token")
-        perplexity_axis(axes, name)
-        axes.set_title(textwrap.fill(f"along a curve: {swept}; scored by {frontiers[0].scorer}", 85))
-        _legend(axes, 1.14)
-        return png(figure)
+        return png(frontiers_drawn.frontier_figure(drawn, levels, frontiers[0].scorer, colours))
 
 
-def perplexity_by(scorer: str) -> str:
-    """What a judge's perplexity is called: only a language model's is generative perplexity."""
-    found = re.match(r"(\d+-gram) of validation text", scorer)
-    return "generative perplexity" if found is None else f"perplexity under {found[1]}s"
-
-
-def sweeps(frontier: Frontier) -> list[tuple[str, dict[str, Any], str, list[FrontierPoint]]]:
-    """(run, fixed settings, swept setting, points along it) of each curve."""
-    curves: dict[str, tuple[str, dict[str, Any], str, list[FrontierPoint]]] = {}
+def sweeps(frontier: Frontier) -> list[Curve]:
+    """Its curves; a file may hold points in any order, and of settings that no number was swept along."""
+    curves: dict[str, tuple[dict[str, Any], str, list[FrontierPoint]]] = {}
     for point in frontier.points:
         run = frontier.run_of(point.settings)
         along = frontier.along.get(run) or ("temperature" if "temperature" in point.settings else "steps")
-        fixed = {key: value for key, value in point.settings.items() if key not in (along, "run")}
-        curves.setdefault(repr((run, sorted(fixed.items()))), (run, fixed, along, []))[3].append(point)
-    for _, _, along, points in curves.values():
+        fixed = {"run": run} | {key: value for key, value in point.settings.items() if key not in (along, "run")}
+        curves.setdefault(repr(sorted(fixed.items())), (fixed, along, []))[2].append(point)
+    found = []
+    for fixed, along, points in curves.values():
         points.sort(key=lambda point, along=along: point.settings.get(along, 0.0))
-    return list(curves.values())
+        found.append(Curve(fixed, along, tuple(_point(point) for point in points)))
+    return found
+
+
+def _point(point: FrontierPoint) -> Point:
+    return Point(
+        point.settings,
+        point.entropy.mean,
+        point.log_ppl.mean,
+        point.entropy.standard_error,
+        point.log_ppl.standard_error,
+    )
 
 
 DIVERSITY = {
@@ -192,7 +103,7 @@ def cross_entropy_figure(trainings: Sequence[Training], colours: Mapping[str, st
         axes.set_ylim(bottom=0)
         axes.set_xlabel("tau, the clock: 0 noise, 1 data")
         axes.set_ylabel("nats per token")
-        _legend(axes)
+        legend(axes)
         return png(figure)
 
 
@@ -257,7 +168,7 @@ def likelihood_figure(likelihoods: Sequence[Likelihood], colours: Mapping[str, s
         axes.set_ylim(bottom=0)
         axes.set_xlabel("t, physical time: 0 noise, 1 data")
         axes.set_ylabel("nats per token, summed up to t")
-        _legend(axes)
+        legend(axes)
         return png(figure)
 
 
@@ -266,14 +177,6 @@ def mean_of(value: Number) -> float:
     if value is None:
         return float("nan")
     return value.mean if isinstance(value, Estimate) else float(value)
-
-
-def canvas(width: float, height: float, *grid: int, **options: Any) -> tuple["Figure", Any]:
-    """A figure in inches and its axes; call it within `styled`."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(*grid, **options)
 
 
 def _errors(values: Sequence[Number]) -> list[float] | None:
@@ -298,26 +201,6 @@ def steps_axis(axes: "Axes", steps: Sequence[int | None]) -> None:
     if ticks:
         axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
     axes.set_xlabel("sampling steps")
-
-
-def perplexity_axis(axes: "Axes", name: str) -> None:
-    """On the right, what the log perplexities on the left are perplexities of."""
-    from matplotlib.ticker import LogLocator, MaxNLocator
-
-    low, high = axes.get_ylim()
-    right = axes.secondary_yaxis("right", functions=(np.exp, lambda ppl: np.log(np.maximum(ppl, 1e-9))))
-    # even steps would crowd at the top of a wide range
-    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high - low > 1.4 else MaxNLocator(7))
-    right.yaxis.set_major_formatter("{x:,g}")
-    right.set_ylabel(name)
-
-
-def _legend(axes: "Axes", left: float = 1.01) -> None:
-    """Beside the axes, where it covers nothing; equal entries once."""
-    handles, labels = axes.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    if once:
-        axes.legend(once.values(), once.keys(), loc="upper left", bbox_to_anchor=(left, 1.0), borderaxespad=0)
 
 
 def shared_legend(figure: "Figure", axes: "Axes") -> None:

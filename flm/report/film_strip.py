@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from flm.report.figures import INK, png, styled
+from flm.measures.plotting import INK, png, styled
 from flm.report.records import Film, Frame
 
 LINE = 56  # characters in a line of the figure

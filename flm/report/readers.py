@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from flm.measures.estimate import Estimate
+from flm.measures.frontier_figure import scorer_name
 from flm.report.records import (
     Answers,
     Bucket,
@@ -57,7 +58,7 @@ def _samples(source: Source) -> list[Samples]:
 
 def _text_set(folder: Path, entry: Mapping[str, Any], steps: int | None) -> TextSet:
     metrics = dict(entry["metrics"])
-    perplexity = {_scorer_name(row): row["ppl"] for row in metrics.pop("gen_ppl", None) or []}
+    perplexity = {scorer_name(row): row["ppl"] for row in metrics.pop("gen_ppl", None) or []}
     measured = {name: _estimate(value) for name, value in metrics.items() if _is_number(value)}
     return TextSet(
         steps=steps,
@@ -85,15 +86,6 @@ def _texts(path: Path) -> tuple[str, ...] | None:
         raise ValueError(f"{path}: not lines of JSON with a text each ({error})") from error
 
 
-def _scorer_name(entry: Mapping[str, Any]) -> str:
-    """Name, revision and protocol: numbers of two scorers are comparable only where all three agree."""
-    name, revision, protocol = str(entry.get("name") or entry["scorer"]), entry.get("revision"), entry.get("protocol")
-    if revision and name.count("/") > 2:  # a checkpoint, which its hash names better than its folder
-        kind, colon, path = name.rpartition(":")
-        name = f"{kind}{colon}{'/'.join(path.split('/')[-3:])}"
-    return ", ".join(str(part) for part in (name, revision and str(revision)[:12], protocol) if part)
-
-
 def _frontier(source: Source) -> list[Frontier]:
     points = [
         FrontierPoint(
@@ -107,7 +99,7 @@ def _frontier(source: Source) -> list[Frontier]:
     real, matched = source.get("real"), tuple(source.get("matched") or ())
     found = Frontier(
         source=source,
-        scorer=_scorer_name(source.content["scorer"]),
+        scorer=scorer_name(source.content["scorer"]),
         along={},
         points=tuple(points),
         real=None if real is None else (_sure_estimate(real["entropy_nats"]), _sure_estimate(real["log_ppl"])),

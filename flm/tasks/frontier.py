@@ -15,9 +15,9 @@ from flm.checkpoints.load import CheckpointFile
 from flm.data.tokenizers import Tokenizer
 from flm.measures.diversity import self_bleu_4, token_diversity
 from flm.measures.estimate import Estimate
-from flm.measures.frontier import Point, frontier_table
-from flm.report.figures import frontier_figure, run_colours
-from flm.report.files import read_results
+from flm.measures.frontier import Point, curves, frontier_table
+from flm.measures.frontier_figure import frontier_figure, scorer_name
+from flm.measures.plotting import png, run_colours, styled
 from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import load_for_evaluation, run_dir
 from flm.tasks.frontier_tables import console_table, markdown
@@ -33,7 +33,7 @@ from flm.tasks.generation import (
 )
 from flm.tasks.processes import Team, team_of
 from flm.tasks.real_text import RealText, real_text
-from flm.tasks.results import FORMAT_VERSION, provenance, write_json
+from flm.tasks.results import provenance, write_json
 from flm.tasks.sample_eval import say_what_is_missing, write_texts
 from flm.tasks.scoring import Measures, head, judges_of, label_of, measures, plain
 
@@ -148,8 +148,7 @@ def _frontier(config: DictConfig, team: Team) -> dict[str, Any]:
     path = folder / "frontier.json"
     write_json(path, provenance(config, first.file if len(runs) == 1 else None) | content)
     write_text(folder / "frontier.md", markdown(content, count, config.seed))
-    drawn = read_results([path], FORMAT_VERSION).frontiers
-    write_bytes(folder / "frontier.png", frontier_figure(drawn, run_colours([run.label for run in runs])))
+    write_bytes(folder / "frontier.png", drawn(runs, points, level, scorer_name(content["scorer"])))
     console.print(console_table(content))
     say_what_is_missing(real, count, config, console)
     console.print(f"frontier: {folder}")
@@ -239,23 +238,32 @@ def real_level(measured: Measures, real: RealText | str, tokenizer: Tokenizer) -
     return {"count": len(real.chosen), "source": real.source, "entropy_nats": plain(entropy), "log_ppl": plain(judged)}
 
 
+def own_points(run: Run, points: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """Those of one checkpoint."""
+    return [
+        Point(
+            point["settings"],
+            point["entropy_nats"]["mean"],
+            point["log_ppl"]["mean"],
+            point["entropy_nats"]["standard_error"],
+            point["log_ppl"]["standard_error"],
+        )
+        for point in points
+        if point["settings"]["run"] == run.label
+    ]
+
+
 def matched(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], targets: Mapping[str, float]) -> list[dict[str, Any]]:
     """Rows of `frontier_table`, each run interpolated along its own setting."""
-    rows: list[dict[str, Any]] = []
-    for run in runs:
-        own = [
-            Point(
-                point["settings"],
-                point["entropy_nats"]["mean"],
-                point["log_ppl"]["mean"],
-                point["entropy_nats"]["standard_error"],
-                point["log_ppl"]["standard_error"],
-            )
-            for point in points
-            if point["settings"]["run"] == run.label
-        ]
-        rows += frontier_table(own, targets, run.along)
-    return rows
+    return [row for run in runs for row in frontier_table(own_points(run, points), targets, run.along)]
+
+
+def drawn(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], real: Mapping[str, Any] | None, scorer: str) -> bytes:
+    """frontier.png."""
+    found = [curve for run in runs for curve in curves(own_points(run, points), run.along)]
+    levels = [] if real is None else [(real["entropy_nats"]["mean"], real["log_ppl"]["mean"])]
+    with styled():
+        return png(frontier_figure(found, levels, scorer, run_colours([run.label for run in runs])))
 
 
 def checkpoint_entry(run: Run) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import result_folders as make
 
+from flm.measures.plotting import run_colours
 from flm.report import figures
 from flm.report.comparison import compared, comparison_table, real_level
 from flm.report.comparison_figure import comparison_figure
@@ -100,7 +101,7 @@ def test_perplexities_of_another_judge_stay_out(results, tmp_path):
 
 
 def test_the_figure_shows_the_same_numbers(results, monkeypatch):
-    monkeypatch.setattr(figures, "png", lambda figure: figure)
+    monkeypatch.setattr("flm.report.comparison_figure.png", lambda figure: figure)
     rows = compared(results)
     colours = {"nano": "#0072B2", "other": "#D55E00"}
     figure = comparison_figure(rows, real_level(results), "gpt2-large", colours)
@@ -119,7 +120,7 @@ def test_many_curves_share_a_legend(tmp_path, monkeypatch):
     for index in range(6):
         make.frontier(tmp_path / str(index), f"run{index}", shift=0.1 * index)
     found = read_results([tmp_path], 1).frontiers
-    figure = figures.frontier_figure(found, figures.run_colours([f"run{index}" for index in range(6)]))
+    figure = figures.frontier_figure(found, run_colours([f"run{index}" for index in range(6)]))
     _, labels = figure.axes[0].get_legend_handles_labels()
     assert labels.count("8 steps") == labels.count("64 steps") == 1 and {f"run{index}" for index in range(6)} < set(labels)
 

@@ -8,6 +8,7 @@ import pytest
 import result_folders as make
 from PIL import Image
 
+from flm.measures.plotting import INK, run_colours
 from flm.report import figures
 from flm.report.files import read_results
 from flm.report.film_strip import LINE, LINES, _lines, film_figure, shade, visible
@@ -69,9 +70,9 @@ def test_frontier_curves_are_the_points_of_the_file_along_temperature(results, a
 def test_a_sweep_out_of_order_is_drawn_in_order(results):
     frontier = results.frontiers[0]
     shuffled = type(frontier)(**{**frontier.__dict__, "points": frontier.points[::-1]})
-    for _, fixed, along, points in figures.sweeps(shuffled):
-        assert along == "temperature" and set(fixed) == {"steps"}
-        assert [point.settings["temperature"] for point in points] == [0.7, 0.8, 0.9, 1.0]
+    for curve in figures.sweeps(shuffled):
+        assert curve.along == "temperature" and set(curve.settings) == {"run", "steps"}
+        assert [point.settings["temperature"] for point in curve.points] == [0.7, 0.8, 0.9, 1.0]
 
 
 def test_diversity_stands_beside_real_text(results, axes_of):
@@ -154,7 +155,7 @@ def test_figures_are_small_pngs_that_show_something(results):
 
 
 def test_runs_get_different_colours_with_contrast_to_white():
-    colours = figures.run_colours(["a", "b", "a", "c", "d", "e", "f", "g", "h"])
+    colours = run_colours(["a", "b", "a", "c", "d", "e", "f", "g", "h"])
     assert list(colours) == list("abcdefgh") and len(set(colours.values())) == 8
     assert all(1.05 / (luminance(colour) + 0.05) > 2 for colour in colours.values())
 
@@ -167,7 +168,7 @@ def film(probability: float, tokens, steps=1) -> Film:
 def test_shading_grows_with_probability_and_keeps_text_legible():
     shades = [luminance(shade(p / 20)) for p in range(21)]
     assert shades == sorted(shades, reverse=True) and shades[0] == 1.0
-    ink = luminance(figures.INK)
+    ink = luminance(INK)
     assert all((value + 0.05) / (ink + 0.05) >= 7 for value in shades)  # WCAG AAA
     assert shade(0.5) == "#badbf6"  # half way from white to the full shade
     assert shade(-0.1) == shade(0.0) and shade(1.1) == shade(1.0)

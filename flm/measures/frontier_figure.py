@@ -1,0 +1,100 @@
+"""The picture of a frontier: log perplexity against entropy, a curve for each setting that was not swept."""
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flm.measures.frontier import Curve
+from flm.measures.plotting import COLOURS, INK, MARKERS, canvas, legend
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MANY = 10  # curves that can each be named beside the axes
+
+
+def scorer_name(entry: Mapping[str, Any]) -> str:
+    """Name, revision and protocol: numbers of two scorers are comparable only where all three agree."""
+    name, revision, protocol = str(entry.get("name") or entry["scorer"]), entry.get("revision"), entry.get("protocol")
+    if revision and name.count("/") > 2:  # a checkpoint, which its hash names better than its folder
+        kind, colon, path = name.rpartition(":")
+        name = f"{kind}{colon}{'/'.join(path.split('/')[-3:])}"
+    return ", ".join(str(part) for part in (name, revision and str(revision)[:12], protocol) if part)
+
+
+def perplexity_by(scorer: str) -> str:
+    """What a judge's perplexity is called: only a language model's is generative perplexity."""
+    found = re.match(r"(\d+-gram) of validation text", scorer)
+    return "generative perplexity" if found is None else f"perplexity under {found[1]}s"
+
+
+def frontier_figure(
+    curves: Sequence[Curve], levels: Sequence[tuple[float, float]], scorer: str, colours: Mapping[str, str]
+) -> "Figure":
+    """Lower is better at one entropy. Call it within `plotting.styled`.
+
+    Args:
+        curves: measured by one scorer; their settings name the `run`.
+        levels: (entropy, log perplexity) of real text, nats.
+        scorer: in words, `scorer_name`.
+        colours: by run.
+    """
+    fixed = [{key: value for key, value in curve.settings.items() if key != "run"} for curve in curves]
+    runs = [str(curve.settings["run"]) for curve in curves]
+    varying = {key for rest in fixed for key in rest if len({repr(other.get(key)) for other in fixed}) > 1}
+    by_run = len(set(runs)) > 1
+    looks = list(dict.fromkeys(repr(sorted(rest.items())) for rest in fixed))
+    crowded, shown = by_run and len(curves) > MANY, dict[int, str]()
+    figure, axes = canvas(8.4, 4.4)
+    for run, rest, curve in zip(runs, fixed, curves, strict=True):
+        look = looks.index(repr(sorted(rest.items())))
+        named = [f"{rest[key]} {'step' if rest[key] == 1 else 'steps'}" for key in ("steps",) if key in rest]
+        named += [f"{key} {rest[key]}" for key in sorted(rest) if key in varying and key != "steps"]
+        axes.errorbar(
+            [point.entropy for point in curve.points],
+            [point.log_ppl for point in curve.points],
+            xerr=_errors([point.entropy_error for point in curve.points]),
+            yerr=_errors([point.log_ppl_error for point in curve.points]),
+            color=colours.get(run, INK) if by_run else COLOURS[look % len(COLOURS)],
+            marker=MARKERS[look % len(MARKERS)],
+            elinewidth=0.8,
+            label=None if crowded else ", ".join([run, *named] if by_run or not named else named),
+        )
+        shown[look] = ", ".join(named)
+    if crowded:  # an entry for each curve would be longer than the axes are high
+        for run in dict.fromkeys(runs):
+            axes.plot([], [], color=colours.get(run, INK), label=run)
+        for look, name in shown.items():
+            axes.plot([], [], color=INK, marker=MARKERS[look % len(MARKERS)], linestyle="none", label=name)
+    for entropy, log_ppl in dict.fromkeys(levels):
+        axes.axvline(entropy, color=INK, linewidth=0.8, linestyle=":")
+        axes.plot(entropy, log_ppl, "*", color=INK, markersize=12, label="real text", linestyle="none")
+    axes.set_xlabel("unigram entropy within a sample, nats")
+    name = perplexity_by(scorer)
+    axes.set_ylabel(f"log {name}, nats per token")
+    perplexity_axis(axes, name)
+    swept = " and ".join(sorted({curve.along for curve in curves}))
+    axes.set_title(textwrap.fill(f"along a curve: {swept}; scored by {scorer}", 85))
+    legend(axes, 1.14)
+    return figure
+
+
+def perplexity_axis(axes: "Axes", name: str) -> None:
+    """On the right, what the log perplexities on the left are perplexities of."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    low, high = axes.get_ylim()
+    right = axes.secondary_yaxis("right", functions=(np.exp, lambda ppl: np.log(np.maximum(ppl, 1e-9))))
+    # even steps would crowd at the top of a wide range
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high - low > 1.4 else MaxNLocator(7))
+    right.yaxis.set_major_formatter("{x:,g}")
+    right.set_ylabel(name)
+
+
+def _errors(errors: Sequence[float | None]) -> list[float] | None:
+    """For error bars, 0 where not known; None if none is known."""
+    return None if all(error is None for error in errors) else [error or 0.0 for error in errors]
