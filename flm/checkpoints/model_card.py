@@ -116,11 +116,20 @@ def _samples(result: Mapping[str, Any]) -> str:
         values = entry["metrics"]
         scores = values.get("gen_ppl") or [{}]
         entropy, judge = ((values.get(key) or {}).get("mean") for key in ("entropy_nats", "ngram_ce_nats"))
-        numbers = (entropy, values.get("distinct_2"), judge, scores[0].get("ppl"))
+        numbers = (entropy, values.get("token_js_bits"), values.get("distinct_2"), judge, scores[0].get("ppl"))
         rows.append((label, str(entry["count"]), *map(_number, numbers)))
     scorer = (result.get("scorer") or {}).get("name", "no scorer")
     return f"Generated text, by number of steps (generative perplexity: {scorer}):\n\n" + _table(
-        ("steps", "texts", "entropy, nats", "distinct-2", "3-gram cross-entropy, nats", "generative perplexity"), rows
+        (
+            "steps",
+            "texts",
+            "entropy, nats",
+            "token JS, bits",
+            "distinct-2",
+            "3-gram cross-entropy, nats",
+            "generative perplexity",
+        ),
+        rows,
     )
 
 

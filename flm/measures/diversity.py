@@ -1,13 +1,16 @@
-"""How varied a set of samples is: within a sample (entropy, repetition) and between samples (distinct-n, self-BLEU).
+"""How varied a set of samples is: within a sample (entropy, repetition), between samples (distinct-n, self-BLEU), and over the
+whole set (different tokens, and how far their frequencies are from those of real text).
 
-They are read against the numbers of real text, computed by the same functions on as many samples of the same length:
-entropy, distinct-n and self-BLEU all depend on the length or the number of samples. N samples.
+They are read against the numbers of real text, computed by the same functions on as many samples of the same length: all
+depend on the length or the number of samples. Entropy within a sample alone hides a model that writes the few hundred most
+frequent tokens only, each sample as varied as real text: `TokenFrequencies` shows it. N samples.
 """
 
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from torch import Tensor
@@ -69,6 +72,50 @@ def token_diversity(tokens: TokenRows) -> TokenDiversity:
         longest_run=Estimate.of(runs),
         longest_run_of_all=max(runs),
     )
+
+
+class TokenFrequencies:
+    """How often each token occurs in a text, to hold samples against.
+
+    Args:
+        rows: the text, at least one token.
+        without: rows of that text to leave out, because they are to be held against the rest.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+
+    def __init__(self, rows: TokenRows, without: TokenRows = ()):
+        self._counts = _counted(rows)
+        self._counts.subtract(_counted(without))
+        self._total = sum(self._counts.values())
+        if self._total <= 0:
+            raise ValueError("token frequencies need at least one token of text")
+
+    def js_bits(self, rows: TokenRows) -> float | None:
+        """Jensen-Shannon divergence of the samples' token frequencies from the text's, in [0, 1] bits; None of no token.
+
+        0: the same frequencies; 1: no token in common. Few samples of the text itself are above 0 (no sample of 8,192 tokens
+        has its 2,048 frequencies: 0.05), the more the fewer, so it is read against as many real samples.
+        """
+        counts = _counted(rows)
+        total = sum(counts.values())
+        if not total:
+            return None
+        ids = list(self._counts.keys() | counts.keys())
+        p = np.array([counts[token] for token in ids], dtype=np.float64) / total
+        q = np.array([self._counts[token] for token in ids], dtype=np.float64) / self._total
+        middle = (p + q) / 2
+        return max(0.0, _entropy_bits(middle) - (_entropy_bits(p) + _entropy_bits(q)) / 2)
+
+
+def _counted(rows: TokenRows) -> Counter[int]:
+    return Counter(chain.from_iterable(token_rows(rows)))
+
+
+def _entropy_bits(p: np.ndarray) -> float:
+    present = p[p > 0]
+    return float(-(present * np.log2(present)).sum())
 
 
 def token_rows(tokens: TokenRows) -> list[list[int]]:

@@ -123,6 +123,8 @@ def _frontier(config: DictConfig, team: Team) -> dict[str, Any]:
                     "file": str(path.relative_to(folder)),
                     "entropy_nats": plain(diversity.entropy_nats),
                     "log_ppl": plain(log_ppl(measured, rows, texts, settings)),
+                    "tokens_used": diversity.tokens_used,
+                    "token_js_bits": None if measured.frequencies is None else measured.frequencies.js_bits(rows),
                     "distinct_2": diversity.distinct_2,
                     "self_bleu_4": plain(self_bleu_4(texts)),
                     "ms_per_sample": timing["ms_per_sample"],
@@ -226,7 +228,7 @@ def log_ppl(measured: Measures, rows: list[list[int]], texts: list[str], setting
 
 
 def real_level(measured: Measures, real: RealText | str, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """Entropy and log perplexity of real text under the same judge; None without real text."""
+    """Diversity and log perplexity of real text under the same judge; None without real text."""
     if isinstance(real, str):
         return None
     if measured.judges:
@@ -234,8 +236,15 @@ def real_level(measured: Measures, real: RealText | str, tokenizer: Tokenizer) -
     else:
         assert measured.ngrams is not None
         judged = measured.ngrams.real(real.chosen)
-    entropy = token_diversity(real.rows).entropy_nats
-    return {"count": len(real.chosen), "source": real.source, "entropy_nats": plain(entropy), "log_ppl": plain(judged)}
+    diversity = token_diversity(real.rows)
+    return {
+        "count": len(real.chosen),
+        "source": real.source,
+        "entropy_nats": plain(diversity.entropy_nats),
+        "tokens_used": diversity.tokens_used,
+        "token_js_bits": None if measured.frequencies is None else measured.frequencies.js_bits(real.rows),
+        "log_ppl": plain(judged),
+    }
 
 
 def own_points(run: Run, points: Sequence[Mapping[str, Any]]) -> list[Point]:

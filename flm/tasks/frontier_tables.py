@@ -44,21 +44,25 @@ def markdown(content: Mapping[str, Any], count: int, seed: int) -> str:
     ]
     if content["real"] is not None:
         entropy, judged = (content["real"][key]["mean"] for key in ("entropy_nats", "log_ppl"))
-        lines += [f"Real text: entropy {entropy:.3f}, log perplexity {judged:.3f}.", ""]
+        used, js = (content["real"][key] for key in ("tokens_used", "token_js_bits"))
+        spread = f"{used} different tokens" + ("" if js is None else f", token JS {js:.3f} bits")
+        lines += [f"Real text: entropy {entropy:.3f}, {spread}, log perplexity {judged:.3f}.", ""]
     if content["matched"]:
         lines += ["## At equal entropy", "", *_markdown_table(MATCHED_HEADINGS, matched_cells(content)), ""]
     settings = list(dict.fromkeys(key for point in content["points"] for key in point["settings"]))
-    headings = [*settings, "entropy", "log ppl", "+-", "distinct-2", "self-BLEU-4", "ms / sample"]
+    headings = [*settings, "entropy", "log ppl", "+-", "tokens used", "token JS", "distinct-2", "self-BLEU-4", "ms / sample"]
     rows = []
     for point in content["points"]:
         values = [point["settings"].get(key) for key in settings]
-        error, bleu = point["log_ppl"]["standard_error"], point["self_bleu_4"]
+        error, bleu, js = point["log_ppl"]["standard_error"], point["self_bleu_4"], point["token_js_bits"]
         rows.append(
             [
                 *("" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in values),
                 f"{point['entropy_nats']['mean']:.3f}",
                 f"{point['log_ppl']['mean']:.3f}",
                 "" if error is None else f"{error:.3f}",
+                str(point["tokens_used"]),
+                "" if js is None else f"{js:.3f}",
                 "" if point["distinct_2"] is None else f"{point['distinct_2']:.3f}",
                 "" if bleu is None else f"{bleu['mean']:.1f}",
                 f"{point['ms_per_sample']:.1f}",

@@ -14,7 +14,7 @@ from flm.data.tokenizers import Tokenizer
 from flm.judges.gen_ppl import PublishedProtocol, Scorer, ScoreResult, ScoringProtocol, TokenScorer, WholeTextProtocol
 from flm.judges.huggingface_scorer import HuggingFaceScorer
 from flm.judges.ngram_judge import HeldOutNGrams
-from flm.measures.diversity import self_bleu_4, token_diversity
+from flm.measures.diversity import TokenFrequencies, self_bleu_4, token_diversity
 from flm.measures.estimate import Estimate
 from flm.measures.mauve import Mauve
 from flm.tasks.assemble import device_of
@@ -42,12 +42,14 @@ class Measures:
         judges: for generative perplexity, in the order asked for; none: it is not measured.
         protocols: which tokens they score, by name.
         ngrams: judge that needs no download; None without real text.
+        frequencies: of tokens in held-out text, those of the real blocks to compare with left out; None without it.
         mauve: None unless eval.mauve.
     """
 
     judges: Sequence[Judge]
     protocols: dict[str, ScoringProtocol]
     ngrams: HeldOutNGrams | None
+    frequencies: TokenFrequencies | None
     mauve: Mauve | None
 
     def of_generated(self, rows: Sequence[Sequence[int]], texts: Sequence[str]) -> dict[str, Any]:
@@ -100,6 +102,7 @@ class Measures:
             "entropy_nats": plain(found.entropy_nats),
             "distinct_tokens": plain(found.distinct_tokens),
             "tokens_used": found.tokens_used,
+            "token_js_bits": None if self.frequencies is None else self.frequencies.js_bits(rows),
             "distinct_1": found.distinct_1,
             "distinct_2": found.distinct_2,
             "distinct_3": found.distinct_3,
@@ -118,16 +121,18 @@ def measures(config: DictConfig, judges: Sequence[Judge], tokenizer: Tokenizer, 
         judges: from `judges_of`.
         real: the real text, or why there is none.
     """
-    ngrams = mauve = None
+    ngrams = frequencies = mauve = None
     if isinstance(real, RealText) and len(real.blocks) > 1:
         ngrams = HeldOutNGrams(real.blocks, tokenizer.vocab_size)
+    if isinstance(real, RealText) and len(real.chosen) < len(real.blocks):
+        frequencies = TokenFrequencies(real.blocks, without=real.rows)
     if config.eval.mauve:
         if isinstance(real, str):
             raise ValueError(f"eval.mauve=true compares with real text, and there is none: {real}")
         texts = [tokenizer.decode(row) for row in real.rows]
         mauve = Mauve(texts, config.eval.mauve_model_name_or_path, device_of(config))
     names = protocol_names(config)  # a mistake there is one even where nobody scores
-    return Measures(judges, protocols_of(names, length) if judges else {}, ngrams, mauve)
+    return Measures(judges, protocols_of(names, length) if judges else {}, ngrams, frequencies, mauve)
 
 
 def protocol_names(config: DictConfig) -> list[str]:

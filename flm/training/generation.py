@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from flm.measures.diversity import token_diversity
+from flm.measures.diversity import TokenFrequencies, TokenRows, token_diversity
 from flm.measures.ngram import NGramModel
 from flm.training.checkpointing import save_everywhere
 from flm.training.module import Module
@@ -20,6 +21,8 @@ class GenerationMonitor(Callback):
 
     gen/entropy_nats_<steps>_steps        unigram entropy within a sample
     gen/distinct_tokens_<steps>_steps     different tokens in a sample
+    gen/tokens_used_<steps>_steps         different tokens in all samples
+    gen/token_js_bits_<steps>_steps       how far the token frequencies of all samples are from the validation text's
     gen/ngram_ce_nats_<steps>_steps       cross-entropy per token under a 3-gram model of the validation text
 
     Has its own random stream, a function of (seed, step): training is the same with and without it. Several processes share
@@ -33,9 +36,13 @@ class GenerationMonitor(Callback):
         steps: numbers of sampling steps.
         options: of the sampler, as in the `sampling` config.
         min_entropy_nats: stop the run when the entropy at the first number of steps is below; None: never.
+        max_token_js_bits: stop the run when the token frequencies at the first number of steps are further from the validation
+            text's than as many samples of that text are, by more than this; None: never.
         keep_best: keep <folder>/best.ckpt, the checkpoint with the lowest 3-gram cross-entropy at the first number of steps
-            among those whose entropy is within `entropy_tolerance` of the validation text's.
+            among those whose entropy is within `entropy_tolerance` of the validation text's and whose token frequencies are
+            within `js_tolerance`.
         entropy_tolerance: in nats.
+        js_tolerance: in bits, as max_token_js_bits.
     """
 
     def __init__(
@@ -47,16 +54,19 @@ class GenerationMonitor(Callback):
         steps: Sequence[int] = (1,),
         options: Mapping[str, Any] | None = None,
         min_entropy_nats: float | None = None,
+        max_token_js_bits: float | None = None,
         keep_best: bool = False,
         entropy_tolerance: float = 0.3,
+        js_tolerance: float = 0.1,
     ):
         if min(every_n_validations, count, *steps) < 1:
             raise ValueError("callbacks.generation: every_n_validations, count and steps must be at least 1")
         self._reference, self._folder, self._every = reference, Path(folder), every_n_validations
         self._count, self._steps, self._options = count, tuple(steps), dict(options or {})
-        self._min_entropy, self._keep_best, self._tolerance = min_entropy_nats, keep_best, entropy_tolerance
-        self._judge: NGramModel | None = None
-        self._data_entropy = math.nan
+        self._min_entropy, self._max_js, self._keep_best = min_entropy_nats, max_token_js_bits, keep_best
+        self._entropy_tolerance, self._js_tolerance = entropy_tolerance, js_tolerance
+        self._judge: tuple[NGramModel, TokenFrequencies] | None = None
+        self._real: _Generated | None = None
         self._validations, self._best = 0, math.inf
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,39 +84,73 @@ class GenerationMonitor(Callback):
         self._validations += 1
         if self._validations % self._every:
             return
-        entropy, judged = trainer.strategy.broadcast(self._measure(trainer, pl_module))  # one verdict, whatever the machines
-        if self._keep_best and judged < self._best and abs(entropy - self._data_entropy_of(pl_module)) < self._tolerance:
-            self._best = judged
+        found = trainer.strategy.broadcast(self._measure(trainer, pl_module))  # one verdict, whatever the machines
+        real = self._real_text(pl_module)
+        excess = found.token_js_bits - real.token_js_bits
+        alike = abs(found.entropy_nats - real.entropy_nats) < self._entropy_tolerance and excess < self._js_tolerance
+        if self._keep_best and found.ngram_ce_nats < self._best and alike:
+            self._best = found.ngram_ce_nats
             save_everywhere(trainer, self._folder / "best.ckpt", getattr(trainer.checkpoint_callback, "last_path", None))
-        if self._min_entropy is not None and entropy < self._min_entropy:
+        problem = None
+        if self._min_entropy is not None and found.entropy_nats < self._min_entropy:
+            problem = f"an entropy of {found.entropy_nats:.2f} nats, below min_entropy_nats={self._min_entropy}"
+        elif self._max_js is not None and excess > self._max_js:
+            problem = (
+                f"token frequencies {found.token_js_bits:.3f} bits from the validation text's, real text of that many samples "
+                f"{real.token_js_bits:.3f}: further than max_token_js_bits={self._max_js} allows"
+            )
+        if problem is not None:
             trainer.should_stop = True
             if trainer.is_global_zero:
                 print(
-                    f"stopped at step {trainer.global_step}: samples in {self._steps[0]} step(s) have an entropy of "
-                    f"{entropy:.2f} nats, below callbacks.generation.min_entropy_nats={self._min_entropy}: generation "
-                    "has collapsed"
+                    f"stopped at step {trainer.global_step}: generation has collapsed: in {self._steps[0]} step(s) samples "
+                    f"have {problem} (callbacks.generation)"
                 )
 
-    def _measure(self, trainer: Trainer, pl_module: Module) -> tuple[float, float]:
-        if self._judge is None:
-            self._judge = NGramModel(self._reference, pl_module.algorithm.vocab_size)
-        first: tuple[float, float] | None = None
+    def _measure(self, trainer: Trainer, pl_module: Module) -> "_Generated":
+        """Logs what is generated at each number of steps; that of the first."""
+        measured = []
         for steps in self._steps:
             tokens = pl_module.generate(self._count, steps, GENERATION, options=self._options)
-            diversity, judged = token_diversity(tokens), self._judge.cross_entropy(tokens)
+            found = self._of(tokens, pl_module)
+            measured.append(found)
             name = f"{steps}_step{'s' * (steps > 1)}"
-            metrics = {
-                f"gen/entropy_nats_{name}": diversity.entropy_nats.mean,
-                f"gen/distinct_tokens_{name}": diversity.distinct_tokens.mean,
-                f"gen/ngram_ce_nats_{name}": judged.mean,
-            }
+            metrics = {f"gen/{measure}_{name}": float(value) for measure, value in asdict(found).items()}
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=trainer.global_step)
-            first = first or (diversity.entropy_nats.mean, judged.mean)
-        assert first is not None
-        return first
+        return measured[0]
 
-    def _data_entropy_of(self, pl_module: Module) -> float:
-        if math.isnan(self._data_entropy):
-            self._data_entropy = token_diversity(self._reference[: 20 * self._count]).entropy_nats.mean
-        return self._data_entropy
+    def _of(self, tokens: TokenRows, pl_module: Module, frequencies: TokenFrequencies | None = None) -> "_Generated":
+        if self._judge is None:
+            ngrams = NGramModel(self._reference, pl_module.algorithm.vocab_size)
+            self._judge = ngrams, TokenFrequencies(self._reference)
+        ngrams, text = self._judge
+        diversity, frequencies = token_diversity(tokens), frequencies or text
+        return _Generated(
+            diversity.entropy_nats.mean,
+            diversity.distinct_tokens.mean,
+            diversity.tokens_used,
+            frequencies.js_bits(tokens) or 0.0,
+            ngrams.cross_entropy(tokens).mean,
+        )
+
+    def _real_text(self, pl_module: Module) -> "_Generated":
+        """The same of as many blocks of the validation text, held against its others."""
+        if self._real is None:
+            blocks = self._reference
+            count = max(1, min(self._count, len(blocks) // 2))
+            chosen = [blocks[index * len(blocks) // count] for index in range(count)]
+            rest = TokenFrequencies(blocks, without=chosen if len(blocks) > 1 else ())
+            self._real = self._of(chosen, pl_module, rest)
+        return self._real
+
+
+@dataclass(frozen=True)
+class _Generated:
+    """What a set of samples is like; names as they are logged."""
+
+    entropy_nats: float
+    distinct_tokens: float
+    tokens_used: int
+    token_js_bits: float
+    ngram_ce_nats: float

@@ -5,7 +5,15 @@ import pytest
 import torch
 from sacrebleu.metrics.bleu import BLEU
 
-from flm.measures.diversity import distinct_n, longest_run, repetition, self_bleu_4, token_diversity, unigram_entropy
+from flm.measures.diversity import (
+    TokenFrequencies,
+    distinct_n,
+    longest_run,
+    repetition,
+    self_bleu_4,
+    token_diversity,
+    unigram_entropy,
+)
 
 WORDS = "the a cat dog sat ran on under mat hill , . and then".split()
 
@@ -66,6 +74,32 @@ def test_all_token_measures_together():
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_token_frequencies_by_hand():
+    text = TokenFrequencies([[0, 1], [0, 1, 2, 3]])  # 1/3, 1/3, 1/6, 1/6
+    assert text.js_bits([[2, 3, 1, 0, 1, 0]]) == pytest.approx(0.0, abs=1e-12)
+    assert text.js_bits([[7, 8, 9]]) == pytest.approx(1.0)
+    # against half 0, half 1: m = 5/12, 5/12, 1/12, 1/12
+    expected = 0.5 * math.log2(0.5 / (5 / 12)) + (2 / 6 * math.log2((1 / 3) / (5 / 12)) + 1 / 6 * math.log2(2))
+    assert text.js_bits(torch.tensor([[0, 1], [1, 0]])) == pytest.approx(expected)
+    assert TokenFrequencies([[0, 1], [2, 3]], without=[[2, 3]]).js_bits([[2]]) == pytest.approx(1.0)
+    assert text.js_bits([[]]) is None
+    with pytest.raises(ValueError, match="at least one token"):
+        TokenFrequencies([[4, 5]], without=[[5, 4]])
+
+
+def test_frequent_tokens_alone_are_seen_where_entropy_is_blind():
+    generator = torch.Generator().manual_seed(0)
+    frequencies = 1 / torch.arange(1, 513, dtype=torch.float64)  # Zipf
+    text = torch.multinomial(frequencies, 64 * 1024, replacement=True, generator=generator).view(-1, 16)
+    samples = text[:256]
+    narrow = torch.randint(0, 36, (256, 16), generator=generator)  # 36 tokens of 512, as varied within a sample
+    held_against = TokenFrequencies(text, without=samples)
+    real, collapsed = (held_against.js_bits(rows) for rows in (samples, narrow))
+    entropies = [token_diversity(rows).entropy_nats.mean for rows in (samples, narrow)]
+    assert abs(entropies[0] - entropies[1]) < 0.1
+    assert real < 0.04 and collapsed > 0.2
+
+
 def test_self_bleu_is_sacrebleu_of_each_text_against_the_others():
     # repeated words and equal maximal counts in several texts, punctuation, a line break, and lengths from 1 word up
     texts = [*sentences(25), "the cat sat on the mat.\nThe dog (the dog) ran", "the the the the the the", "a a a , a a"]

@@ -22,6 +22,8 @@ class Scripted:
         shape = canvas.tokens.shape
         if kind == "collapsed":
             return torch.zeros(shape, dtype=torch.long)
+        if kind == "narrow":  # two tokens in turn too, but one of them is nothing the text has
+            return torch.arange(shape[1]).expand(shape) % 2 + 1
         return torch.arange(shape[1]).expand(shape) % 2  # two tokens in turn: entropy log 2
 
 
@@ -49,6 +51,15 @@ def test_collapse_stops_the_run_and_the_best_file_is_of_the_best_step(tmp_path):
     assert 0 < best < 0.2  # nearly deterministic text under its own 3-gram model
 
 
+def test_tokens_that_the_text_has_not_stop_the_run_though_entropy_is_as_it_should_be(tmp_path):
+    module, trainer, monitor = run(
+        tmp_path, ["good", "narrow", "good"], min_entropy_nats=0.5, max_token_js_bits=0.2, keep_best=True
+    )
+    trainer.fit(module, datamodule=ToyData())
+    assert trainer.global_step == 4  # the second validation: JS is half a bit
+    assert torch.load(tmp_path / "ckpt" / "best.ckpt", weights_only=True)["global_step"] == 2
+
+
 def test_measures_are_of_the_samples(tmp_path):
     module, trainer, monitor = run(tmp_path, ["good", "good", "collapsed"])
     trainer.fit(module, datamodule=ToyData())
@@ -56,6 +67,10 @@ def test_measures_are_of_the_samples(tmp_path):
         rows = [row for row in csv.DictReader(file) if row["gen/entropy_nats_1_step"]]
     assert [float(row["gen/entropy_nats_1_step"]) for row in rows] == pytest.approx([math.log(2), math.log(2), 0.0])
     assert [float(row["gen/distinct_tokens_1_step"]) for row in rows] == [2, 2, 1]
+    assert [float(row["gen/tokens_used_1_step"]) for row in rows] == [2, 2, 1]
+    js = [float(row["gen/token_js_bits_1_step"]) for row in rows]
+    # all 0 against half and half: H(3/4, 1/4) - 1/2
+    assert js == pytest.approx([0, 0, 0.311278], abs=1e-6)
     judged = [float(row["gen/ngram_ce_nats_1_step"]) for row in rows]
     assert judged[2] > judged[0] + 1  # a token repeated is nothing the text does
 
