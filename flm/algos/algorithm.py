@@ -49,19 +49,48 @@ class Batch:
 
 @dataclass
 class Loss:
-    """What one micro-batch gives.
+    """What one micro-batch adds to the loss of an optimiser step, as sums and counts, never means.
+
+    That loss is the sum of `sum` over all micro-batches and processes divided by the sum of `count`, however the global batch
+    is cut: whoever trains divides. An algorithm of several terms weighs them so that one count serves all.
 
     Attributes:
-        total: differentiable scalar, what is minimised.
-        per_sequence: (B,) detached, loss per token of each sequence.
+        sum: differentiable scalar.
+        sums: (B,) detached, what each sequence has of a loss that no learned weight scales.
+        counts: (B,) detached, how much of each sequence counts, as a rule its number of targets.
         tau: (B,) where on the clock each sequence stood, in [0, 1]; None if the algorithm has no clock.
-        metrics: detached scalars to log beside the loss.
+        metrics: detached (sum, count) of what is logged beside the loss. All shares of a global batch have the same names.
     """
 
-    total: Tensor
-    per_sequence: Tensor
+    sum: Tensor
+    sums: Tensor
+    counts: Tensor
     tau: Tensor | None = None
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> Tensor:
+        return self.counts.sum()
+
+    @property
+    def total(self) -> Tensor:
+        """The loss of this micro-batch alone, differentiable; 0 where nothing counts."""
+        return self.sum / over(self.count)
+
+    @property
+    def per_sequence(self) -> Tensor:
+        """(B,) the loss of each sequence alone; 0 where nothing of it counts."""
+        return self.sums / over(self.counts)
+
+    def mean(self, metric: str) -> Tensor:
+        """A metric of this micro-batch alone."""
+        total, count = self.metrics[metric]
+        return total / over(count)
+
+
+def over(count: Tensor) -> Tensor:
+    """A count to divide by: 1 where nothing counts, since the sum is 0 there."""
+    return torch.where(count > 0, count, torch.ones_like(count))
 
 
 @dataclass

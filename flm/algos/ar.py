@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch, Bound, Loss
+from flm.algos.token_losses import token_loss
 from flm.draws import Draws
 from flm.models.causal import LeftToRight, left_to_right
 from flm.posterior import TokenPosterior
 from flm.samplers.autoregressive import AutoregressiveSampler
-from flm.vocabulary_losses import cross_entropy
 
 
 class AR(Algorithm):
@@ -39,10 +39,8 @@ class AR(Algorithm):
         return self.backbone(tokens)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """Mean nats over the tokens that count; the others are read but not predicted."""
-        weight = batch.weight / batch.weight.sum().clamp_min(1)
-        total, per_token = cross_entropy(self.predictions(batch.tokens), batch.tokens, weight)
-        return Loss(total, (per_token * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1))
+        """Nats of the tokens that count; the others are read but not predicted."""
+        return token_loss(self.predictions(batch.tokens), batch)
 
     @torch.no_grad()
     def nll(self, tokens: Tensor) -> Tensor:

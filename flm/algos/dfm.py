@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch, Bound, Loss, Sampler
+from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.models.token_backbone import TokenBackbone, token_backbone
 from flm.paths.masking import MaskingCurriculum, masks_by_key, window_masks
@@ -107,23 +108,23 @@ class DFM(Algorithm):
         self.objective, self.eps, self.max_weight, self.masking = objective, eps, max_weight, masking
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The objective per position that may be noise, at one t a sequence."""
+        """The objective over the positions that may be noise, at one t a sequence."""
         t = draws.stratified(len(batch.tokens)) * (1 - self.eps)
         batch, noisy = self._corrupted(batch, 1 - self.schedule.kappa(t), draws)
         rate = self.schedule.rate(t) if self.objective != "ce" else torch.ones_like(t)
         if self.max_weight is not None:
             rate = rate.clamp(max=self.max_weight)
         total, nats = self._scored(batch, noisy, rate, t, draws, self.objective == "generalized_kl")
-        per_sequence = (nats * batch.weight).sum(1) * rate / batch.weight.sum(1).clamp_min(1)
+        loss = summed(total, nats, batch.weight, t, rate)
         scored = (noisy if self.source.visible else batch.weight > 0).sum()
         # without the weight, which makes of the loss mostly noise
-        return Loss(total, per_sequence, t, {"nats_per_scored_token": (nats * batch.weight).sum() / scored.clamp_min(1)})
+        loss.metrics["nats_per_scored_token"] = (nats * batch.weight).sum().detach(), scored
+        return loss
 
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
         """The bound per token that counts, with plain corruption; after a uniform source without its last draw."""
         nats, t = self._bound_draw(batch, batch.weight > 0, draws)
-        per_sequence = (nats * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1)
-        return Loss((nats * batch.weight).sum() / batch.weight.sum().clamp_min(1), per_sequence, t)
+        return summed((nats * batch.weight).sum(), nats, batch.weight, t)
 
     @torch.no_grad()
     def bound(self, batch: Batch, draws: Draws) -> Bound:
@@ -206,7 +207,7 @@ class DFM(Algorithm):
         scored = noisy if self.source.visible else batch.weight > 0
         posterior = self.backbone(state, t.float(), batch.documents)
         posterior = replace(posterior, hidden=posterior.hidden[scored][None])
-        weight = batch.weight * rate[:, None].to(batch.weight) / batch.weight.sum().clamp_min(1)
+        weight = batch.weight * rate[:, None].to(batch.weight)
         at = [x[scored][None] for x in (batch.tokens, state, weight)]
         if kl and not self.source.visible:
             total, found = generalized_kl(posterior, *at)

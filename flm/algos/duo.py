@@ -81,7 +81,7 @@ class Duo(UniformState, Algorithm):
         self.gamma_min, self.gamma_max = gamma_range(self.transform, gamma_min, gamma_max, CURRICULUM_KAPPAS)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """Mean nats over the tokens that count, of the bound at one time a sequence."""
+        """Nats of the tokens that count, of the bound at one time a sequence."""
         temperature = self.temperature(draws.step)
         tau = draws.stratified(len(batch.tokens))
         return (

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flm.algos.algorithm import Algorithm, Batch, Loss
 from flm.algos.duo import gamma_range
 from flm.algos.teacher import Distillation, copy_weights
+from flm.algos.token_losses import summed
 from flm.algos.uniform_state import UniformState, predict, schedule_or_default
 from flm.draws import Draws
 from flm.paths.gaussian_relaxation import ArgmaxTransform, coupled_states
@@ -93,7 +94,7 @@ class DuoDistill(UniformState, Distillation):
         return self
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """Mean nats over the tokens that count, of the divergence at one place of each sequence's trajectory."""
+        """Nats of the tokens that count, of the divergence at one place of each sequence's trajectory."""
         number, begins = divmod(draws.step, self.round_steps)
         if begins == 0:  # only here is the buffer read: it makes the CPU wait for the device
             self._begin_round(number)
@@ -134,12 +135,11 @@ class DuoDistill(UniformState, Distillation):
         with torch.no_grad():
             target = self._read(self.target, states[1], self.transform.kappa(cleaner), batch)
         posterior = self._read(self.backbone, states[0], kappa, batch)
-        weight = batch.weight / batch.weight.sum().clamp_min(1)
-        total, nats = divergence(posterior, target, weight, self.divergence == "reverse")
-        per_sequence = (nats * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1)
-        return Loss(
-            total, per_sequence, self.schedule.inverse(kappa), {"clock_step": torch.full((), step, device=kappa.device)}
-        )
+        total, nats = divergence(posterior, target, batch.weight, self.divergence == "reverse")
+        loss = summed(total, nats, batch.weight, self.schedule.inverse(kappa))
+        one = torch.ones((), device=kappa.device)
+        loss.metrics["clock_step"] = step * one, one
+        return loss
 
     def _read(self, network: nn.Module, state: Tensor, kappa: Tensor, batch: Batch) -> TokenPosterior:
         return predict(network, F.embedding(state, network.input_table), kappa, batch.documents)

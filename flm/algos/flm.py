@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch, Loss
 from flm.algos.gaussian_likelihood import GaussianLikelihood
+from flm.algos.token_losses import token_loss
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.gaussian import State, context_free_cross_entropy, corrupt, embed, where
 from flm.posterior import TokenPosterior
 from flm.samplers.flow import FlowSampler
-from flm.vocabulary_losses import cross_entropy
 
 
 class SingleTimeDenoiser:
@@ -83,11 +83,3 @@ class FLM(GaussianLikelihood, Algorithm):
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
         return context_free_cross_entropy(token_counts, self.clock.time(tau.double()), draws.local)
-
-
-def token_loss(posterior: TokenPosterior, batch: Batch, tau: Tensor) -> Loss:
-    """Mean cross-entropy of the data's tokens over the tokens that count."""
-    weight = batch.weight / batch.weight.sum().clamp_min(1)
-    total, per_token = cross_entropy(posterior, batch.tokens, weight)
-    per_sequence = (per_token * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1)
-    return Loss(total, per_sequence.detach(), tau.detach())

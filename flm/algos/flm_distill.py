@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flm.algos.algorithm import Algorithm, Batch, Loss
 from flm.algos.loss_weight import LossWeight, apply_loss_weight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
+from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.flow_map import PAIR_LAWS, check_boundary_prob, draw_time_pairs, semigroup_weight
@@ -149,7 +150,7 @@ def raw(posterior) -> RawOutput:
 
 
 def jump_loss(batch: Batch, tau: Tensor, scale: Tensor, loss_weight: LossWeight | None, squared: Callable) -> Loss:
-    """Mean over tokens of scale (B,) times a squared distance, optionally under a learned weight of tau (B,).
+    """Scale (B,) times a squared distance of each token, optionally under a learned weight of tau (B,).
 
     `squared` is called with a constant weight (B, L) and gives the weighted sum and the distance of each token.
     """
@@ -158,10 +159,10 @@ def jump_loss(batch: Batch, tau: Tensor, scale: Tensor, loss_weight: LossWeight 
         total, per_token = squared(weight * scale[:, None])
         return total, per_token * scale[:, None]
 
-    weight = batch.weight / batch.weight.sum().clamp_min(1)
     if loss_weight is None:
-        total, per_token = scaled(weight)
+        total, per_token = scaled(batch.weight)
     else:
-        total, per_token = apply_loss_weight(loss_weight(tau.float()), weight, scaled)
-    per_sequence = (per_token * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1)
-    return Loss(total, per_sequence, tau, {"jump_squared_error": per_sequence.mean()})
+        total, per_token = apply_loss_weight(loss_weight(tau.float()), batch.weight, scaled)
+    loss = summed(total, per_token, batch.weight, tau)
+    loss.metrics["jump_squared_error"] = loss.sums.sum(), loss.count
+    return loss

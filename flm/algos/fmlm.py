@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch, Loss
-from flm.algos.flm import SingleTimeDenoiser, token_loss
+from flm.algos.flm import SingleTimeDenoiser
 from flm.algos.flow_map_objectives import OBJECTIVES
 from flm.algos.gaussian_likelihood import GaussianLikelihood
 from flm.algos.loss_weight import LossWeight, apply_loss_weight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
+from flm.algos.token_losses import summed, token_loss
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.flow_map import PAIR_LAWS, check_boundary_prob, draw_time_pairs, whole_number
@@ -124,22 +125,18 @@ class FMLM(GaussianLikelihood, Distillation):
             torch.cat([tau, pairs.start]).float(),
             torch.cat([tau, pairs.end]).float(),
         )
-        weight = batch.weight / batch.weight.sum().clamp_min(1)
         total, per_token = 0.0, []
         for rows, target, times in ((diagonal, still_target, tau), (jumps, jump_target, pairs.start)):
             if rows.start == rows.stop:
                 continue
-            part, values = self._weighted(posterior.rows(rows), target, weight[rows], times)
+            part, values = self._weighted(posterior.rows(rows), target, batch.weight[rows], times)
             total = total + part
             per_token.append(values)
-        losses = torch.cat(per_token)
-        per_sequence = (losses * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1)
-        metrics = {
-            f"{name}_nats_per_token": per_sequence[rows].mean()
-            for name, rows in (("diagonal", diagonal), ("jump", jumps))
-            if rows.start < rows.stop
-        }
-        return Loss(total, per_sequence, torch.cat([tau, pairs.start]), metrics)
+        loss = summed(total, torch.cat(per_token), batch.weight, torch.cat([tau, pairs.start]))
+        for name, rows in (("diagonal", diagonal), ("jump", jumps)):
+            if rows.start < rows.stop:
+                loss.metrics[f"{name}_nats_per_token"] = loss.sums[rows].sum(), loss.counts[rows].sum()
+        return loss
 
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
         """The denoising cross-entropy on the diagonal, against the data: comparable with the teacher's."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch, Loss
-from flm.algos.flm import token_loss
+from flm.algos.token_losses import token_loss
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.paths.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch, Loss
-from flm.algos.flm import token_loss
 from flm.algos.kl_flow import GeodesicDenoiser, check_features
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
+from flm.algos.token_losses import summed, token_loss
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.paths.flow_map import PAIR_LAWS, TimePairs, check_boundary_prob, draw_time_pairs, whole_number
@@ -135,12 +135,11 @@ class KLFlowMap(Distillation):
             torch.cat([part.end for part in parts]).float(),
             **denoiser.options,
         )
-        weight = batch.weight / batch.weight.sum().clamp_min(1)
-        losses = [cross_entropy(posterior.rows(part.rows), part.target, weight[part.rows]) for part in parts]
-        per_token = torch.cat([values for _, values in losses])
-        per_sequence = (per_token * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1)
-        metrics = {f"{part.name}_nats_per_token": per_sequence[part.rows].mean() for part in parts}
-        return Loss(sum(total for total, _ in losses), per_sequence, starts, metrics)
+        losses = [cross_entropy(posterior.rows(part.rows), part.target, batch.weight[part.rows]) for part in parts]
+        loss = summed(sum(total for total, _ in losses), torch.cat([values for _, values in losses]), batch.weight, starts)
+        for part in parts:
+            loss.metrics[f"{part.name}_nats_per_token"] = loss.sums[part.rows].sum(), loss.counts[part.rows].sum()
+        return loss
 
     @torch.no_grad()
     def _two_jumps(self, state: State, pairs: TimePairs, mask: Tensor | None) -> Combination:

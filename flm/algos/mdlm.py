@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch, Bound, Loss, Sampler
+from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.models.token_backbone import among_real
@@ -83,13 +84,11 @@ class MDLM(Algorithm):
         self.backbone = backbone(vocab_size=self.source.num_states)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The bound per token that counts, at one number of masks a sequence: there, the mean cross-entropy at masks."""
+        """The bound, at one number of masks a sequence: there, the mean cross-entropy at masks for every token that counts."""
         u = draws.stratified(len(batch.tokens))
         masked, scale = random_masks(batch.weight > 0, u, draws.local)
-        weight = batch.weight * scale[:, None].to(batch.weight)
-        total, nats = self._cross_entropy(batch, masked, weight / batch.weight.sum().clamp_min(1))
-        per_sequence = (nats * weight).sum(1) / batch.weight.sum(1).clamp_min(1)
-        return Loss(total, per_sequence, 1 - u)
+        total, nats = self._cross_entropy(batch, masked, batch.weight * scale[:, None].to(batch.weight))
+        return summed(total, nats, batch.weight, 1 - u, scale)
 
     def bound(self, batch: Batch, draws: Draws) -> Bound:
         """One draw: -log p of the tokens behind a random number of masks, scaled up to all."""

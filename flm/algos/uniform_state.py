@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Batch, Bound, BoundVariant, Loss, Sampler
+from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.paths.mixture import LogLinear, Schedule, UniformSource, corrupt
@@ -116,11 +117,9 @@ class UniformState:
     ) -> Loss:
         """speed (B,) times the bound's density, over the tokens that count."""
         posterior = self._predict(view, kappa, batch)
-        per_token = speed[:, None].to(batch.weight) * batch.weight
-        weight = per_token / batch.weight.sum().clamp_min(1)
+        weight = speed[:, None].to(batch.weight) * batch.weight
         total, density = bound_density(posterior, batch.tokens, state, kappa, noise, weight)
-        per_sequence = (density * per_token).sum(1) / batch.weight.sum(1).clamp_min(1)
-        return Loss(total, per_sequence, tau)
+        return summed(total, density, batch.weight, tau, speed)
 
     def _predict(self, view: Tensor, kappa: Tensor, batch: Batch) -> TokenPosterior:
         return predict(self.backbone, view, kappa, batch.documents)

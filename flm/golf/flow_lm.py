@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm, Batch, Bound, Loss
+from flm.algos.algorithm import Algorithm, Batch, Bound, Loss, over
+from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.golf.embedding_sampler import EmbeddingFlowSampler
 from flm.golf.linear_embedding import clean_of, corrupt, diffusion_nats, diffusion_times, zero_velocity_factor
@@ -113,13 +114,21 @@ class FlowLM(Algorithm):
         output = denoiser.output(state, t.float(), estimate, mask)
         z1 = clean_of(state, output, t) if self.predicts_velocity else output
         squared = ((clean - noise if self.predicts_velocity else clean) - output).square().mean(-1)
-        counted = torch.ones_like(weight) if self.mse_mask == "all" else weight
-        mse = (squared * counted).sum() / counted.sum().clamp_min(1)
-        anchor, per_token = self._cross_entropy(z1, batch.tokens, weight / weight.sum().clamp_min(1))
+        mse = (squared * self._squared_weight(batch, weight)).sum()
+        anchor, per_token = self._cross_entropy(z1, batch.tokens, weight)
         per_token = self.mse_weight * squared.detach() + self.anchor_weight * per_token
-        per_sequence = (per_token * weight).sum(1) / weight.sum(1).clamp_min(1)
-        metrics = {"velocity_mse" if self.predicts_velocity else "clean_mse": mse.detach(), "anchor_ce_nats": anchor.detach()}
-        return Loss(self.mse_weight * mse + self.anchor_weight * anchor, per_sequence, t, metrics)
+        loss = summed(self.mse_weight * mse + self.anchor_weight * anchor, per_token, weight, t)
+        loss.metrics["velocity_mse" if self.predicts_velocity else "clean_mse"] = mse.detach(), loss.count
+        loss.metrics["anchor_ce_nats"] = anchor.detach(), loss.count
+        return loss
+
+    def _squared_weight(self, batch: Batch, weight: Tensor) -> Tensor:
+        """(B, L) of the squared errors. On all positions, padding excepted, they are a mean over those of each sequence that
+        stands for as many as it has targets: in a batch of equal rows, the mean over all positions."""
+        if self.mse_mask == "target":
+            return weight
+        real = torch.ones_like(weight) if batch.documents is None else (batch.documents >= 0).to(weight)
+        return real * (weight.sum(1) / over(real.sum(1)))[:, None]
 
     @torch.no_grad()
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
@@ -128,8 +137,7 @@ class FlowLM(Algorithm):
         weight = self.target_weight(batch)
         _, _, state = self._state(batch, weight, t, draws)
         z1 = self.denoiser()(state, t.float(), None, document_mask(batch.documents))
-        total, per_token = self._cross_entropy(z1, batch.tokens, weight / weight.sum().clamp_min(1))
-        return Loss(total, (per_token * weight).sum(1) / weight.sum(1).clamp_min(1), t)
+        return summed(*self._cross_entropy(z1, batch.tokens, weight), weight, t)
 
     @torch.no_grad()
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:

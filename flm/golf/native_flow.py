@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from flm.algos.algorithm import Batch, Loss
 from flm.algos.ar import AR
+from flm.algos.token_losses import token_loss
 from flm.draws import Draws
 from flm.models.causal import LeftToRight
 from flm.posterior import TokenPosterior
-from flm.vocabulary_losses import cross_entropy
 
 
 class NativeFlow(AR):
@@ -50,16 +50,15 @@ class NativeFlow(AR):
         return posterior if self.flow is None else replace(posterior, hidden=self.flow(posterior.hidden))
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """Nats per token, and to them, in training alone, the weighted loss of the flow; both over the tokens that count."""
-        weight = batch.weight / batch.weight.sum().clamp_min(1)
+        """Nats, and to them, in training alone, the weighted loss of the flow; both over the tokens that count."""
         plain = self.backbone(batch.tokens)
-        total, per_token = cross_entropy(self.corrected(plain), batch.tokens, weight)
-        metrics = {"cross_entropy_nats_per_token": total.detach()}
+        loss = token_loss(self.corrected(plain), batch)
+        loss.metrics["cross_entropy_nats_per_token"] = loss.sum.detach(), loss.count
         if self.flow is not None:
-            flow = (self.flow.loss(plain.hidden, batch.tokens, plain.table, draws) * weight).sum()
-            metrics |= {"flow_mean_square": flow.detach()}
-            total = total + self.loss_weight * flow
-        return Loss(total, (per_token * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1), metrics=metrics)
+            flow = (self.flow.loss(plain.hidden, batch.tokens, plain.table, draws) * batch.weight).sum()
+            loss.metrics["flow_mean_square"] = flow.detach(), loss.count
+            loss.sum = loss.sum + self.loss_weight * flow
+        return loss
 
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
         """Nats per token, without the flow's loss."""

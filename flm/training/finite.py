@@ -6,6 +6,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from flm.algos.algorithm import Loss
+
 # Losses of one process whose median is compared: not their mean, which one bad batch can raise, nor fewer, since the loss of a
 # small batch depends much on the times it drew.
 RECENT = 50
@@ -32,9 +34,9 @@ class DivergenceCheck:
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._average, self._count = 0.0, 0
 
-    def watch(self, total: Tensor, per_sequence: Tensor) -> None:
-        """What is minimised, and the loss per token of each sequence (B,), which no learned weight scales."""
-        numbers = torch.stack([total.detach().double(), per_sequence.detach().double().mean()])
+    def watch(self, loss: Loss) -> None:
+        # what is minimised, and what no learned weight scales
+        numbers = torch.stack([loss.sum.detach().double(), loss.per_sequence.double().mean()])
         if numbers.is_cuda:
             self._numbers = torch.empty(2, dtype=torch.float64, pin_memory=True).copy_(numbers, non_blocking=True)
             self._arrived = torch.cuda.Event()

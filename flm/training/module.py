@@ -20,14 +20,19 @@ from flm.training.average import Average
 from flm.training.fingerprint import fingerprint
 from flm.training.finite import DivergenceCheck
 from flm.training.sharding import resplit, shard, whole, whole_blocks
+from flm.training.step_loss import StepLoss, scale_gradients
 from flm.training.validation import BUCKET_CENTRES, Report, Tally
 
 # streams of the run's seed beside those of Draws (0 and 1)
 DROPOUT, VALIDATION, REFERENCE = 2, 3, 4
+LOSS = "loss_nats_per_token"
 
 
 class Module(LightningModule):
     """Trains an algorithm.
+
+    The loss and the gradient of an optimiser step are those of its whole global batch, however that is cut: algorithms hand
+    over sums and counts, and gradients are divided once, before they are clipped.
 
     Everything random in a training step is a function of (seed, optimiser step, share of the global batch), dropout
     included, so validating, sampling or resuming leaves the run bit for bit the same.
@@ -70,6 +75,7 @@ class Module(LightningModule):
         self._config, self._tokenizer, self._token_counts = config or {}, tokenizer, token_counts
         self._context_free: Tensor | None = None
         self._divergence, self._watched = DivergenceCheck(max_loss_rise), None
+        self._step_loss, self._gradient_scale = StepLoss(), None
         self._tally = Tally(algorithm.validation_metric)
         self._during_validation = ExitStack()
 
@@ -128,14 +134,23 @@ class Module(LightningModule):
         draws = Draws(self.seed, step, share, self.trainer.world_size * accumulation, self.device)
         torch.manual_seed(mix_seed(self.seed, step, DROPOUT, share))
         loss = self.algorithm.loss(batch, draws)
-        self._divergence.watch(loss.total, loss.per_sequence)
+        self._divergence.watch(loss)
         self._watched = batch, batch_idx
-        size = batch.tokens.shape[0]
-        self.log("train/loss_nats_per_token", loss.total.detach(), prog_bar=True, batch_size=size)
-        self.log_dict({f"train/{name}": value for name, value in loss.metrics.items()}, batch_size=size)
-        return loss.total
+        self._step_loss.add(LOSS, loss)
+        # A sum, since what it will be divided by is known only at the step's last micro-batch. Divided by L alone, so that
+        # gradients keep a size that 16-mixed can hold.
+        if (batch_idx + 1) % accumulation == 0:
+            means, count = self._step_loss.finish(LOSS, self._sum_over_ranks)
+            # Lightning divides by the number of micro-batches, DDP and FSDP2 by that of processes
+            self._gradient_scale = self.algorithm.length * accumulation * self.trainer.world_size / count
+            self.log(f"train/{LOSS}", means.pop(LOSS), prog_bar=True, batch_size=1)
+            self.log_dict({f"train/{name}": value for name, value in means.items()}, batch_size=1)
+        return loss.sum / self.algorithm.length
 
     def on_after_backward(self) -> None:
+        if self._gradient_scale is not None:
+            scale_gradients(self.algorithm.parameters(), self._gradient_scale)
+            self._gradient_scale = None
         problem = self._divergence.problem()
         if problem is not None:
             last = getattr(self.trainer.checkpoint_callback, "last_path", None)
@@ -202,7 +217,7 @@ class Module(LightningModule):
         # the same noise at every validation: differences between two are differences between weights
         seed, ranks = mix_seed(self.seed, VALIDATION), self.trainer.world_size
         loss = self.algorithm.validation_loss(batch, Draws(seed, batch_idx, self.global_rank, ranks, self.device))
-        self._tally.add(loss.per_sequence, loss.tau, batch.weight.sum(1))
+        self._tally.add(loss)
 
     def on_validation_epoch_end(self) -> None:
         # here and not in on_validation_end: callbacks may save in that hook, before the module's turn

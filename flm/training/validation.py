@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flm.algos.algorithm import Loss
+
 BUCKETS = 10
 BUCKET_CENTRES = (torch.arange(BUCKETS, dtype=torch.float64) + 0.5) / BUCKETS
 
@@ -25,16 +27,15 @@ class Tally:
         self.measure = measure
         self.sums = torch.zeros(2, BUCKETS + 1, dtype=torch.float64)
 
-    def add(self, per_sequence: Tensor, tau: Tensor | None, tokens: Tensor) -> None:
-        """per_sequence (B,) nats per token, tau (B,) in [0, 1] or None, tokens (B,) that count in each sequence."""
-        tokens = tokens.detach().cpu().double()
-        nats = torch.where(tokens > 0, per_sequence.detach().cpu().double() * tokens, 0.0)
-        if tau is None:
+    def add(self, loss: Loss) -> None:
+        counts = loss.counts.cpu().double()
+        nats = torch.where(counts > 0, loss.sums.cpu().double(), 0.0)
+        if loss.tau is None:
             bucket = torch.full(nats.shape, BUCKETS)
         else:
-            bucket = (tau.detach().cpu().double() * BUCKETS).long().clamp_(0, BUCKETS - 1)
+            bucket = (loss.tau.detach().cpu().double() * BUCKETS).long().clamp_(0, BUCKETS - 1)
         self.sums[0].index_add_(0, bucket, nats)
-        self.sums[1].index_add_(0, bucket, tokens)
+        self.sums[1].index_add_(0, bucket, counts)
 
     def report(self, context_free: Tensor | None = None, reduce: Callable[[Tensor], Tensor] = lambda x: x) -> "Report":
         """The means.

@@ -89,7 +89,7 @@ def test_rounds_move_the_target_and_double_the_step():
         if step in (4, 8):
             expected = copy.deepcopy(algorithm.backbone.state_dict())
         for share in range(2):
-            steps.append(algorithm.loss(batch, Draws(0, step, share, 2)).metrics["clock_step"].item())
+            steps.append(algorithm.loss(batch, Draws(0, step, share, 2)).mean("clock_step").item())
             assert all(torch.equal(w, expected[k]) for k, w in algorithm.target.state_dict().items()), step
         assert int(algorithm.target_round) == step // 4
     assert steps == [1 / 8] * 8 + [1 / 4] * 8 + [1 / 2] * 2
@@ -98,7 +98,7 @@ def test_rounds_move_the_target_and_double_the_step():
     algorithm.loss(batch, Draws(0, 8, 1, 2))
     assert all(torch.equal(w, expected[k]) for k, w in algorithm.target.state_dict().items())
     # validation is of the round, not of the batch's number
-    assert algorithm.validation_loss(batch, Draws(0, 0)).metrics["clock_step"] == 1 / 2
+    assert algorithm.validation_loss(batch, Draws(0, 0)).mean("clock_step") == 1 / 2
     assert int(algorithm.target_round) == 2
 
 

@@ -10,10 +10,11 @@ from algos.exact_world import ExactBackbone, correlated, map_error, toy, train
 from torch.nn.functional import one_hot
 
 import flm.posterior
-from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.algorithm import Algorithm, Batch
 from flm.algos.flm import FLM
 from flm.algos.flm_distill import FLMDistill
 from flm.algos.flm_distill_second import FLMDistillSecond
+from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.paths.flow_map import draw_time_pairs
 from flm.paths.gaussian import State, step
@@ -262,8 +263,8 @@ class Taught(FLM):
         tau = draws.stratified(len(batch.tokens))
         view = self.world.state(tau, draws.local).float()
         exact = ExactBackbone(self.world).float()(view, tau)
-        total, per_token = cross_entropy(self.backbone(view, tau.float()), exact, batch.weight / batch.weight.numel())
-        return Loss(total, per_token.mean(1), tau)
+        total, per_token = cross_entropy(self.backbone(view, tau.float()), exact, batch.weight)
+        return summed(total, per_token, batch.weight, tau)
 
 
 def test_both_stages_lead_from_a_denoiser_to_the_exact_map():

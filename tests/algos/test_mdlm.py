@@ -86,7 +86,7 @@ def test_loss_and_gradient_equal_dense(options, documents):
         torch.testing.assert_close(a, b)
     # a validation's mean is the same loss: nats over tokens that count
     tally = Tally(algorithm.validation_metric)
-    tally.add(loss.per_sequence, loss.tau, counts)
+    tally.add(loss)
     assert tally.report().mean == pytest.approx(loss.total.item())
 
 

@@ -168,7 +168,7 @@ def test_loss_is_what_it_says_and_so_is_its_gradient(embed_norm):
     logits = (x + (1 - t) * v) @ table.T
     anchor = nn.functional.cross_entropy(logits[target], tokens[target])
     assert loss.total.item() == pytest.approx((0.7 * mse + 0.3 * anchor).item(), rel=1e-7)
-    assert loss.metrics["velocity_mse"].item() == pytest.approx(mse.item(), rel=1e-7)
+    assert loss.mean("velocity_mse").item() == pytest.approx(mse.item(), rel=1e-7)
     embedding = algorithm.backbone.embedding
     loss.total.backward()
     slope = embedding.grad.clone()

@@ -59,8 +59,8 @@ def test_the_loss_written_out(backbone):
     torch.testing.assert_close(loss.total, reference, rtol=1e-6, atol=0)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(loss.metrics["flow_mean_square"], cfm.detach(), check_dtype=False)
-    torch.testing.assert_close(loss.metrics["cross_entropy_nats_per_token"], ce.detach())
+    torch.testing.assert_close(loss.mean("flow_mean_square"), cfm.detach(), check_dtype=False)
+    torch.testing.assert_close(loss.mean("cross_entropy_nats_per_token"), ce.detach())
     torch.testing.assert_close(algorithm.validation_loss(batch, Draws(3)).total, ce)  # the flow's loss is no likelihood
     torch.testing.assert_close(algorithm.nll(batch.tokens), nll.detach())
 
@@ -80,7 +80,7 @@ def test_whom_each_term_reaches():
     both = algorithm.loss(batch, Draws(0))
     flow = (both.total - ce) / algorithm.loss_weight
     plain = algorithm.backbone(batch.tokens)
-    assert flow.item() == pytest.approx(both.metrics["flow_mean_square"].item(), rel=1e-4)
+    assert flow.item() == pytest.approx(both.mean("flow_mean_square").item(), rel=1e-4)
     alone = algorithm.flow.loss(plain.hidden, batch.tokens, plain.table, Draws(0)).sum()
     assert reached(alone) == {name for name in names if name.startswith("flow.") and name != "flow.gate"}
 
@@ -118,11 +118,11 @@ def test_what_training_starts_at():
     algorithm = NativeFlow(backbone, vocab_size, length, NativeFlowMatcher)
     tokens = torch.stack([torch.randperm(vocab_size, generator=torch.Generator().manual_seed(n))[:length] for n in range(4)])
     loss = algorithm.loss(Batch(tokens, torch.ones(4, length)), Draws(0))
-    assert loss.metrics["flow_mean_square"].item() == pytest.approx(2.0, abs=0.03)
+    assert loss.mean("flow_mean_square").item() == pytest.approx(2.0, abs=0.03)
     # no logit but those of the two tokens read is away from 0 by more than noise of variance 0.005^2 * 512
     logit = 0.005 * 512 / math.sqrt(2)
     start = math.log(1022 * math.exp(0.005**2 * 512 / 2) + 2 * math.exp(logit))
-    assert loss.metrics["cross_entropy_nats_per_token"].item() == pytest.approx(start, abs=5 * 0.113 / math.sqrt(256))
+    assert loss.mean("cross_entropy_nats_per_token").item() == pytest.approx(start, abs=5 * 0.113 / math.sqrt(256))
     assert loss.total.item() == pytest.approx(math.log(vocab_size) + 0.2, abs=0.06)
 
 

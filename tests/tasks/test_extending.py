@@ -11,7 +11,8 @@ ALGORITHM = '''
 import torch
 from torch import nn
 from flm.algos.algorithm import Algorithm
-from flm.algos.flm import SingleTimeDenoiser, token_loss
+from flm.algos.flm import SingleTimeDenoiser
+from flm.algos.token_losses import token_loss
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.gaussian import corrupt
 from flm.samplers.flow import FlowSampler
@@ -27,7 +28,7 @@ class Pointwise(Algorithm):
         tau = draws.stratified(len(batch.tokens))
         state = corrupt(batch.tokens, self.clock.time(tau).float(), (self.backbone.input_table,), draws.local)
         loss = token_loss(self.backbone(self.scale * state.views[0], tau.float()), batch, tau)
-        loss.metrics["scale"] = torch.tensor(self.scale)
+        loss.metrics["scale"] = self.scale * loss.count, loss.count
         return loss
 
     def denoiser(self):

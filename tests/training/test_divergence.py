@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import BATCH, ToyData, make_batch, make_module, make_trainer
 
-from flm.algos.algorithm import Batch
+from flm.algos.algorithm import Batch, Loss
 from flm.data.order import ExampleOrder, ShareSampler
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.fingerprint import fingerprint
@@ -16,7 +16,7 @@ from flm.training.finite import FIRST, RECENT, DivergenceCheck
 
 def first_problem(check, losses):
     for index, loss in enumerate(losses):
-        check.watch(torch.tensor(loss), torch.tensor([loss - 0.1, loss + 0.1]))
+        check.watch(Loss(torch.tensor(loss), torch.tensor([loss - 0.1, loss + 0.1]), torch.ones(2)))
         problem = check.problem()
         if problem is not None:
             return index, problem
@@ -71,7 +71,7 @@ def test_an_exploding_run_names_step_batch_and_file(tmp_path, monkeypatch):
         calls.append(batch)
         found = loss(batch, draws)
         factor = 20.0 if len(calls) > 2 * 14 else 1.0
-        found.total, found.per_sequence = found.total * factor, found.per_sequence * factor
+        found.sum, found.sums = found.sum * factor, found.sums * factor
         return found
 
     module.algorithm.loss = exploding

@@ -3,6 +3,7 @@ import sys
 import torch
 from toy import ToyData, make_module, make_trainer
 
+from flm.algos.algorithm import Loss
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.progress import PrintCrossEntropy, StepProgressBar
 from flm.training.throughput import Throughput
@@ -46,7 +47,8 @@ def test_the_bar_counts_optimiser_steps_of_the_whole_run(tmp_path, monkeypatch):
 def test_the_table_has_both_columns(tmp_path, capsys):
     module = make_module()
     tally = Tally()
-    tally.add(torch.tensor([1.25, 2.5]), torch.tensor([0.45, 0.95]), torch.tensor([3, 1]))
+    sums = torch.tensor([3 * 1.25, 2.5])
+    tally.add(Loss(sums.sum(), sums, torch.tensor([3, 1]), torch.tensor([0.45, 0.95])))
     module.report = tally.report(torch.arange(10.0))
     module.algorithm.validation_says = "of toys"
     make_trainer(tmp_path, 1, callbacks=[PrintCrossEntropy()]).fit(module, datamodule=ToyData())

@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.algorithm import Algorithm, Batch
+from flm.algos.token_losses import summed
 from flm.training.checkpointing import AtomicCheckpointIO
 from flm.training.module import Module
 from flm.training.schedules import cosine_decay
@@ -46,11 +47,12 @@ class ToyAlgorithm(Algorithm):
         noised = tau[:, None, None] * embedded + (1 - tau[:, None, None]) * draws.normal(*embedded.shape)
         logits = net.out(net.blocks(noised) * net.frozen)
         per_token = F.cross_entropy(logits.transpose(1, 2), batch.tokens, reduction="none")
-        per_sequence = (per_token * batch.weight).sum(1) / batch.weight.sum(1).clamp_min(1)
-        total = (per_token * batch.weight).sum() / batch.weight.sum()
+        total = (per_token * batch.weight).sum()
         if self.training and self.poison is not None and net.calls > self.poison:
             total = total * float("nan")
-        return Loss(total, per_sequence.detach(), tau if self.clock else None, {"half": total.detach() / 2})
+        loss = summed(total, per_token.detach(), batch.weight, tau if self.clock else None)
+        loss.metrics["half"] = total.detach() / 2, loss.count
+        return loss
 
     def context_free_loss(self, token_counts, tau, draws):
         p = token_counts.double() / token_counts.sum()
