@@ -23,6 +23,7 @@ from flm.data.tokenizers import Tokenizer
 from flm.draws import Draws, mix_seed
 from flm.precision import autocast
 from flm.samplers.canvas import Canvas
+from flm.samplers.options import sampler_for
 from flm.samplers.template import pieces_of
 
 
@@ -143,10 +144,7 @@ class LanguageModel:
         """
         chosen = {key: value for key, value in (self.options | options).items() if value is not None}
         steps = _at_least_one("steps", self.steps if steps is None else steps)
-        try:
-            self.algorithm.sampler(**chosen)
-        except TypeError as error:
-            raise ValueError(f"sampler options {chosen} do not fit {type(self.algorithm).__name__}: {error}") from error
+        sampler_for(self.algorithm, chosen)
         generator = torch.Generator(self.device).manual_seed(mix_seed(seed, batch))
         with autocast(self.device, self.precision):
             return self.algorithm.generate(canvas, steps, generator, **chosen)

@@ -1,18 +1,25 @@
 """What an algorithm is: a training loss, and a denoiser that samplers may ask.
 
 An algorithm is one file. It knows nothing of Lightning, Hydra or files; `training.Module` trains it, `tasks` build it
+from flm.ranges import CalledWith
 from a config. B batch, L length, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from flm.draws import Draws
+from flm.ranges import CalledWith
 from flm.samplers.canvas import Canvas
+
+# What an algorithm makes its networks of: a class like `DiT` with all of its arguments but those named here.
+Backbone = Annotated[Callable[..., nn.Module], CalledWith.of("vocab_size")]
+FlowMapBackbone = Annotated[Callable[..., nn.Module], CalledWith.of("vocab_size", "two_times")]
+LeftToRightBackbone = Annotated[Callable[..., nn.Module], CalledWith.of("vocab_size", "causal", "conditioned")]
 
 
 @dataclass
@@ -147,6 +154,7 @@ class Algorithm(nn.Module):
         bound_kind: what `bound` gives, "exact" (one draw says all) or the sort of upper bound; None: it has none.
         whole_networks: whether the loss needs the parameters of its networks whole throughout, not only while a block is
             called, as transforms of torch.func do; asked by a strategy that splits parameters over processes.
+        samplers: what generates, by its name as the option `solver`, the first by default; "" where there is one alone.
         averaged_weights: running average of the trained parameters by name, kept by whoever trains; None if none is.
     """
 
@@ -155,6 +163,7 @@ class Algorithm(nn.Module):
     bound_kind: str | None = None
     averaged_weights: Mapping[str, Tensor] | None = None
     whole_networks = False
+    samplers: Mapping[str, Callable[..., Sampler]] = {}
 
     def __init__(self, vocab_size: int, length: int):
         super().__init__()
@@ -176,8 +185,10 @@ class Algorithm(nn.Module):
         raise NotImplementedError
 
     def sampler(self, **options: Any) -> Sampler:
-        """A sampler with the given options (the non-null keys of the `sampling` config); unknown ones raise TypeError."""
-        raise NotImplementedError
+        """A sampler with options that fit its signature; `flm.samplers.options.sampler_for` checks them first."""
+        if "" in self.samplers:
+            return self.samplers[""](**options)
+        return self.samplers[options.pop("solver", next(iter(self.samplers)))](**options)
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor | None:
         """Nats per token of the best decoder that sees only a position's own noised token, at each tau; (len(tau),).

@@ -4,17 +4,15 @@ Its likelihood is exact: log p(x) = sum_i log p(x_i | x_0 .. x_{i-1}), over ever
 B batch, L length, V vocabulary.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flm.algos.algorithm import Algorithm, Batch, Bound, Loss
+from flm.algos.algorithm import Algorithm, Batch, Bound, LeftToRightBackbone, Loss
 from flm.algos.token_losses import token_loss
 from flm.draws import Draws
 from flm.models.causal import LeftToRight, left_to_right
 from flm.posterior import TokenPosterior
+from flm.ranges import Count
 from flm.samplers.autoregressive import AutoregressiveSampler
 
 
@@ -29,8 +27,9 @@ class AR(Algorithm):
 
     validation_metric = "nll_nats"
     bound_kind = "exact"
+    samplers = {"": AutoregressiveSampler}
 
-    def __init__(self, backbone: Callable[..., nn.Module], vocab_size: int, length: int):
+    def __init__(self, backbone: LeftToRightBackbone, vocab_size: Count, length: Count):
         super().__init__(vocab_size, length)
         self.backbone = left_to_right(backbone, vocab_size)
 
@@ -56,6 +55,3 @@ class AR(Algorithm):
 
     def denoiser(self) -> LeftToRight:
         return self.backbone
-
-    def sampler(self, **options: Any) -> AutoregressiveSampler:
-        return AutoregressiveSampler(**options)

@@ -18,14 +18,13 @@ B batch, L length, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flm.algos.algorithm import Algorithm, Batch, Bound, Loss, Sampler
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Bound, Loss
 from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.models.token_backbone import TokenBackbone, token_backbone
@@ -33,7 +32,8 @@ from flm.paths.masking import MaskingCurriculum, masks_by_key, window_masks
 from flm.paths.mixture import MaskSource, Polynomial, Schedule, Source, UniformSource
 from flm.paths.mixture_bound import generalized_kl, unigram_generalized_kl
 from flm.posterior import TokenPosterior
-from flm.samplers.solvers import jump_sampler, mask_sampler
+from flm.ranges import Count, Index, OpenShare, Positive, one_of
+from flm.samplers.solvers import JUMP_SOLVERS, MASK_SOLVERS
 from flm.vocabulary_losses import cross_entropy
 
 SOURCES = ("mask", "uniform")
@@ -73,31 +73,26 @@ class DFM(Algorithm):
     validation_metric = "nelbo_nats"
     validation_says = "the mean is an upper bound on -log p"
     bound_kind = "variational upper bound"
+    samplers = {"exact": MASK_SOLVERS["exact"], **MASK_SOLVERS}  # with the mask source; see __init__
 
     def __init__(
         self,
-        backbone: Callable[..., nn.Module],
-        vocab_size: int,
-        length: int,
-        source: str = "mask",
+        backbone: Backbone,
+        vocab_size: Count,
+        length: Count,
+        source: Annotated[str, one_of(SOURCES)] = "mask",
         schedule: Schedule | None = None,
-        objective: str = "weighted",
-        mask_id: int | None = None,
-        eps: float = 1e-3,
-        max_weight: float | None = None,
+        objective: Annotated[str, one_of(OBJECTIVES)] = "weighted",
+        mask_id: Index | None = None,
+        eps: OpenShare = 1e-3,
+        max_weight: Positive | None = None,
         masking: MaskingCurriculum | None = None,
     ):
         super().__init__(vocab_size, length)
-        if source not in SOURCES:
-            raise ValueError(f"algo.source must be one of {', '.join(SOURCES)}, not {source}")
-        if objective not in OBJECTIVES:
-            raise ValueError(f"algo.objective must be one of {', '.join(OBJECTIVES)}, not {objective}")
         if source != "mask" and mask_id is not None:
             raise ValueError(f"algo.mask_id={mask_id} is for algo.source=mask")
-        if not 0 < eps < 1:
-            raise ValueError(f"algo.eps must be in (0, 1), not {eps}")
-        if max_weight is not None and (objective == "ce" or not max_weight > 0):
-            raise ValueError(f"algo.max_weight must be null, or above 0 and algo.objective not ce, not {max_weight}")
+        if max_weight is not None and objective == "ce":
+            raise ValueError(f"algo.max_weight={max_weight}: algo.objective=ce has no weights to cut; leave it null")
         self.schedule = Polynomial() if schedule is None else schedule
         if self.schedule.kappa(torch.zeros((), dtype=torch.float64, device="cpu")) != 0:
             name = type(self.schedule).__name__
@@ -105,6 +100,8 @@ class DFM(Algorithm):
         self.backbone = token_backbone(backbone, vocab_size, source == "mask", mask_id)
         size = self.backbone.real_vocab_size
         self.source: Source = MaskSource(self.backbone.mask_id, size) if source == "mask" else UniformSource(size)
+        if not self.source.visible:
+            self.samplers = JUMP_SOLVERS
         self.objective, self.eps, self.max_weight, self.masking = objective, eps, max_weight, masking
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
@@ -153,9 +150,6 @@ class DFM(Algorithm):
 
     def denoiser(self) -> TokenDenoiser:
         return TokenDenoiser(self.backbone, self.source, self.schedule)
-
-    def sampler(self, solver: str = "exact", **options: Any) -> Sampler:
-        return (mask_sampler if self.source.visible else jump_sampler)(solver, **options)
 
     def _corrupted(self, batch: Batch, sigma: Tensor, draws: Draws) -> tuple[Batch, Tensor]:
         """The batch with the part of it that training looks at, and what is noise in it (B, L); given positions never are.

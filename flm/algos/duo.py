@@ -8,18 +8,18 @@ B batch, L length, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.uniform_state import UniformState, schedule_or_default
 from flm.draws import Draws
 from flm.paths.gaussian_relaxation import ArgmaxTransform, relaxed
 from flm.paths.mixture import Schedule
 from flm.paths.uniform_bound import bound_density
 from flm.posterior import TokenPosterior
+from flm.ranges import Count, Index, Positive
 
 LAST_TIME = 1 - 1e-3  # of training, as published: the density of the bound grows without limit beyond
 CURRICULUM_KAPPAS = (0.36, 0.945)  # in the middle and at the clean end of the published gamma for GPT-2's vocabulary
@@ -50,29 +50,23 @@ class Duo(UniformState, Algorithm):
 
     def __init__(
         self,
-        backbone: Callable[..., nn.Module],
-        vocab_size: int,
-        length: int,
+        backbone: Backbone,
+        vocab_size: Count,
+        length: Count,
         schedule: Schedule | None = None,
-        curriculum_start: int = 0,
-        curriculum_end: int = 0,
-        temperature_start: float = 1e-3,
-        temperature_end: float = 1e-3,
+        curriculum_start: Index = 0,
+        curriculum_end: Index = 0,
+        temperature_start: Positive = 1e-3,
+        temperature_end: Positive = 1e-3,
         gamma_min: float | None = None,
         gamma_max: float | None = None,
-        top_k: int = 128,
+        top_k: Count = 128,
     ):
         super().__init__(vocab_size, length)
-        if not 0 <= curriculum_start <= curriculum_end:
+        if curriculum_start > curriculum_end:
             raise ValueError(
                 f"algo.curriculum_start={curriculum_start} and algo.curriculum_end={curriculum_end} must be steps in this order"
             )
-        if not (temperature_start > 0 and temperature_end > 0):
-            raise ValueError(
-                f"algo.temperature_start={temperature_start} and algo.temperature_end={temperature_end} must be above 0"
-            )
-        if top_k < 1:
-            raise ValueError(f"algo.top_k must be at least 1, not {top_k}")
         self.backbone = backbone(vocab_size=vocab_size)
         self.schedule = schedule_or_default(schedule)
         self.curriculum_start, self.curriculum_end = curriculum_start, curriculum_end

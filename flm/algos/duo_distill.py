@@ -7,13 +7,13 @@ clock ahead. Training goes in rounds: after each the student becomes the target 
 B batch, L length, D width, V vocabulary.
 """
 
-from collections.abc import Callable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.duo import gamma_range
 from flm.algos.teacher import Distillation, copy_weights
 from flm.algos.token_losses import summed
@@ -22,6 +22,7 @@ from flm.draws import Draws
 from flm.paths.gaussian_relaxation import ArgmaxTransform, coupled_states
 from flm.paths.mixture import Schedule
 from flm.posterior import Output, TokenPosterior
+from flm.ranges import Count, one_of
 from flm.vocabulary_losses import of_logits
 
 TRAJECTORY_KAPPAS = (0.238, 0.9987)  # in the middle and at the clean end of the published gamma for GPT-2's vocabulary
@@ -56,24 +57,19 @@ class DuoDistill(UniformState, Distillation):
 
     def __init__(
         self,
-        backbone: Callable[..., nn.Module],
-        vocab_size: int,
-        length: int,
+        backbone: Backbone,
+        vocab_size: Count,
+        length: Count,
         teacher: Algorithm | None = None,
         schedule: Schedule | None = None,
-        first_steps: int = 512,
-        round_steps: int = 10_000,
+        first_steps: Count = 512,
+        round_steps: Count = 10_000,
         averaged_targets: bool = True,
-        divergence: str = "reverse",
+        divergence: Annotated[str, one_of(DIVERGENCES)] = "reverse",
         gamma_min: float | None = None,
         gamma_max: float | None = None,
     ):
         super().__init__(vocab_size, length, teacher=teacher)
-        for key, value in (("first_steps", first_steps), ("round_steps", round_steps)):
-            if value < 1:
-                raise ValueError(f"algo.{key} must be at least 1, not {value}")
-        if divergence not in DIVERGENCES:
-            raise ValueError(f"algo.divergence must be one of {', '.join(DIVERGENCES)}, not {divergence}")
         self.schedule = schedule_or_default(schedule)
         self.backbone = backbone(vocab_size=vocab_size)
         self.target = backbone(vocab_size=vocab_size).requires_grad_(False).eval()

@@ -4,12 +4,9 @@ Lee et al., "Flow Map Language Models", arXiv 2602.16813. The minimiser of the l
 gives the velocity (D - x) / (1 - t).
 """
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.gaussian_likelihood import GaussianLikelihood
 from flm.algos.token_losses import token_loss
 from flm.draws import Draws
@@ -17,6 +14,7 @@ from flm.models.attention import document_mask
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.gaussian import State, context_free_cross_entropy, corrupt, embed, where
 from flm.posterior import TokenPosterior
+from flm.ranges import Count
 from flm.samplers.flow import FlowSampler
 
 
@@ -54,11 +52,13 @@ class FLM(GaussianLikelihood, Algorithm):
             written without knowing the prompt.
     """
 
+    samplers = {"": FlowSampler}
+
     def __init__(
         self,
-        backbone: Callable[..., nn.Module],
-        vocab_size: int,
-        length: int,
+        backbone: Backbone,
+        vocab_size: Count,
+        length: Count,
         clock: nn.Module | None = None,
         clean_given: bool = False,
     ):
@@ -77,9 +77,6 @@ class FLM(GaussianLikelihood, Algorithm):
 
     def denoiser(self, mask: Tensor | None = None) -> SingleTimeDenoiser:
         return SingleTimeDenoiser(self.backbone, self.clock, mask, self.clean_given)
-
-    def sampler(self, **options: Any) -> FlowSampler:
-        return FlowSampler(**options)
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
         return context_free_cross_entropy(token_counts, self.clock.time(tau.double()), draws.local)

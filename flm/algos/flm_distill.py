@@ -12,20 +12,20 @@ The state, and with it the V-dimensional noise, cancels: what is left are output
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.algorithm import Algorithm, Batch, FlowMapBackbone, Loss
 from flm.algos.loss_weight import LossWeight, apply_loss_weight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
-from flm.paths.flow_map import PAIR_LAWS, check_boundary_prob, draw_time_pairs, semigroup_weight
+from flm.paths.flow_map import PairLaw, draw_time_pairs, semigroup_weight
 from flm.paths.gaussian import State, corrupt, expected, step
 from flm.posterior import Combination, RawOutput
+from flm.ranges import Count
 from flm.samplers.flow_map import FlowMapSampler
 from flm.vocabulary_losses import squared_error
 
@@ -63,24 +63,22 @@ class FLMDistill(Distillation):
 
     validation_metric = "jump_squared_error"
     validation_says = "from the teacher: not a likelihood"
+    samplers = {"": FlowMapSampler}
 
     def __init__(
         self,
-        backbone: Callable[..., nn.Module],
-        vocab_size: int,
-        length: int,
+        backbone: FlowMapBackbone,
+        vocab_size: Count,
+        length: Count,
         teacher: Algorithm | None = None,
-        time_pairs: str = "uniform_gap",
-        boundary_prob: int | None = 64,
+        time_pairs: PairLaw = "uniform_gap",
+        boundary_prob: Count | None = 64,
         learnable_loss_weighting: bool = True,
         clock: nn.Module | None = None,
     ):
         super().__init__(vocab_size, length, teacher=teacher)
-        if time_pairs not in PAIR_LAWS:
-            raise ValueError(f"algo.time_pairs must be one of {', '.join(PAIR_LAWS)}, not {time_pairs}")
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
         self.check_clock(self.clock)
-        check_boundary_prob(boundary_prob)
         self.base = backbone(vocab_size=vocab_size)
         self.residual = backbone(vocab_size=vocab_size, two_times=True)
         if teacher is not None:
@@ -129,9 +127,6 @@ class FLMDistill(Distillation):
 
     def denoiser(self) -> ResidualDenoiser:
         return ResidualDenoiser(self.base, self.residual, self.clock)
-
-    def sampler(self, **options: Any) -> FlowMapSampler:
-        return FlowMapSampler(**options)
 
 
 def correction_scale(s: Tensor, t: Tensor) -> Tensor:

@@ -4,21 +4,19 @@ The student's jump is trained to equal that of the pair (f, g) of the first stag
 cancels and |X^{fg}_{s,t} - X_{s,t}|^2 = ((t-s)/(1-s))^2 |delta^{fg}_{s,t} - delta_{s,t}|^2 (first version of arXiv 2602.16813).
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 
-from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.algorithm import Algorithm, Batch, FlowMapBackbone, Loss
 from flm.algos.flm_distill import ResidualDenoiser, jump_fraction, jump_loss
 from flm.algos.fmlm import TwoTimeDenoiser
 from flm.algos.loss_weight import LossWeight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
-from flm.paths.flow_map import PAIR_LAWS, check_boundary_prob, draw_time_pairs
+from flm.paths.flow_map import PairLaw, draw_time_pairs
 from flm.paths.gaussian import State, corrupt
+from flm.ranges import Count
 from flm.samplers.flow_map import FlowMapSampler
 from flm.vocabulary_losses import squared_error
 
@@ -40,27 +38,25 @@ class FLMDistillSecond(Distillation):
 
     validation_metric = "jump_squared_error"
     validation_says = "from the teacher: not a likelihood"
+    samplers = {"": FlowMapSampler}
 
     def __init__(
         self,
-        backbone: Callable[..., nn.Module],
-        vocab_size: int,
-        length: int,
+        backbone: FlowMapBackbone,
+        vocab_size: Count,
+        length: Count,
         teacher_f: Algorithm | None = None,
         teacher_g: Algorithm | None = None,
-        time_pairs: str = "uniform_gap",
-        boundary_prob: int | None = 128,
+        time_pairs: PairLaw = "uniform_gap",
+        boundary_prob: Count | None = 128,
         learnable_loss_weighting: bool = False,
         clock: nn.Module | None = None,
     ):
         super().__init__(vocab_size, length, teacher_f=teacher_f, teacher_g=teacher_g)
-        if time_pairs not in PAIR_LAWS:
-            raise ValueError(f"algo.time_pairs must be one of {', '.join(PAIR_LAWS)}, not {time_pairs}")
         if teacher_g is not None and not hasattr(teacher_g, "residual"):
             raise ValueError("algo.teacher_g_path: needs a checkpoint of algo=flm_distill")
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
         self.check_clock(self.clock)
-        check_boundary_prob(boundary_prob)
         self.backbone = backbone(vocab_size=vocab_size, two_times=True)
         if teacher_g is not None:
             copy_weights(self._pair().base, self.backbone, length, "algo.teacher_f_path")
@@ -81,9 +77,6 @@ class FLMDistillSecond(Distillation):
 
     def denoiser(self) -> TwoTimeDenoiser:
         return TwoTimeDenoiser(self.backbone, self.clock)
-
-    def sampler(self, **options: Any) -> FlowMapSampler:
-        return FlowMapSampler(**options)
 
     def _pair(self) -> ResidualDenoiser:
         f, g = self.teacher("teacher_f"), self.teacher("teacher_g")

@@ -1,12 +1,11 @@
 """FMLM: the flow map of FLM as one two-time softmax denoiser, distilled in a single stage (arXiv 2602.16813)."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.algorithm import Algorithm, Batch, FlowMapBackbone, Loss
 from flm.algos.flm import SingleTimeDenoiser
 from flm.algos.flow_map_objectives import OBJECTIVES
 from flm.algos.gaussian_likelihood import GaussianLikelihood
@@ -15,9 +14,10 @@ from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.algos.token_losses import summed, token_loss
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
-from flm.paths.flow_map import PAIR_LAWS, check_boundary_prob, draw_time_pairs, whole_number
+from flm.paths.flow_map import PairLaw, draw_time_pairs, whole_number
 from flm.paths.gaussian import State, context_free_cross_entropy, corrupt, noise_for
 from flm.posterior import TokenPosterior
+from flm.ranges import Count, Share, one_of
 from flm.samplers.flow_map import FlowMapSampler
 from flm.vocabulary_losses import cross_entropy
 
@@ -51,32 +51,28 @@ class FMLM(GaussianLikelihood, Distillation):
         clock: None for the decoding-error clock.
     """
 
+    samplers = {"": FlowMapSampler}
+
     def __init__(
         self,
-        backbone: Callable[..., nn.Module],
-        vocab_size: int,
-        length: int,
+        backbone: FlowMapBackbone,
+        vocab_size: Count,
+        length: Count,
         teacher: Algorithm | None = None,
         initialize_student_from_teacher: bool = True,
-        objective: str = "semigroup",
-        diagonal_fraction: float = 0.5,
-        time_pairs: str = "uniform_gap",
-        boundary_prob: int | None = 32,
+        objective: Annotated[str, one_of(OBJECTIVES)] = "semigroup",
+        diagonal_fraction: Share = 0.5,
+        time_pairs: PairLaw = "uniform_gap",
+        boundary_prob: Count | None = 32,
         random_middle: bool = False,
         averaged_targets: bool = False,
         learnable_loss_weighting: bool = False,
         clock: nn.Module | None = None,
     ):
         super().__init__(vocab_size, length, teacher=teacher)
-        for key, value, choices in (("objective", objective, OBJECTIVES), ("time_pairs", time_pairs, PAIR_LAWS)):
-            if value not in choices:
-                raise ValueError(f"algo.{key} must be one of {', '.join(choices)}, not {value}")
-        if not 0 <= diagonal_fraction <= 1:
-            raise ValueError(f"algo.diagonal_fraction must be in [0, 1], not {diagonal_fraction}")
         self.backbone = backbone(vocab_size=vocab_size, two_times=True)
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
         self.check_clock(self.clock)
-        check_boundary_prob(boundary_prob)
         if teacher is not None and initialize_student_from_teacher:
             copy_weights(backbone_of(teacher, "algo.teacher_path"), self.backbone, length, "algo.teacher_path")
         self.objective = OBJECTIVES[objective]()
@@ -146,9 +142,6 @@ class FMLM(GaussianLikelihood, Distillation):
 
     def denoiser(self) -> TwoTimeDenoiser:
         return TwoTimeDenoiser(self.backbone, self.clock)
-
-    def sampler(self, **options: Any) -> FlowMapSampler:
-        return FlowMapSampler(**options)
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
         return context_free_cross_entropy(token_counts, self.clock.time(tau.double()), draws.local)

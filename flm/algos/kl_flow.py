@@ -4,19 +4,19 @@ The target is affine in the one-hot token, so the velocity that matches the flow
 cross-entropy, for correlated positions too (proposition 3.2 there).
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.token_losses import token_loss
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.paths.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
 from flm.paths.geodesic_state import FEATURES, State, corrupt, embed
 from flm.posterior import TokenPosterior
+from flm.ranges import Count, OpenShare, Positive, one_of
 from flm.samplers.geodesic import GeodesicSampler
 
 
@@ -44,9 +44,7 @@ class GeodesicDenoiser:
         return self.backbone(self.view(state), tau, **self.options)
 
 
-def check_features(features: str) -> None:
-    if features not in FEATURES:
-        raise ValueError(f"algo.features must be one of {', '.join(FEATURES)}, not {features}")
+FeatureName = Annotated[str, one_of(FEATURES)]
 
 
 class KLFlow(Algorithm):
@@ -65,18 +63,19 @@ class KLFlow(Algorithm):
         features: what the network reads of a state: simplex (as published), sharpened, log or posterior.
     """
 
+    samplers = {"": GeodesicSampler}
+
     def __init__(
         self,
-        backbone: Callable[..., nn.Module],
-        vocab_size: int,
-        length: int,
-        max_t: float | None = None,
-        smoothing: float = 0.01,
-        concentration: float = 1.0,
-        features: str = "simplex",
+        backbone: Backbone,
+        vocab_size: Count,
+        length: Count,
+        max_t: OpenShare | None = None,
+        smoothing: OpenShare = 0.01,
+        concentration: Positive = 1.0,
+        features: FeatureName = "simplex",
     ):
         super().__init__(vocab_size, length)
-        check_features(features)
         self.path, self.features = Geodesic.of(vocab_size, max_t, smoothing, concentration), features
         self.clock = GeodesicClock(self.path.max_t)
         self.backbone = backbone(vocab_size=vocab_size)
@@ -90,9 +89,6 @@ class KLFlow(Algorithm):
 
     def denoiser(self, mask: Tensor | None = None) -> GeodesicDenoiser:
         return GeodesicDenoiser(self.backbone, self.path, self.clock, self.features, mask)
-
-    def sampler(self, **options: Any) -> GeodesicSampler:
-        return GeodesicSampler(**options)
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
         return context_free_cross_entropy(self.path, token_counts, self.clock.time(tau.double()), draws.local)

@@ -8,23 +8,23 @@ posterior along the way, even in the signal s: a point of the simplex. On the di
 so, as for FMLM (arXiv 2602.16813), two jumps give the target of one that takes both.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flm.algos.algorithm import Algorithm, Batch, Loss
-from flm.algos.kl_flow import GeodesicDenoiser, check_features
+from flm.algos.algorithm import Algorithm, Batch, FlowMapBackbone, Loss
+from flm.algos.kl_flow import FeatureName, GeodesicDenoiser
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.algos.token_losses import summed, token_loss
 from flm.draws import Draws
 from flm.models.attention import document_mask
-from flm.paths.flow_map import PAIR_LAWS, TimePairs, check_boundary_prob, draw_time_pairs, whole_number
+from flm.paths.flow_map import PairLaw, TimePairs, draw_time_pairs, whole_number
 from flm.paths.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
 from flm.paths.geodesic_state import Moved, State, corrupt
 from flm.posterior import Combination, Output, TokenPosterior
+from flm.ranges import Count, OpenShare, Positive, Share
 from flm.samplers.geodesic_map import GeodesicMapSampler
 from flm.vocabulary_losses import cross_entropy
 
@@ -66,28 +66,24 @@ class KLFlowMap(Distillation):
         max_t, smoothing, concentration, features: as in KLFlow, and the teacher's.
     """
 
+    samplers = {"": GeodesicMapSampler}
+
     def __init__(
         self,
-        backbone: Callable[..., nn.Module],
-        vocab_size: int,
-        length: int,
+        backbone: FlowMapBackbone,
+        vocab_size: Count,
+        length: Count,
         teacher: Algorithm | None = None,
         initialize_student_from_teacher: bool = True,
-        diagonal_fraction: float = 0.5,
-        time_pairs: str = "uniform_gap",
-        boundary_prob: int | None = 32,
-        max_t: float | None = None,
-        smoothing: float = 0.01,
-        concentration: float = 1.0,
-        features: str = "simplex",
+        diagonal_fraction: Share = 0.5,
+        time_pairs: PairLaw = "uniform_gap",
+        boundary_prob: Count | None = 32,
+        max_t: OpenShare | None = None,
+        smoothing: OpenShare = 0.01,
+        concentration: Positive = 1.0,
+        features: FeatureName = "simplex",
     ):
         super().__init__(vocab_size, length, teacher=teacher)
-        check_features(features)
-        if time_pairs not in PAIR_LAWS:
-            raise ValueError(f"algo.time_pairs must be one of {', '.join(PAIR_LAWS)}, not {time_pairs}")
-        if not 0 <= diagonal_fraction <= 1:
-            raise ValueError(f"algo.diagonal_fraction must be in [0, 1], not {diagonal_fraction}")
-        check_boundary_prob(boundary_prob)
         self.path, self.features = Geodesic.of(vocab_size, max_t, smoothing, concentration), features
         self.clock = GeodesicClock(self.path.max_t)
         self.backbone = backbone(vocab_size=vocab_size, two_times=True)
@@ -167,9 +163,6 @@ class KLFlowMap(Distillation):
 
     def denoiser(self, mask: Tensor | None = None) -> TwoTimeGeodesicDenoiser:
         return TwoTimeGeodesicDenoiser(self.backbone, self.path, self.clock, self.features, mask)
-
-    def sampler(self, **options: Any) -> GeodesicMapSampler:
-        return GeodesicMapSampler(**options)
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
         return context_free_cross_entropy(self.path, token_counts, self.clock.time(tau.double()), draws.local)

@@ -16,15 +16,13 @@ number of masks is random a second time, and weights near t = 1 are large, so th
 B batch, L length, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm, Batch, Bound, Loss, Sampler
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Bound, Loss
 from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.models.attention import document_mask
@@ -32,7 +30,8 @@ from flm.models.token_backbone import among_real
 from flm.paths.masking import random_masks
 from flm.paths.mixture import LogLinear, MaskSource, Schedule
 from flm.posterior import TokenPosterior
-from flm.samplers.solvers import mask_sampler
+from flm.ranges import Count, Index
+from flm.samplers.solvers import MASK_SOLVERS
 from flm.vocabulary_losses import cross_entropy
 
 
@@ -67,17 +66,18 @@ class MDLM(Algorithm):
     validation_metric = "nelbo_nats"
     validation_says = "the mean is an upper bound on -log p"
     bound_kind = "variational upper bound"
+    samplers = MASK_SOLVERS
 
     def __init__(
         self,
-        backbone: Callable[..., nn.Module],
-        vocab_size: int,
-        length: int,
+        backbone: Backbone,
+        vocab_size: Count,
+        length: Count,
         schedule: Schedule | None = None,
-        mask_id: int | None = None,
+        mask_id: Index | None = None,
     ):
         super().__init__(vocab_size, length)
-        if mask_id is not None and not 0 <= mask_id < vocab_size:
+        if mask_id is not None and mask_id >= vocab_size:
             raise ValueError(f"algo.mask_id must be in [0, {vocab_size}) or null, not {mask_id}")
         self.source = MaskSource(vocab_size if mask_id is None else mask_id, vocab_size)
         self.schedule = LogLinear() if schedule is None else schedule
@@ -104,9 +104,6 @@ class MDLM(Algorithm):
 
     def denoiser(self) -> MaskPredictor:
         return MaskPredictor(self.backbone, self.source, self.schedule)
-
-    def sampler(self, solver: str = "ancestral", **options: Any) -> Sampler:
-        return mask_sampler(solver, **options)
 
     def _cross_entropy(self, batch: Batch, masked: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The sum weighted by weight (B, L), differentiable, and the nats at each mask (B, L), 0 elsewhere."""

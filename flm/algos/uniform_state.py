@@ -48,6 +48,7 @@ class UniformState:
     """Mixin for an Algorithm with one `backbone` and a `schedule`: the path from uniform noise, not how it is learned."""
 
     bound_kind = "variational upper bound"
+    samplers = SOLVERS
     backbone: nn.Module
     vocab_size: int
     schedule: Schedule
@@ -58,11 +59,6 @@ class UniformState:
 
     def denoiser(self) -> UniformStatePredictor:
         return UniformStatePredictor(self.backbone, self.source, self.schedule)
-
-    def sampler(self, solver: str = "ancestral", **options: Any) -> Sampler:
-        if solver not in SOLVERS:
-            raise ValueError(f"sampling.solver must be one of {', '.join(SOLVERS)}, not {solver}")
-        return SOLVERS[solver](**options)
 
     def bound(self, batch: Batch, draws: Draws, control: float = 0.0) -> Bound:
         """The density of the bound at one kappa of each sequence, and the prior term.

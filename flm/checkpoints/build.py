@@ -6,7 +6,7 @@ models, defined in this package or in modules the caller trusts, are ever import
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import nn
 
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints.moved import current
+from flm.ranges import CalledWith
+from flm.schema import check_node, metadata, nearest, shown, signature_of
 
 
 def build(node: Mapping[str, Any], trusted_modules: Sequence[str] = (), **extra: Any) -> Any:
@@ -28,19 +30,8 @@ def build(node: Mapping[str, Any], trusted_modules: Sequence[str] = (), **extra:
     Raises:
         ValueError: the target is not such a class, or does not take these arguments.
     """
-    arguments = {key: _value(value, trusted_modules) for key, value in node.items() if not str(key).startswith("_")}
-    marks = {key for key in node if str(key).startswith("_")} - {"_target_", "_partial_"}
-    if marks:
-        raise ValueError(f"{node.get('_target_')}: {sorted(marks)} not understood; only _target_ and _partial_ are")
-    target = _resolve(node.get("_target_"), trusted_modules)
-    arguments |= extra
-    incomplete = bool(node.get("_partial_", False))
-    signature = inspect.signature(target)
-    try:
-        (signature.bind_partial if incomplete else signature.bind)(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{node['_target_']}: {error}; it takes {', '.join(signature.parameters)}") from error
-    return partial(target, **arguments) if incomplete else target(**arguments)
+    check_node(node, "", _resolver(trusted_modules), extra)
+    return _built(node, trusted_modules, extra)
 
 
 def build_algorithm(
@@ -61,41 +52,77 @@ def build_algorithm(
     Raises:
         ValueError: as `build`; or the config lacks `algo`, `model` or `model.length`.
     """
-    for key in ("algo", "model"):
-        if not isinstance(config.get(key), Mapping):
-            raise ValueError(f"the config has no node {key!r} to build a model from")
-    if not isinstance(config["model"].get("length"), int):
-        raise ValueError("the config has no model.length")
-    # whether blocks are compiled is a matter of the run and its machine, not of the model
-    # and `<name>_path` names another model; who trains loads it or hands it over as `<name>`
-    model = {key: value for key, value in _without_paths(config["model"]).items() if key != "compile"}
-    backbone = build({**model, "_partial_": True}, trusted_modules, **(model_extra or {}))
-    node = _without_paths(config["algo"])
-    algorithm = build(
-        node,
-        trusted_modules,
-        backbone=backbone,
-        vocab_size=vocab_size,
-        length=config["model"]["length"],
-        **extra,
-    )
+    check_algorithm(config, trusted_modules, model_extra or {}, extra)
+    backbone = _built({**_arguments(config["model"]), "_partial_": True}, trusted_modules, model_extra or {})
+    rest = {"backbone": backbone, "vocab_size": vocab_size, "length": config["model"]["length"], **extra}
+    algorithm = _built(_arguments(config["algo"]), trusted_modules, rest)
     if not isinstance(algorithm, Algorithm):
         raise ValueError(f"algo._target_={config['algo']['_target_']} is not an Algorithm")
     return algorithm
 
 
-def _without_paths(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if not str(key).endswith("_path")}
+def check_algorithm(
+    config: Mapping[str, Any],
+    trusted_modules: Sequence[str] = (),
+    model_extra: Iterable[str] = (),
+    extra: Iterable[str] = (),
+) -> None:
+    """Raises ValueError unless the nodes `algo` and `model` of a config fit the signatures of their classes.
+
+    Args:
+        model_extra, extra: names of the further arguments of `build_algorithm`.
+    """
+    for key in ("algo", "model"):
+        if not isinstance(config.get(key), Mapping):
+            raise ValueError(f"the config has no node {key!r} to build a model from")
+    if not isinstance(config["model"].get("length"), int):
+        raise ValueError("the config has no model.length")
+    resolve = _resolver(trusted_modules)
+    algorithm, network = (resolve(config[key].get("_target_"), f"{key}._target_") for key in ("algo", "model"))
+    backbone = signature_of(algorithm).parameters.get("backbone")
+    called = [] if backbone is None else metadata(backbone.annotation, CalledWith)
+    for key, target in (("algo", algorithm), ("model", network)):
+        _check_paths(config[key], key, target)
+    given = {"vocab_size", *model_extra, *(name for note in called for name in note.names)}
+    check_node({**_arguments(config["model"]), "_partial_": True}, "model", resolve, given)
+    check_node(_arguments(config["algo"]), "algo", resolve, {"backbone", "vocab_size", "length", *extra})
+
+
+def _check_paths(node: Mapping[str, Any], path: str, target: Callable[..., Any]) -> None:
+    """`<name>_path` names another model; who trains loads it, or hands it over, as `<name>`."""
+    taken = signature_of(target)
+    for key, value in node.items():
+        if str(key).endswith("_path") and not taken.is_open:
+            if key.removesuffix("_path") not in taken.parameters:
+                known = [f"{name}_path" for name in taken.parameters]
+                raise ValueError(f"{path}.{key}: {target.__name__} learns from no such model{nearest(key, known, path)}")
+            if value is not None and not (isinstance(value, str) and value):
+                raise ValueError(f"{path}.{key} must be a path, or null, not {shown(value)}")
+
+
+def _arguments(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node without what is no argument: paths of other models, and `compile`, a matter of the run and its machine."""
+    return {key: value for key, value in node.items() if key != "compile" and not str(key).endswith("_path")}
+
+
+def _built(node: Mapping[str, Any], trusted_modules: Sequence[str], extra: Mapping[str, Any]) -> Any:
+    arguments = {key: _value(value, trusted_modules) for key, value in node.items() if not str(key).startswith("_")}
+    target = _resolve(node["_target_"], trusted_modules)
+    return partial(target, **arguments, **extra) if node.get("_partial_") else target(**arguments, **extra)
 
 
 def _value(value: Any, trusted_modules: Sequence[str]) -> Any:
     if isinstance(value, Mapping):
         if "_target_" in value:
-            return build(value, trusted_modules)
+            return _built(value, trusted_modules, {})
         return {key: _value(item, trusted_modules) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_value(item, trusted_modules) for item in value]
     return value
+
+
+def _resolver(trusted_modules: Sequence[str]) -> Callable[[str, str], type[nn.Module]]:
+    return lambda target, key: _resolve(target, trusted_modules)
 
 
 def _resolve(target: Any, trusted_modules: Sequence[str]) -> type[nn.Module]:

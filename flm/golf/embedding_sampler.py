@@ -1,17 +1,15 @@
 """Samplers of the embedding flow: from noise to token embeddings, and from there to tokens. B batch, L length, D width."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from flm.golf.linear_embedding import corrupt, toward
 from flm.posterior import TokenPosterior
+from flm.ranges import Positive
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import Moment, OnStep, check_steps
-
-SOLVERS = ("euler", "zigzag")
-READ_OUTS = ("argmax", "nearest", "categorical")
 
 
 class EmbeddingDenoiser(Protocol):
@@ -38,13 +36,15 @@ class EmbeddingFlowSampler:
         clamp: after every step, put the embeddings of its tokens in place of the estimate (arXiv 2205.14217).
     """
 
-    def __init__(self, solver: str = "euler", read_out: str = "argmax", temperature: float = 1.0, clamp: bool = False):
-        if solver not in SOLVERS:
-            raise ValueError(f"sampling.solver must be one of {', '.join(SOLVERS)}, not {solver}")
-        if read_out not in READ_OUTS:
-            raise ValueError(f"sampling.read_out must be one of {', '.join(READ_OUTS)}, not {read_out}")
-        if not temperature > 0:
-            raise ValueError(f"sampling.temperature must be above 0, not {temperature}")
+    def __init__(
+        self,
+        solver: Literal["euler", "zigzag"] = "euler",
+        read_out: Literal["argmax", "nearest", "categorical"] = "argmax",
+        temperature: Positive = 1.0,
+        clamp: bool = False,
+    ):
+        if temperature != 1 and read_out != "categorical":
+            raise ValueError(f"sampling.temperature={temperature} is for sampling.read_out=categorical, not {read_out}")
         self.zigzag, self.read_out, self.temperature, self.clamp = solver == "zigzag", read_out, temperature, clamp
 
     @torch.no_grad()

@@ -4,13 +4,16 @@ B batch, L positions, D width, V vocabulary, H heads.
 """
 
 import math
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from flm.models.attention import attention
 from flm.models.layers import TimeEmbedding
+from flm.ranges import Count, Positive
 
 EMBED_NORMS = ("none", "unit", "frozen")
 OUT_HEADS = ("ln", "linear")
@@ -69,30 +72,23 @@ class FlowEncoder(nn.Module):
 
     def __init__(
         self,
-        vocab_size: int,
-        length: int,
-        hidden_size: int = 512,
-        num_blocks: int = 6,
-        num_heads: int = 8,
-        mlp_ratio: int = 4,
-        dropout: float = 0.1,
-        time_scale: float = 1000.0,
-        out_head: str = "linear",
-        embed_norm: str = "unit",
+        vocab_size: Count,
+        length: Count,
+        hidden_size: Count = 512,
+        num_blocks: Count = 6,
+        num_heads: Count = 8,
+        mlp_ratio: Count = 4,
+        dropout: Annotated[float, Ge(0), Lt(1)] = 0.1,
+        time_scale: Positive = 1000.0,
+        out_head: Literal["linear", "ln"] = "linear",
+        embed_norm: Literal["none", "unit", "frozen"] = "unit",
         logit_bias: bool = False,
         self_condition: bool = False,
-        weight_dtype: str = "float32",
+        weight_dtype: Literal["float32", "bfloat16"] = "float32",
     ):
         super().__init__()
         if hidden_size % num_heads or hidden_size % 2:
             raise ValueError(f"model.hidden_size={hidden_size} must be even and a multiple of model.num_heads={num_heads}")
-        for key, value, known in (
-            ("embed_norm", embed_norm, EMBED_NORMS),
-            ("out_head", out_head, OUT_HEADS),
-            ("weight_dtype", weight_dtype, ("float32", "bfloat16")),
-        ):
-            if value not in known:
-                raise ValueError(f"model.{key} must be one of {', '.join(known)}, not {value}")
         self.length, self.hidden_size, self.embed_norm = length, hidden_size, embed_norm
         self.embedding = nn.Parameter(torch.randn(vocab_size, hidden_size), requires_grad=embed_norm != "frozen")
         self.positions = nn.Parameter(torch.randn(length, hidden_size))

@@ -8,22 +8,31 @@ no network at all (v = 0) reads it off. `denoising_curve` gives both; `condition
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm, Batch, Bound, Loss, over
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Bound, Loss, over
 from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.golf.embedding_sampler import EmbeddingFlowSampler
 from flm.golf.linear_embedding import clean_of, corrupt, diffusion_nats, diffusion_times, zero_velocity_factor
 from flm.models.attention import document_mask
 from flm.posterior import TokenPosterior
+from flm.ranges import Count, NonNegative, one_of
 from flm.vocabulary_losses import cross_entropy
 
 _REFERENCE_DRAWS = 1024
+
+_TIMES: dict[str, Callable[[Draws, int], Tensor]] = {
+    "stratified": lambda draws, count: draws.stratified(count),
+    "uniform": lambda draws, count: draws.uniform(count, dtype=torch.float64),
+    "uniform_eps": lambda draws, count: 1e-3 + (1 - 1e-3) * draws.uniform(count, dtype=torch.float64),
+    "logit_normal": lambda draws, count: draws.normal(count, dtype=torch.float64).sigmoid(),
+}
 
 
 class VelocityDenoiser:
@@ -65,28 +74,22 @@ class FlowLM(Algorithm):
         self_condition: half of the steps show the network its own first estimate (needs model.self_condition=true).
     """
 
+    samplers = {"": EmbeddingFlowSampler}
+
     def __init__(
         self,
-        backbone: Callable[..., nn.Module],
-        vocab_size: int,
-        length: int,
-        source_fraction: float = 0.5,
-        param: str = "velocity",
-        mse_weight: float = 1.0,
-        anchor_weight: float = 1.0,
-        mse_mask: str = "target",
-        t_sampler: str = "stratified",
+        backbone: Backbone,
+        vocab_size: Count,
+        length: Count,
+        source_fraction: Annotated[float, Ge(0), Lt(1)] = 0.5,
+        param: Literal["velocity", "x1"] = "velocity",
+        mse_weight: NonNegative = 1.0,
+        anchor_weight: NonNegative = 1.0,
+        mse_mask: Literal["target", "all"] = "target",
+        t_sampler: Annotated[str, one_of(_TIMES)] = "stratified",
         self_condition: bool = False,
     ):
         super().__init__(vocab_size, length)
-        if not 0 <= source_fraction < 1:
-            raise ValueError(f"algo.source_fraction must be at least 0 and below 1, not {source_fraction}")
-        if param not in ("velocity", "x1"):
-            raise ValueError(f"algo.param must be velocity or x1, not {param}")
-        if mse_mask not in ("target", "all"):
-            raise ValueError(f"algo.mse_mask must be target or all, not {mse_mask}")
-        if t_sampler not in _TIMES:
-            raise ValueError(f"algo.t_sampler must be one of {', '.join(_TIMES)}, not {t_sampler}")
         self.backbone = backbone(vocab_size=vocab_size)
         if self_condition and self.backbone.estimate is None:
             raise ValueError("algo.self_condition=true needs a network that reads an estimate: model.self_condition=true")
@@ -210,9 +213,6 @@ class FlowLM(Algorithm):
     def denoiser(self) -> VelocityDenoiser:
         return VelocityDenoiser(self.backbone, self.predicts_velocity, self.self_condition)
 
-    def sampler(self, **options: Any) -> EmbeddingFlowSampler:
-        return EmbeddingFlowSampler(**options)
-
     # Parts ------------------------------------------------------------------------------------------------------------
 
     def _state(self, batch: Batch, weight: Tensor, t: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,11 +235,3 @@ class FlowLM(Algorithm):
 
 def _bound(diffusion: Tensor, reconstruction: Tensor) -> Bound:
     return Bound(diffusion + reconstruction, {"diffusion": diffusion, "reconstruction": reconstruction})
-
-
-_TIMES: dict[str, Callable[[Draws, int], Tensor]] = {
-    "stratified": lambda draws, count: draws.stratified(count),
-    "uniform": lambda draws, count: draws.uniform(count, dtype=torch.float64),
-    "uniform_eps": lambda draws, count: 1e-3 + (1 - 1e-3) * draws.uniform(count, dtype=torch.float64),
-    "logit_normal": lambda draws, count: draws.normal(count, dtype=torch.float64).sigmoid(),
-}

@@ -6,16 +6,17 @@ autoregressive and its likelihood exact. B batch, L length, D width, V vocabular
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Batch, Loss
+from flm.algos.algorithm import Batch, LeftToRightBackbone, Loss
 from flm.algos.ar import AR
 from flm.algos.token_losses import token_loss
 from flm.draws import Draws
 from flm.models.causal import LeftToRight
 from flm.posterior import TokenPosterior
+from flm.ranges import CalledWith, Count, NonNegative
 
 
 class NativeFlow(AR):
@@ -30,15 +31,13 @@ class NativeFlow(AR):
 
     def __init__(
         self,
-        backbone: Callable[..., nn.Module],
-        vocab_size: int,
-        length: int,
-        flow: Callable[..., nn.Module] | None = None,
-        loss_weight: float = 0.1,
+        backbone: LeftToRightBackbone,
+        vocab_size: Count,
+        length: Count,
+        flow: Annotated[Callable[..., nn.Module] | None, CalledWith.of("dim")] = None,
+        loss_weight: NonNegative = 0.1,
     ):
         super().__init__(backbone, vocab_size, length)
-        if loss_weight < 0:
-            raise ValueError(f"algo.loss_weight={loss_weight} must be at least 0")
         self.loss_weight = loss_weight
         self.flow = None if flow is None else flow(dim=self.backbone.hidden_size)
 

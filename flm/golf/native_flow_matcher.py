@@ -4,14 +4,16 @@ B batch, L positions, D width of the hidden state, h width inside the module.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from flm.draws import Draws
 from flm.golf.parts import rms_norm
+from flm.ranges import Count, Positive, PositiveShare
 
 
 class NativeFlowMatcher(nn.Module):
@@ -47,31 +49,20 @@ class NativeFlowMatcher(nn.Module):
 
     def __init__(
         self,
-        dim: int,
-        hidden_dim: int = 256,
-        t_eval: float = 1.0,
-        n_steps: int = 1,
-        t_start: float = 0.0,
+        dim: Count,
+        hidden_dim: Count = 256,
+        t_eval: PositiveShare = 1.0,
+        n_steps: Count = 1,
+        t_start: Annotated[float, Ge(0), Lt(1)] = 0.0,
         per_position_t: bool = True,
         detach_target: bool = True,
         target: Literal["hidden", "token"] = "hidden",
         condition: Literal["none", "hidden"] = "none",
         gate_init: float = -5.0,
-        time_scale: float = 1.0,
+        time_scale: Positive = 1.0,
         init: Literal["orthogonal", "normal"] = "orthogonal",
     ):
         super().__init__()
-        for name, value, allowed in (
-            ("target", target, ("hidden", "token")),
-            ("condition", condition, ("none", "hidden")),
-            ("init", init, ("orthogonal", "normal")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"algo.flow.{name}={value} must be one of {', '.join(allowed)}")
-        if not 0 < t_eval <= 1:
-            raise ValueError(f"algo.flow.t_eval={t_eval} must lie in (0, 1]")
-        if n_steps < 1 or not 0 <= t_start < 1:
-            raise ValueError(f"algo.flow: n_steps={n_steps} must be at least 1, and t_start={t_start} in [0, 1)")
         if n_steps > 1 and t_eval != 1:
             raise ValueError(f"algo.flow: t_eval={t_eval} is of n_steps=1; {n_steps} steps begin at t_start")
         if n_steps == 1 and t_start != 0:

@@ -47,8 +47,6 @@ class BigramTable(nn.Module):
         scale: float = 0.05,
     ):
         super().__init__()
-        if rows < 2:
-            raise ValueError(f"model.bigram_rows={rows} must be at least 2; null switches the table off")
         self.multipliers = tuple(multipliers)
         self.table = nn.Parameter(torch.zeros(rows, width))
         self.project = linear(width, dim, gain)

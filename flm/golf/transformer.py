@@ -3,11 +3,12 @@
 B batch, L positions, D width, V vocabulary, H heads of width Dh.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, MultipleOf
 from torch import Tensor, nn
 
 from flm.golf.attention import GolfAttention, stretched_base
@@ -15,6 +16,7 @@ from flm.golf.parts import BigramTable, LeakySquareMLP, SmearGate, rms_norm
 from flm.models.attention import rotary_table
 from flm.models.causal import KeyValues
 from flm.posterior import TokenPosterior
+from flm.ranges import Count, Index, NonNegative, Positive
 
 
 class GolfBlock(nn.Module):
@@ -100,17 +102,17 @@ class GolfTransformer(nn.Module):
 
     def __init__(
         self,
-        vocab_size: int,
-        length: int,
-        hidden_size: int = 512,
-        num_blocks: int = 11,
-        num_heads: int = 8,
-        queries_per_key: int = 2,
-        mlp_ratio: int = 3,
-        start_id: int = 1,
-        rotary_dims: int | None = 16,
-        rotary_native_length: int | None = 1024,
-        query_gain: float = 1.5,
+        vocab_size: Count,
+        length: Count,
+        hidden_size: Count = 512,
+        num_blocks: Count = 11,
+        num_heads: Count = 8,
+        queries_per_key: Count = 2,
+        mlp_ratio: Count = 3,
+        start_id: Index = 1,
+        rotary_dims: Annotated[int, Ge(2), MultipleOf(2)] | None = 16,
+        rotary_native_length: Count | None = 1024,
+        query_gain: Positive = 1.5,
         exclusive: bool = True,
         value_residual: bool = True,
         gated: bool = True,
@@ -118,13 +120,13 @@ class GolfTransformer(nn.Module):
         mix_input: bool = True,
         skips: bool = True,
         smear: bool = True,
-        smear_stop_id: int | None = None,
-        bigram_rows: int | None = 4096,
-        bigram_width: int = 128,
-        bigram_multipliers: Sequence[int] = (36313, 27191),
+        smear_stop_id: Index | None = None,
+        bigram_rows: Annotated[int, Ge(2)] | None = 4096,
+        bigram_width: Count = 128,
+        bigram_multipliers: tuple[int, int] = (36313, 27191),
         leaky_slope: float = 0.5,
-        output_softcap: float | None = 30.0,
-        embedding_std: float = 0.005,
+        output_softcap: Positive | None = 30.0,
+        embedding_std: NonNegative = 0.005,
         causal: bool = False,
         conditioned: bool = True,
     ):
@@ -138,9 +140,9 @@ class GolfTransformer(nn.Module):
             )
         head_dim = hidden_size // num_heads
         rotary_dims = head_dim if rotary_dims is None else rotary_dims
-        if rotary_dims % 2 or not 0 < rotary_dims <= head_dim:
+        if rotary_dims > head_dim or rotary_dims % 2:
             raise ValueError(f"model.rotary_dims={rotary_dims} must be even and at most the width of a head, {head_dim}")
-        if not 0 <= start_id < vocab_size:
+        if start_id >= vocab_size:
             raise ValueError(f"model.start_id={start_id} must be a token id, in [0, {vocab_size})")
         self.vocab_size, self.length, self.hidden_size = vocab_size, length, hidden_size
         self.start_id, self.output_softcap = start_id, output_softcap

@@ -4,15 +4,18 @@ B batch, L positions, D width, V vocabulary, H heads of width Dh.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from flm.models.attention import attention, in_forward_mode, rotary_table, rotate
 from flm.models.causal import KeyValues, triangle_after
 from flm.models.layers import LayerNorm, Modulation, TimeEmbedding
 from flm.posterior import TokenPosterior
+from flm.ranges import Count, Positive
 
 
 class DiTBlock(nn.Module):
@@ -124,17 +127,17 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        vocab_size: int,
-        length: int,
-        hidden_size: int,
-        num_blocks: int,
-        num_heads: int,
-        cond_dim: int = 128,
-        mlp_ratio: int = 4,
-        dropout: float = 0.1,
-        output_softcap: float | None = 30.0,
-        attention_softcap: float | None = None,
-        time_scale: float = 1.0,
+        vocab_size: Count,
+        length: Count,
+        hidden_size: Count,
+        num_blocks: Count,
+        num_heads: Count,
+        cond_dim: Count = 128,
+        mlp_ratio: Count = 4,
+        dropout: Annotated[float, Ge(0), Lt(1)] = 0.1,
+        output_softcap: Positive | None = 30.0,
+        attention_softcap: Positive | None = None,
+        time_scale: Positive = 1.0,
         two_times: bool = False,
         causal: bool = False,
         conditioned: bool = True,

@@ -89,7 +89,7 @@ def token_backbone(make: Callable[..., nn.Module], vocab_size: int, masked: bool
     Raises:
         ValueError: mask_id is not in [0, V), or is not that of a token backbone, or there is no mask where one is needed.
     """
-    if mask_id is not None and not 0 <= mask_id < vocab_size:
+    if mask_id is not None and mask_id >= vocab_size:
         raise ValueError(f"algo.mask_id must be in [0, {vocab_size}) or null, not {mask_id}")
     own = vocab_size if mask_id is None else mask_id
     network = make(vocab_size=max(vocab_size, own + 1) if masked else vocab_size)

@@ -12,9 +12,10 @@ g(x) = (V-1) Phi(x)^(V-2) phi(x) and P_c the expectation above, dP_c/dm = E[g(z 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 _CELLS = 4096  # a power of two, so that t * _CELLS is exact; leaves errors in tau of about 1e-11 for any V
@@ -69,9 +70,9 @@ class DecodingErrorClock(Clock):
         vocab_size: V, at least 2.
     """
 
-    def __init__(self, vocab_size: int):
+    def __init__(self, vocab_size: Annotated[int, Ge(2)]):
         super().__init__()
-        if vocab_size < 2:
+        if vocab_size < 2:  # of the data, not of a config
             raise ValueError(f"vocab_size must be at least 2 for the decoding-error clock, not {vocab_size}")
         self.vocab_size = vocab_size
         tau, rate, curvature = _tables(vocab_size)

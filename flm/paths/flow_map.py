@@ -10,11 +10,13 @@ The jump is `gaussian.step` with delta as target. B batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flm.draws import Draws
+from flm.ranges import one_of
 
 
 def semigroup_weight(s: Tensor, u: Tensor, t: Tensor) -> Tensor:
@@ -60,13 +62,7 @@ PAIR_LAWS: dict[str, Callable[[int, Draws], tuple[Tensor, Tensor]]] = {
 }
 
 
-def check_boundary_prob(boundary_prob: int | None) -> None:
-    """Raises ValueError unless it is None or a whole number of at least 1: one jump in so many, not a probability."""
-    if boundary_prob is not None and (not isinstance(boundary_prob, int) or boundary_prob < 1):
-        raise ValueError(
-            f"algo.boundary_prob={boundary_prob} must be a whole number of at least 1 (one jump in so many goes the whole "
-            "way) or null"
-        )
+PairLaw = Annotated[str, one_of(PAIR_LAWS)]
 
 
 def draw_time_pairs(

@@ -42,25 +42,19 @@ class Geodesic:
 
     @classmethod
     def of(cls, vocab_size: int, max_t: float | None = None, smoothing: float = 0.01, concentration: float = 1.0) -> "Geodesic":
-        """The path with checked options; max_t None: where 99% of the tokens are the arg-max of their noisy point.
+        """The path; max_t None: where 99% of the tokens are the arg-max of their noisy point.
 
         Raises:
-            ValueError: an option is out of range, or max_t is left open with a prior for which there is no closed form.
+            ValueError: max_t is left open with a prior for which there is no closed form.
         """
         if vocab_size < 2:
             raise ValueError(f"vocab_size must be at least 2, not {vocab_size}")
-        if not 0 < smoothing < 1:
-            raise ValueError(f"algo.smoothing must be in (0, 1), not {smoothing}")
-        if not concentration > 0:
-            raise ValueError(f"algo.concentration must be above 0, not {concentration}")
         gap = target_gap(vocab_size, smoothing)
         if max_t is None:
             if concentration != 1:
                 raise ValueError("algo.max_t: give it; it is only chosen for algo.concentration=1")
             signal = identifying_signal(vocab_size, IDENTIFIABLE)
             max_t = signal / (signal + gap)
-        if not 0 < max_t < 1:
-            raise ValueError(f"algo.max_t must be in (0, 1), not {max_t}")
         return cls(vocab_size, max_t, smoothing, concentration)
 
     @property

@@ -7,10 +7,13 @@ B batch, L length. Uniform numbers are float64 in [0, 1).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, MinLen
 from torch import Tensor, nn
+
+from flm.ranges import Count, Share
 
 
 def random_masks(maskable: Tensor, u: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -98,6 +101,10 @@ class Strategies:
         return self.window_sizes[int(u * len(self.window_sizes))]
 
 
+Chances = Share | Annotated[Sequence[Share], MinLen(1)]
+WindowSizes = Annotated[Sequence[Annotated[int, Ge(2)]], MinLen(1)]
+
+
 class MaskingCurriculum(nn.Module):
     """Strategies over training. A module, as schedules are, so that a config may name it; no parameters, and no state: what
     holds follows from the optimiser step.
@@ -107,32 +114,22 @@ class MaskingCurriculum(nn.Module):
         prefix, suffix, windows: probabilities, see `Strategies`; a number, or one for each of equally long phases.
         window_sizes: at least 2 each; a list for each phase, or one list for all.
         linear: whether probabilities go from one number of a list to the next in a straight line, rather than by phases.
-
-    Raises:
-        ValueError: one of them is out of range.
     """
 
     def __init__(
         self,
-        steps: int,
-        prefix: float | Sequence[float] = 0.0,
-        suffix: float | Sequence[float] = 0.0,
-        windows: float | Sequence[float] = 0.0,
-        window_sizes: Sequence[int] | Sequence[Sequence[int]] = (2, 4, 8),
+        steps: Count,
+        prefix: Chances = 0.0,
+        suffix: Chances = 0.0,
+        windows: Chances = 0.0,
+        window_sizes: WindowSizes | Annotated[Sequence[WindowSizes], MinLen(1)] = (2, 4, 8),
         linear: bool = False,
     ):
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"masking.steps must be at least 1, not {steps}")
         self.steps, self.linear = steps, linear
         self.chances = {"prefix": _listed(prefix), "suffix": _listed(suffix), "windows": _listed(windows)}
-        for name, values in self.chances.items():
-            if not values or not all(0 <= value <= 1 for value in values):
-                raise ValueError(f"masking.{name} must be probabilities, not {values}")
         sizes = list(window_sizes)
-        self.window_sizes = [tuple(phase) for phase in (sizes if sizes and not isinstance(sizes[0], int) else [sizes])]
-        if not all(phase and all(isinstance(k, int) and k >= 2 for k in phase) for phase in self.window_sizes):
-            raise ValueError(f"masking.window_sizes must be whole numbers of at least 2, not {sizes}")
+        self.window_sizes = [tuple(phase) for phase in ([sizes] if isinstance(sizes[0], int) else sizes)]
 
     def at(self, step: int) -> Strategies:
         """What holds at an optimiser step."""

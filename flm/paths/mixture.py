@@ -12,10 +12,13 @@ numbers are float64. B batch, L length, V vocabulary.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
+
+from flm.ranges import Positive
 
 
 class Schedule(nn.Module):
@@ -43,10 +46,8 @@ class Schedule(nn.Module):
 class Polynomial(Schedule):
     """kappa = t^exponent, exponent > 0; 1 is the linear schedule."""
 
-    def __init__(self, exponent: float = 1.0):
+    def __init__(self, exponent: Positive = 1.0):
         super().__init__()
-        if not exponent > 0:
-            raise ValueError(f"schedule.exponent must be above 0, not {exponent}")
         self.exponent = exponent
 
     def kappa(self, t: Tensor) -> Tensor:
@@ -85,10 +86,8 @@ class LogLinear(Schedule):
     Linear but for starting at eps, where a sampler begins all the same with nothing known. Its rate is 1 / (1 - t).
     """
 
-    def __init__(self, eps: float = 1e-3):
+    def __init__(self, eps: Annotated[float, Ge(0), Lt(1)] = 1e-3):
         super().__init__()
-        if not 0 <= eps < 1:
-            raise ValueError(f"schedule.eps must be in [0, 1), not {eps}")
         self.eps = eps
 
     def kappa(self, t: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ The network itself is flm/qwen/modeling_flow_qwen3.py; transformers is imported 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flm.models.token_backbone import among_real
 from flm.paths.mixture import Cosine, Polynomial, Schedule
 from flm.posterior import TokenPosterior
+from flm.ranges import Count, Index
 
 if TYPE_CHECKING:
     from flm.qwen.configuration_flow_qwen3 import FlowMatchingConfig
@@ -97,19 +98,19 @@ class QwenBackbone(nn.Module):
 
     def __init__(
         self,
-        vocab_size: int,
-        length: int,
+        vocab_size: Count,
+        length: Count,
         architecture: Mapping[str, Any] | None,
         pretrained: str | Path | None = None,
-        mask_id: int | None = None,
-        source: str | None = None,
+        mask_id: Index | None = None,
+        source: Literal["mask", "uniform"] | None = None,
         shift: bool | None = None,
-        anchor_id: int | None = None,
-        time_mode: str | None = None,
-        time_embedding_dim: int | None = None,
+        anchor_id: Index | None = None,
+        time_mode: Literal["none", "add", "adaln"] | None = None,
+        time_embedding_dim: Count | None = None,
         time_embedding_type: str | None = None,
         causal: bool = False,
-        attention: str = "sdpa",
+        attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa",
         activation_checkpointing: bool = False,
     ):
         super().__init__()

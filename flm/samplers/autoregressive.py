@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flm.posterior import TokenPosterior
+from flm.ranges import Count, Positive, PositiveShare
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import Moment, OnStep, check_steps
 
@@ -57,13 +58,7 @@ class AutoregressiveSampler:
 
     steps_are_fixed = True
 
-    def __init__(self, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None):
-        if not temperature > 0:
-            raise ValueError(f"sampling.temperature must be above 0, not {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"sampling.top_k must be at least 1, not {top_k}")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"sampling.top_p must be in (0, 1], not {top_p}")
+    def __init__(self, temperature: Positive = 1.0, top_k: Count | None = None, top_p: PositiveShare | None = None):
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
 
     @torch.no_grad()

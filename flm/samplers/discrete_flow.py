@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flm.paths.mixture import euler_jump_probability
+from flm.ranges import NonNegative
 from flm.samplers.masked import AncestralSampler, Step
 from flm.samplers.masked_remasking import largest_sigma
 
@@ -25,10 +26,8 @@ class ExactJumps(AncestralSampler):
         corrector: c.
     """
 
-    def __init__(self, corrector: float = 0.0, **options: Any):
+    def __init__(self, corrector: NonNegative = 0.0, **options: Any):
         super().__init__(**options)
-        if not 0 <= corrector < math.inf:
-            raise ValueError(f"sampling.corrector must be at least 0, not {corrector}")
         self.corrector = corrector
 
     def resampling(self, step: Step) -> float:

@@ -6,13 +6,14 @@ token, which keeps the position exactly on its own path (1 - t) noise + t onehot
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from flm.paths.gaussian import Noise, State, combine, embed, expected, noise_for, step, where
 from flm.posterior import TokenPosterior
+from flm.ranges import NonNegative, Positive
 from flm.samplers.canvas import Canvas
 
 
@@ -101,13 +102,13 @@ class FlowSampler(StateSampler):
         churn_noise: standard deviation of the fresh noise (S_noise there).
     """
 
-    def __init__(self, solver: str = "euler", temperature: float = 1.0, churn: float = 0.0, churn_noise: float = 1.0):
-        if solver not in ("euler", "heun"):
-            raise ValueError(f"sampling.solver must be euler or heun, not {solver}")
-        if churn < 0:
-            raise ValueError(f"sampling.churn must be at least 0, not {churn}")
-        if not temperature > 0:
-            raise ValueError(f"sampling.temperature must be above 0, not {temperature}")
+    def __init__(
+        self,
+        solver: Literal["euler", "heun"] = "euler",
+        temperature: Positive = 1.0,
+        churn: NonNegative = 0.0,
+        churn_noise: NonNegative = 1.0,
+    ):
         self.second_order = solver == "heun"
         self.temperature, self.churn, self.churn_noise = temperature, churn, churn_noise
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flm.paths.gaussian import Noise, State, combine, embed, noise_for, step
+from flm.ranges import Positive, Share
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import FlowDenoiser, Moment, OnStep, StateSampler, check_steps, predicted_point
 
@@ -21,11 +22,7 @@ class FlowMapSampler(StateSampler):
         temperature: divides the prediction's logits.
     """
 
-    def __init__(self, gamma: float = 0.0, temperature: float = 1.0):
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"sampling.gamma must be in [0, 1], not {gamma}")
-        if not temperature > 0:
-            raise ValueError(f"sampling.temperature must be above 0, not {temperature}")
+    def __init__(self, gamma: Share = 0.0, temperature: Positive = 1.0):
         self.gamma, self.temperature = gamma, temperature
 
     @torch.no_grad()

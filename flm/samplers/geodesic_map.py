@@ -1,11 +1,14 @@
 """Generation with the flow map of the KL geodesic: jumps in place of steps. B batch, L length, V vocabulary."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from flm.paths.geodesic_state import Moved, State
 from flm.posterior import TokenPosterior
-from flm.samplers.geodesic import GeodesicSampler, most_probable
+from flm.ranges import NonNegative, Positive
+from flm.samplers.geodesic import GeodesicSampler, Scheme, most_probable
 
 
 class GeodesicMapSampler(GeodesicSampler):
@@ -20,14 +23,12 @@ class GeodesicMapSampler(GeodesicSampler):
             hundred, by the choice of max_t); "argmax" or "categorical", one evaluation more.
     """
 
-    read_outs = ("state", "argmax", "categorical")
-
     def __init__(
         self,
-        scheme: str = "basic",
-        t_split: float | None = None,
-        temperature: float = 1.0,
-        read_out: str = "state",
+        scheme: Scheme = "basic",
+        t_split: NonNegative | None = None,
+        temperature: Positive = 1.0,
+        read_out: Literal["state", "argmax", "categorical"] = "state",
     ):
         super().__init__(scheme, t_split, temperature=temperature, read_out=read_out)
 

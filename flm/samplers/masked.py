@@ -7,18 +7,22 @@ evaluations are never asked about. It is exact for a network that is told the ti
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from itertools import pairwise
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from flm.paths.mixture import Schedule, Source, jump_probability
 from flm.posterior import TokenPosterior
+from flm.ranges import Count, Where
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import Moment, OnStep, check_steps
 from flm.samplers.token_policy import Ending, Offer, TokenPolicy
 
-GRIDS = ("time", "kappa")
+
+def _rises(grid: Sequence[float]) -> bool:
+    return len(grid) > 1 and grid[0] == 0 and grid[-1] == 1 and all(a < b for a, b in pairwise(grid))
 
 
 class DiscreteDenoiser(Protocol):
@@ -134,24 +138,16 @@ class MaskedSampler:
         grid: where the steps lie: evenly in "time" or in "kappa", or the steps + 1 times themselves, from 0 to 1.
         block_length: fill the positions in blocks of so many, from left to right, with the steps shared out among the
             blocks, at least one each; None: all at once.
-
-    Raises:
-        ValueError: an option is out of range.
     """
 
     def __init__(
         self,
         policy: TokenPolicy | None = None,
         ending: Ending | None = None,
-        grid: str | Sequence[float] = "time",
-        block_length: int | None = None,
+        grid: Literal["time", "kappa"] | Annotated[Sequence[float], Where(_rises, "which rise from 0 to 1")] = "time",
+        block_length: Count | None = None,
     ):
         self.policy, self.ending = policy or TokenPolicy(), ending or Ending()
-        rises = not isinstance(grid, str) and len(grid) > 1 and all(a < b for a, b in zip(grid, grid[1:], strict=False))
-        if grid not in GRIDS if isinstance(grid, str) else not (rises and grid[0] == 0 and grid[-1] == 1):
-            raise ValueError(f"sampling.grid must be time, kappa, or times that rise from 0 to 1, not {grid}")
-        if block_length is not None and block_length < 1:
-            raise ValueError(f"sampling.block_length must be at least 1 or null, not {block_length}")
         self.grid, self.block_length = grid, block_length
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flm.ranges import NonNegative, Share
 from flm.samplers.masked import MaskedSampler, Reading, Step
 
 
@@ -27,23 +28,8 @@ def low_entropy(p: Tensor) -> Tensor:
 CONFIDENCES = {"top_probability": top_probability, "top_margin": top_margin, "low_entropy": low_entropy}
 
 
-class ConfidenceSampler(MaskedSampler):
-    """Writes where the prediction is surest first, as many positions a step as the schedule says (arXiv 2202.04200).
-
-    With one position a step every order is exact for an exact posterior; with more, sure positions depend less on each
-    other. A real network's order of confidence changes what is sampled, and takes diversity for quality.
-
-    Args:
-        confidence: a key of CONFIDENCES; measured at the sampler's temperature, before top_k and top_p.
-        order_temperature: of the order: positions are drawn without replacement, with probabilities proportional to
-            exp(confidence / order_temperature); 0: the surest.
-    """
-
-    def __init__(self, confidence: str = "top_probability", order_temperature: float = 0.0, **options: Any):
-        super().__init__(**options)
-        if order_temperature < 0:
-            raise ValueError(f"sampling.order_temperature must be at least 0, not {order_temperature}")
-        self.confidence, self.order_temperature = CONFIDENCES[confidence], order_temperature
+class OrderSampler(MaskedSampler):
+    """Base: writes as many positions a step as the schedule says, those with the largest `values` first."""
 
     def written(self, step: Step, reading: Reading, tokens: Tensor, masked: Tensor, generator: torch.Generator) -> Tensor:
         quota = self.quota(step, masked)
@@ -63,28 +49,45 @@ class ConfidenceSampler(MaskedSampler):
 
     def values(self, reading: Reading, asked: Tensor, generator: torch.Generator) -> Tensor:
         """Of each of the M positions asked (B, L) bool, the higher the earlier; (M,) float64."""
-        values = reading.at(asked).score(self.confidence)
-        if self.order_temperature > 0:  # the largest of values with Gumbel noise are such a draw
-            u = torch.rand(values.shape, generator=generator, dtype=values.dtype, device=values.device)
-            values = values / self.order_temperature - (-u.clamp_min(1e-300).log()).log()
-        return values
+        raise NotImplementedError
 
     def chosen(self, values: Tensor, asked: Tensor, quota: Tensor) -> Tensor:
         rank = values.argsort(dim=1, descending=True, stable=True).argsort(1)
         return asked & (rank < quota[:, None])
 
 
-class RandomOrderSampler(ConfidenceSampler):
-    """As many positions a step, in random order: ancestral sampling with the number of masks not left to chance."""
+class ConfidenceSampler(OrderSampler):
+    """Writes where the prediction is surest first (arXiv 2202.04200).
 
-    def __init__(self, **options: Any):
+    With one position a step every order is exact for an exact posterior; with more, sure positions depend less on each
+    other. A real network's order of confidence changes what is sampled, and takes diversity for quality.
+
+    Args:
+        confidence: a key of CONFIDENCES; measured at the sampler's temperature, before top_k and top_p.
+        order_temperature: of the order: positions are drawn without replacement, with probabilities proportional to
+            exp(confidence / order_temperature); 0: the surest.
+    """
+
+    def __init__(self, confidence: str = "top_probability", order_temperature: NonNegative = 0.0, **options: Any):
         super().__init__(**options)
+        self.confidence, self.order_temperature = CONFIDENCES[confidence], order_temperature
+
+    def values(self, reading: Reading, asked: Tensor, generator: torch.Generator) -> Tensor:
+        values = reading.at(asked).score(self.confidence)
+        if self.order_temperature > 0:  # the largest of values with Gumbel noise are such a draw
+            u = torch.rand(values.shape, generator=generator, dtype=values.dtype, device=values.device)
+            values = values / self.order_temperature - (-u.clamp_min(1e-300).log()).log()
+        return values
+
+
+class RandomOrderSampler(OrderSampler):
+    """As many positions a step, in random order: ancestral sampling with the number of masks not left to chance."""
 
     def values(self, reading: Reading, asked: Tensor, generator: torch.Generator) -> Tensor:
         return torch.rand(int(asked.sum()), generator=generator, dtype=torch.float64, device=asked.device)
 
 
-class ThresholdSampler(ConfidenceSampler):
+class ThresholdSampler(OrderSampler):
     """Every mask whose first choice is at least so probable is written, and at least one, and what the schedule says.
 
     Fast-dLLM (arXiv 2505.22618). With as many steps as positions the schedule asks for one a step, and the fewer evaluations
@@ -94,11 +97,12 @@ class ThresholdSampler(ConfidenceSampler):
         threshold: in [0, 1].
     """
 
-    def __init__(self, threshold: float = 0.9, **options: Any):
-        super().__init__("top_probability", **options)
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"sampling.threshold must be in [0, 1], not {threshold}")
+    def __init__(self, threshold: Share = 0.9, **options: Any):
+        super().__init__(**options)
         self.threshold = threshold
+
+    def values(self, reading: Reading, asked: Tensor, generator: torch.Generator) -> Tensor:
+        return reading.at(asked).score(top_probability)
 
     def quota(self, step: Step, masked: Tensor) -> Tensor:
         return torch.where(masked.any(1), super().quota(step, masked).clamp_min(1), 0)
@@ -140,10 +144,8 @@ class PathPlanningSampler(DrawnConfidenceSampler):
         eta: multiplies the log-probability of what is written: above 1 more of it is masked again, 0: none.
     """
 
-    def __init__(self, eta: float = 1.0, **options: Any):
+    def __init__(self, eta: NonNegative = 1.0, **options: Any):
         super().__init__(**options)
-        if eta < 0:
-            raise ValueError(f"sampling.eta must be at least 0, not {eta}")
         self.eta = eta
 
     def question(self, score: Tensor, reading: Reading, tokens: Tensor, known: Tensor) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flm.paths.mixture import Schedule
+from flm.ranges import Share
 from flm.samplers.masked import AncestralSampler, Step
 
 
@@ -28,10 +29,8 @@ class RemaskingSampler(AncestralSampler):
         remasking: in [0, 1]; 0 is ancestral sampling.
     """
 
-    def __init__(self, remasking: float = 0.02, **options: Any):
+    def __init__(self, remasking: Share = 0.02, **options: Any):
         super().__init__(**options)
-        if not 0 <= remasking <= 1:
-            raise ValueError(f"sampling.remasking must be in [0, 1], not {remasking}")
         self.remasking = remasking
 
     def sigma(self, step: Step) -> float:

@@ -1,6 +1,6 @@
-"""Samplers of discrete paths by name, from the flat options of the `sampling` config."""
+"""Samplers of discrete paths by name, from flat options."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -17,50 +17,50 @@ from flm.samplers.masked_confidence import (
 )
 from flm.samplers.masked_remasking import LoopingSampler, RemaskingSampler, RescaledRemaskingSampler
 from flm.samplers.token_policy import Ending, TokenPolicy
-
-MASK_SOLVERS: dict[str, Callable[..., MaskedSampler]] = {
-    "ancestral": AncestralSampler,
-    "exact": ExactJumps,
-    "euler": EulerJumps,
-    **{name: partial(ConfidenceSampler, name) for name in CONFIDENCES},
-    "random_order": RandomOrderSampler,
-    "threshold": ThresholdSampler,
-    "low_confidence": DrawnConfidenceSampler,
-    "p2": PathPlanningSampler,
-    "remask_cap": RemaskingSampler,
-    "remask_rescale": RescaledRemaskingSampler,
-    "remask_loop": LoopingSampler,
-}
-JUMP_SOLVERS: dict[str, Callable[..., MaskedSampler]] = {"exact": BlindExactJumps, "euler": EulerJumps}
+from flm.schema import merged
 
 
-def mask_sampler(solver: str, **options: Any) -> MaskedSampler:
-    """For a mask source.
+class FromOptions:
+    """A class of samplers, called with flat options: its own, those of `TokenPolicy` and those of `Ending`.
 
     Args:
-        solver: a key of MASK_SOLVERS.
-        options: of TokenPolicy, of Ending, and of the solver's class.
-
-    Raises:
-        ValueError: there is no such solver, or an option is out of range.
-        TypeError: the solver has no such option.
+        kind: the class, or a partial of it.
+        without: options that mean nothing to it.
     """
-    return _sampler(MASK_SOLVERS, solver, options)
+
+    PARTS = {"policy": TokenPolicy, "ending": Ending}
+
+    def __init__(self, kind: Callable[..., MaskedSampler], without: Iterable[str] = ()):
+        self.kind = kind
+        self.__name__ = getattr(kind, "func", kind).__name__
+        self.__signature__ = merged(kind, *self.PARTS.values(), without={*self.PARTS, *without})
+
+    def __call__(self, **options: Any) -> MaskedSampler:
+        parts = {}
+        for name, part in self.PARTS.items():
+            own = {field.name for field in fields(part)} & set(options)
+            parts[name] = part(**{key: options.pop(key) for key in own})
+        return self.kind(**parts, **options)
 
 
-def jump_sampler(solver: str, **options: Any) -> MaskedSampler:
-    """For a source that cannot be told from data; a key of JUMP_SOLVERS, without what goes by masks."""
-    for name in ("block_length", "end_last", "stop_at_end"):
-        if options.get(name):
-            raise ValueError(f"sampling.{name} needs a mask source: leave it null")
-    return _sampler(JUMP_SOLVERS, solver, options)
-
-
-def _sampler(solvers: Mapping[str, Callable[..., MaskedSampler]], solver: str, options: dict[str, Any]) -> MaskedSampler:
-    if solver not in solvers:
-        raise ValueError(f"sampling.solver must be one of {', '.join(solvers)}, not {solver}")
-    parts = []
-    for kind in (TokenPolicy, Ending):
-        names = {field.name for field in fields(kind)} & set(options)
-        parts.append(kind(**{name: options.pop(name) for name in names}))
-    return solvers[solver](policy=parts[0], ending=parts[1], **options)
+MASK_SOLVERS: dict[str, Callable[..., MaskedSampler]] = {
+    name: FromOptions(kind)
+    for name, kind in {
+        "ancestral": AncestralSampler,
+        "exact": ExactJumps,
+        "euler": EulerJumps,
+        **{name: partial(ConfidenceSampler, name) for name in CONFIDENCES},
+        "random_order": RandomOrderSampler,
+        "threshold": ThresholdSampler,
+        "low_confidence": DrawnConfidenceSampler,
+        "p2": PathPlanningSampler,
+        "remask_cap": RemaskingSampler,
+        "remask_rescale": RescaledRemaskingSampler,
+        "remask_loop": LoopingSampler,
+    }.items()
+}
+# for a source that cannot be told from data, where nothing can go by masks
+JUMP_SOLVERS: dict[str, Callable[..., MaskedSampler]] = {
+    name: FromOptions(kind, without=("block_length", "end_last", "stop_at_end"))
+    for name, kind in {"exact": BlindExactJumps, "euler": EulerJumps}.items()
+}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flm.posterior import TokenPosterior, draw_from, truncate
+from flm.ranges import Count, Index, Positive, PositiveShare
 from flm.samplers.canvas import Canvas
 
 
@@ -20,28 +21,13 @@ class TokenPolicy:
         top_p: draw among the fewest most probable tokens whose mass reaches this share in (0, 1]; None: among all.
         suppress: ids that are never drawn.
         begin_suppress: ids that are not drawn at the first position of a hole.
-
-    Raises:
-        ValueError: one of them is out of range.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    suppress: Sequence[int] = ()
-    begin_suppress: Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"sampling.temperature must be above 0, not {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"sampling.top_k must be at least 1, not {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"sampling.top_p must be in (0, 1], not {self.top_p}")
-        for name in ("suppress", "begin_suppress"):
-            ids = getattr(self, name)
-            if not all(isinstance(i, int) and i >= 0 for i in ids):
-                raise ValueError(f"sampling.{name} must be a list of token ids, not {ids}")
+    temperature: Positive = 1.0
+    top_k: Count | None = None
+    top_p: PositiveShare | None = None
+    suppress: Sequence[Index] = ()
+    begin_suppress: Sequence[Index] = ()
 
 
 @dataclass(frozen=True)
@@ -55,10 +41,10 @@ class Ending:
         stop_at_end: once it stands in a hole, and no mask before it in the sequence, the rest of the hole is filled with it.
 
     Raises:
-        ValueError: one of them is out of range.
+        ValueError: one of the others without end_id.
     """
 
-    end_id: int | None = None
+    end_id: Index | None = None
     end_penalty: float = 0.0
     end_last: bool = False
     stop_at_end: bool = False
@@ -66,8 +52,6 @@ class Ending:
     def __post_init__(self) -> None:
         if self.end_id is None and (self.end_penalty or self.end_last or self.stop_at_end):
             raise ValueError("sampling.end_penalty, end_last and stop_at_end need sampling.end_id")
-        if self.end_id is not None and self.end_id < 0:
-            raise ValueError(f"sampling.end_id must be a token id, not {self.end_id}")
 
     def closed(self, tokens: Tensor, masked: Tensor, canvas: Canvas) -> tuple[Tensor, Tensor]:
         """Tokens and masks (B, L) once what follows a text's end is filled."""

@@ -3,17 +3,16 @@
 B batch, L length, V vocabulary.
 """
 
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from flm.paths.mixture import Schedule, UniformSource, corrupt, mix
 from flm.posterior import TokenPosterior, draw_from, truncate
+from flm.ranges import Count, Positive, PositiveShare, Share
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import Moment, OnStep, check_steps
-
-NOISE_REMOVALS = ("ancestral", "greedy")
 
 
 class UniformDenoiser(Protocol):
@@ -42,19 +41,11 @@ class UniformSampler:
 
     def __init__(
         self,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        noise_removal: str = "ancestral",
+        temperature: Positive = 1.0,
+        top_k: Count | None = None,
+        top_p: PositiveShare | None = None,
+        noise_removal: Literal["ancestral", "greedy"] = "ancestral",
     ):
-        if not temperature > 0:
-            raise ValueError(f"sampling.temperature must be above 0, not {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"sampling.top_k must be at least 1, not {top_k}")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"sampling.top_p must be in (0, 1], not {top_p}")
-        if noise_removal not in NOISE_REMOVALS:
-            raise ValueError(f"sampling.noise_removal must be one of {', '.join(NOISE_REMOVALS)}, not {noise_removal}")
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.greedy = noise_removal == "greedy"
 
@@ -112,10 +103,8 @@ class CorrectingSampler(UniformSampler):
         options: of UniformSampler.
     """
 
-    def __init__(self, rule: str, corrector: float = 0.05, **options: float | int | str | None):
+    def __init__(self, rule: str, corrector: Share = 0.05, **options: Any):
         super().__init__(**options)
-        if not 0 <= corrector <= 1:
-            raise ValueError(f"sampling.corrector must be in [0, 1], not {corrector}")
         self.rule, self.corrector = rule, corrector
 
     def corrected_share(self, kappa: float, kappa_next: float) -> float:

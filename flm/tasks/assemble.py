@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,14 +17,15 @@ from flm.precision import autocast, precision_on
 from flm.tasks.argument_types import check_numbers
 from flm.tasks.compiled import compile_networks
 from flm.tasks.import_choices import import_choices
+from flm.tasks.instantiate import instantiate
 
 
 def data_module(config: DictConfig) -> TextDataModule:
     """Corpus and tokenizer of the config behind one data module."""
-    check_numbers(config, "data", "tokenizer", "model", "loader")
+    check_numbers(config, "loader")
     return TextDataModule(
-        corpus=hydra.utils.instantiate(config.data),
-        tokenizer=hydra.utils.instantiate(config.tokenizer),
+        corpus=instantiate(config.data, "data"),
+        tokenizer=instantiate(config.tokenizer, "tokenizer"),
         length=config.model.length,
         seed=config.seed,
         **config.loader,
@@ -37,20 +37,23 @@ def new_algorithm(config: DictConfig, vocab_size: int, tokenizer: Tokenizer | No
 
     Its `_target_`s come from the user's own command, so their modules are trusted.
     """
-    check_numbers(config, "algo", "model")
     plain = plain_config(config)
     teachers = {}
     for key, path in plain["algo"].items():
         if key.endswith("_path") and path is not None:
             teachers[key.removesuffix("_path")] = _teacher(f"algo.{key}", path, config, tokenizer)
-    trusted = {target.rpartition(".")[0] for node in (plain["algo"], plain["model"]) for target in targets(node)}
     torch.manual_seed(config.seed)
     beginnings = {
         key.removesuffix("_path"): path for key, path in plain["model"].items() if key.endswith("_path") and path is not None
     }
-    algorithm = build_algorithm(plain, vocab_size, sorted(trusted), beginnings, **teachers)
+    algorithm = build_algorithm(plain, vocab_size, trusted_by(plain), beginnings, **teachers)
     compile_networks(algorithm, config, device_of(config))
     return algorithm
+
+
+def trusted_by(plain: Mapping[str, Any]) -> list[str]:
+    """Modules that the user's own command names for its model."""
+    return sorted({target.rpartition(".")[0] for node in (plain["algo"], plain["model"]) for target in targets(node)})
 
 
 def _teacher(key: str, path: str, config: DictConfig, tokenizer: Tokenizer | None) -> Algorithm:

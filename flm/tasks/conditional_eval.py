@@ -12,8 +12,7 @@ from rich.table import Table
 
 from flm.atomic import write_text
 from flm.checkpoints.load import CheckpointFile
-from flm.data.corpora.corpus import Corpus
-from flm.data.documents import Split
+from flm.data.corpora.corpus import Corpus, Split
 from flm.data.tokenizers import Tokenizer
 from flm.measures.responses import response_scores
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir

@@ -19,6 +19,7 @@ from flm.measures.frontier import Point, curves, frontier_table
 from flm.measures.frontier_figure import frontier_figure, scorer_name
 from flm.measures.plotting import png, run_colours, styled
 from flm.samplers.canvas import Canvas
+from flm.samplers.options import sampler_for
 from flm.tasks.assemble import load_for_evaluation, run_dir
 from flm.tasks.frontier_tables import console_table, markdown
 from flm.tasks.generation import (
@@ -175,7 +176,7 @@ def runs_of(config: DictConfig, console: Console) -> list[Run]:
         options = sampler_options(config, file, algorithm)
         sweeps = {name: values for name, values in wanted.items() if has_option(algorithm, options | {name: values[0]})}
         for values in product(*sweeps.values()):
-            algorithm.sampler(**(options | dict(zip(sweeps, values, strict=True))))
+            sampler_for(algorithm, options | dict(zip(sweeps, values, strict=True)), "frontier")
         canvas = canvas_of(config, algorithm, tokenizer)
         label = str(label) if label is not None else config.eval.label or label_of(file)
         steps = possible_steps(all_steps, algorithm, canvas, options, console)
@@ -213,8 +214,8 @@ def axis_values(config: DictConfig, name: str) -> list[float]:
 def has_option(algorithm: Algorithm, options: Mapping[str, Any]) -> bool:
     """Whether the algorithm's sampler takes these options."""
     try:
-        algorithm.sampler(**options)
-    except TypeError:
+        sampler_for(algorithm, options)
+    except ValueError:
         return False
     return True
 

@@ -16,6 +16,7 @@ from flm.checkpoints.load import CheckpointFile
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
 from flm.samplers.canvas import Canvas
+from flm.samplers.options import sampler_for
 from flm.samplers.template import CANVAS_KEYS, pieces_of
 from flm.tasks.assemble import inference_precision
 from flm.tasks.processes import Team
@@ -148,10 +149,7 @@ def sampler_options(config: DictConfig, file: CheckpointFile, algorithm: Algorit
     given = OmegaConf.to_container(config.sampling, resolve=True)
     merged = {**recorded, **{key: value for key, value in given.items() if value is not None}}
     options = {key: value for key, value in merged.items() if key not in CANVAS_KEYS and value is not None}
-    try:
-        algorithm.sampler(**options)
-    except TypeError as error:
-        raise ValueError(f"sampling: no such option for {type(algorithm).__name__}: {error}") from error
+    sampler_for(algorithm, options, "sampling")
     return options
 
 

@@ -10,9 +10,10 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from omegaconf import DictConfig
 from torch import Tensor
 
+from flm.checkpoints.build import check_algorithm
 from flm.data.module import TextDataModule
 from flm.tasks.argument_types import check_numbers
-from flm.tasks.assemble import data_module, device_of, new_algorithm, plain_config, precision_of, run_dir
+from flm.tasks.assemble import data_module, device_of, new_algorithm, plain_config, precision_of, run_dir, trusted_by
 from flm.tasks.results import provenance, write_json
 from flm.training.checkpointing import AtomicCheckpointIO
 from flm.training.module import Module
@@ -26,6 +27,8 @@ def train(config: DictConfig) -> dict[str, Any]:
     Goes on from checkpointing.resume_ckpt_path if that file exists and checkpointing.resume_from_ckpt allows.
     """
     check_numbers(config, "optim", "lr_scheduler", "trainer", "training", "callbacks", "seed")
+    plain = plain_config(config)
+    check_algorithm(plain, trusted_by(plain))
     folder = run_dir(config)
     data = data_module(config)
     data.prepare()

@@ -16,6 +16,7 @@ from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.load import algorithm_state, check_state, check_tokenizer
 from flm.draws import Draws, mix_seed
 from flm.samplers.canvas import Canvas
+from flm.samplers.options import sampler_for
 from flm.training.average import Average
 from flm.training.fingerprint import fingerprint
 from flm.training.finite import DivergenceCheck
@@ -199,10 +200,7 @@ class Module(LightningModule):
 
     def check_sampler(self, options: Mapping[str, Any], key: str) -> None:
         """Raises ValueError, naming the config key, for options that the algorithm's sampler does not take."""
-        try:
-            self.algorithm.sampler(**options)
-        except TypeError as error:
-            raise ValueError(f"{key}: {error}") from error
+        sampler_for(self.algorithm, options, key)
 
     @torch.no_grad()
     def _sample(self, canvas: Canvas, steps: int, generator: torch.Generator, options: dict[str, Any]) -> Tensor:

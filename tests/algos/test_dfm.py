@@ -9,6 +9,7 @@ import pytest
 import torch
 from algos.exact_world import ExactWorld
 from algos.token_world import exact_dfm, posterior
+from flm.schema import check
 from tasks.running import command, config_of, tiny, write_corpus
 
 from flm.algos.algorithm import Batch
@@ -286,6 +287,7 @@ def test_options_that_cannot_be():
         ({"schedule": LogLinear()}, "algo.schedule=LogLinear"),
     ]:
         with pytest.raises(ValueError, match=name):
+            check(DFM, options, "algo", is_partial=True)
             small_dfm(**options)
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from algos.dense_flow_map import dense, rough, small_dit
 from algos.exact_world import correlated, toy, train
+from flm.samplers.options import sampler_for
+from flm.schema import check
 from torch.nn.functional import embedding, one_hot
 
 from flm.algos.algorithm import Batch
@@ -248,6 +250,7 @@ def test_without_context_the_bound_is_the_entropy_of_the_unigrams():
 )
 def test_mistakes_name_their_key(options, key):
     with pytest.raises(ValueError, match=key):
+        check(Duo, options, "algo", is_partial=True)
         duo(**options)
     with pytest.raises(ValueError, match="sampling.solver"):
-        duo(schedule=LogLinear(0.01)).sampler(solver="heun")
+        sampler_for(duo(schedule=LogLinear(0.01)), {"solver": "heun"}, "sampling")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from algos.dense_flow_map import dense, rough, small_dit
 from algos.exact_world import correlated, toy, train
+from flm.schema import check
 from tasks.running import config_of, tiny, write_corpus
 from torch.nn.functional import one_hot
 
@@ -182,9 +183,9 @@ def test_consistency_is_learned():
         (lambda: student(teacher=FLM(small_dit(V, L), V, L)), "algo.teacher_path.*not of FLM"),
         (lambda: student(schedule=LogLinear(0.1)), "algo.teacher_path.*schedule"),
         (lambda: student(teacher=None).loss(a_batch(), Draws(0)), "algo.teacher_path"),
-        (lambda: student(divergence="sideways"), "algo.divergence"),
-        (lambda: student(first_steps=0), "algo.first_steps"),
-        (lambda: student(round_steps=0), "algo.round_steps"),
+        (lambda: check(DuoDistill, {"divergence": "sideways"}, "algo", is_partial=True), "algo.divergence"),
+        (lambda: check(DuoDistill, {"first_steps": 0}, "algo", is_partial=True), "algo.first_steps"),
+        (lambda: check(DuoDistill, {"round_steps": 0}, "algo", is_partial=True), "algo.round_steps"),
         (lambda: student(gamma_min=1.0, gamma_max=0.0), "algo.gamma_min"),
     ],
 )

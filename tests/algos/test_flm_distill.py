@@ -10,6 +10,7 @@ from algos.exact_world import ExactBackbone, correlated, map_error, toy, train
 from torch.nn.functional import one_hot
 
 import flm.posterior
+from flm import schema
 from flm.algos.algorithm import Algorithm, Batch
 from flm.algos.flm import FLM
 from flm.algos.flm_distill import FLMDistill
@@ -241,11 +242,11 @@ class NoBackbone(Algorithm):
         (lambda: FLMDistill(small_dit(V, L), V, L, teacher=teacher(V + 1)), "algo.teacher_path"),
         (lambda: FLMDistill(small_dit(V, L, width=12), V, L, teacher=teacher()), "algo.teacher_path"),
         (lambda: FLMDistill(small_dit(V, L), V, L, teacher=NoBackbone(V, L)), "algo.teacher_path"),
-        (lambda: first_stage(time_pairs="primes"), "algo.time_pairs"),
+        (lambda: schema.check(FLMDistill, {"time_pairs": "primes"}, "algo", is_partial=True), "algo.time_pairs"),
         (lambda: FLMDistillSecond(small_dit(V, L), V, L, teacher_g=teacher()), "algo.teacher_g_path"),
         (lambda: FLMDistillSecond(small_dit(V, L), V, L).loss(a_batch(), Draws(0)), "algo.teacher_g_path"),
         (lambda: second_stage(teacher_f=NoBackbone(V, L)), "algo.teacher_f_path"),
-        (lambda: second_stage(time_pairs="primes"), "algo.time_pairs"),
+        (lambda: schema.check(FLMDistillSecond, {"time_pairs": "primes"}, "algo", is_partial=True), "algo.time_pairs"),
     ],
 )
 def test_mistakes_name_their_key(wrong, key):

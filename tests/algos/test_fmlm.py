@@ -8,6 +8,7 @@ import torch
 from algos.dense_flow_map import Evaluations, column, dense, dense_target, rough, small_dit
 from algos.exact_world import ExactTeacher, correlated, map_error, toy, train
 from algos.test_flm import LiveMemory
+from flm.schema import check
 from torch.nn.functional import one_hot
 
 import flm.posterior
@@ -262,9 +263,9 @@ class NoBackbone(Algorithm):
         (lambda: student(teacher=teacher(width=12)), "algo.teacher_path"),
         (lambda: student(width=12, teacher=teacher()), "algo.teacher_path"),
         (lambda: student(teacher=NoBackbone(V, L)), "algo.teacher_path"),
-        (lambda: student(objective="euclid"), "algo.objective"),
-        (lambda: student(time_pairs="primes"), "algo.time_pairs"),
-        (lambda: student(diagonal_fraction=1.5), "algo.diagonal_fraction"),
+        (lambda: check(FMLM, {"objective": "euclid"}, "algo", is_partial=True), "algo.objective"),
+        (lambda: check(FMLM, {"time_pairs": "primes"}, "algo", is_partial=True), "algo.time_pairs"),
+        (lambda: check(FMLM, {"diagonal_fraction": 1.5}, "algo", is_partial=True), "algo.diagonal_fraction"),
         (lambda: student(averaged_targets=True).loss(a_batch(), Draws(0)), "training.ema"),
     ],
 )

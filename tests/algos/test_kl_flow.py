@@ -8,6 +8,7 @@ import torch
 from algos.dense_flow_map import rough, small_dit
 from algos.exact_world import ExactWorld, ToyBackbone, train
 from algos.geodesic_world import ExactBackbone
+from flm.schema import check
 
 import flm.posterior
 from flm.algos.algorithm import Batch
@@ -156,4 +157,4 @@ def test_answers_follow_prompts():
 
 def test_bad_options_name_their_key():
     with pytest.raises(ValueError, match="algo.features"):
-        KLFlow(small_dit(V, L), V, L, features="onehot")
+        check(KLFlow, {"features": "onehot"}, "algo", is_partial=True)

@@ -220,9 +220,9 @@ def test_a_trusted_module_vouches_for_its_own_classes_only():
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="Scale: got an unexpected keyword argument 'fctor'; it takes factor$"):
+    with pytest.raises(ValueError, match="^fctor: Scale takes no fctor; did you mean factor\\?; it takes factor$"):
         build({"_target_": f"{__name__}.Scale", "factor": 2, "fctor": 1}, HERE)
-    with pytest.raises(ValueError, match="missing a required argument: 'factor'"):
+    with pytest.raises(ValueError, match="factor is missing"):
         build({"_target_": f"{__name__}.Scale"}, HERE)
     with pytest.raises(ValueError, match="_args_"):
         build({"_target_": f"{__name__}.Scale", "_args_": [1]}, HERE)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from flm.schema import check
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Batch
@@ -259,8 +260,9 @@ def test_read_outs_and_one_step():
     assert torch.allclose(drawn.double(), expected.double(), atol=0.09)  # 5 standard errors
     for steps in (1, 4):
         assert torch.equal(run(steps, solver="euler"), run(steps, solver="zigzag", clamp=True))
-    for options in ({"solver": "heun"}, {"read_out": "state"}, {"temperature": 0.0}):
+    for options in ({"solver": "heun"}, {"read_out": "state"}, {"temperature": 0.0}, {"temperature": 2.0}):
         with pytest.raises(ValueError, match="sampling."):
+            check(EmbeddingFlowSampler, options, "sampling")
             EmbeddingFlowSampler(**options)
 
 

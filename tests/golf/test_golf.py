@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from flm.schema import check
 
 from flm.golf.attention import stretched_base, without_own
 from flm.golf.parts import BigramTable, SmearGate
@@ -222,12 +223,13 @@ def test_what_does_not_go_together_is_refused():
         ({"conditioned": True}, "algo=native_flow or algo=ar"),
         ({"hidden_size": 18}, "model.hidden_size=18"),
         ({"queries_per_key": 3}, "model.queries_per_key=3"),
-        ({"rotary_dims": 3}, "model.rotary_dims=3"),
+        ({"rotary_dims": 3}, "model.rotary_dims must .*not 3"),
         ({"rotary_dims": 6}, "model.rotary_dims=6"),
         ({"start_id": V}, "model.start_id=13"),
-        ({"bigram_rows": 1}, "model.bigram_rows=1"),
+        ({"bigram_rows": 1}, "model.bigram_rows must .*not 1"),
     ]:
         with pytest.raises(ValueError, match=message):
+            check(GolfTransformer, options, "model", is_partial=True)
             GolfTransformer(V, **{**SIZES, "causal": True, "conditioned": False, **options})
 
 

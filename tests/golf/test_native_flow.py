@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from flm.schema import check
 from tasks.running import command, config_of, tiny, write_corpus
 
 from flm.algos.algorithm import Batch
@@ -141,8 +142,8 @@ def test_sampling_asks_the_corrected_model(backbone):
 
 
 def test_a_negative_weight_is_refused():
-    with pytest.raises(ValueError, match="algo.loss_weight=-1"):
-        build(loss_weight=-1)
+    with pytest.raises(ValueError, match="algo.loss_weight must be a number of at least 0, not -1"):
+        check(NativeFlow, {"loss_weight": -1}, "algo", is_partial=True)
 
 
 def test_through_the_command_line(tmp_path, monkeypatch, capfd):

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from flm.schema import check
 
 from flm.draws import Draws
 from flm.golf.native_flow_matcher import NativeFlowMatcher, time_features
@@ -142,15 +143,16 @@ def test_features_keep_their_order_and_span():
 
 def test_values_out_of_range_are_refused():
     for options, message in [
-        ({"t_eval": 0.0}, "t_eval=0.0"),
-        ({"t_eval": 1.5}, "t_eval=1.5"),
-        ({"n_steps": 0}, "n_steps=0"),
-        ({"n_steps": 2, "t_start": 1.0}, "t_start=1.0"),
+        ({"t_eval": 0.0}, "algo.flow.t_eval must .*not 0.0"),
+        ({"t_eval": 1.5}, "algo.flow.t_eval must .*not 1.5"),
+        ({"n_steps": 0}, "algo.flow.n_steps must .*not 0"),
+        ({"n_steps": 2, "t_start": 1.0}, "algo.flow.t_start must .*not 1.0"),
         ({"n_steps": 2, "t_eval": 0.5}, "t_eval=0.5"),
         ({"t_start": 0.5}, "t_start=0.5"),
-        ({"target": "other"}, "algo.flow.target=other"),
-        ({"condition": "x"}, "algo.flow.condition=x"),
-        ({"init": "x"}, "algo.flow.init=x"),
+        ({"target": "other"}, "algo.flow.target must .*not other"),
+        ({"condition": "x"}, "algo.flow.condition must .*not x"),
+        ({"init": "x"}, "algo.flow.init must .*not x"),
     ]:
         with pytest.raises(ValueError, match=message):
+            check(NativeFlowMatcher, options, "algo.flow", given=["dim"])
             partial(NativeFlowMatcher, D)(**options)

@@ -204,11 +204,5 @@ def test_context_free_loss_begins_at_the_entropy_of_the_frequencies_and_allows_u
 
 
 def test_bad_options_name_their_key():
-    for options, key in (
-        ({"smoothing": 0.0}, "algo.smoothing"),
-        ({"max_t": 1.0}, "algo.max_t"),
-        ({"concentration": 0.0}, "algo.concentration"),
-        ({"concentration": 2.0}, "algo.max_t"),
-    ):
-        with pytest.raises(ValueError, match=key):
-            Geodesic.of(27, **options)
+    with pytest.raises(ValueError, match="algo.max_t"):
+        Geodesic.of(27, concentration=2.0)

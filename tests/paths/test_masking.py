@@ -3,6 +3,7 @@
 import pytest
 import torch
 from chi_square import chi_square_limit
+from flm.schema import check
 
 from flm.draws import Draws
 from flm.paths.masking import MaskingCurriculum, Strategies, masks_by_key, window_chance, window_masks
@@ -85,7 +86,7 @@ def test_a_curriculum_by_phases_and_in_a_straight_line():
 )
 def test_a_curriculum_that_cannot_be(options):
     with pytest.raises(ValueError, match=f"masking.{list(options)[0]}"):
-        MaskingCurriculum(**({"steps": 10} | options))
+        check(MaskingCurriculum, {"steps": 10} | options, "masking")
 
 
 def test_masks_come_with_the_time_at_which_so_many_stand():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from chi_square import chi_square_limit
+from flm.schema import check
 
 from flm.paths.mixture import (
     Cosine,
@@ -91,7 +92,7 @@ def test_what_is_left_before_the_last_step(exponent, steps, euler, exact):
 @pytest.mark.parametrize("wrong", [Polynomial, LogLinear])
 def test_schedules_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="schedule"):
-        wrong(-1.0)
+        check(wrong, {"exponent" if wrong is Polynomial else "eps": -1.0}, "algo.schedule")
 
 
 @pytest.mark.parametrize("probability", [0.3, torch.tensor([0.3]), torch.tensor([[0.3]])], ids=["number", "(B,)", "(B, 1)"])

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from chi_square import chi_square_limit
+from flm.schema import check
 
 from flm.models.causal import CausalTransformer
 from flm.models.dit import DiT
@@ -181,7 +182,7 @@ def test_it_writes_beyond_the_length_trained_on():
 )
 def test_options_out_of_range_are_refused_by_name(options):
     with pytest.raises(ValueError, match=f"sampling.{next(iter(options))} must"):
-        AutoregressiveSampler(**options)
+        check(AutoregressiveSampler, options, "sampling")
 
 
 def test_steps_must_be_positive():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from algos.token_world import exact_dfm, jump_law
 from chi_square import chi_square_limit
+from flm.samplers.options import sampler_for
 
 from flm.paths.mixture import Cosine, Polynomial
 from flm.samplers.canvas import Canvas
@@ -284,6 +285,6 @@ def test_the_text_stops_at_its_end_and_is_trimmed():
 def test_options_that_cannot_be_are_refused_by_name(source, options):
     name = list(options)[-1]
     with pytest.raises(ValueError, match=f"sampling.{name}"):
-        exact_dfm(PAIR, source).sampler(**options)
-    with pytest.raises(TypeError):
-        exact_dfm(PAIR, source).sampler(remasking=0.1)
+        sampler_for(exact_dfm(PAIR, source), options, "sampling")
+    with pytest.raises(ValueError, match="sampling.remasking: DFM with solver=exact takes no remasking"):
+        sampler_for(exact_dfm(PAIR, source), {"remasking": 0.1}, "sampling")

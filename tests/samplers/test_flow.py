@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from flm.schema import check
 
 from flm.algos.dense_twin import dense_euler
 from flm.models.dit import DiT
@@ -139,7 +140,7 @@ def test_churn_needs_more_than_one_step_and_keeps_the_noise_law():
 def test_bad_options_name_their_key():
     for options, key in (({"solver": "rk9"}, "sampling.solver"), ({"churn": -1.0}, "sampling.churn")):
         with pytest.raises(ValueError, match=key):
-            FlowSampler(**options)
+            check(FlowSampler, options, "sampling")
     with pytest.raises(ValueError, match="sampling.steps"):
         FlowSampler()(TinyDenoiser(), Canvas.blank(1, 2), 0, torch.Generator())
     with pytest.raises(ValueError, match="nothing to fill"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from algos.dense_flow_map import dense, dense_jump, rough, small_dit
 from algos.exact_world import ExactTeacher, correlated, single_token
+from flm.schema import check
 from torch.nn.functional import one_hot
 
 from flm.algos.fmlm import TwoTimeDenoiser
@@ -190,6 +191,6 @@ def test_temperature_sharpens_the_prediction_it_jumps_with():
 def test_bad_options_name_their_key():
     for options, key in (({"gamma": 1.1}, "gamma"), ({"gamma": -0.1}, "gamma"), ({"temperature": 0.0}, "temperature")):
         with pytest.raises(ValueError, match="sampling." + key):
-            FlowMapSampler(**options)
+            check(FlowMapSampler, options, "sampling")
     with pytest.raises(ValueError, match="sampling.steps"):
         FlowMapSampler()(rough_denoiser(), Canvas.blank(1, L), 0, torch.Generator())

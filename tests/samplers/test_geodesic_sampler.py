@@ -5,6 +5,7 @@ import torch
 from algos.exact_world import ExactWorld
 from algos.geodesic_world import exact_denoiser, path_to
 from chi_square import chi_square_limit
+from flm.schema import check
 
 from flm.algos.kl_flow import GeodesicDenoiser
 from flm.models.dit import DiT
@@ -300,6 +301,7 @@ def test_bad_options_name_their_key():
         ({"read_out": "state"}, "sampling.read_out"),
     ):
         with pytest.raises(ValueError, match=key):
+            check(GeodesicSampler, options, "sampling")
             GeodesicSampler(**options)
     with pytest.raises(ValueError, match="sampling.steps"):
         GeodesicSampler()(Tiny(), HOLES, 0, generator())

@@ -4,10 +4,11 @@ import pytest
 import torch
 from algos.masked_world import exact_mdlm, sampler_law
 from chi_square import chi_square_limit
+from flm.samplers.options import sampler_for
 
 from flm.paths.mixture import Cosine, LogLinear, Polynomial
 from flm.samplers.canvas import Canvas
-from flm.samplers.masked import AncestralSampler, CarriedOver
+from flm.samplers.masked import CarriedOver
 from flm.samplers.masked_remasking import LoopingSampler
 from flm.samplers.solvers import MASK_SOLVERS as SOLVERS
 
@@ -220,8 +221,8 @@ def test_a_moment_shows_what_was_predicted_where_it_was_asked():
 )
 def test_options_out_of_range_are_refused_by_name(options):
     with pytest.raises(ValueError, match=f"sampling.{list(options)[-1]} must"):
-        exact_mdlm(PAIR).sampler(**options)
-    with pytest.raises(TypeError):
-        AncestralSampler(remasking=0.1)
+        sampler_for(exact_mdlm(PAIR), options, "sampling")
+    with pytest.raises(ValueError, match="takes no remasking"):
+        sampler_for(exact_mdlm(PAIR), {"remasking": 0.1})
     with pytest.raises(ValueError, match="sampling.steps"):
         exact_mdlm(PAIR).generate(Canvas.blank(1, 2), 0, generator())

@@ -1,10 +1,12 @@
 """Samplers of uniform-state diffusion against the exact law of what they do, in a world of two tokens and two positions."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 from chi_square import chi_square_limit
+from flm.schema import check
 
 import flm.posterior
 from flm.algos.uniform_state import SOLVERS
@@ -192,11 +194,11 @@ def test_probabilities_that_are_drawn_from_are_float64():
 @pytest.mark.parametrize(
     "wrong,key",
     [
-        (lambda: UniformSampler(temperature=0), "sampling.temperature"),
-        (lambda: UniformSampler(top_k=0), "sampling.top_k"),
-        (lambda: UniformSampler(top_p=1.5), "sampling.top_p"),
-        (lambda: UniformSampler(noise_removal="none"), "sampling.noise_removal"),
-        (lambda: CorrectingSampler("cap", 1.2), "sampling.corrector"),
+        (lambda: check(UniformSampler, {"temperature": 0}, "sampling"), "sampling.temperature"),
+        (lambda: check(UniformSampler, {"top_k": 0}, "sampling"), "sampling.top_k"),
+        (lambda: check(UniformSampler, {"top_p": 1.5}, "sampling"), "sampling.top_p"),
+        (lambda: check(UniformSampler, {"noise_removal": "none"}, "sampling"), "sampling.noise_removal"),
+        (lambda: check(partial(CorrectingSampler, "cap"), {"corrector": 1.2}, "sampling"), "sampling.corrector"),
         (lambda: UniformSampler()(ExactDenoiser(), Canvas.blank(1, L), 0, torch.Generator()), "sampling.steps"),
     ],
 )

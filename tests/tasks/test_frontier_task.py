@@ -199,7 +199,7 @@ def test_mistakes(trained, corpus, tmp_path, monkeypatch, capfd):
         (one, "frontier.temperature=[]"): "frontier.temperature",
         (one, "frontier.temperature=[1,1]"): "frontier.temperature",
         (one, "frontier.temperature=[1,hot]"): "frontier.temperature",
-        (one, "frontier.temperature=[1,0]"): "sampling.temperature",
+        (one, "frontier.temperature=[1,0]"): "frontier.temperature must be a number above 0, not 0",
         (one, "frontier.steps=[0]"): "frontier.steps",
         (one, "frontier.entropies=[abc]"): "frontier.entropies",
         (one, "frontier.entropies=abc"): "frontier.entropies",

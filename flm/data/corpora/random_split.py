@@ -10,8 +10,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Any
 
-from flm.data.corpora.corpus import Corpus
-from flm.data.documents import Normaliser, Split
+from flm.data.corpora.corpus import Corpus, Normaliser, Split
 
 
 class RandomSplitCorpus(Corpus):

@@ -1,0 +1,46 @@
+"""Names for the ranges of arguments, which annotate constructors that configs name; `flm.schema` enforces them.
+
+A number is finite, and true is no number. Further ranges are written out, `Annotated[float, Gt(0), Lt(1)]`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt
+
+Count = Annotated[int, Ge(1)]  # a whole number of at least 1
+Index = Annotated[int, Ge(0)]  # a whole number of at least 0: an id, a number of steps that may be none
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+PositiveShare = Annotated[float, Gt(0), Le(1)]
+OpenShare = Annotated[float, Gt(0), Lt(1)]  # neither end
+
+
+@dataclass(frozen=True)
+class Where:
+    """Metadata of an annotation: a further condition on the value, and how an error says it ("a multiple of 2")."""
+
+    holds: Callable[[Any], bool]
+    says: str
+
+
+@dataclass(frozen=True)
+class CalledWith:
+    """Metadata of an argument that is called: keywords that its caller gives, so that no config may give them as well."""
+
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, *names: str) -> "CalledWith":
+        return cls(frozenset(names))
+
+
+Text = Annotated[str, Where(lambda text: bool(text.strip()), "text that is not empty")]
+
+
+def one_of(choices: Iterable[str]) -> Where:
+    """Text that is one of the names of a table."""
+    names = tuple(choices)
+    return Where(lambda value: value in names, f"one of {', '.join(names)}")

@@ -1,0 +1,374 @@
+"""The signature is the schema: values are checked against the annotations of what they are given to, before it is called.
+
+An error is one line: the key, what is allowed there, and the value. Strict where configs mislead: only true and false are
+booleans, text is no list and no number, 2.0 is no whole number (an integer is a number), and numbers are finite. Python's
+plain types, Literal, sequences, mappings, dataclasses and unions of them are understood, with ranges as
+`Annotated[float, Gt(0)]` (`flm.ranges`). Where any other class is annotated, or nothing is, an object is not looked into.
+"""
+
+import collections.abc
+import dataclasses
+import difflib
+import functools
+import inspect
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
+
+from flm.ranges import Where
+
+EMPTY = inspect.Parameter.empty
+_SEQUENCES = (list, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
+_MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+MISSING = "???"  # a config value that has to be given
+_MARKS = ("_target_", "_partial_", "_convert_", "_recursive_")  # the last two are Hydra's, and not read elsewhere
+_LARGEST = 2**63 - 1  # of whole numbers: what torch and numpy can hold
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """What a callable takes.
+
+    Attributes:
+        parameters: by name; annotations resolved, `EMPTY` where there is none.
+        is_open: whether it takes keywords of other names too.
+    """
+
+    parameters: dict[str, inspect.Parameter]
+    is_open: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """Stands for an object that will be built from a config node (`_target_`)."""
+
+    target: str
+
+
+def check(
+    target: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    path: str,
+    given: Iterable[str] = (),
+    is_partial: bool = False,
+    takes: str | None = None,
+) -> None:
+    """Raises ValueError unless `target(**arguments)`, with `given` beside them, fits its signature.
+
+    Args:
+        arguments: plain values, objects, and `Node`s in place of objects to come.
+        path: the config path of the arguments, "algo"; empty: errors name the bare argument.
+        given: names that the program gives itself, which must not be among the arguments.
+        is_partial: whether arguments may be missing.
+        takes: how errors call the target; None: by its name.
+    """
+    signature, given = signature_of(target), set(given)
+    name_of = takes or getattr(target, "__name__", type(target).__name__)
+    known = [name for name in signature.parameters if name not in given]
+    for name in arguments:
+        if name in given:
+            raise ValueError(f"{_key(path, name)} is set by the program: leave it out")
+        if name not in signature.parameters and not signature.is_open:
+            raise ValueError(f"{_key(path, name)}: {name_of} takes no {name}{nearest(name, known, path)}{listing(known)}")
+    for name, value in arguments.items():
+        if name in signature.parameters:
+            check_value(signature.parameters[name], value, _key(path, name))
+    if not is_partial:
+        for name in known:
+            if name not in arguments and signature.parameters[name].default is EMPTY:
+                raise ValueError(f"{_key(path, name)} is missing: it must be {describe(signature.parameters[name].annotation)}")
+
+
+def check_node(
+    node: Mapping[str, Any],
+    path: str,
+    resolve: Callable[[str, str], Callable[..., Any]],
+    given: Iterable[str] = (),
+) -> None:
+    """Raises ValueError unless a config node, and those within it, fit the signatures of their targets. Builds nothing.
+
+    Args:
+        node: plain values; `_target_`, and `_partial_` where arguments may be missing.
+        resolve: the callable of a target's name, given the key as well; it raises ValueError for those that are not to be.
+        given: as in `check`, of the outermost target.
+    """
+    target = node.get("_target_")
+    for mark in node:
+        if str(mark).startswith("_") and mark not in _MARKS:
+            raise ValueError(f"{_key(path, mark)}: not understood; only {', '.join(_MARKS)} are")
+    if not isinstance(node.get("_partial_", False), bool):
+        raise ValueError(f"{_key(path, '_partial_')} must be true or false, not {shown(node['_partial_'])}")
+    found = resolve(target, _key(path, "_target_"))
+
+    def with_nodes(value: Any, key: str) -> Any:
+        if isinstance(value, Mapping):
+            if "_target_" in value:
+                check_node(value, key, resolve)
+                return Node(value["_target_"])
+            return {name: with_nodes(item, _key(key, str(name))) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [with_nodes(item, f"{key}[{index}]") for index, item in enumerate(value)]
+        return value
+
+    arguments = {name: with_nodes(value, _key(path, name)) for name, value in node.items() if name not in _MARKS}
+    arguments = {name: value for name, value in arguments.items() if value != MISSING}
+    check(found, arguments, path, given, node.get("_partial_", False))
+
+
+def check_value(parameter: inspect.Parameter, value: Any, key: str) -> None:
+    """Raises ValueError unless one value fits its parameter; the default always does."""
+    if parameter.annotation is EMPTY or (parameter.default is not EMPTY and _same(value, parameter.default)):
+        return
+    nested = _dataclass_in(parameter.annotation)
+    if nested is not None and isinstance(value, Mapping):
+        check(nested, value, key)
+        return
+    if not _fits(parameter.annotation, value):
+        raise ValueError(f"{key} must be {describe(parameter.annotation)}, not {shown(value)}")
+
+
+def made(target: type, values: Mapping[str, Any], path: str) -> Any:
+    """An instance of a dataclass of options, its fields that are dataclasses too made of mappings in their place."""
+    check(target, values, path)
+    parameters = signature_of(target).parameters
+
+    def field(name: str, value: Any) -> Any:
+        nested = _dataclass_in(parameters[name].annotation)
+        return made(nested, value, _key(path, name)) if nested is not None and isinstance(value, Mapping) else value
+
+    return target(**{name: field(name, value) for name, value in values.items()})
+
+
+def signature_of(target: Callable[..., Any]) -> Signature:
+    """What a class, function, partial or object with `__signature__` takes.
+
+    `**options` of a class in this package are arguments of the next class in its method resolution order; those of others
+    may be anything.
+    """
+    if isinstance(target, functools.partial):
+        inner = signature_of(target.func)
+        taken = set(target.keywords) | set(list(inner.parameters)[: len(target.args)])
+        return Signature({name: p for name, p in inner.parameters.items() if name not in taken}, inner.is_open)
+    if not inspect.isclass(target):
+        return _of_function(target, skip=0)
+    parameters: dict[str, inspect.Parameter] = {}
+    for owner in target.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        if owner is object:
+            return Signature(parameters, bool(parameters) or "__new__" in vars(target))
+        found = _of_function(owner.__init__, skip=1)
+        parameters = parameters | {name: p for name, p in found.parameters.items() if name not in parameters}
+        if not found.is_open or not owner.__module__.startswith("flm."):
+            return Signature(parameters, found.is_open)
+    return Signature(parameters, True)
+
+
+def merged(*targets: Callable[..., Any], without: Iterable[str] = ()) -> inspect.Signature:
+    """The signature of what takes the arguments of several, keyword by keyword, for a `__signature__`."""
+    found = {name: p for target in targets for name, p in signature_of(target).parameters.items() if name not in set(without)}
+    return inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in found.values()])
+
+
+def describe(annotation: Any) -> str:
+    """What an annotation allows, in words: "a number above 0, or null"."""
+    members = [words for member in _members(annotation) if (words := _describe(*member))]
+    return ", or ".join(dict.fromkeys(members)) if members else "anything"
+
+
+def metadata(annotation: Any, kind: type) -> list[Any]:
+    """What an annotation carries of a kind, at its top."""
+    return [note for note in getattr(annotation, "__metadata__", ()) if isinstance(note, kind)]
+
+
+def nearest(name: str, known: Iterable[str], path: str = "") -> str:
+    """; did you mean ...? with the nearest known name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), 1, 0.6)
+    return f"; did you mean {_key(path, close[0])}?" if close else ""
+
+
+def listing(known: Iterable[str]) -> str:
+    names = ", ".join(known)
+    return f"; it takes {names}" if names else "; it takes nothing"
+
+
+def shown(value: Any) -> str:
+    """A value as a command line would have it, cut short."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Node):
+        return f"an object of {value.target}"
+    if isinstance(value, str):
+        plain = value.isprintable() and value.strip() == value and not _like_other_types(value)
+        text = value if plain else repr(value)
+    else:
+        text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."
+
+
+def _like_other_types(text: str) -> bool:
+    try:
+        float(text)
+        return True
+    except ValueError:
+        return text.lower() in ("", "true", "false", "null", "none")
+
+
+def _of_function(function: Callable[..., Any], skip: int) -> Signature:
+    try:
+        found = list(inspect.signature(function).parameters.values())[skip:]
+    except (TypeError, ValueError):  # of a built-in: nothing is known
+        return Signature({}, True)
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError, AttributeError):  # names what its module does not import, or is no function
+        hints = {}
+    parameters, is_open = {}, False
+    for parameter in found:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            is_open = True
+        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            annotation = hints.get(parameter.name, parameter.annotation)
+            parameters[parameter.name] = parameter.replace(annotation=EMPTY if isinstance(annotation, str) else annotation)
+    return Signature(parameters, is_open)
+
+
+def _key(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _same(value: Any, default: Any) -> bool:
+    return type(value) is type(default) and isinstance(value, str | int | float | bool | None) and value == default
+
+
+def _members(annotation: Any) -> list[tuple[Any, tuple[Any, ...]]]:
+    """(type, metadata) of each member of a union, or of the one."""
+    if typing.get_origin(annotation) is Annotated:
+        base, *notes = typing.get_args(annotation)
+        return [(kind, (*inner, *notes) if kind is not type(None) else ()) for kind, inner in _members(base)]
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return [member for part in typing.get_args(annotation) for member in _members(part)]
+    return [(type(None) if annotation is None else annotation, ())]
+
+
+def _dataclass_in(annotation: Any) -> type | None:
+    for kind, _ in _members(annotation):
+        if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
+            return kind
+    return None
+
+
+def _describe(kind: Any, notes: tuple[Any, ...]) -> str:
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    further = "".join(f", {note.says}" for note in notes if isinstance(note, Where))
+    if kind is type(None):
+        return "null"
+    if kind is bool:
+        return "true or false"
+    if kind in (int, float):
+        return ("a whole number" if kind is int else "a number") + _range(kind, notes) + further
+    if kind is str or inspect.isclass(kind) and issubclass(kind, os.PathLike):
+        return further.removeprefix(", ") or "text"
+    if origin is Literal:
+        return f"one of {', '.join(shown(choice) for choice in inner)}" if len(inner) > 1 else shown(inner[0])
+    if origin is tuple and inner[-1:] != (...,) and inner:
+        return f"a list of {len(inner)}: {'; '.join(map(describe, inner))}"
+    if origin in _SEQUENCES or origin is tuple:
+        least = max((note.min_length for note in notes if isinstance(note, MinLen)), default=0)
+        start = "a list" if not least else "a list that is not empty" if least == 1 else f"a list of at least {least}"
+        return start + (f", each {describe(inner[0])}" if inner and inner[0] is not Any else "") + further
+    if origin in _MAPPINGS:
+        values = f", each value {describe(inner[1])}" if inner and inner[1] is not Any else ""
+        return "a mapping {name: value}" + values + further
+    if kind is Any or isinstance(kind, typing.TypeVar):
+        return "anything"
+    if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
+        return f"a mapping with {', '.join(signature_of(kind).parameters)}"
+    return "an object ({_target_: ...})"
+
+
+def _range(kind: type, notes: tuple[Any, ...]) -> str:
+    low = [note for note in notes if isinstance(note, Ge | Gt)]
+    high = [note for note in notes if isinstance(note, Le | Lt)]
+    if low and high and kind is float:
+        ends = ("(" if isinstance(low[0], Gt) else "["), (")" if isinstance(high[0], Lt) else "]")
+        return f" in {ends[0]}{_bound(low[0]):g}, {_bound(high[0]):g}{ends[1]}"
+    words = [f"{'above' if isinstance(note, Gt) else 'of at least'} {_bound(note)}" for note in low]
+    words += [f"{'below' if isinstance(note, Lt) else 'at most'} {_bound(note)}" for note in high]
+    steps = "".join(f", a multiple of {note.multiple_of}" for note in notes if isinstance(note, MultipleOf))
+    return (" " + " and ".join(words) if words else "") + steps
+
+
+def _bound(note: Any) -> Any:
+    return getattr(note, type(note).__name__.lower())
+
+
+def _fits(annotation: Any, value: Any) -> bool:
+    from pydantic import ValidationError
+
+    try:
+        _adapter(annotation).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+@functools.cache
+def _adapter(annotation: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(_strict(annotation))
+
+
+def _strict(annotation: Any) -> Any:
+    """The annotation as pydantic enforces what the head of this file says."""
+    return typing.Union[tuple(_strict_member(*member) for member in _members(annotation))]  # noqa: UP007
+
+
+def _strict_member(kind: Any, notes: tuple[Any, ...]) -> Any:
+    from pydantic import AfterValidator, AllowInfNan, PlainValidator, Strict
+
+    def that_holds(where: Where) -> Any:
+        def validated(value: Any) -> Any:
+            if not where.holds(value):
+                raise ValueError(where.says)
+            return value
+
+        return AfterValidator(validated)
+
+    limits = [that_holds(note) if isinstance(note, Where) else note for note in notes if isinstance(note, _RANGES)]
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if kind is type(None):
+        return None
+    if kind is int:
+        return Annotated[(int, Strict(), Ge(-_LARGEST), Le(_LARGEST), *limits)]
+    if kind is float:
+        return Annotated[(float, Strict(), AllowInfNan(False), *limits)]
+    if kind is bool or kind is str:
+        return Annotated[(kind, Strict(), *limits)]
+    if inspect.isclass(kind) and issubclass(kind, os.PathLike):
+        return Annotated[(str, Strict(), *limits)] | Annotated[Any, PlainValidator(_no_plain_value)]
+    if origin is Literal:
+        return kind
+    if origin is tuple and inner and inner[-1] is not ...:
+        return Annotated[(tuple[tuple(map(_strict, inner))], *limits, tuple)]
+    if origin in _SEQUENCES or origin is tuple:
+        return Annotated[(list[_strict(inner[0]) if inner else Any], *limits, list)]
+    if origin in _MAPPINGS:
+        return Annotated[(dict[tuple(map(_strict, inner)) if inner else (Any, Any)], *limits, dict)]
+    if kind is Any or isinstance(kind, typing.TypeVar):
+        return Any
+    return Annotated[Any, PlainValidator(_no_plain_value)]
+
+
+_RANGES = (Ge, Gt, Le, Lt, MinLen, MultipleOf, Where)
+
+
+def _no_plain_value(value: Any) -> Any:
+    if value is None or isinstance(value, str | bytes | int | float | list | tuple | dict):
+        raise ValueError("an object is needed")
+    return value

@@ -1,0 +1,45 @@
+"""Objects from config nodes of the user's own command: what `_target_` names, checked against its signature first."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import hydra
+from omegaconf import OmegaConf
+
+from flm.schema import check_node, shown
+
+
+def instantiate(node: Any, path: str, **given: Any) -> Any:
+    """The object of a node, nested ones included; nothing is constructed unless all of them fit.
+
+    Args:
+        node: of a config, with `_target_`.
+        path: its place in the config, for errors: "data".
+        given: further arguments, which the node must not have.
+
+    Raises:
+        ValueError: a key, a value or a target is wrong; see `flm.schema`.
+    """
+    check(node, path, given)
+    return hydra.utils.instantiate(node, **given)
+
+
+def check(node: Any, path: str, given: Mapping[str, Any] | tuple[str, ...] = ()) -> None:
+    """Raises ValueError unless a node and all within it can be built; builds nothing."""
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if not isinstance(plain, Mapping):
+        raise ValueError(f"{path} must be a mapping with _target_, not {plain}")
+    check_node(plain, path, _resolve, given)
+
+
+def _resolve(target: Any, key: str) -> Any:
+    if not isinstance(target, str) or not target:
+        raise ValueError(f"{key} must be the dotted name of a class or function, not {shown(target)}")
+    try:
+        found = hydra.utils.get_object(target)
+    except Exception as error:  # the import of a module of the user's own may raise anything
+        reason = str(error.__cause__ or error).strip().splitlines()
+        raise ValueError(f"{key}={target}: cannot be imported ({reason[-1] if reason else type(error).__name__})") from error
+    if not callable(found):
+        raise ValueError(f"{key}={target} must be a class or function, not {type(found).__name__}")
+    return found
