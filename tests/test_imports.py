@@ -20,7 +20,7 @@ LAYERS = [
     {"language_model"},
     {"training", "__main__"},
     {"tasks"},
-    {"golf", "qwen", "code", "report"},
+    {"golf", "qwen", "code", "puzzles", "report"},
 ]
 WINGS = LAYERS[-1]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -223,6 +223,7 @@ def _arguments(network: DiT) -> dict[str, Any]:
         "time_scale": None if time is None else time.scale,
         "two_times": network.second_time_embedding is not None,
         "causal": network.causal,
+        "grid": None if network.cells is None else list(network.cells.shape),
     }
 
 

@@ -134,6 +134,31 @@ class SpanLayout(Layout):
         return [*out, Piece([tokenizer.eos_id], False)]
 
 
+class ScatterLayout(Layout):
+    """Random single tokens of the response are to be written, anywhere in it; all else is given.
+
+    Args:
+        levels: rows a pair, hiding shares 0 ... 1 of the response, evenly spaced; at least one token each.
+        padding: as a rule excluded: it is given.
+    """
+
+    def __init__(self, levels: int = 10, padding: str = "excluded"):
+        super().__init__(padding)
+        if levels < 1:
+            raise ValueError(f"data.layout.levels must be at least 1, not {levels}")
+        self.variants = levels
+
+    def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int:
+        return len(prompt) + len(response) + 1
+
+    def pieces(
+        self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer, variant: int, rng: random.Random
+    ) -> list[Piece]:
+        holes = scattered(len(response), hidden_count(len(response), variant, self.variants), rng)
+        tokens = [Piece([token], hole) for token, hole in zip(response, holes, strict=True)]
+        return [Piece(list(prompt), False), *tokens, Piece([tokenizer.eos_id], False)]
+
+
 class LineLayout(Layout):
     """Random lines of the response are to be written, each in a slot of its own; all else is given.
 
@@ -180,6 +205,12 @@ class LineLayout(Layout):
 def hidden_count(count: int, level: int, levels: int) -> int:
     """How many of `count` are hidden at a level: the share level / (levels - 1), at least one; all where there is one level."""
     return max(1, round(count * level / (levels - 1))) if levels > 1 else count
+
+
+def scattered(length: int, hidden: int, rng: random.Random) -> list[bool]:
+    """Whether each of `length` positions is hidden, `hidden` of them; every choice is equally likely."""
+    chosen = set(rng.sample(range(length), hidden))
+    return [position in chosen for position in range(length)]
 
 
 def _parts(total: int, count: int, rng: random.Random) -> list[int]:

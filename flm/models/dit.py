@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flm.models.attention import attention, in_forward_mode, rotary_table, rotate
 from flm.models.causal import KeyValues, triangle_after
-from flm.models.layers import LayerNorm, Modulation, TimeEmbedding
+from flm.models.layers import CellVectors, LayerNorm, Modulation, TimeEmbedding
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, Positive
 
@@ -115,6 +115,8 @@ class DiT(nn.Module):
         time_scale: see `TimeEmbedding`.
         two_times: whether the model is a flow map, told where on the clock it goes beside where it is.
         causal: whether a position sees itself and those before it only, rather than all.
+        grid: shape whose cells the positions are, row by row: [4, 4] for a board, [9] for a line. Each coordinate of a cell
+            adds a learned vector to what is read there; positions beyond the grid get none. None: rotary positions alone.
         conditioned: whether the model is told a time at all. If not, it has neither time embedding nor modulations, and
             cond_dim and time_scale mean nothing: the plain pre-norm transformer of the autoregressive baseline.
 
@@ -141,6 +143,7 @@ class DiT(nn.Module):
         two_times: bool = False,
         causal: bool = False,
         conditioned: bool = True,
+        grid: Sequence[int] | None = None,
     ):
         super().__init__()
         if hidden_size % (2 * num_heads):
@@ -154,6 +157,7 @@ class DiT(nn.Module):
         # declared in the order in which published checkpoints list their parameters
         self.input_table = nn.Parameter(torch.empty(vocab_size, hidden_size).uniform_(-1, 1) * hidden_size**-0.5)
         self.time_embedding = TimeEmbedding(cond_dim, scale=time_scale) if conditioned else None
+        self.cells = None if grid is None else CellVectors(grid, hidden_size)
         self.second_time_embedding = None
         if two_times:
             self.second_time_embedding = TimeEmbedding(cond_dim, scale=time_scale)
@@ -209,7 +213,7 @@ class DiT(nn.Module):
         start = 0 if cache is None else cache[0].length
         positions = torch.arange(start, start + embedded.shape[1], device=embedded.device)
         cos, sin = rotary_table(positions, self.head_dim)
-        x = embedded
+        x = embedded if self.cells is None else self.cells(embedded, positions)
         for index, block in enumerate(self.blocks):
             if cache is not None:  # never the compiled block: shapes change at every call
                 x = block.forward(x, condition, cos, sin, cache=cache[index])

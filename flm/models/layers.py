@@ -1,6 +1,7 @@
 """Layers the backbones share. B batch, L positions, D width."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -58,3 +59,30 @@ class Modulation(nn.Linear):
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
         return super().forward(condition)[:, None].chunk(self.chunks, dim=-1)
+
+
+class CellVectors(nn.Module):
+    """Adds to every position a learned vector for each of its coordinates in a grid whose cells the positions are.
+
+    Args:
+        shape: cells along each axis; the last axis runs fastest.
+        dim: D.
+
+    Raises:
+        ValueError: the shape has no axes, or one below 1.
+    """
+
+    def __init__(self, shape: Sequence[int], dim: int):
+        super().__init__()
+        self.shape = tuple(shape)
+        if not self.shape or min(self.shape) < 1:
+            raise ValueError(f"model.grid={list(shape)} must name at least one axis, each of at least 1")
+        # as long as an embedded token at the start
+        self.axes = nn.ParameterList(torch.empty(size, dim).uniform_(-1, 1) * dim**-0.5 for size in self.shape)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, L, D) with the vectors of positions (L,) added; those beyond the grid stay as they are."""
+        rest, total = positions, torch.zeros_like(x[0])
+        for size, vectors in zip(reversed(self.shape), reversed(list(self.axes)), strict=True):
+            total, rest = total + vectors[rest % size], rest // size
+        return x + torch.where(rest[:, None] == 0, total, 0.0)

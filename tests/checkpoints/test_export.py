@@ -28,13 +28,13 @@ LENGTH = 6
 DOCUMENTS = ["A cat sees, a dog hears.", "one  bird sees the sea. na\u00efve caf\u00e9 <|end|> 'tis"] * 4
 SIZES = {"length": LENGTH, "hidden_size": 16, "num_blocks": 2, "num_heads": 2, "cond_dim": 8}
 KINDS = {
-    "flm": ({"_target_": "flm.algos.flm.FLM", "clock": None}, {"time_scale": 100.0}, CharacterTokenizer()),
+    "flm": ({"_target_": "flm.algos.flm.FLM", "clock": None}, {"time_scale": 100.0, "grid": [2, 3]}, CharacterTokenizer()),
     "fmlm": (
         {"_target_": "flm.algos.fmlm.FMLM", "learnable_loss_weighting": True, "teacher_path": "/home/someone/teacher.ckpt"},
         {"attention_softcap": 5.0, "output_softcap": 2.0, "mlp_ratio": 3},
         ByteTokenizer(),
     ),
-    "ar": ({"_target_": "flm.algos.ar.AR"}, {"attention_softcap": 5.0, "output_softcap": None}, BPETokenizer(270)),
+    "ar": ({"_target_": "flm.algos.ar.AR"}, {"attention_softcap": 5.0, "output_softcap": None, "grid": [9]}, BPETokenizer(270)),
     "ar_plain": ({"_target_": "flm.algos.ar.AR"}, {"attention_softcap": None}, CharacterTokenizer()),
     "flm_distill": ({"_target_": "flm.algos.flm_distill.FLMDistill"}, {"output_softcap": 2.0}, CharacterTokenizer()),
 }

@@ -10,7 +10,7 @@ from chi_square import chi_square_limit
 from tasks.running import config_of
 
 from flm.data.corpora.pairs import PairCorpus, Pairs
-from flm.data.layouts import LineLayout, ResponseLayout, SpanLayout, _parts, hidden_count
+from flm.data.layouts import LineLayout, ResponseLayout, ScatterLayout, SpanLayout, _parts, hidden_count
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import ByteTokenizer, CharacterTokenizer
 
@@ -216,3 +216,19 @@ def test_a_text_that_spells_the_end_is_refused(build, path):
 def test_configs(name, tmp_path):
     config = config_of(tmp_path, f"data={name}", f"data.path={tmp_path}")
     assert isinstance(hydra.utils.instantiate(config.data), Pairs)
+
+
+def test_scattered_holes_are_anywhere_and_as_many_as_the_level_says(build):
+    module = build(ScatterLayout(levels=5))
+    places = Counter()
+    for index, row in enumerate(rows_of(module)):
+        prompt, response = module.train_blocks().pair(index // 5)
+        whole = [*prompt, *response, END]
+        assert row.tokens.tolist() == whole + [END] * (64 - len(whole))
+        assert not row.weight[: len(prompt)].any() and not row.weight[len(whole) - 1 :].any()
+        inside = row.weight[len(prompt) : len(whole) - 1]
+        assert inside.sum() == hidden_count(len(response), index % 5, 5)
+        places.update(inside.nonzero()[:, 0].tolist() if index % 5 == 2 else [])
+    assert len(places) > 20
+    with pytest.raises(ValueError, match="data.layout.levels"):
+        ScatterLayout(levels=0)

@@ -301,3 +301,31 @@ def test_compiled_blocks_are_one_graph_each_and_compute_the_same():
         block.compile(backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(model.hidden(embedded, tau), expected)
+
+
+@pytest.mark.parametrize("grid", [[L], [2, 3], [3, 2], [2, 2], [2, 1, 3]])
+def test_cells_add_a_vector_for_each_coordinate(grid: list[int]):
+    """By hand: the state with the vectors added, read by the same network without a grid; nothing beyond the grid."""
+    model, plain = build(grid=grid), build()
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if not name.startswith("cells.")})
+    embedded, tau, _ = inputs()
+    moved = embedded.clone()
+    for position in range(min(L, math.prod(grid))):
+        rest = position
+        for size, vectors in reversed(list(zip(grid, model.cells.axes, strict=True))):
+            rest, coordinate = divmod(rest, size)
+            moved[:, position] += vectors[coordinate]
+    with torch.no_grad():
+        torch.testing.assert_close(model.hidden(embedded, tau), plain.hidden(moved, tau))
+        assert not torch.allclose(model.hidden(embedded, tau), plain.hidden(embedded, tau))
+    with pytest.raises(ValueError, match="model.grid"):
+        build(grid=[4, 0])
+
+
+def test_a_cache_knows_the_cells_of_what_it_reads():
+    model = build(causal=True, conditioned=False, grid=[2, 3])
+    embedded, _, _ = inputs()
+    cache = model.new_cache(L)
+    with torch.no_grad():
+        pieces = [model.hidden(part, cache=cache) for part in embedded.split([2, 1, 3], dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), model.hidden(embedded))

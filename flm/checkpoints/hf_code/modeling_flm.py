@@ -121,6 +121,20 @@ class OutputLayer(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32)) + self.linear.bias
 
 
+class CellVectors(nn.Module):
+    """Adds to every position a vector for each of its coordinates in a grid; positions beyond it stay as they are."""
+
+    def __init__(self, shape: list[int], hidden_size: int):
+        super().__init__()
+        self.axes = nn.ParameterList(torch.empty(size, hidden_size) for size in shape)
+
+    def forward(self, state: Tensor) -> Tensor:
+        rest, total = torch.arange(state.shape[1], device=state.device), torch.zeros_like(state[0])
+        for vectors in reversed(list(self.axes)):
+            total, rest = total + vectors[rest % len(vectors)], rest // len(vectors)
+        return state + torch.where(rest[:, None] == 0, total, 0.0)
+
+
 class DiT(nn.Module):
     """Predicts the token at every position from a noised sequence and where on the clock it stands."""
 
@@ -138,8 +152,10 @@ class DiT(nn.Module):
         time_scale: float | None,
         two_times: bool,
         causal: bool,
+        grid: list[int] | None = None,
     ):
         super().__init__()
+        self.cells = None if grid is None else CellVectors(grid, hidden_size)
         self.head_dim, self.output_softcap = hidden_size // num_heads, output_softcap
         self.input_table = nn.Parameter(torch.empty(vocab_size, hidden_size))
         self.time_embedding = None if cond_dim is None else TimeEmbedding(cond_dim, frequencies, time_scale)
@@ -162,6 +178,8 @@ class DiT(nn.Module):
                 condition = condition + self.second_time_embedding(tau if tau_to is None else tau_to)
             condition = F.silu(condition)
         cos, sin = rotary_table(state.shape[1], self.head_dim, state.device)
+        if self.cells is not None:
+            state = self.cells(state)
         for block in self.blocks:
             state = block(state, condition, cos, sin)
         logits = self.output_layer(state, condition)

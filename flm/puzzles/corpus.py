@@ -1,0 +1,256 @@
+"""Puzzles made on the spot from a seed, as a corpus. L positions of a row, V vocabulary."""
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flm.data.corpora.corpus import Corpus, Split
+from flm.data.layouts import Row, scattered
+from flm.data.tokenizers import Tokenizer
+from flm.draws import mix_seed
+from flm.puzzles.rules import HOLE, Puzzle, Rules
+
+GIVENS = ("none", "own", "scattered")
+LAYOUTS = ("holes", "prompt")
+_SEED = {"train": 0, "valid": 1}
+_UNKNOWN = "?"  # in a read answer, a token that is no symbol of a puzzle
+
+
+class PuzzleCorpus(Corpus):
+    """Base of puzzles written symbol by symbol: subclasses give `rules`, `draw` and `givens_of`, and may give the rest.
+
+    Args:
+        train: puzzles to learn from; None: all there are.
+        valid: held-out puzzles; None: all there are.
+        held_out: share of the families of puzzles, in [0, 1), that are held out; 0: none, and held-out puzzles are drawn
+            from all. A family holds what is alike up to the puzzle's symmetries, see `family`.
+        seed: of the puzzles and of what is held out.
+        givens: none: all is to be written. own: every puzzle has its givens. scattered: any number of positions is given,
+            anywhere, in `masks` rows of every training puzzle; held-out puzzles have their own.
+        masks: rows of a puzzle with scattered givens.
+        layout: holes: a row is the answer, L positions, and the givens are given in it. prompt: what is given, with
+            holes as a symbol, then the answer, 2 L positions: a model that writes from left to right reads all givens first.
+        cache_dir: where a learned tokenizer is kept.
+    """
+
+    rules: Rules
+
+    def __init__(
+        self,
+        train: int | None,
+        valid: int | None,
+        held_out: float = 0.1,
+        seed: int = 0,
+        givens: str = "own",
+        masks: int = 64,
+        layout: str = "holes",
+        cache_dir: str | os.PathLike[str] | None = None,
+    ):
+        super().__init__(cache_dir=cache_dir)
+        for key, count in (("train", train), ("valid", valid), ("masks", masks)):
+            if count is not None and count < 1:
+                raise ValueError(f"data.{key} must be at least 1, not {count}")
+        for key, value, choices in (("givens", givens, GIVENS), ("layout", layout, LAYOUTS)):
+            if value not in choices:
+                raise ValueError(f"data.{key} must be one of {', '.join(choices)}, not {value}")
+        if not 0 <= held_out < 1:
+            raise ValueError(f"data.held_out must be in [0, 1), not {held_out}")
+        self.train, self.valid, self.held_out, self.seed = train, valid, held_out, seed
+        self.givens, self.masks, self.layout = givens, masks, layout
+        self._options: dict[str, Any] = {}
+        self._made: dict[Split, list[Puzzle]] = {}
+        self._kept_back: set[Hashable] | None = None
+
+    def draw(self, rng: random.Random) -> str:
+        """A random answer."""
+        raise NotImplementedError
+
+    def givens_of(self, answer: str, rng: random.Random) -> str:
+        """A puzzle's own givens; "own" and held-out puzzles of "scattered" ask for them."""
+        raise NotImplementedError
+
+    def family(self, answer: str) -> Hashable:
+        """The same for all answers that are one up to the puzzle's symmetries; all of a family are on one side of the split."""
+        return answer
+
+    def families(self) -> Sequence[Hashable] | None:
+        """All there are, where they can be counted; None: chance decides family by family."""
+        whole = self.everything()
+        return None if whole is None else sorted({self.family(answer) for answer in whole}, key=repr)
+
+    def everything(self) -> list[str] | None:
+        """All answers there are, if they are few enough to be listed."""
+        return None
+
+    def space_size(self) -> int | None:
+        """How many answers there are; None: not known."""
+        whole = self.everything()
+        return None if whole is None else len(whole)
+
+    def is_held_out(self, answer: str) -> bool:
+        family = self.family(answer)
+        if self._kept_back is None:
+            known = self.families() if self.held_out else []
+            count = max(1, round(self.held_out * len(known))) if known else 0
+            if known and count >= len(known):
+                raise ValueError(f"data.held_out={self.held_out} leaves none of {len(known)} families of puzzles to learn from")
+            self._kept_back = set(random.Random(mix_seed(self.seed, 2)).sample(list(known), count)) if known else set()
+            self._by_chance = known is None
+        if self._by_chance:
+            digest = hashlib.sha256(f"{self.seed} {family!r}".encode()).digest()
+            return int.from_bytes(digest[:8], "big") < self.held_out * 2**64
+        return family in self._kept_back
+
+    def puzzles(self, split: Split) -> list[Puzzle]:
+        """The puzzles of a split, always the same; no answer twice."""
+        if split not in self._made:
+            rng = random.Random(mix_seed(self.seed, _SEED[split]))
+            own = self.givens != "none" and (self.givens == "own" or split == "valid")
+            blank = self.givens_of if own else lambda answer, rng: HOLE * len(answer)
+            self._made[split] = [Puzzle(blank(answer, rng), answer) for answer in self._answers(split, rng)]
+        return self._made[split]
+
+    def raw_documents(self, split: Split) -> Iterator[str]:
+        for puzzle in self.puzzles(split):
+            yield puzzle.givens + puzzle.answer if self.layout == "prompt" else puzzle.answer
+
+    def source_fingerprint(self) -> dict[str, Any]:
+        hidden = ("normaliser", "wrap", "cache_dir", "processes", "rules")
+        return {key: value for key, value in vars(self).items() if key not in hidden and not key.startswith("_")}
+
+    def request(self, puzzle: Puzzle, tokenizer: Tokenizer, length: int) -> tuple[list[int], list[bool]]:
+        """Token ids and whether each is to be written, as a row of training has them; 0 where it is.
+
+        Raises:
+            ValueError: rows of `length` positions are not what such a puzzle takes.
+        """
+        ids = symbols_to_ids(tokenizer, puzzle.answer)
+        written = [given == HOLE for given in puzzle.givens]
+        ids = [0 if hole else token for token, hole in zip(ids, written, strict=True)]
+        if self.layout == "prompt":
+            ids, written = symbols_to_ids(tokenizer, puzzle.givens) + ids, [False] * len(ids) + written
+        if len(ids) != length:
+            raise ValueError(f"model.length={length}: rows of these puzzles have {len(ids)} positions")
+        return ids, written
+
+    def read(self, row: Sequence[int], puzzle: Puzzle, tokenizer: Tokenizer) -> str:
+        """The answer in a row that a model filled."""
+        ids = row[len(row) // 2 :] if self.layout == "prompt" else row
+        symbols = (tokenizer.token(int(token)) for token in ids)
+        return "".join(symbol if len(symbol) == 1 else _UNKNOWN for symbol in symbols)
+
+    def open(self, tokenizer: Tokenizer, root: Path) -> "PuzzleTable":
+        return PuzzleTable(self, tokenizer)
+
+    def blocks(self, cache: "PuzzleTable", split: Split, length: int, tokenizer: Tokenizer, seed: int) -> "PuzzleRows":
+        scatter = self.givens == "scattered" and split == "train"
+        return PuzzleRows(self.puzzles(split), self.request, tokenizer, length, self.masks if scatter else 0, seed)
+
+    def _answers(self, split: Split, rng: random.Random) -> Iterator[str]:
+        wanted, whole = (self.train if split == "train" else self.valid), self.everything()
+        mine = self.is_held_out if split == "valid" and self.held_out else lambda answer: not self.is_held_out(answer)
+        if whole is not None:
+            chosen = [answer for answer in whole if mine(answer)]
+            rng.shuffle(chosen)
+            yield from chosen[:wanted]
+            return
+        if wanted is None:
+            raise ValueError(f"data.{split} must be a number: there are too many of {self.describe()} to list them")
+        seen: set[str] = set()
+        for _ in range(1000 * (wanted + 100)):
+            if len(seen) == wanted:
+                return
+            answer = self.draw(rng)
+            if answer not in seen and mine(answer):
+                seen.add(answer)
+                yield answer
+        raise ValueError(f"data.{split}={wanted}: there are not so many of {self.describe()}; {len(seen)} were found")
+
+
+class PuzzleTable:
+    """What a `TokenCache` gives of text: here nothing is stored, puzzles are made anew."""
+
+    def __init__(self, corpus: PuzzleCorpus, tokenizer: Tokenizer):
+        self._corpus, self.tokenizer, self.vocab_size = corpus, tokenizer, tokenizer.vocab_size
+
+    def bytes_per_token(self, split: Split) -> float:
+        return 1.0  # symbols are ASCII
+
+
+class PuzzleRows(Dataset[Tensor]):
+    """Rows (L,) int64 of puzzles: what is given has weight 0, what is to be written 1.
+
+    Args:
+        request: `PuzzleCorpus.request`.
+        masks: rows a puzzle, each with another random number of givens in random places; 0: one, with its own.
+        seed: of the masks; they follow from it and the row's number alone.
+
+    Raises:
+        ValueError: rows have another length than L, or a puzzle leaves nothing to write.
+    """
+
+    def __init__(
+        self,
+        puzzles: Sequence[Puzzle],
+        request: Callable[[Puzzle, Tokenizer, int], tuple[list[int], list[bool]]],
+        tokenizer: Tokenizer,
+        length: int,
+        masks: int = 0,
+        seed: int = 0,
+    ):
+        if not puzzles:
+            raise ValueError("data: no puzzle is on this side of the split: change data.held_out")
+        self.puzzles, self.request, self.tokenizer = puzzles, request, tokenizer
+        self.length = self.payload = length
+        self.masks, self.seed = masks, seed
+        request(puzzles[0], tokenizer, length)  # what does not fit is said now
+
+    def __len__(self) -> int:
+        return len(self.puzzles) * max(1, self.masks)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.row(index).tokens
+
+    def row(self, index: int) -> Row:
+        """Tokens with their weight."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} is not in [0, {len(self)})")
+        puzzle = self.puzzles[index // max(1, self.masks)]
+        if self.masks:
+            rng, count = random.Random(mix_seed(self.seed, index)), len(puzzle.answer)
+            holes = scattered(count, rng.randint(1, count), rng)
+            puzzle = Puzzle("".join(HOLE if hole else c for c, hole in zip(puzzle.answer, holes, strict=True)), puzzle.answer)
+        ids, written = self.request(puzzle, self.tokenizer, self.length)
+        answer = symbols_to_ids(self.tokenizer, puzzle.answer)
+        tokens = ids[: len(ids) - len(answer)] + answer
+        return Row(torch.tensor(tokens), torch.tensor(written, dtype=torch.float))
+
+    def token_counts(self, vocab_size: int) -> Tensor:
+        """How often each id is to be written, int64 (V,), over all rows of at most 20,000 puzzles."""
+        counts = torch.zeros(vocab_size, dtype=torch.long)
+        step = max(1, len(self.puzzles) // 20_000)
+        for puzzle in self.puzzles[::step]:
+            ids = torch.tensor(symbols_to_ids(self.tokenizer, puzzle.answer))
+            if not self.masks:
+                ids = ids[torch.tensor([given == HOLE for given in puzzle.givens])]
+            counts += torch.bincount(ids, minlength=vocab_size)
+        return counts
+
+
+def symbols_to_ids(tokenizer: Tokenizer, symbols: str) -> list[int]:
+    """One id a symbol.
+
+    Raises:
+        ValueError: the tokenizer makes another number of them.
+    """
+    ids = tokenizer.encode(symbols)
+    if len(ids) != len(symbols):
+        raise ValueError(f"tokenizer {tokenizer.name}: makes {len(ids)} tokens of {symbols!r}: set tokenizer=characters")
+    return ids

@@ -1,0 +1,172 @@
+"""data=tinygsm: word problems answered by a program whose value is compared (TinyGSM, tested on GSM8K), from local files."""
+
+import ast
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flm.data.corpora import json_lines
+from flm.data.corpora.corpus import Split
+from flm.data.corpora.pairs import Pairs
+from flm.data.corpora.source_files import reader_of, records
+from flm.data.layouts import Layout
+from flm.data.tokenizers import Tokenizer
+from flm.puzzles.rules import Puzzle, Rules, Verdict
+
+_FUNCTION = re.compile(r"^def\s+([A-Za-z_]\w*)\s*\(", re.MULTILINE)
+_LAST = re.compile(r"#### *([-+0-9.,]+)")
+
+
+class Program(NamedTuple):
+    """As `flm.code.sandbox.Sandbox` takes it."""
+
+    source: str
+    test: str
+    remote: tuple[str, ...]
+    reference: str = ""
+
+
+class ProgramRules(Rules):
+    """An answer is a function without arguments; it is right if its value is the reference number. Needs a sandbox."""
+
+    def __init__(self) -> None:
+        self._make: Callable[[], Any] | None = None
+        self._sandbox: Any = None
+
+    def use(self, sandbox: Callable[[], Any]) -> None:
+        self._make = sandbox
+
+    def check(self, givens: str, answer: str, reference: str | None = None) -> Verdict:
+        """`reference` is a number, as text. Valid is what has the right value: nothing else is known of an answer."""
+        if reference is None or self._make is None:
+            raise ValueError("programs are checked against a number and in a sandbox: set data.test_path, use mode=solve_eval")
+        self._sandbox = self._sandbox or self._make()
+        program = program_of(answer, reference)
+        right = program is not None and self._sandbox.run(program).passed
+        return Verdict(right, True, right)
+
+
+class TinyGsm(Pairs):
+    """Questions with programs to learn from, and questions with numbers to be tested on.
+
+    Args:
+        path: .jsonl (also .gz) or .parquet file of questions and programs, or a folder of .jsonl.
+        test_path: the test split of GSM8K as .jsonl, whose answers end in "#### number"; None: nothing to be tested on.
+        question_key, code_key: columns of `path`.
+        separator: put after every question.
+        layout: how a pair lies in a row; None: `ResponseLayout()`.
+        valid_fraction, split_seed, cache_dir, processes: see `RandomSplitCorpus`; held-out pairs of `path` give the
+            validation loss.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        test_path: str | os.PathLike[str] | None = None,
+        question_key: str = "question",
+        code_key: str = "code",
+        separator: str = "\n",
+        layout: Layout | None = None,
+        valid_fraction: float = 0.01,
+        split_seed: int = 0,
+        cache_dir: str | os.PathLike[str] | None = None,
+        processes: int | None = None,
+    ):
+        super().__init__(question_key, code_key, separator, layout, False, valid_fraction, split_seed, cache_dir, processes)
+        self.path, self.test_path = Path(path), None if test_path is None else Path(test_path)
+        self.rules = ProgramRules()
+
+    def raw_pairs(self, split: Split) -> Iterator[tuple[str, str, str]]:
+        assert self.prompt_key is not None
+        keys = [self.prompt_key, self.response_key]
+        if reader_of(self.path.name) == "parquet":
+            rows = (
+                (f"data.path: {self.path}, row {i}", row) for i, row in enumerate(records(self.path, keys, "data.code_key"), 1)
+            )
+        else:
+            rows = json_lines.records(self.path, "data.path")
+        for place, row in rows:
+            question, code = (json_lines.text_of(row, key, place) for key in keys)
+            if question and code:
+                yield place, question, code
+
+    def puzzles(self, split: Split) -> list[Puzzle]:
+        """The test questions, with their numbers as answers.
+
+        Raises:
+            ValueError: there is no test_path, or an answer in it ends in no number.
+        """
+        if split == "train" or self.test_path is None:
+            raise ValueError("data.test_path is not set: name the test split of GSM8K as .jsonl")
+        found = []
+        for place, record in json_lines.records(self.test_path, "data.test_path"):
+            question, answer = (json_lines.text_of(record, key, place) for key in ("question", "answer"))
+            last = _LAST.search(answer)
+            if last is None:
+                raise ValueError(f'{place}: the answer does not end in "#### number"')
+            found.append(Puzzle(question + self.separator, last[1].replace(",", "")))
+        return found
+
+    def request(self, puzzle: Puzzle, tokenizer: Tokenizer, length: int) -> tuple[list[int], list[bool]]:
+        """The question, and all that is left of a row to be written.
+
+        Raises:
+            ValueError: the question leaves no room.
+        """
+        ids = tokenizer.encode(puzzle.givens)
+        if len(ids) >= length:
+            raise ValueError(f"a question of {len(ids)} tokens does not fit model.length={length}")
+        return ids + [0] * (length - len(ids)), [False] * len(ids) + [True] * (length - len(ids))
+
+    def read(self, row: Sequence[int], puzzle: Puzzle, tokenizer: Tokenizer) -> str:
+        """The program: what stands behind the question, up to the first end."""
+        ids = list(row[len(tokenizer.encode(puzzle.givens)) :])
+        return tokenizer.decode(ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids)
+
+    def space_size(self) -> None:
+        return None
+
+    def everything(self) -> None:
+        return None
+
+    def source_fingerprint(self) -> dict[str, Any]:
+        if reader_of(self.path.name) == "parquet":
+            if not self.path.is_file():
+                raise ValueError(f"data.path: no file {self.path} (seen from {Path.cwd()})")
+            status = self.path.stat()
+            content: Any = [self.path.name, status.st_size, status.st_mtime_ns]
+        else:
+            content = json_lines.digest(self.path, "data.path")
+        return {"path": content, "keys": [self.prompt_key, self.response_key], "separator": self.separator}
+
+    def describe(self) -> str:
+        return f"questions with programs of {self.path}"
+
+
+def program_of(answer: str, number: str) -> Program | None:
+    """The function in an answer and the test of its value: lines at the end that do not parse are left out."""
+    function = _FUNCTION.search(answer)
+    if function is None:
+        return None
+    try:
+        wanted = Decimal(number)
+    except InvalidOperation as error:
+        raise ValueError(f"the reference {number!r} is no number") from error
+    lines = answer[function.start() :].split("\n")
+    while lines and not _parses("\n".join(lines)):
+        lines.pop()
+    if not lines:
+        return None
+    test = f"found = float({function[1]}())\nassert abs(found - {wanted}) <= 1e-6 * max(1, abs({wanted}))\n"
+    return Program("\n".join(lines), test, (function[1],))
+
+
+def _parses(source: str) -> bool:
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True

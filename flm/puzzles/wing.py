@@ -1,0 +1,5 @@
+"""What tasks with answers that a program checks add to the core."""
+
+from flm.registry import Wing
+
+WING = Wing()
