@@ -9,7 +9,6 @@ import pytest
 import torch
 from algos.exact_world import ExactWorld
 from algos.token_world import exact_dfm, posterior
-from flm.schema import check
 from tasks.running import command, config_of, tiny, write_corpus
 
 from flm.algos.algorithm import Batch
@@ -19,6 +18,7 @@ from flm.models.dit import DiT
 from flm.models.token_backbone import EmbeddedTokens
 from flm.paths.masking import MaskingCurriculum
 from flm.paths.mixture import Cosine, LogLinear, Polynomial
+from flm.schema import check
 from flm.tasks.train import train
 
 V, L = 7, 10

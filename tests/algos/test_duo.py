@@ -8,8 +8,6 @@ import pytest
 import torch
 from algos.dense_flow_map import dense, rough, small_dit
 from algos.exact_world import correlated, toy, train
-from flm.samplers.options import sampler_for
-from flm.schema import check
 from torch.nn.functional import embedding, one_hot
 
 from flm.algos.algorithm import Batch
@@ -20,6 +18,8 @@ from flm.paths.gaussian_relaxation import ArgmaxTransform
 from flm.paths.mixture import LogLinear, Polynomial, UniformSource, corrupt
 from flm.paths.uniform_bound import prior_nats
 from flm.samplers.canvas import Canvas
+from flm.samplers.options import sampler_for
+from flm.schema import check
 
 V, L, B = 6, 2, 5
 SEQUENCES = torch.tensor(list(itertools.product(range(V), repeat=L)))

@@ -6,7 +6,6 @@ import pytest
 import torch
 from algos.dense_flow_map import dense, rough, small_dit
 from algos.exact_world import correlated, toy, train
-from flm.schema import check
 from tasks.running import config_of, tiny, write_corpus
 from torch.nn.functional import one_hot
 
@@ -20,6 +19,7 @@ from flm.draws import Draws
 from flm.paths.gaussian_relaxation import ArgmaxTransform, coupled_states
 from flm.paths.mixture import LogLinear
 from flm.samplers.canvas import Canvas
+from flm.schema import check
 from flm.tasks.train import train as run
 
 V, L, B = 7, 3, 6

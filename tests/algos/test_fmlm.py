@@ -8,7 +8,6 @@ import torch
 from algos.dense_flow_map import Evaluations, column, dense, dense_target, rough, small_dit
 from algos.exact_world import ExactTeacher, correlated, map_error, toy, train
 from algos.test_flm import LiveMemory
-from flm.schema import check
 from torch.nn.functional import one_hot
 
 import flm.posterior
@@ -20,6 +19,7 @@ from flm.algos.loss_weight import LossWeight, apply_loss_weight
 from flm.draws import Draws
 from flm.paths.flow_map import draw_time_pairs, whole_number
 from flm.paths.gaussian import State
+from flm.schema import check
 
 V, L = 7, 3
 

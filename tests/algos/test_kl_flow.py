@@ -8,7 +8,6 @@ import torch
 from algos.dense_flow_map import rough, small_dit
 from algos.exact_world import ExactWorld, ToyBackbone, train
 from algos.geodesic_world import ExactBackbone
-from flm.schema import check
 
 import flm.posterior
 from flm.algos.algorithm import Batch
@@ -17,6 +16,7 @@ from flm.algos.kl_flow import KLFlow
 from flm.draws import Draws
 from flm.paths.geodesic_state import Noise
 from flm.samplers.canvas import Canvas
+from flm.schema import check
 
 V, L, B = 7, 5, 4
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from flm.schema import check
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Batch
@@ -16,6 +15,7 @@ from flm.golf.flow_encoder import FlowEncoder
 from flm.golf.flow_lm import FlowLM
 from flm.golf.linear_embedding import clean_of, corrupt, diffusion_nats, diffusion_times, toward, zero_velocity_factor
 from flm.samplers.canvas import Canvas
+from flm.schema import check
 
 # two tokens at +1 and -1, equally likely, exact posterior mean: diffusion, exact reconstruction, sum with v = 0
 ORACLE = {

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from flm.schema import check
 
 from flm.golf.attention import stretched_base, without_own
 from flm.golf.parts import BigramTable, SmearGate
@@ -13,6 +12,7 @@ from flm.models.causal import LeftToRight, left_to_right
 from flm.models.dit import DiT
 from flm.samplers.autoregressive import AutoregressiveSampler
 from flm.samplers.canvas import Canvas
+from flm.schema import check
 
 V, L, D, BLOCKS, HEADS = 13, 7, 16, 3, 4
 SIZES = {"length": L, "hidden_size": D, "num_blocks": BLOCKS, "num_heads": HEADS, "rotary_dims": 2, "bigram_rows": 6}

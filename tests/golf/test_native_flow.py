@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from flm.schema import check
 from tasks.running import command, config_of, tiny, write_corpus
 
 from flm.algos.algorithm import Batch
@@ -19,6 +18,7 @@ from flm.golf.native_flow_matcher import NativeFlowMatcher
 from flm.golf.transformer import GolfTransformer
 from flm.models.dit import DiT
 from flm.samplers.canvas import Canvas
+from flm.schema import check
 from flm.tasks.train import train
 
 GOLF = partial(GolfTransformer, hidden_size=16, num_blocks=3, num_heads=4, rotary_dims=2, bigram_rows=8, bigram_width=4)

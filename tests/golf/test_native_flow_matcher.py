@@ -5,10 +5,10 @@ from functools import partial
 
 import pytest
 import torch
-from flm.schema import check
 
 from flm.draws import Draws
 from flm.golf.native_flow_matcher import NativeFlowMatcher, time_features
+from flm.schema import check
 
 D, H = 12, 7
 

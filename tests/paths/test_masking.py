@@ -3,10 +3,10 @@
 import pytest
 import torch
 from chi_square import chi_square_limit
-from flm.schema import check
 
 from flm.draws import Draws
 from flm.paths.masking import MaskingCurriculum, Strategies, masks_by_key, window_chance, window_masks
+from flm.schema import check
 
 LEVEL = 1e-3
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from chi_square import chi_square_limit
-from flm.schema import check
 
 from flm.paths.mixture import (
     Cosine,
@@ -18,6 +17,7 @@ from flm.paths.mixture import (
     jump_probability,
     mix,
 )
+from flm.schema import check
 
 LEVEL = 1e-3  # of each chi-square test; seeds are fixed
 COUNT = 40_000

@@ -6,13 +6,13 @@ from functools import partial
 import pytest
 import torch
 from chi_square import chi_square_limit
-from flm.schema import check
 
 from flm.models.causal import CausalTransformer
 from flm.models.dit import DiT
 from flm.posterior import TokenPosterior
 from flm.samplers.autoregressive import AutoregressiveSampler
 from flm.samplers.canvas import Canvas
+from flm.schema import check
 
 LEVEL = 1e-3  # of each chi-square test; seeds are fixed
 

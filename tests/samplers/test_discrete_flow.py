@@ -6,12 +6,12 @@ import pytest
 import torch
 from algos.token_world import exact_dfm, jump_law
 from chi_square import chi_square_limit
-from flm.samplers.options import sampler_for
 
 from flm.paths.mixture import Cosine, Polynomial
 from flm.samplers.canvas import Canvas
 from flm.samplers.discrete_flow import BlindExactJumps, EulerJumps, ExactJumps
 from flm.samplers.masked import Step
+from flm.samplers.options import sampler_for
 from flm.samplers.solvers import JUMP_SOLVERS, MASK_SOLVERS
 from flm.samplers.token_policy import Ending, trimmed
 

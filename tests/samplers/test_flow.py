@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from flm.schema import check
 
 from flm.algos.dense_twin import dense_euler
 from flm.models.dit import DiT
@@ -13,6 +12,7 @@ from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import FlowSampler
 from flm.samplers.flow_map import FlowMapSampler
+from flm.schema import check
 
 V, L, B = 40, 6, 5
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from algos.dense_flow_map import dense, dense_jump, rough, small_dit
 from algos.exact_world import ExactTeacher, correlated, single_token
-from flm.schema import check
 from torch.nn.functional import one_hot
 
 from flm.algos.fmlm import TwoTimeDenoiser
@@ -14,6 +13,7 @@ from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import FlowSampler
 from flm.samplers.flow_map import FlowMapSampler
+from flm.schema import check
 
 V, L, B = 40, 6, 20
 

@@ -5,7 +5,6 @@ import torch
 from algos.exact_world import ExactWorld
 from algos.geodesic_world import exact_denoiser, path_to
 from chi_square import chi_square_limit
-from flm.schema import check
 
 from flm.algos.kl_flow import GeodesicDenoiser
 from flm.models.dit import DiT
@@ -14,6 +13,7 @@ from flm.paths.geodesic_state import Carried, State, embed
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
 from flm.samplers.geodesic import GeodesicSampler, noised
+from flm.schema import check
 
 V, L, B = 7, 6, 3
 DOUBLE = {"dtype": torch.float64}

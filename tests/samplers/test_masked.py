@@ -4,12 +4,12 @@ import pytest
 import torch
 from algos.masked_world import exact_mdlm, sampler_law
 from chi_square import chi_square_limit
-from flm.samplers.options import sampler_for
 
 from flm.paths.mixture import Cosine, LogLinear, Polynomial
 from flm.samplers.canvas import Canvas
 from flm.samplers.masked import CarriedOver
 from flm.samplers.masked_remasking import LoopingSampler
+from flm.samplers.options import sampler_for
 from flm.samplers.solvers import MASK_SOLVERS as SOLVERS
 
 LEVEL = 1e-3  # of each chi-square test; seeds are fixed

@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import torch
 from chi_square import chi_square_limit
-from flm.schema import check
 
 import flm.posterior
 from flm.algos.uniform_state import SOLVERS
@@ -14,6 +13,7 @@ from flm.paths.mixture import LogLinear, UniformSource
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
 from flm.samplers.uniform import CorrectingSampler, UniformSampler
+from flm.schema import check
 
 V, L, LEVEL = 2, 2, 1e-5
 STATES = torch.tensor(list(itertools.product(range(V), repeat=L)))
