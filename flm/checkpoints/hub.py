@@ -1,10 +1,12 @@
 """To and from the Hugging Face hub. Only the files of an exported model travel, and no code among them is run here."""
 
+import glob
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from flm.checkpoints.export import MAY_TRAVEL, READ
+from flm.checkpoints.export import CONFIG, MAY_TRAVEL, READ
 
+_SHOWN = 8  # names of files in an error
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -53,25 +55,38 @@ def push_to_hub(folder: Path, repo_id: str, private: bool, endpoint: str | None 
     return str(done.commit_url)
 
 
-def download(name: str, revision: str | None = None, endpoint: str | None = None) -> Path:
-    """The local copy of a model on the hub; what was downloaded before needs no network.
+def download(name: str, revision: str | None = None, endpoint: str | None = None, file: str | None = None) -> Path:
+    """The local copy of a model on the hub: the folder, or one file of it; what was downloaded before needs no network.
 
     Args:
         name: owner/model.
         revision: branch, tag or commit; None: main.
+        endpoint: address of the hub; None: the usual one, or HF_ENDPOINT.
+        file: path inside the repository of a checkpoint (owt_fmlm.ckpt), which alone is fetched; None: an exported model.
 
     Raises:
-        ValueError: it cannot be fetched and is not here already.
+        ValueError: it cannot be fetched and is not here already; or the repository holds no such file, or no exported model.
     """
     import huggingface_hub
 
+    if file is not None and (PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts or not file.strip()):
+        raise ValueError(f"{name}: file={file!r} is no path inside a repository")
+    wanted = list(READ) if file is None else [glob.escape(file)]
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(READ), endpoint=endpoint))
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted, endpoint=endpoint))
+        found = folder / (CONFIG if file is None else file)
+        there = [] if found.is_file() else huggingface_hub.HfApi(endpoint).list_repo_files(name, revision=revision)
     except Exception as error:  # as above
         raise ValueError(
             f"{name}: no such file or folder here, and it could not be fetched from the Hugging Face hub "
             f"({_first_line(error)}): without network, give a local folder or checkpoint"
         ) from error
+    if not found.is_file():
+        others = ", ".join(sorted(there)[:_SHOWN]) or "no file"
+        more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
+        missing = f"no exported model ({CONFIG})" if file is None else f"no file {file}"
+        raise ValueError(f"{name}: the repository holds {missing}, but {others}{more}: name a checkpoint by file=")
+    return folder if file is None else found
 
 
 def _first_line(error: Exception) -> str:

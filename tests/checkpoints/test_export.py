@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 import huggingface_hub
 import huggingface_hub.constants
@@ -299,7 +300,7 @@ class Hub:
                 if path.startswith("/api/models/me/model"):
                     return self.answer({"id": "me/model", "sha": "a" * 40, "siblings": siblings})
                 if path.startswith("/me/model/resolve/"):
-                    name = path.rpartition("/")[2]
+                    name = unquote(path.rpartition("/")[2])
                     return self.answer(hub.files[name], ETag=f'"{name}"', X_Repo_Commit="a" * 40)
                 return self.answer({}, 404)
 
@@ -340,6 +341,28 @@ def test_to_the_hub_and_back(models, hub, tmp_path):
     assert {path.name for path in local.iterdir()} == set(READ)  # no code
     found, wanted = read_folder(local)[0].state_dict(), read_folder(folder)[0].state_dict()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_raw_checkpoint_of_the_hub(models, hub, tmp_path):
+    checkpoint = models["flm"][0].read_bytes()
+    hub.files = {"run[1].ckpt": checkpoint, "run1.ckpt": b"another", "evil.py": b"raise SystemExit", "README.md": b"-"}
+    path = download("me/model", endpoint=hub.url, file="run[1].ckpt")
+    assert path.name == "run[1].ckpt" and path.read_bytes() == checkpoint
+    assert [found.name for found in path.parent.iterdir()] == ["run[1].ckpt"]  # nothing else travels
+    load_algorithm(path)
+    for file, message in {
+        "owt_fmlm.ckpt": r"^me/model: the repository holds no file owt_fmlm\.ckpt, but README\.md, evil\.py, run1\.ckpt",
+        None: r"^me/model: the repository holds no exported model \(config\.json\), but .*: name a checkpoint by file=$",
+        "../x.ckpt": "no path inside a repository",
+        "/etc/passwd": "no path inside a repository",
+        "": "no path inside a repository",
+    }.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            download("me/model", endpoint=hub.url, file=file)
+        assert "\n" not in str(caught.value)
+    hub.server.shutdown()
+    hub.server.server_close()
+    assert download("me/model", endpoint=hub.url, file="run[1].ckpt") == path  # without network
 
 
 def test_a_hub_that_refuses_and_one_that_is_not_there(models, hub, tmp_path, monkeypatch):

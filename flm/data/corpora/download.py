@@ -1,4 +1,7 @@
-"""Files of a data set on the Hugging Face hub, fetched into a folder."""
+"""Files of a data set on the Hugging Face hub, fetched into a folder.
+
+One by one: `huggingface_hub.snapshot_download` takes a folder that it could not complete for a whole one.
+"""
 
 import json
 import logging
