@@ -8,6 +8,7 @@ SHA = "9f2c" * 16
 CORPUS = "documentation of Python 3.11.7"
 ONE_STEP = "<b>the the</b> of a & of the list to to is a an"
 MANY_STEPS = "Return a new list of the items\nin the sequence, or None."
+SPEED, GENERATED = "perf/tokens_per_second", "gen/entropy_nats_8_steps"
 REAL_TEXT = "Return the number of items in a container."
 
 
@@ -165,6 +166,7 @@ def training(folder: Path) -> Path:
         "seed": 1,
         "algo": {"_target_": "flm.algos.flm.FLM"},
         "data": {"_target_": "flm.data.corpora.pydoc.PydocCorpus"},
+        "trainer": {"max_steps": 1000},
     }
     content = head("train", "x") | {"config": config, "checkpoint": None}
     for key in ("kind", "label", "algorithm", "dtype", "device", "scorer"):
@@ -172,18 +174,21 @@ def training(folder: Path) -> Path:
     tenths = [f"{i / 10:.1f}-{(i + 1) / 10:.1f}" for i in range(10)]
     names = [f"val/{which}_ce_nats_tau_{tenth}" for which in ("denoising", "context_free") for tenth in tenths]
     free = [4.87 * (1 - (i + 0.5) / 10) for i in range(10)]
+    columns = ["epoch", SPEED, "step", "train/loss_nats_per_token", "val/denoising_ce_nats_per_token", GENERATED, *names]
     for version, (step, share) in enumerate(((499, 0.97), (999, 0.8123))):
         model = [f"{value * share:.4f}" if i != 3 else "" for i, value in enumerate(free)]  # no sequence fell in one tenth
+        tenths = [*model, *[f"{value:.4f}" for value in free]]
+        nothing = [""] * len(names)
         rows = [
-            ",".join(["epoch", "perf/tokens_per_second", "step", *names]),
-            ",".join(["0", str(2000 + 1000 * version), str(step - 20), *[""] * 20]),
-            ",".join(["0", str(2468 + 1000 * version), str(step - 10), *[""] * 20]),
-            ",".join(["0", str(9000 + 1000 * version), str(step - 10), *[""] * 20]),
-            ",".join(["0", "", str(step), *model, *[f"{value:.4f}" for value in free]]),
+            ["0", str(2000 + 1000 * version), str(step - 20), f"{6 - 2 * version}", "", "", *nothing],
+            ["0", str(2468 + 1000 * version), str(step - 10), f"{5 - 2 * version}", "", "", *nothing],
+            ["0", str(9000 + 1000 * version), str(step - 5), f"{4.5 - 2 * version}", "", "", *nothing],
+            ["0", "", str(step), "", f"{3 - version}", "", *tenths],
+            ["", "", str(step + 1), "", "", f"{2.5 + version}", *nothing],  # samples are taken after the step
         ]
         path = folder / "metrics" / f"version_{version}" / "metrics.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(rows) + "\n")
+        path.write_text("".join(",".join(row) + "\n" for row in [columns, *rows]))
     return write(folder / "run.json", content)
 
 

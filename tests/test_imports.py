@@ -14,6 +14,7 @@ LAYERS = [
     {"algos", "samplers"},
     {"data"},
     {"measures"},
+    {"results"},
     {"likelihood"},
     {"judges"},
     {"checkpoints"},

@@ -2,4 +2,4 @@
 
 from flm.registry import Wing
 
-WING = Wing()
+WING = Wing(result_kinds={"code_eval": "flm.code.result_kinds:CODE_EVAL"})

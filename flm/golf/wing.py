@@ -2,4 +2,11 @@
 
 from flm.registry import Wing
 
-WING = Wing(model_files={"packed": "flm.golf.packed:PackedFile"})
+WING = Wing(
+    model_files={"packed": "flm.golf.packed:PackedFile"},
+    result_kinds={
+        "golf_eval": "flm.golf.result_kinds:GOLF_EVAL",
+        "flow_lm_eval": "flm.golf.result_kinds:FLOW_LM_EVAL",
+        "artifact": "flm.golf.result_kinds:ARTIFACT",
+    },
+)

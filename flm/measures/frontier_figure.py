@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flm.measures.frontier import Curve
-from flm.measures.plotting import COLOURS, INK, MARKERS, canvas, legend
+from flm.measures.plotting import COLOURS, INK, MARKERS, bulk, canvas, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,8 @@ def frontier_figure(
     for entropy, log_ppl in dict.fromkeys(levels):
         axes.axvline(entropy, color=INK, linewidth=0.8, linestyle=":")
         axes.plot(entropy, log_ppl, "*", color=INK, markersize=12, label="real text", linestyle="none")
-    axes.set_xlabel("unigram entropy within a sample, nats")
+    beyond = _limit(axes, curves, levels)
+    axes.set_xlabel("unigram entropy within a sample, nats" + (f"\n{beyond}" if beyond else ""))
     name = perplexity_by(scorer)
     axes.set_ylabel(f"log {name}, nats per token")
     perplexity_axis(axes, name)
@@ -81,6 +82,25 @@ def frontier_figure(
     axes.set_title(textwrap.fill(f"along a curve: {swept}; scored by {scorer}", 85))
     legend(axes, 1.14)
     return figure
+
+
+def _limit(axes: "Axes", curves: Sequence[Curve], levels: Sequence[tuple[float, float]]) -> str:
+    """Axes around what belongs together, so that one collapsed point does not hide all others; what lies outside, in words."""
+    points = [point for curve in curves for point in curve.points]
+    within = [bulk([value for value in values]) for values in zip(*((p.entropy, p.log_ppl) for p in points), strict=True)]
+    if not points or None in within:
+        return ""
+    outside = [p for p in points if any(not a <= v <= b for v, (a, b) in zip((p.entropy, p.log_ppl), within, strict=True))]
+    if not outside:
+        return ""
+    for index, (limit, (low, high)) in enumerate(zip((axes.set_xlim, axes.set_ylim), within, strict=True)):
+        low, high = min([low, *(level[index] for level in levels)]), max([high, *(level[index] for level in levels)])
+        margin = 0.08 * (high - low) or 0.1
+        limit(low - margin, high + margin)
+    first = outside[0]
+    named = ", ".join(f"{key} {value}" for key, value in first.settings.items())
+    more = f", and {len(outside) - 1} more" if len(outside) > 1 else ""
+    return textwrap.fill(f"beyond the axes: {named} at {first.entropy:.2f} nats, log {first.log_ppl:.2f}{more}", 85)
 
 
 def perplexity_axis(axes: "Axes", name: str) -> None:

@@ -4,9 +4,12 @@ Colours are those of Okabe and Ito, which people with any colour vision tell apa
 """
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +39,10 @@ STYLE = {
     "legend.fontsize": 9,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
+    "text.color": INK,
+    "text.parse_math": False,  # names of runs are text, whatever signs they hold
+    "svg.fonttype": "none",
+    "svg.hashsalt": "flm",  # the same figure is the same file
 }
 
 
@@ -79,3 +86,18 @@ def legend(axes: "Axes", left: float = 1.01) -> None:
     once = dict(zip(labels, handles, strict=True))
     if once:
         axes.legend(once.values(), once.keys(), loc="upper left", bbox_to_anchor=(left, 1.0), borderaxespad=0)
+
+
+def bulk(values: Sequence[float], widest: float = 8.0) -> tuple[float, float] | None:
+    """The range that nearly all finite values lie in: without those further from the median than `widest` usual deviations.
+
+    The usual deviation is the median absolute one, scaled to be that of a normal distribution, and at least 0.02. One
+    collapsed point among many then does not press all others into a corner. None where no value is finite.
+    """
+    finite = np.asarray([value for value in values if math.isfinite(value)], dtype=float)
+    if not finite.size:
+        return None
+    middle = np.median(finite)
+    usual = max(1.4826 * float(np.median(np.abs(finite - middle))), 0.02)
+    kept = finite[np.abs(finite - middle) <= widest * usual]
+    return float(kept.min()), float(kept.max())

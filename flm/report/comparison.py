@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flm.measures.estimate import Estimate
-from flm.report.records import Frontier, Likelihood, Number, Results
-from flm.report.tables import Cell, Table
-
-TARGET = "data"  # the entropy of real text, among the targets of a sweep
+from flm.report.kinds.frontier import DATA, Frontier, Swept
+from flm.report.kinds.likelihood import Likelihood
+from flm.report.kinds.samples import Samples
+from flm.report.kinds.training import Training
+from flm.report.records import Results
+from flm.results.kinds import Cell, Table
 
 
 @dataclass(frozen=True)
@@ -46,26 +48,23 @@ class Compared:
 
 def compared(results: Results) -> list[Compared]:
     """A row for each run, in the order of the report; perplexities are those of the first sweep's scorer."""
-    frontiers = [one for one in results.frontiers if one.scorer == results.frontiers[0].scorer]
-    swept = {run: frontier for frontier in frontiers for run in frontier.runs}
-    in_sweeps = {id(frontier.source): frontier.runs for frontier in results.frontiers}
-    labels = dict.fromkeys(run for source in results.sources for run in in_sweeps.get(id(source), [source.label]))
+    swept = {run: frontier for frontier in _of_one_scorer(results) for run in frontier.runs}
     rows = []
-    for label in labels:
+    for label in results.runs:
         sources = [source for source in results.sources if source.label == label]
-        quality = _quality(swept[label], label) if label in swept else {}
+        trained = [run for run in results.of(Training) if run.source.label == label]
+        frontier = swept.get(label)
+        model = frontier.models.get(label, _UNKNOWN) if frontier is not None else _UNKNOWN
+        steps = [source.step for source in sources if source.step] + [one.status.step for one in trained if one.status.step]
         rows.append(
             Compared(
                 label=label,
-                algorithm=next((one.algorithm for one in sources if one.algorithm), _swept(swept, label, "algorithm")),
-                # a log may end before the run does, and a checkpoint says
-                step=max((one.step for one in sources if one.step), default=_swept(swept, label, "step")),
-                training_tokens_per_second=next(
-                    (run.tokens_per_second for run in results.trainings if run.source.label == label), None
-                ),
-                likelihood=_likelihood([row for row in results.likelihoods if row.source.label == label]),
-                quality=quality,
-                ms_per_sample=_ms_per_sample(results, swept.get(label), label),
+                algorithm=next((one.algorithm for one in sources if one.algorithm), model.algorithm),
+                step=max(steps, default=model.step),  # a checkpoint may be older than the log, or newer
+                training_tokens_per_second=next((run.tokens_per_second for run in trained), None),
+                likelihood=_likelihood([row for row in results.of(Likelihood) if row.source.label == label]),
+                quality=_quality(frontier, label) if frontier is not None else {},
+                ms_per_sample=_ms_per_sample(results.of(Samples), frontier, label),
             )
         )
     return rows
@@ -81,7 +80,7 @@ def comparison_table(rows: Sequence[Compared]) -> Table:
     cells = []
     for row in rows:
         found = row.likelihood
-        measured = (None, None) if found is None else (_bits(found), found.bound)
+        measured = (None, None) if found is None else (found.with_error(found.bits_per_character), found.bound)
         speeds = (row.ms_per_sample.get(steps) for steps in by_speed)
         texts = (_quality_cell(row.quality.get(steps)) for steps in by_quality)
         cells.append((row.label, row.algorithm, row.step, row.training_tokens_per_second, *measured, *texts, *speeds))
@@ -90,69 +89,60 @@ def comparison_table(rows: Sequence[Compared]) -> Table:
 
 def real_level(results: Results) -> tuple[Estimate, Estimate] | None:
     """Entropy and log perplexity of real text under the scorer of `compared`; None where no sweep has it."""
-    frontiers = [one for one in results.frontiers if one.scorer == results.frontiers[0].scorer]
-    return next((one.real for one in frontiers if one.real is not None), None)
+    return next((one.real for one in _of_one_scorer(results) if one.real is not None), None)
+
+
+_UNKNOWN = Swept(None, None, None)
+
+
+def _of_one_scorer(results: Results) -> list[Frontier]:
+    found = results.of(Frontier)
+    return [one for one in found if one.scorer == found[0].scorer]
 
 
 def _quality(frontier: Frontier, label: str) -> dict[int, Quality]:
     """By steps: of several settings beside steps, the one with the lowest perplexity at the target, else the closest."""
-    found: dict[int, list[Quality]] = {}
+    found: dict[int, list[tuple[bool, float, float, Quality]]] = {}
     for row in frontier.matched:
-        if frontier.run_of(row) != label or row["target"] != TARGET or not isinstance(row.get("steps"), int):
+        if row["run"] != label or row["target"] != DATA or not isinstance(row.get("steps"), int):
             continue
         if row["ppl"] is not None:
             one = Quality(row["ppl"], row["target_entropy_nats"], True)
-        else:
+        elif row["closest_ppl"] is not None and row["closest_entropy_nats"] is not None:
             one = Quality(row["closest_ppl"], row["closest_entropy_nats"], False)
+        else:
+            continue
         distance = abs(one.entropy_nats - row["target_entropy_nats"])
         found.setdefault(row["steps"], []).append((not one.reached, distance, one.ppl, one))
     return {steps: min(found[steps], key=lambda ranked: ranked[:3])[3] for steps in sorted(found)}
 
 
-def _ms_per_sample(results: Results, frontier: Frontier | None, label: str) -> dict[int, float]:
+def _ms_per_sample(samples: Sequence[Samples], frontier: Frontier | None, label: str) -> dict[int, float]:
     """From measured samples; where there are none, the fastest setting of the sweep."""
     timed = {
         one.steps: one.ms_per_sample
-        for run in results.samples
+        for run in samples
         if run.source.label == label
         for one in run.generated
         if one.steps is not None and one.ms_per_sample is not None
     }
     swept: dict[int, float] = {}
-    for point in frontier.points if frontier is not None else ():
-        steps, cost = point.settings.get("steps"), point.ms_per_sample
-        if frontier.run_of(point.settings) == label and isinstance(steps, int) and cost is not None:
+    for settings, cost in frontier.ms_per_sample if frontier is not None else ():
+        steps = settings.get("steps")
+        if settings["run"] == label and isinstance(steps, int):
             swept[steps] = min(cost, swept.get(steps, cost))
     return swept | timed
 
 
 def _likelihood(rows: Sequence[Likelihood]) -> Likelihood | None:
-    """Of several bounds the one that was chosen on training text, else the first."""
-    if not rows:
-        return None
-    first = [row for row in rows if row.corpus == rows[0].corpus]
-    chosen = first[0].source.content["likelihood"].get("chosen")
-    return next((row for row in first if row.variant == chosen), first[0])
-
-
-def _swept(swept: Mapping[str, Frontier], label: str, key: str):
-    """Of a model that is known from a sweep over several only."""
-    entry = ((swept[label].source.get("checkpoints") or {}) if label in swept else {}).get(label) or {}
-    return entry.get(key)
+    """Of the first corpus; of several bounds the one that was chosen on training text."""
+    return next((row for row in rows if row.corpus == rows[0].corpus and row.is_chosen), None)
 
 
 def _quality_cell(quality: Quality | None) -> Cell:
     if quality is None or quality.reached:
         return None if quality is None else quality.ppl
     return f"({quality.ppl:.1f} at {quality.entropy_nats:.2f} nats)"
-
-
-def _bits(likelihood: Likelihood) -> Number:
-    """Bits per character with their standard error, which is as large a part of them as of the nats."""
-    bits, nats = likelihood.bits_per_character, likelihood.nats_per_token
-    if bits is None or nats.standard_error is None or nats.mean <= 0:
-        return bits
-    return Estimate(bits, bits * nats.standard_error / nats.mean, nats.count)
 
 
 def _steps(steps: int) -> str:

@@ -1,51 +1,67 @@
-"""Reading result files back: JSON (and Lightning's metrics.csv) to plain records, each checked for what it must hold.
+"""Result files found in folders and read, each by the reader that is registered for its kind.
 
-A file that cannot be read is an error that names it; a kind of result that is absent is an empty list.
+A file that cannot be read is an error that names it, in one line.
 """
 
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from flm.report.readers import READERS
-from flm.report.records import Results, Source
+from pydantic import Field, StrictStr
 
-# What is looked for below a folder. run.json marks a training run, with its metrics beside it.
-PATTERNS = (
-    "results.json",
-    "frontier.json",
-    "film-*.json",
-    "likelihood*.json",
-    "conditional_eval.json",
-    "code_eval.json",
-    "run.json",
-)
+from flm import registry
+from flm.report.labels import LENGTH, differences, in_a_line, label_of, run_label, told_apart
+from flm.report.records import Results
+from flm.results.files import Content, Count, Text, Whole, checked, read_json, read_result
+from flm.results.kinds import ResultKind, Source
+
+TRAINING = "training"  # what run.json is, which says no kind itself
+COMMAND = 2000
 
 
-def read_results(inputs: Iterable[str | Path], format_version: int) -> Results:
+class _Checkpoint(Content):
+    path: Text | None = None
+    sha256: Text | None = None
+    step: Count | None = None
+    config: dict[str, Any] | None = None
+
+
+class _Real(Content):
+    source: Text | None = None
+
+
+class _Head(Content):
+    label: Text | None = None
+    algorithm: Text | None = None
+    command: Annotated[list[StrictStr], Field(max_length=10_000)] | None = None
+    config: dict[str, Any] | None = None
+    checkpoint: _Checkpoint | None = None
+    seed: Whole | None = None
+    real: _Real | None = None
+
+
+def read_results(inputs: Iterable[str | Path]) -> Results:
     """All results in the given files and, recursively, folders.
 
     Raises:
         ValueError: an input is missing or holds no result; a file is not JSON, of another format version, or incomplete.
     """
-    results = Results()
+    kinds: dict[str, ResultKind] = dict(registry.objects("result_kinds"))
     sources = []
-    for path in _result_paths(inputs):
-        content = _load(path, format_version)
-        kind = _kind(path, content)
+    for path in _result_paths(inputs, [pattern for kind in kinds.values() for pattern in kind.files]):
+        content = read_result(path)
+        kind = _kind(path, content, kinds)
         with _named(path, kind):
             sources.append(_source(path, kind, content))
-    for source in _ordered(_distinct(sources)):
-        read, records = READERS[source.kind]
+    differing = differences(sources)
+    ordered = _ordered(told_apart(sources, differing))
+    read = []
+    for source in ordered:
         with _named(source.path, source.kind):
-            found = read(source)
-        results.sources.append(found[0].source if found else source)
-        getattr(results, records).extend(found)
-    return results
+            read.append((source, kinds[source.kind].read(source)))
+    by_path = {source.path: differing[source.path] for source in sources}
+    return Results(tuple(read), kinds, {source.label: by_path[source.path] for source in reversed(ordered)})
 
 
 @contextmanager
@@ -53,98 +69,82 @@ def _named(path: Path, kind: str) -> Iterator[None]:
     """What goes wrong with the content of a file becomes an error that names the file."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise ValueError(f"{path}: not a complete {kind} result ({type(error).__name__}: {error})") from error
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
+        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: not a complete {kind} result ({' '.join(said.split())[:500]})") from error
 
 
-def _distinct(sources: Sequence[Source]) -> list[Source]:
-    """A label that two results of one kind share, from different folders, gets the folder added."""
-    folders: dict[tuple[str, str], set[Path]] = {}
-    for source in sources:
-        folders.setdefault((source.label, source.kind), set()).add(source.path.parent.resolve())
-    shared = {label: found for (label, _), found in folders.items() if len(found) > 1}
-    named = []
-    for source in sources:
-        if source.label in shared:
-            folder = os.path.relpath(source.path.parent.resolve(), os.path.commonpath(shared[source.label]))
-            source = replace(source, label=f"{source.label} ({folder})")
-        named.append(source)
-    return named
-
-
-def _ordered(sources: Sequence[Source]) -> list[Source]:
+def _ordered(sources: list[Source]) -> list[Source]:
     """Training first, and the runs in one order throughout: that of their first result."""
-    sources = sorted(sources, key=lambda source: source.kind != "training")
+    sources = sorted(sources, key=lambda source: source.kind != TRAINING)
     place = {label: index for index, label in enumerate(dict.fromkeys(source.label for source in sources))}
     return sorted(sources, key=lambda source: place[source.label])
 
 
-def _result_paths(inputs: Iterable[str | Path]) -> list[Path]:
+def _result_paths(inputs: Iterable[str | Path], patterns: list[str]) -> list[Path]:
     found: dict[Path, Path] = {}  # by resolved path: the same file is read once
     for given in map(Path, inputs):
         if not given.exists():
             raise ValueError(f"report.inputs: {given} does not exist")
-        if given.is_file():
-            paths = [given.with_name("run.json") if given.name == "metrics.csv" else given]
-        else:
-            paths = sorted({path for pattern in PATTERNS for path in given.rglob(pattern)})
+        if given.is_dir():
+            paths = sorted({path for pattern in patterns for path in given.rglob(pattern)})
             if not paths:
-                raise ValueError(f"report.inputs: no result files under {given}: looked for {', '.join(PATTERNS)}")
+                raise ValueError(f"report.inputs: no result files under {given}: looked for {', '.join(patterns)}")
+        else:
+            paths = [given.with_name("run.json") if given.name == "metrics.csv" else given]
         found.update({path.resolve(): path for path in paths})
     if not found:
         raise ValueError("report.inputs is empty: name folders or files of results, report.inputs=[DIR,...]")
     return list(found.values())
 
 
-def _load(path: Path, format_version: int) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the decoding or of the JSON
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != format_version:
-        raise ValueError(
-            f"{path}: format_version is {version}, this program reads {format_version}: "
-            "make the result again, or read it with the version that wrote it"
-        )
-    return content
-
-
-def _kind(path: Path, content: Mapping[str, Any]) -> str:
-    kind = "training" if path.name == "run.json" else "likelihood" if "likelihood" in content else content.get("kind")
-    if kind not in READERS:
-        raise ValueError(f"{path}: not a result this report can show (kind is {kind!r}, known are {', '.join(READERS)})")
+def _kind(path: Path, content: Mapping[str, Any], kinds: Mapping[str, ResultKind]) -> str:
+    kind = TRAINING if path.name == "run.json" else "likelihood" if "likelihood" in content else content.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        known = ", ".join(kinds)
+        shown = repr(kind[:60]) if isinstance(kind, str) else type(kind).__name__
+        raise ValueError(f"{path}: not a result this report can show (kind is {shown}, known are {known})")
     return kind
 
 
 def _source(path: Path, kind: str, content: Mapping[str, Any]) -> Source:
-    config, checkpoint = content.get("config") or {}, content.get("checkpoint") or {}
-    algorithm, data = content.get("algorithm"), (content.get("real") or {}).get("source")
-    if kind == "training":  # only there is the config that of the model
-        algorithm = str(config["algo"]["_target_"]).rpartition(".")[2]
-        data = _data_name(config["data"])
+    head = checked(_Head, content)
+    config, checkpoint = head.config or {}, head.checkpoint or _Checkpoint()
+    algorithm, data = head.algorithm, head.real and head.real.source
+    training = checkpoint.config or _run_record(checkpoint.path)
+    if kind == TRAINING:
+        training = config
+        algorithm, data = str(config["algo"]["_target_"]).rpartition(".")[2], _data_name(config["data"])
+    own = (config.get("eval") or {}).get("label")
     return Source(
         path=path,
         kind=kind,
-        label=str(content.get("label") or (config.get("eval") or {}).get("label") or _label(path, checkpoint)),
+        label=run_label(head.label or own or label_of(path, checkpoint.path)),
         algorithm=algorithm,
         data=data,
-        step=checkpoint.get("step"),
-        sha256=checkpoint.get("sha256"),
-        command=" ".join(content.get("command") or []),
+        step=checkpoint.step,
+        sha256=checkpoint.sha256,
+        command=in_a_line(" ".join(head.command or []), COMMAND),
+        seed=head.seed,
+        training=training,
         content=content,
     )
 
 
-def _label(path: Path, checkpoint: Mapping[str, Any]) -> str:
-    """The folder of the run: the one that trained the checkpoint, where there is one."""
-    if "path" in checkpoint:
-        file = Path(checkpoint["path"])
-        return file.parent.parent.name if file.parent.name == "checkpoints" else file.stem
-    return path.parent.resolve().name
+def _run_record(checkpoint: str | None) -> Mapping[str, Any]:
+    """The config in the run folder that a checkpoint lies in; empty where that is not on this machine."""
+    path = None if checkpoint is None else Path(checkpoint).parent.parent / "run.json"
+    try:
+        if path is None or not path.is_file():
+            return {}
+        found = read_json(path)
+    except (OSError, ValueError):  # that file is no input of the report, and nothing of it is shown
+        return {}
+    config = found.get("config") if isinstance(found, dict) else None
+    return config if isinstance(config, dict) else {}
 
 
 def _data_name(data: Mapping[str, Any]) -> str:
     name = str(data["_target_"]).rpartition(".")[2].removesuffix("Corpus").lower()
     path = data.get("path")
-    return name if path is None else f"{name} {Path(str(path)).name}"
+    return in_a_line(name if path is None else f"{name} {Path(str(path)).name}", LENGTH)

@@ -8,33 +8,33 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from flm.atomic import write_bytes, write_text
-from flm.measures.estimate import Estimate
-from flm.report import tables as report_tables
 from flm.report.build import Report, make_report
 from flm.report.files import read_results
-from flm.report.tables import Table
+from flm.report.sections.quality import Shown
+from flm.report.tables import markdown, plain_columns
 from flm.tasks.assemble import run_dir
-from flm.tasks.results import FORMAT_VERSION, provenance
+from flm.tasks.results import provenance
 
 
 def report(config: DictConfig) -> dict[str, Any]:
     """Writes run_dir/report.html, and its figures/*.png and tables.md, from the results under report.inputs."""
     wanted = config.report
-    for key in ("samples", "characters", "film_tokens"):
-        if not isinstance(wanted[key], int) or wanted[key] < 1:
-            raise ValueError(f"report.{key} must be a whole number of at least 1, not {wanted[key]}")
-    results = read_results(_inputs(wanted.inputs), FORMAT_VERSION)
+    limits = {key: wanted[key] for key in ("samples", "characters", "film_tokens")}
+    for key, value in limits.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"report.{key} must be a whole number of at least 1, not {value}")
+    results = read_results(_inputs(wanted.inputs))
     origin = provenance(config)
     versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
     made_by = f"Made by {' '.join(origin['command'])}; code {origin['git_revision']}; {versions}."
-    made = make_report(results, wanted.title, wanted.samples, wanted.characters, wanted.film_tokens, made_by)
+    made = make_report(results, str(wanted.title), Shown(**limits), made_by)
 
     folder = run_dir(config)
     (folder / "figures").mkdir(exist_ok=True)
     files = {name: folder / "figures" / f"{name}.png" for name in made.figures}
     for name, path in files.items():
         write_bytes(path, made.figures[name])
-    write_text(folder / "tables.md", "\n".join(map(report_tables.markdown, made.tables)))
+    write_text(folder / "tables.md", "\n".join(map(markdown, made.tables)))
     write_text(folder / "report.html", made.html)
     to_wandb = wanted.wandb if wanted.wandb is not None else _logs_to_wandb(config)
     if to_wandb:
@@ -67,22 +67,6 @@ def log_to_wandb(made: Report, files: dict[str, Path], project: str, name: str |
         run.log(content)
     finally:
         run.finish()
-
-
-def plain_columns(table: Table) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows where an estimate is two plain numbers, its mean and its standard error."""
-    columns: list[str] = []
-    rows: list[list[Any]] = [[] for _ in table.rows]
-    for index, column in enumerate(table.columns):
-        cells = [row[index] for row in table.rows]
-        columns.append(column)
-        for row, cell in zip(rows, cells, strict=True):
-            row.append(cell.mean if isinstance(cell, Estimate) else cell)
-        if any(isinstance(cell, Estimate) for cell in cells):
-            columns.append(f"{column}, standard error")
-            for row, cell in zip(rows, cells, strict=True):
-                row.append(cell.standard_error if isinstance(cell, Estimate) else None)
-    return columns, rows
 
 
 def _inputs(inputs: Any) -> Sequence[str]:

@@ -1,5 +1,15 @@
-"""What the report adds to the core: it reads result files, so it has none of its own kind."""
+"""What the report adds to the core: readers of the core's own results."""
 
 from flm.registry import Wing
 
-WING = Wing()
+WING = Wing(
+    result_kinds={
+        "training": "flm.report.kinds.training:KIND",
+        "sample_eval": "flm.report.kinds.samples:KIND",
+        "film": "flm.report.kinds.film:KIND",
+        "frontier": "flm.report.kinds.frontier:KIND",
+        "likelihood": "flm.report.kinds.likelihood:KIND",
+        "conditional_eval": "flm.report.kinds.conditional:KIND",
+        "benchmark": "flm.report.kinds.benchmark:KIND",
+    }
+)

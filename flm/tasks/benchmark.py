@@ -41,7 +41,8 @@ def benchmark(config: DictConfig) -> dict[str, Any]:
     tokens = (config.loader.batch_size or config.loader.global_batch_size) * config.model.length
     peak = config.callbacks.throughput.peak_flops_per_second if config.callbacks.get("throughput") else None
     peak = peak_flops(device) if peak is None else peak
-    result: dict[str, Any] = {"device": device_name(device), "peak_flops_per_second": peak, STEP: {}, SAMPLING: {}}
+    result: dict[str, Any] = {"kind": "benchmark", "device": device_name(device)}
+    result |= {"peak_flops_per_second": peak, STEP: {}, SAMPLING: {}}
     for (what, name), runs in measured.items():
         result[what][name] = _summary(what, runs, tokens, peak, _measure(result))
     own = next(iter(jobs))[1]

@@ -10,8 +10,8 @@ from flm.checkpoints.export import write_folder
 from flm.checkpoints.hub import check_token, push_to_hub
 from flm.checkpoints.load import CheckpointFile
 from flm.checkpoints.model_card import model_card
+from flm.results.files import read_result
 from flm.tasks.assemble import load_for_evaluation, run_dir
-from flm.tasks.results import read_result
 
 
 def export(config: DictConfig) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from omegaconf import DictConfig
 from flm.atomic import write_text
 from flm.checkpoints.description import package_version
 from flm.checkpoints.load import CheckpointFile
+from flm.results.files import FORMAT_VERSION
 from flm.tasks.assemble import plain_config
-
-FORMAT_VERSION = 1
 
 
 def provenance(config: DictConfig, checkpoint: CheckpointFile | None = None) -> dict[str, Any]:
@@ -30,29 +29,6 @@ def provenance(config: DictConfig, checkpoint: CheckpointFile | None = None) -> 
         else {"path": str(checkpoint.path), "sha256": checkpoint.sha256, "step": checkpoint.step},
         "seed": config.seed,
     }
-
-
-def read_result(path: str | Path, kind: str | None = None) -> dict[str, Any]:
-    """A result file, checked: of this format, and of the kind wanted if one is.
-
-    Raises:
-        ValueError: there is no such file, it is no result, or one of another format or kind.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable result file ({error})") from error
-    if not isinstance(content, dict) or "format_version" not in content:
-        raise ValueError(f"{path}: not a result file of this project: it names no format_version")
-    if content["format_version"] != FORMAT_VERSION:
-        writer = (content.get("versions") or {}).get("flm")
-        raise ValueError(
-            f"{path}: result format {content['format_version']!r}, written by version {writer!r}; this code reads format "
-            f"{FORMAT_VERSION}: make the result again, or use the version that wrote it"
-        )
-    if kind is not None and content.get("kind") != kind:
-        raise ValueError(f"{path}: a result of kind {content.get('kind')!r}, {kind!r} is needed here")
-    return content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import result_folders as make
 
-from flm.measures.plotting import run_colours
-from flm.report import figures
+from flm.measures.frontier_figure import frontier_figure
+from flm.measures.plotting import run_colours, styled
 from flm.report.comparison import compared, comparison_table, real_level
-from flm.report.comparison_figure import comparison_figure
+from flm.report.figures.quality import comparison_figure
 from flm.report.files import read_results
-from flm.report.tables import Table, markdown
+from flm.report.kinds.frontier import Frontier
+from flm.report.kinds.training import Training
+from flm.report.tables import markdown
+from flm.results.kinds import Table
 
 
 def changed(path, change):
@@ -28,7 +31,7 @@ def results(tmp_path):
     make.frontier(tmp_path / "eval" / "other", "other", shift=-0.3)
     changed(tmp_path / "eval" / "other" / "frontier.json", other_sweep)
     make.likelihood(tmp_path / "eval" / "other", "other", kind="exact")
-    return read_results([tmp_path], 1)
+    return read_results([tmp_path])
 
 
 def other_sweep(content):
@@ -90,18 +93,17 @@ def test_the_chosen_bound_counts(tmp_path):
         content["likelihood"]["chosen"] = "evidence"
 
     changed(path, two_bounds)
-    (row,) = compared(read_results([tmp_path], 1))
+    (row,) = compared(read_results([tmp_path]))
     assert row.likelihood.bits_per_character == 1.25 and row.quality == {}
 
 
 def test_perplexities_of_another_judge_stay_out(results, tmp_path):
     changed(tmp_path / "eval" / "other" / "frontier.json", lambda content: content["scorer"].update(name="another"))
-    nano, other = compared(read_results([tmp_path], 1))
+    nano, other = compared(read_results([tmp_path]))
     assert nano.quality and not other.quality
 
 
-def test_the_figure_shows_the_same_numbers(results, monkeypatch):
-    monkeypatch.setattr("flm.report.comparison_figure.png", lambda figure: figure)
+def test_the_figure_shows_the_same_numbers(results):
     rows = compared(results)
     colours = {"nano": "#0072B2", "other": "#D55E00"}
     figure = comparison_figure(rows, real_level(results), "gpt2-large", colours)
@@ -115,12 +117,13 @@ def test_the_figure_shows_the_same_numbers(results, monkeypatch):
         assert [line.get_ydata()[0] for line in axes.lines if line.get_label() == "real text"] == [3.821]
 
 
-def test_many_curves_share_a_legend(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "png", lambda figure: figure)
+def test_many_curves_share_a_legend(tmp_path):
     for index in range(6):
         make.frontier(tmp_path / str(index), f"run{index}", shift=0.1 * index)
-    found = read_results([tmp_path], 1).frontiers
-    figure = figures.frontier_figure(found, run_colours([f"run{index}" for index in range(6)]))
+    found = read_results([tmp_path]).of(Frontier)
+    curves = [curve for one in found for curve in one.curves]
+    with styled():
+        figure = frontier_figure(curves, [], found[0].scorer, run_colours([f"run{index}" for index in range(6)]))
     _, labels = figure.axes[0].get_legend_handles_labels()
     assert labels.count("8 steps") == labels.count("64 steps") == 1 and {f"run{index}" for index in range(6)} < set(labels)
 
@@ -130,5 +133,5 @@ def test_a_start_that_had_nothing_left_to_train_says_nothing_about_speed(tmp_pat
     empty = run / "metrics" / "version_2" / "metrics.csv"
     empty.parent.mkdir()
     empty.write_text("epoch,step\n")
-    (training,) = read_results([run], 1).trainings
+    (training,) = read_results([run]).of(Training)
     assert training.tokens_per_second == 3468

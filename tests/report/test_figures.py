@@ -1,18 +1,29 @@
 """Figures show the numbers of the files: read back from the axes, and from the pixels."""
 
 import io
+import json
 import math
+import re
 
 import numpy as np
 import pytest
 import result_folders as make
 from PIL import Image
 
-from flm.measures.plotting import INK, run_colours
-from flm.report import figures
+from flm.measures.frontier import Curve, Point
+from flm.measures.frontier_figure import frontier_figure
+from flm.measures.plotting import COLOURS as PALETTE
+from flm.measures.plotting import INK, bulk, png, run_colours, styled
+from flm.report.figures import losses, quality
+from flm.report.figures.drawing import Art, themed_svg
+from flm.report.figures.film_strip import LINE, LINES, _lines, film_figure, shade, visible
+from flm.report.figures.throughput import throughput_figure
 from flm.report.files import read_results
-from flm.report.film_strip import LINE, LINES, _lines, film_figure, shade, visible
-from flm.report.records import Film, Frame
+from flm.report.kinds.film import Film, Frame
+from flm.report.kinds.frontier import Frontier
+from flm.report.kinds.likelihood import Likelihood
+from flm.report.kinds.samples import Samples
+from flm.report.kinds.training import Training
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +31,24 @@ def results(tmp_path_factory):
     root = make.everything(tmp_path_factory.mktemp("results"))
     make.samples(root / "eval" / "other", "other", scale=0.9)
     make.frontier(root / "eval" / "other", "other", shift=-0.3)
-    return read_results([root], 1)
+    return read_results([root])
 
 
-@pytest.fixture
-def axes_of(monkeypatch):
-    """The axes that a figure function draws, by title or position."""
-    monkeypatch.setattr(figures, "png", lambda figure: figure)
-    return lambda figure: figure.axes
+@pytest.fixture(autouse=True)
+def style():
+    with styled():
+        yield
+
+
+def axes_of(figure):
+    return figure.axes
+
+
+def sweep(frontiers, scorer=None):
+    """The figure of sweeps."""
+    curves = [curve for one in frontiers for curve in one.curves]
+    levels = [(one.real[0].mean, one.real[1].mean) for one in frontiers if one.real is not None]
+    return frontier_figure(curves, levels, scorer or frontiers[0].scorer, COLOURS)
 
 
 COLOURS = {"nano": "#0072B2", "other": "#D55E00"}
@@ -51,8 +72,8 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_frontier_curves_are_the_points_of_the_file_along_temperature(results, axes_of):
-    (axes,) = axes_of(figures.frontier_figure(results.frontiers, COLOURS))
+def test_frontier_curves_are_the_points_of_the_file_along_temperature(results):
+    (axes,) = axes_of(sweep(results.of(Frontier)))
     drawn = lines_by_label(axes)
     assert set(drawn) == {"nano, 8 steps", "nano, 64 steps", "other, 8 steps", "other, 64 steps", "real text"}
     x, y = data(drawn["other, 8 steps"])
@@ -67,16 +88,40 @@ def test_frontier_curves_are_the_points_of_the_file_along_temperature(results, a
     assert "gpt2-large" in axes.get_title(loc="left")
 
 
-def test_a_sweep_out_of_order_is_drawn_in_order(results):
-    frontier = results.frontiers[0]
-    shuffled = type(frontier)(**{**frontier.__dict__, "points": frontier.points[::-1]})
-    for curve in figures.sweeps(shuffled):
+def test_a_sweep_out_of_order_is_drawn_in_order(tmp_path):
+    path = make.frontier(tmp_path)
+    content = json.loads(path.read_text())
+    content["points"].reverse()
+    make.write(path, content)
+    (frontier,) = read_results([path]).of(Frontier)
+    assert len(frontier.curves) == 2
+    for curve in frontier.curves:
         assert curve.along == "temperature" and set(curve.settings) == {"run", "steps"}
         assert [point.settings["temperature"] for point in curve.points] == [0.7, 0.8, 0.9, 1.0]
 
 
-def test_diversity_stands_beside_real_text(results, axes_of):
-    drawn = axes_of(figures.diversity_figure(results.samples, COLOURS))
+def test_one_collapsed_point_does_not_hide_the_others(results):
+    """A sample of one token over and over has no entropy, and a perplexity that has nothing to do with the rest."""
+    before = axes_of(sweep(results.of(Frontier)))[0]
+    frontier = results.of(Frontier)[0]
+    collapsed = Curve({"run": "nano", "steps": 1}, "temperature", (Point({"steps": 1, "temperature": 0.1}, 0.0, 60.0),))
+    curves = [*frontier.curves, collapsed]
+    axes = frontier_figure(curves, [(4.117, 3.821)], frontier.scorer, COLOURS).axes[0]
+    for (low, high), points in ((axes.get_xlim(), (3.44, 4.117)), (axes.get_ylim(), (3.68, 4.49))):
+        assert low < points[0] < points[1] < high and high - low < 1.5
+    assert "beyond the axes: steps 1, temperature 0.1 at 0.00 nats, log 60.00" in axes.get_xlabel().replace("\n", " ")
+    assert "beyond" not in before.get_xlabel()
+
+
+def test_the_bulk_keeps_wide_sweeps_and_drops_what_lies_far_off():
+    even = [3.0, 3.3, 3.6, 3.9, 4.2]
+    assert bulk(even) == (3.0, 4.2) and bulk([*even, 0.0, float("nan")]) == (0.0, 4.2)  # within the usual spread
+    assert bulk([3.9, 4.0, 4.1, 0.0]) == (3.9, 4.1) and bulk([2.0, 2.0, 2.0, 9.0]) == (2.0, 2.0)
+    assert bulk([5.0]) == (5.0, 5.0) and bulk([float("inf")]) is None
+
+
+def test_diversity_stands_beside_real_text(results):
+    drawn = axes_of(quality.diversity_figure(results.of(Samples), COLOURS))
     entropy, _, distinct_2, _ = drawn
     lines = lines_by_label(entropy)
     assert set(lines) == {"nano", "other", "real text"}  # one level: both runs have the same real text
@@ -86,35 +131,34 @@ def test_diversity_stands_beside_real_text(results, axes_of):
     assert [label.get_text() for label in entropy.get_xticklabels()] == ["1", "8", "64"]
 
 
-def test_different_real_texts_are_different_levels(results, axes_of):
-    first, second = results.samples
+def test_different_real_texts_are_different_levels(results):
+    first, second = results.of(Samples)
     real = type(first.real)(**{**first.real.__dict__, "metrics": {"entropy_nats": 5.5}})
     changed = type(second)(second.source, second.generated, real)
-    entropy = axes_of(figures.diversity_figure([first, changed], COLOURS))[0]
+    entropy = axes_of(quality.diversity_figure([first, changed], COLOURS))[0]
     levels = {k: set(line.get_ydata()) for k, line in lines_by_label(entropy).items() if "real text" in k}
     assert levels == {f"{first.source.label}, real text": {4.117}, f"{second.source.label}, real text": {5.5}}
 
 
-def test_a_run_without_real_text_is_not_held_to_that_of_another(results, axes_of):
-    first, second = results.samples
+def test_a_run_without_real_text_is_not_held_to_that_of_another(results):
+    first, second = results.of(Samples)
     alone = type(second)(second.source, second.generated, None)
-    lines = lines_by_label(axes_of(figures.diversity_figure([first, alone], COLOURS))[0])
+    lines = lines_by_label(axes_of(quality.diversity_figure([first, alone], COLOURS))[0])
     assert set(lines) == {"nano", "other", "nano, real text"} and set(lines["nano, real text"].get_ydata()) == {4.117}
-    lines = lines_by_label(axes_of(figures.diversity_figure([alone], COLOURS))[0])
+    lines = lines_by_label(axes_of(quality.diversity_figure([alone], COLOURS))[0])
     assert set(lines) == {"other"}
 
 
-def test_only_a_language_models_perplexity_is_called_generative(results, axes_of):
+def test_only_a_language_models_perplexity_is_called_generative(results):
     by_3_grams = ("3-gram of validation text, every token", "perplexity under 3-grams")
     for scorer, name in (by_3_grams, ("gpt2-large, published", "generative perplexity")):
-        judged = [type(one)(**{**one.__dict__, "scorer": scorer}) for one in results.frontiers]
-        (axes,) = axes_of(figures.frontier_figure(judged, COLOURS))
+        (axes,) = axes_of(sweep(results.of(Frontier), scorer))
         assert axes.get_ylabel() == f"log {name}, nats per token"
         assert axes.child_axes[0].get_ylabel() == name
 
 
-def test_cross_entropy_is_that_of_the_last_validation_and_skips_empty_tenths(results, axes_of):
-    (axes,) = axes_of(figures.cross_entropy_figure(results.trainings, COLOURS))
+def test_cross_entropy_is_that_of_the_last_validation_and_skips_empty_tenths(results):
+    (axes,) = axes_of(losses.cross_entropy_figure(results.of(Training), COLOURS))
     lines = lines_by_label(axes)
     free = [4.87 * (1 - (i + 0.5) / 10) for i in range(10)]
     there = [i for i in range(10) if i != 3]
@@ -123,14 +167,14 @@ def test_cross_entropy_is_that_of_the_last_validation_and_skips_empty_tenths(res
     np.testing.assert_allclose(lines["nano, without context"].get_ydata(), free, atol=1e-4)
 
 
-def test_throughput_is_the_median_of_the_last_start(results, axes_of):
-    training, sampling = axes_of(figures.throughput_figure(results.trainings, results.samples, COLOURS))
+def test_throughput_is_the_median_of_the_last_start(results):
+    training, sampling = axes_of(throughput_figure(results.of(Training), results.of(Samples), COLOURS))
     assert [bar.get_width() for bar in training.patches] == [3468.0]  # of 3000, 3468 and a burst of 10000
     np.testing.assert_allclose(lines_by_label(sampling)["nano"].get_ydata(), [11.25, 90.0, 720.0])
 
 
-def test_likelihood_climbs_to_the_bound(results, axes_of):
-    (axes,) = axes_of(figures.likelihood_figure(results.likelihoods, COLOURS))
+def test_likelihood_climbs_to_the_bound(results):
+    (axes,) = axes_of(losses.likelihood_figure(results.of(Likelihood), COLOURS))
     x, y = lines_by_label(axes)["nano"].get_data()
     heights = dict(zip(x, y, strict=True))  # the last height at each t
     assert heights == pytest.approx({0.0: 0.0, 0.3: 0.31, 0.6: 1.58, 0.8: 2.354})
@@ -140,15 +184,16 @@ def test_likelihood_climbs_to_the_bound(results, axes_of):
 
 def test_figures_are_small_pngs_that_show_something(results):
     drawn = {
-        "frontier": figures.frontier_figure(results.frontiers, COLOURS),
-        "diversity": figures.diversity_figure(results.samples, COLOURS),
-        "ce": figures.cross_entropy_figure(results.trainings, COLOURS),
-        "throughput": figures.throughput_figure(results.trainings, results.samples, COLOURS),
-        "likelihood": figures.likelihood_figure(results.likelihoods, COLOURS),
+        "frontier": sweep(results.of(Frontier)),
+        "diversity": quality.diversity_figure(results.of(Samples), COLOURS),
+        "ce": losses.cross_entropy_figure(results.of(Training), COLOURS),
+        "throughput": throughput_figure(results.of(Training), results.of(Samples), COLOURS),
+        "likelihood": losses.likelihood_figure(results.of(Likelihood), COLOURS),
     }
-    for name, png in drawn.items():
-        assert len(png) < 200_000, name
-        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    for name, figure in drawn.items():
+        content = png(figure)
+        assert len(content) < 200_000, name
+        pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         wanted = np.array([int(COLOURS["nano"][i : i + 2], 16) for i in (1, 3, 5)])
         share = (np.abs(pixels.astype(int) - wanted).max(-1) < 24).mean()
         assert 1e-4 < share < 0.5, (name, share)  # the run's colour is there
@@ -176,8 +221,8 @@ def test_shading_grows_with_probability_and_keeps_text_legible():
 
 def test_a_film_has_the_shade_of_its_probabilities():
     def share(probability):
-        png = film_figure([film(probability, ["abcdefg"] * 24)])
-        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+        drawn = png(film_figure([film(probability, ["abcdefg"] * 24)]))
+        pixels = np.asarray(Image.open(io.BytesIO(drawn)).convert("RGB")).astype(int)
         wanted = [int(shade(0.62)[i : i + 2], 16) for i in (1, 3, 5)]  # a shade that the key below does not have
         return (np.abs(pixels - wanted).max(-1) <= 2).mean()
 
@@ -202,5 +247,57 @@ def test_a_full_film_is_a_small_file():
     for index in range(3):
         tokens = tuple("".join(map(chr, rng.integers(33, 126, 4))) for _ in range(100))
         frames.append(Frame(index / 3, tokens, tuple(rng.random(100).tolist()), (False,) * 100))
-    png = film_figure([Film(None, 1, tuple(frames[:1])), Film(None, 64, tuple(frames))])
-    assert len(png) < 200_000 * 4 / 13
+    drawn = film_figure([Film(None, 1, tuple(frames[:1])), Film(None, 64, tuple(frames))])
+    assert len(png(drawn)) < 200_000 * 4 / 13
+
+
+def test_learning_curves_are_the_log(results):
+    (axes,) = axes_of(losses.learning_figure(results.of(Training), COLOURS))
+    lines = lines_by_label(axes)
+    np.testing.assert_allclose(data(lines["nano, validation"]), [[500, 1000], [3, 2]])
+    # logged in the step under way: the value at "step 479" is of the loss after 480 steps
+    np.testing.assert_allclose(data(lines["nano, training"]), [[480, 490, 495, 980, 990, 995], [6, 5, 4.5, 4, 3, 2.5]])
+
+
+def test_generation_over_training_stands_at_the_steps_done(results):
+    (axes,) = axes_of(losses.generation_figure(results.of(Training), COLOURS))
+    np.testing.assert_allclose(data(lines_by_label(axes)["nano, 8 steps"]), [[500, 1000], [2.5, 3.5]])
+    assert axes.get_title(loc="left") == "entropy within a sample, nats"
+
+
+def test_long_curves_are_thinned_to_means():
+    points = [(step, float(step % 2)) for step in range(1, 60_001)]
+    thin = losses.thinned(points)
+    assert len(thin) == losses.POINTS and np.mean([y for _, y in thin]) == pytest.approx(0.5)
+    assert thin[0] == (50.5, 0.5) and thin[-1] == (59_950.5, 0.5)
+
+
+def test_one_explosion_does_not_flatten_a_learning_curve(tmp_path):
+    path = make.training(tmp_path / "nano").parent / "metrics" / "version_1" / "metrics.csv"
+    path.write_text(path.read_text().replace("\n0,3000,979,4,", "\n0,3000,979,1e9,"))
+    (axes,) = axes_of(losses.learning_figure(read_results([tmp_path]).of(Training), COLOURS))
+    low, high = axes.get_ylim()
+    assert low < 2 and 6 < high < 20
+
+
+def test_svg_takes_the_pages_colours_and_keeps_to_its_own_names(results):
+    svg = themed_svg(sweep(results.of(Frontier)), "frontier")
+    for colour in (*PALETTE[:2], INK, "#FFFFFF"):
+        assert colour.lower() not in svg
+    assert "var(--run-0)" in svg and "var(--run-1)" in svg and "var(--ink)" in svg
+    names = re.findall(r' id="([^"]*)"', svg)
+    assert names and all(name.startswith("frontier-") for name in names)
+    used = re.findall(r'(?:href="#|url\(#)([^")]*)', svg)
+    assert used and set(used) <= set(names)
+    for text in ("nano, 8 steps", "real text", "unigram entropy within a sample, nats"):
+        assert f">{text}</text>" in svg
+
+
+def test_a_label_is_text_whatever_it_holds(tmp_path):
+    """Neither formulas nor markup, and none is lost."""
+    make.frontier(tmp_path / "a", label="$x^2$ <b>&")
+    make.frontier(tmp_path / "b", label="_hidden\\frac\n\x00")
+    results = read_results([tmp_path])
+    assert results.runs == ["$x^2$ <b>&", "hidden\\frac"]
+    svg = Art.of(results.runs).picture("odd", lambda: sweep(results.of(Frontier)), "odd").svg
+    assert "$x^2$ &lt;b&gt;&amp;, 8 steps" in svg and "hidden\\frac, 8 steps" in svg

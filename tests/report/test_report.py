@@ -1,58 +1,25 @@
 """mode=report on folders of result files: the numbers are on the page, and the page stands alone."""
 
 import base64
+import hashlib
 import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import matplotlib.image
 import numpy as np
 import pytest
 import result_folders as make
+from report_page import Page
 from running import command, config_of
 
 from flm.measures.estimate import Estimate
-from flm.report.report import plain_columns, report
-from flm.report.tables import Table
+from flm.report.report import report
+from flm.report.tables import plain_columns
+from flm.results.kinds import Table
 
-VOID = {"meta", "link", "img", "br"}
-SECTIONS = ("runs", "frontier", "diversity", "film", "samples", "cross-entropy", "likelihood", "throughput")
-
-
-class Page(HTMLParser):
-    """Text by section, pictures, attributes that could load something, and whether every tag is closed in order."""
-
-    def __init__(self, html: str):
-        super().__init__(convert_charrefs=True)
-        self.open, self.text, self.pictures, self.loads, self.tags = [], {}, [], [], set()
-        self.section, self.spans = None, []
-        self.feed(html)
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.tags.add(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "section":
-            self.section = attrs["id"]
-        if tag == "img":
-            self.pictures.append(base64.b64decode(attrs["src"].removeprefix("data:image/png;base64,"), validate=True))
-        if tag == "span" and "title" in attrs:
-            self.spans.append((attrs["title"], attrs["style"]))
-        self.loads += [value for key, value in attrs.items() if key in ("src", "href", "srcset", "action", "data")]
-        assert not any(key.startswith("on") for key in attrs)
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
-
-    def handle_data(self, data):
-        self.text[self.section] = self.text.get(self.section, "") + data
-
-    def rows(self, section: str) -> str:
-        return " ".join(self.text[section].split())
+SECTIONS = ("runs", "learning", "frontier", "diversity", "film", "samples", "cross-entropy", "likelihood", "throughput")
 
 
 def run(folder, *inputs, **keys):
@@ -74,6 +41,7 @@ def test_every_section_shows_its_numbers(made):
     _, _, page = made
     expected = {
         "runs": ["nano", "FLM", "pydoc", make.CORPUS, "1,000", "4,321", make.SHA[:12], "0123456789-dirty", "mode=sample_eval"],
+        "learning": ["2.500", "2.000", "1,000"],
         "frontier": ["87.65", "4.473", "0.0321", "0.931", "ppl 123.4 at 3.98 nats"],
         "diversity": "2.871 3.618 3.944 4.117 0.313 0.668 0.712 31.40 3.333 412.5 96.35 45.67".split(),
         "cross-entropy": ["3.758", "4.627", "0.198"],
@@ -92,14 +60,49 @@ def test_every_section_shows_its_numbers(made):
 
 def test_the_page_stands_alone_and_escapes_what_models_write(made):
     out, html, page = made
-    assert "script" not in page.tags and "<script>alert(1)</script>" in page.rows("samples")
+    assert page.tags.count("script") == 1 and "<script>alert(1)</script>" in page.rows("samples")
     assert all(value.startswith(("data:", "#")) for value in page.loads)
-    assert not re.search(r"url\(|@import|https?://", html)
+    assert all(value[1:] in page.ids for value in page.loads if value.startswith("#") and len(value) > 1)
+    assert len(page.ids) == len(set(page.ids))  # figures stand in one page and share no names
+    assert not re.search(r"url\((?!#)|@import", html)
+    assert set(re.findall(r"https?://[^\"' <]*", html)) == {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
     files = {path.stem: path.read_bytes() for path in (out / "figures").glob("*.png")}
-    assert set(files) == {"frontier", "diversity", "film_strip", "ce_by_tau", "likelihood", "throughput"}
-    assert all(len(png) < 200_000 for png in files.values())
-    embedded = set(page.pictures)
-    assert embedded == {png for name, png in files.items() if name != "film_strip"}  # that one is text on the page
+    names = {"learning", "generation", "frontier", "diversity", "film_strip", "ce_by_tau", "likelihood", "throughput"}
+    assert set(files) == names and all(len(png) < 200_000 for png in files.values())
+    assert len(page.pictures) == len(names) - 1  # the film is text on the page
+
+
+def test_only_the_pages_own_script_may_run(made):
+    _, html, _ = made
+    script = re.search(r"<script>(.*?)</script>", html, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html and "default-src 'none'" in html
+
+
+def test_tables_hold_the_numbers_of_the_files_to_the_last_digit(made):
+    _, _, page = made
+    (likelihood,) = page.tables["likelihood"]
+    assert (float(likelihood["nats per token"]), float(likelihood["bits per byte"])) == (2.354, 2.0512)
+    assert float(page.errors["likelihood"][0]["nats per token"]) == 0.013
+    assert [float(row["entropy, nats"]) for row in page.tables["diversity"]] == [2.871, 3.618, 3.944, 4.117]
+    assert [row["steps"] for row in page.tables["diversity"]] == ["1", "8", "64", "real text"]
+    reached, missed = page.tables["frontier"]
+    assert (reached["steps"], float(reached["ppl"]), float(reached["temperature"])) == ("64", 87.65, 0.9312)
+    assert missed["ppl"] == "" and missed["closest reached"] == "ppl 123.4 at 3.98 nats"
+    (learned,) = page.tables["learning"]
+    assert [float(learned[key]) for key in ("last training loss", "last validation", "best validation", "at step")] == [
+        2.5, 2, 2, 1000,
+    ]  # fmt: skip
+
+
+def test_the_card_on_top_has_the_numbers_that_matter(made):
+    _, _, page = made
+    tiles = {name: (value, about) for name, value, about in page.tiles}
+    assert tiles["training"][0] == "finished" and "1,000 of 1,000 steps" in tiles["training"][1]
+    assert float(tiles["bits per character"][0]) == 2.0533 and "upper bound" in tiles["bits per character"][1]
+    assert float(tiles["perplexity at the entropy of real text"][0]) == 87.65
+    assert "64 steps" in tiles["perplexity at the entropy of real text"][1]
+    assert float(tiles["milliseconds per sample"][0]) == 11.25
 
 
 def test_film_spans_are_shaded_by_probability(made):
@@ -117,11 +120,12 @@ def test_one_kind_of_result_alone_is_enough(kind, tmp_path):
         "samples": {"diversity", "samples", "throughput"},
         "frontier": {"frontier"},
         "likelihood": {"likelihood"},
-        "training": {"cross-entropy", "throughput"},
+        "training": {"learning", "cross-entropy", "throughput"},
         "film": {"film"},
     }[kind]
     checkpoint = "eval.checkpoint_path=RUN/checkpoints/last.ckpt"
     commands = {
+        "learning": "python main.py mode=report report.inputs=[RUN,...]",
         "frontier": f"python main.py mode=frontier {checkpoint}",
         "diversity": f"python main.py mode=sample_eval {checkpoint}",
         "film": f"python main.py mode=sample_eval {checkpoint} sampling.film=true",
@@ -153,9 +157,12 @@ def test_real_text_samples_and_metrics_may_be_missing(tmp_path):
 def test_a_picture_says_which_perplexity_it_shows(tmp_path):
     make.frontier(tmp_path / "a", scorer="3-gram of validation text")
     html, _ = run(tmp_path / "out", tmp_path / "a")
-    assert 'alt="log perplexity under 3-grams against entropy, scored by 3-gram of validation text, published"' in html
+    assert 'aria-label="log perplexity under 3-grams against entropy, scored by 3-gram of validation text, published"' in html
     make.frontier(tmp_path / "a")
-    assert 'alt="log generative perplexity against entropy, scored by gpt2-large, ' in run(tmp_path / "out", tmp_path / "a")[0]
+    assert (
+        'aria-label="log generative perplexity against entropy, scored by gpt2-large, '
+        in run(tmp_path / "out", tmp_path / "a")[0]
+    )
 
 
 def test_scorers_are_not_mixed_in_one_figure(tmp_path):
@@ -204,11 +211,11 @@ def test_bad_input_is_one_line_that_names_the_file(tmp_path, monkeypatch, capfd)
     content = json.loads(good.read_text())
     bad = tmp_path / "bad"
     cases = {
-        "results.json": ("{not json", "not a JSON file"),
-        "frontier.json": (json.dumps(content | {"format_version": 2}), "format_version is 2"),
-        "film-8.json": (json.dumps([1]), "format_version is None"),
+        "results.json": ("{not json", "not a readable result file"),
+        "frontier.json": (json.dumps(content | {"format_version": 2}), "result format 2"),
+        "film-8.json": (json.dumps([1]), "names no format_version"),
         "likelihood.json": (json.dumps(content | {"kind": "dream"}), "'dream'"),
-        "film-4.json": (json.dumps(content | {"kind": "film", "steps": 4}), "'frames'"),
+        "film-4.json": (json.dumps(content | {"kind": "film", "steps": 4}), "frames: Field required"),
         "film-2.json": (json.dumps(content | {"kind": "film", "steps": 2, "frames": [{"tau": 0, "tokens": ["a"]}]}), "probab"),
     }
     bad.mkdir()

@@ -56,14 +56,14 @@ def test_scores_of_responses_and_programs(tmp_path):
     (code,) = table(tables, "programs")
     assert code["pass@1"].startswith("0.250") and code["pass@2"].startswith("0.500") and code["problems"] == "2"
     assert code["compiled@1"].startswith("0.500") and code["exact match"].startswith("0.500")
-    assert 'id="responses"' in html and 'id="programs"' in html and "scheme=basic, top_k=1" in html
+    assert 'id="conditional-eval"' in html and 'id="code-eval"' in html and "scheme=basic, top_k=1" in html
 
 
 def test_nothing_is_said_of_what_is_not_there(tmp_path):
     make.samples(tmp_path / "in")
     report(config_of(tmp_path / "out", "mode=report", f"report.inputs=[{tmp_path / 'in'}]"))
     html = (tmp_path / "out" / "report.html").read_text()
-    assert 'id="responses"' not in html and 'id="programs"' not in html
+    assert 'id="conditional-eval"' not in html and 'id="code-eval"' not in html
 
 
 def test_answers_that_no_model_wrote(tmp_path):

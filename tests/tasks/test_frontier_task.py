@@ -14,9 +14,9 @@ from flm.judges.gen_ppl import PublishedProtocol
 from flm.judges.huggingface_scorer import HuggingFaceScorer
 from flm.judges.ngram_judge import HeldOutNGrams
 from flm.measures.diversity import token_diversity
+from flm.results.files import read_result
 from flm.tasks.assemble import data_module
 from flm.tasks.frontier import frontier
-from flm.tasks.results import read_result
 from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train
 

@@ -17,10 +17,10 @@ from flm.data.tokenizers import BPETokenizer, ByteTokenizer
 from flm.draws import Draws
 from flm.models.dit import DiT
 from flm.report.files import read_results
+from flm.report.kinds.likelihood import Likelihood
 from flm.report.tables import contribution_table
 from flm.tasks.assemble import data_module
 from flm.tasks.ppl_eval import _unknown_id, ppl_eval
-from flm.tasks.results import FORMAT_VERSION
 from flm.tasks.train import train
 
 
@@ -76,7 +76,7 @@ def test_a_checkpoint_is_scored_on_its_own_and_on_other_text(monkeypatch, capfd,
     assert 0 < row["monte_carlo_error_nats"] < row["standard_error_nats"] * 1.5
     assert odd["variants"]["network"]["nats_per_token"] > 1.5 * row["nats_per_token"]
     assert odd["corpus"].startswith(str(other))
-    records = read_results([tmp_path / "likelihood.json"], FORMAT_VERSION).likelihoods
+    records = read_results([tmp_path / "likelihood.json"]).of(Likelihood)
     assert [record.corpus for record in records] == [str(corpus)] * 2 + ["odd"] * 2
     shown = capfd.readouterr().out
     assert "variational upper bound" in shown and f"{row['nats_per_token']:.4f}" in shown and "odd" in shown
@@ -168,7 +168,7 @@ def test_nothing_is_called_lowest_without_a_pilot(tmp_path, checkpoint, corpus, 
     shown = [line.split()[-2:] for line in said.splitlines() if line.strip().startswith("network ") and " t 0." in line]
     expected = ["-" if nats is None else f"{nats:.4f}" for nats in row["parts_nats_per_token"].values()]
     assert shown == [[nats, str(count)] for nats, count in zip(expected, row["draws_by_part"].values(), strict=True)]
-    record = read_results([tmp_path / "likelihood.json"], FORMAT_VERSION).likelihoods[0]
+    record = read_results([tmp_path / "likelihood.json"]).of(Likelihood)[0]
     assert record.parts == row["parts_nats_per_token"]
     assert [nats for *_, nats in record.spans] == [nats for nats in record.parts.values() if nats is not None]
     assert [cells[-1] for cells in contribution_table([record]).rows] == list(record.parts.values())

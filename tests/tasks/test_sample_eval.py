@@ -19,11 +19,12 @@ from flm.judges.gen_ppl import PublishedProtocol, WholeTextProtocol
 from flm.judges.huggingface_scorer import HuggingFaceScorer
 from flm.measures.diversity import self_bleu_4, token_diversity
 from flm.measures.ngram import NGramModel
+from flm.results.files import read_result
 from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import data_module
 from flm.tasks.generation import Generation
 from flm.tasks.real_text import recorded_corpus
-from flm.tasks.results import read_result, write_json
+from flm.tasks.results import write_json
 from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train
 

@@ -1,15 +1,19 @@
 """A film strip: one text at moments of its generation, each token shaded by its probability."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flm.measures.plotting import INK, png, styled
-from flm.report.records import Film, Frame
+from flm.measures.plotting import INK
+from flm.report.kinds.film import Film, Frame
+from flm.report.page import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LINE = 56  # characters in a line of the figure
+MOMENTS = 12  # of a film
 LINES = 4  # for a moment; what is longer is cut
 _PALE, _FULL = (255, 255, 255), (118, 183, 236)  # probability 0 and 1; dark ink stays legible on both
-_VISIBLE = {"\n": "\u21b5", "\r": "\u21b5", "\t": "\u2192"}
 
 
 def shade(probability: float) -> str:
@@ -18,39 +22,34 @@ def shade(probability: float) -> str:
     return "#" + "".join(f"{round(a + (b - a) * p):02x}" for a, b in zip(_PALE, _FULL, strict=True))
 
 
-def visible(token: str) -> str:
-    """A token with its line breaks, tabs and other control characters made visible, one character each."""
-    return "".join(_VISIBLE.get(c, c if c.isprintable() else "\ufffd") for c in token)
+def film_figure(films: Sequence[Film]) -> "Figure":
+    """Films of one model next to each other: fewest steps on the left, noise above and text below."""
+    from matplotlib.figure import Figure
 
-
-def film_figure(films: Sequence[Film]) -> bytes:
-    """Films of one model next to each other, as PNG: fewest steps on the left, noise above and text below."""
-    with styled():
-        from matplotlib.figure import Figure
-
-        rows = [[_lines(frame) for frame in film.frames] for film in films]
-        # in units of text lines: one of space after each moment, two for the headings, three for the key below
-        body = max(sum(len(lines) + 1 for lines in film) for film in rows)
-        character, line = 0.0715, 0.165  # inches, of a monospaced 8.5 point font
-        margin, column = 8, 8 + LINE + 3  # characters: room for "tau 0.12", and a column with its space
-        width, height = len(films) * column * character, (body + 5.5) * line
-        figure = Figure(figsize=(width, height))
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set(xlim=(0, len(films) * column), ylim=(body + 5.5, 0))
-        axes.axis("off")
-        for index, (film, moments) in enumerate(zip(films, rows, strict=True)):
-            left = index * column + margin + 1
-            heading = f"{film.steps} step{'s' * (film.steps > 1)}"
-            axes.text(left, 1.2, heading, fontsize=11, fontweight="bold", color=INK, va="center")
-            y = 3.0
-            for frame, lines in zip(film.frames, moments, strict=True):
-                axes.text(left - 0.8, y, f"tau {frame.tau:.2f}", fontsize=8, color="#666666", ha="right", va="center")
-                for pieces in lines:
-                    _draw_line(axes, left, y, pieces)
-                    y += 1
+    shown = [film.moments(MOMENTS) for film in films]
+    rows = [[_lines(frame) for frame in frames] for frames in shown]
+    # in units of text lines: one of space after each moment, two for the headings, three for the key below
+    body = max(sum(len(lines) + 1 for lines in film) for film in rows)
+    character, line = 0.0715, 0.165  # inches, of a monospaced 8.5 point font
+    margin, column = 8, 8 + LINE + 3  # characters: room for "tau 0.12", and a column with its space
+    width, height = len(films) * column * character, (body + 5.5) * line
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, len(films) * column), ylim=(body + 5.5, 0))
+    axes.axis("off")
+    for index, (film, frames, moments) in enumerate(zip(films, shown, rows, strict=True)):
+        left = index * column + margin + 1
+        heading = f"{film.steps} step{'s' * (film.steps > 1)}"
+        axes.text(left, 1.2, heading, fontsize=11, fontweight="bold", color=INK, va="center")
+        y = 3.0
+        for frame, lines in zip(frames, moments, strict=True):
+            axes.text(left - 0.8, y, f"tau {frame.tau:.2f}", fontsize=8, color="#666666", ha="right", va="center")
+            for pieces in lines:
+                _draw_line(axes, left, y, pieces)
                 y += 1
-        _key(axes, margin + 1, body + 4.2)
-        return png(figure)
+            y += 1
+    _key(axes, margin + 1, body + 4.2)
+    return figure
 
 
 def _lines(frame: Frame) -> list[list[tuple[str, float, bool]]]:

@@ -1,0 +1,64 @@
+"""What several figures do with their axes."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flm.measures.estimate import Estimate
+from flm.results.kinds import Number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DASHES = ("-", "--", ":", "-.")
+
+
+def mean_of(value: Number) -> float:
+    """The number behind a value; nan where there is none."""
+    if value is None:
+        return float("nan")
+    return value.mean if isinstance(value, Estimate) else float(value)
+
+
+def errors(values: Sequence[Number]) -> list[float] | None:
+    """Standard errors for error bars, 0 where not known; None if none is known."""
+    found = [value.standard_error if isinstance(value, Estimate) else None for value in values]
+    return None if all(error is None for error in found) else [error or 0.0 for error in found]
+
+
+def line(axes: "Axes", points: Iterable[tuple[float, float]], **style: Any) -> None:
+    """A line through the points that are finite."""
+    kept = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    if kept:
+        axes.plot(*zip(*kept, strict=True), **style)
+
+
+def without_explosions(axes: "Axes", values: Sequence[float]) -> None:
+    """An upper end of y that one value out of all proportion does not set: the others stay visible."""
+    finite = sorted(value for value in values if math.isfinite(value))
+    if not finite:
+        return
+    low, usual = finite[0], finite[math.floor(0.95 * (len(finite) - 1))]
+    if finite[-1] > usual + 5 * (usual - low) > low:
+        margin = 0.05 * (usual - low)
+        axes.set_ylim(low - margin, usual + 3 * margin)
+
+
+def steps_axis(axes: "Axes", steps: Iterable[int | None]) -> None:
+    """Numbers of sampling steps along x."""
+    ticks = sorted({step for step in steps if step})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(step) for step in ticks])
+    axes.set_xticks([], minor=True)
+    if ticks:
+        axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+    axes.set_xlabel("sampling steps")
+
+
+def shared_legend(figure: "Figure", axes: "Axes") -> None:
+    """Below all axes, from the entries of one of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    once: Mapping[str, Any] = dict(zip(labels, handles, strict=True))
+    if once:
+        figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=min(4, len(once)))

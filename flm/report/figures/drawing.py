@@ -1,0 +1,55 @@
+"""A figure twice: as SVG that takes the page's colours, light or dark, and as PNG for other pages."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flm.measures.plotting import COLOURS, FAINT, INK, png, run_colours, styled
+from flm.report.page import Picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_THEME = {
+    **{colour.lower(): f"var(--run-{index})" for index, colour in enumerate(COLOURS)},
+    INK.lower(): "var(--ink)",
+    FAINT.lower(): "var(--faint)",
+    "#888888": "var(--axis)",
+    "#ffffff": "var(--paper)",
+}
+
+
+@dataclass
+class Art:
+    """Draws the figures of one report, and keeps them as PNG by name.
+
+    Attributes:
+        colours: by label of the run, the same in all figures.
+    """
+
+    colours: dict[str, str]
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, runs: Sequence[str]) -> "Art":
+        return cls(run_colours(runs))
+
+    def picture(self, name: str, draw: Callable[[], "Figure"], description: str) -> Picture:
+        """A figure that `draw` makes, as a block of the page."""
+        with styled():
+            figure = draw()
+            self.files[name] = png(figure)
+            return Picture(themed_svg(figure, name), description)
+
+
+def themed_svg(figure: "Figure", name: str) -> str:
+    """SVG to stand in a page among others: its ids begin with `name`, and its colours are the page's."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    return re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda found: _THEME.get(found[0], found[0]), svg)

@@ -1,0 +1,126 @@
+"""What a run is called: its own name, and where that says nothing, what tells it from the others."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flm.results.kinds import Source
+
+# where files lie and what is watched, which changes no number
+_INCIDENTAL = re.compile(
+    r"run_dir|(wandb|logger|hydra|checkpointing|mode|report)\..*|eval\.(checkpoint_path|label)"
+    r"|.*(cache_dir|folder|dirpath|save_dir|num_workers)"
+)
+_SAYS_NOTHING = re.compile(r"\d[\d_.:T-]*")  # numbers of a multirun, dates and times
+SEED = "seed"
+LENGTH = 80  # characters of a label
+MANY = 6  # keys that can still be read as a name
+_DEPTH = 12
+
+
+def label_of(path: Path, checkpoint: str | None) -> str:
+    """The folder of the run: the one that trained the checkpoint, where there is one."""
+    if checkpoint is not None:
+        file = Path(checkpoint)
+        return file.parent.parent.name if file.parent.name == "checkpoints" else file.stem
+    return path.parent.resolve().name
+
+
+def run_label(text: object) -> str:
+    """A label as figures and tables take it; matplotlib hides what begins with an underscore."""
+    return in_a_line(text, LENGTH).lstrip("_ ") or "unnamed"
+
+
+def in_a_line(text: object, length: int) -> str:
+    """Without line breaks and control characters, cut where it is too long."""
+    line = "".join(c if c.isprintable() else " " for c in str(text)[: 2 * length])
+    line = " ".join(line.split())
+    return line if len(line) <= length else line[: length - 1] + "\u2026"
+
+
+def differences(sources: Sequence[Source]) -> dict[Path, dict[str, Any]]:
+    """By file: config keys on which not all sources agree, of the training and, within a kind, of the evaluation."""
+    found = _varying({source.path: _flat(source.training) for source in sources})
+    for kind in dict.fromkeys(source.kind for source in sources):
+        own = {one.path: _flat(one.content.get("config") or {}) for one in sources if one.kind == kind}
+        for source in sources:
+            if source.training:  # that seed, and what was chosen when it was trained, say more
+                own.get(source.path, {}).pop(SEED, None)
+        for path, values in _varying(own).items():
+            found[path] = values | found[path]
+    return found
+
+
+def told_apart(sources: Sequence[Source], differing: Mapping[Path, Mapping[str, Any]]) -> list[Source]:
+    """With labels that tell runs apart: those that say nothing, or that several runs share, get what differs, else a folder."""
+    named = []
+    for source in sources:
+        values = differing[source.path]
+        if _SAYS_NOTHING.fullmatch(source.label) and 0 < len(values) <= MANY:
+            source = replace(source, label=run_label(in_words(values)))
+        named.append(source)
+    groups: dict[tuple[str, str], list[Source]] = {}
+    for source in named:
+        groups.setdefault((source.label, source.kind), []).append(source)
+    shared: dict[str, list[Path]] = {}
+    words: dict[Path, str] = {}
+    for (label, _), group in groups.items():
+        folders = {one.path.parent.resolve() for one in group}
+        if len(folders) > 1:
+            shared.setdefault(label, []).extend(folders)
+            within = {one.path: {key: differing[one.path].get(key) for key in _unlike(group, differing)} for one in group}
+            texts = {path: in_words(values) for path, values in within.items() if 0 < len(values) <= MANY}
+            if len(set(texts.values())) == len(group):
+                words |= texts
+    apart = []
+    for source in named:
+        if source.label in shared:
+            folder = os.path.relpath(source.path.parent.resolve(), os.path.commonpath(shared[source.label]))
+            source = replace(source, label=f"{source.label} ({words.get(source.path, folder)})")
+        apart.append(source)
+    return apart
+
+
+def _varying(flat: Mapping[Path, Mapping[str, Any]]) -> dict[Path, dict[str, Any]]:
+    known = [values for values in flat.values() if values]
+    keys, missing = dict.fromkeys(key for values in known for key in values), object()
+    varying = [key for key in keys if len({repr(values.get(key, missing)) for values in known}) > 1]
+    return {path: {key: values[key] for key in varying if key in values} for path, values in flat.items()}
+
+
+def _unlike(group: Sequence[Source], differing: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for source in group for key in differing[source.path])
+    return [key for key in keys if len({repr(differing[source.path].get(key)) for source in group}) > 1]
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """As few parts of each key as tell it from the other keys: "lr=0.001, seed=2"."""
+    short = {}
+    for key in values:
+        parts = key.split(".")
+        tails = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        ends = [tail for tail in tails if sum(f".{other}".endswith(f".{tail}") for other in values) == 1]
+        short[key] = ends[0] if ends else key
+    return ", ".join(f"{short[key]}={_value(value)}" for key, value in values.items())
+
+
+def _value(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else f"\u2026{text[-39:]}"
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by dotted key, without those that follow from where the run lies."""
+    found: dict[str, Any] = {}
+    own = str(config.get("run_dir") or "")
+    waiting: list[tuple[str, Any, int]] = [("", config, 0)]
+    while waiting:
+        key, value, depth = waiting.pop()
+        if isinstance(value, Mapping) and depth < _DEPTH:
+            waiting += [(f"{key}.{name}" if key else str(name), inner, depth + 1) for name, inner in value.items()]
+        elif not _INCIDENTAL.fullmatch(key):
+            found[key] = value.replace(own, "RUN") if own and isinstance(value, str) else value
+    return dict(sorted(found.items()))

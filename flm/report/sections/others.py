@@ -1,0 +1,111 @@
+"""Results of any kind that a package registered, and all numbers over several seeds."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from flm.measures.estimate import Estimate
+from flm.report.figures.drawing import Art
+from flm.report.figures.throughput import lines_figure
+from flm.report.labels import SEED, in_words
+from flm.report.page import Block, Details, Grid, Section, Text
+from flm.report.records import Results
+from flm.report.tables import stacked
+from flm.results.kinds import Cell, Number, Plot, Table
+
+
+def others(results: Results, art: Art) -> list[Section]:
+    """A section for each kind that has a heading, of the tables and plots its reader handed over."""
+    sections = []
+    for kind, about in results.kinds.items():
+        readings = [(source, reading) for source, reading in results.read if source.kind == kind]
+        if not about.heading or not readings:
+            continue
+        blocks: list[Block] = [Text(about.note)] if about.note else []
+        tables: dict[str, list[tuple[str, Table]]] = {}
+        plots: dict[str, list[tuple[str, Plot]]] = {}
+        for source, reading in readings:
+            for table in reading.tables:
+                tables.setdefault(table.name, []).append((source.label, table))
+            for plot in reading.plots:
+                plots.setdefault(plot.name, []).append((source.label, plot))
+        blocks += [Grid(stacked(name, found)) for name, found in tables.items()]
+        for name, drawn in plots.items():
+            draw = lambda drawn=drawn: lines_figure(drawn, art.colours)
+            blocks.append(art.picture(name, draw, drawn[0][1].title))
+        sections.append(Section(kind.replace("_", "-"), about.heading, tuple(blocks)))
+    return sections
+
+
+def seeds(results: Results) -> Section | None:
+    """Every number that several seeds have: a matrix of means and deviations, and each seed's own."""
+    groups = over_seeds(results)
+    if not groups:
+        return None
+    blocks: list[Block] = [
+        Text(
+            "Runs that differ in nothing but their seed. The deviation is that of single runs (sample standard deviation), "
+            "which says by how much another seed may differ."
+        )
+    ]
+    names = dict.fromkeys(name for name, _, _ in groups)
+    blocks += [Grid(_matrix(index, name, groups)) for index, name in enumerate(names, 1)]
+    blocks.append(Details("Each seed", (Grid(_each(groups)),)))
+    return Section("seeds", "Over seeds", tuple(blocks))
+
+
+Groups = Mapping[tuple[str, str, str], Mapping[int, float]]  # (number, what differs, setting): value by seed
+
+
+def over_seeds(results: Results) -> Groups:
+    """The numbers that at least two seeds of one configuration have."""
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for source, reading in results.read:
+        differing = results.differences.get(source.label, {})
+        seed = differing.get(SEED)
+        if not isinstance(seed, int):
+            continue
+        rest = in_words({key: value for key, value in differing.items() if key != SEED})
+        for number in reading.numbers:
+            value = _plain(number.value)
+            if value is not None and math.isfinite(value):
+                found.setdefault((number.name, rest, number.setting), {}).setdefault(seed, value)
+    return {key: values for key, values in found.items() if len(values) > 1}
+
+
+def _matrix(index: int, name: str, groups: Groups) -> Table:
+    """Rows: what differs between runs; two columns for each setting within a run."""
+    chosen = {(rest, setting): values for (number, rest, setting), values in groups.items() if number == name}
+    settings = list(dict.fromkeys(setting for _, setting in chosen))
+    columns = ["differs in", "seeds"]
+    for setting in settings:
+        columns += [setting or "mean", f"{setting}, deviation" if setting else "deviation"]
+    rows = []
+    for rest in dict.fromkeys(rest for rest, _ in chosen):
+        cells: list[Cell] = []
+        for setting in settings:
+            values = chosen.get((rest, setting))
+            cells += [None, None] if values is None else list(mean_and_deviation(list(values.values())))
+        count = max(len(values) for (other, _), values in chosen.items() if other == rest)
+        rows.append((rest or "nothing", count, *cells))
+    return Table(f"seeds_{index}", tuple(columns), tuple(rows), f"{name}: mean and deviation.")
+
+
+def _each(groups: Groups) -> Table:
+    seeds = sorted({seed for values in groups.values() for seed in values})
+    rows: list[tuple[Cell, ...]] = []
+    for (name, rest, setting), values in groups.items():
+        mean, deviation = mean_and_deviation(list(values.values()))
+        rows.append((name, rest or None, setting or None, *(values.get(seed) for seed in seeds), mean, deviation))
+    columns = ("number", "differs in", "setting", *(f"seed {seed}" for seed in seeds), "mean", "deviation")
+    return Table("each_seed", columns, tuple(rows)).without_empty_columns()
+
+
+def mean_and_deviation(values: list[float]) -> tuple[float, float]:
+    """Of at least two values; the deviation is the sample's, with n - 1."""
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def _plain(value: Number | Any) -> float | None:
+    return value.mean if isinstance(value, Estimate) else value

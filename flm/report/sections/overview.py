@@ -1,0 +1,183 @@
+"""The top of a report: a few numbers that matter, and what was run, by whom and how it ended."""
+
+from collections.abc import Iterable
+
+from flm.report.comparison import Compared, compared
+from flm.report.kinds.frontier import Frontier
+from flm.report.kinds.samples import Samples
+from flm.report.kinds.training import Training
+from flm.report.labels import in_words
+from flm.report.page import Card, Commands, Grid, Section, Tile
+from flm.report.records import Results
+from flm.results.kinds import Cell, KeyNumber, Table
+
+TILES = 8
+
+
+def overview(results: Results) -> Section:
+    table = runs_table(results)
+    commands = dict.fromkeys((source.label, source.command) for source in results.sources if source.command)
+    blocks = [Grid(table)]
+    if tiles := card(results):
+        blocks.insert(0, Card(tuple(tiles)))
+    return Section("runs", "What was run", (*blocks, *([Commands(tuple(commands))] if commands else [])))
+
+
+def card(results: Results) -> list[Tile]:
+    """The best run by each chief measure; of one run, its numbers."""
+    rows = compared(results)
+    tiles = [
+        _status(results.of(Training)),
+        _least("bits per character", [(row, row.likelihood and _bits(row)) for row in rows], rows),
+        _matched(rows, results.of(Frontier)),
+        _samples(results) if not results.of(Frontier) else None,
+        *_others(results),
+        _fastest(rows),
+        _speed(rows),
+    ]
+    return [tile for tile in tiles if tile is not None][:TILES]
+
+
+def runs_table(results: Results) -> Table:
+    """A row for each checkpoint and each training run, with the kinds of result there are of it."""
+    columns = ("run", "algorithm", "data", "status", "steps trained", "checkpoint SHA-256", "differs in", "results")
+    columns += ("seed", "device", "dtype", "weights", "processes", "code")
+    trainings = {run.source.path: run for run in results.of(Training)}
+    sweeps = {frontier.source.path: frontier for frontier in results.of(Frontier)}
+    merged: dict[tuple[str, str | None], list[list[Cell]]] = {}
+    for source in results.sources:
+        status, step = None, source.step
+        if source.path in trainings:
+            found = trainings[source.path].status
+            status, step = _in_a_word(trainings[source.path]), found.step
+        revision = _text(source.content.get("git_revision"))
+        differs = in_words(dict(list(results.differences.get(source.label, {}).items())[:TILES])) or None
+        shared = [differs, source.kind.replace("_", " "), source.seed]
+        shared += [_text(source.content.get(key)) for key in ("device", "dtype", "weights", "processes")]
+        shared += [revision and _short_revision(revision)]
+        models = [(source.label, source.algorithm, step, source.sha256)]
+        if source.path in sweeps and sweeps[source.path].models:
+            models = [(run, m.algorithm, m.step, m.sha256) for run, m in sweeps[source.path].models.items()]
+        for label, algorithm, trained, sha in models:
+            row = [label, algorithm, source.data, status, trained, sha and sha[:12], *shared]
+            merged.setdefault((label, sha), []).append(row)
+    rows = [tuple(map(_joined, zip(*found, strict=True))) for found in merged.values()]
+    return Table("runs", columns, tuple(rows)).without_empty_columns()
+
+
+def _status(trainings: list[Training]) -> Tile | None:
+    if not trainings:
+        return None
+    if len(trainings) == 1:
+        found = trainings[0].status
+        about = f"{found.step:,} of {found.max_steps:,} steps" if found.step is not None and found.max_steps else ""
+        about = about or (f"{found.step:,} steps" if found.step is not None else "")
+        return Tile("training", found.word, ": ".join(part for part in (about, found.reason) if part))
+    words = [run.status.word for run in trainings]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    return Tile("training runs", len(trainings), counts)
+
+
+def _bits(row: Compared) -> Cell:
+    assert row.likelihood is not None
+    return row.likelihood.with_error(row.likelihood.bits_per_character)
+
+
+def _least(name: str, cells: Iterable[tuple[Compared, Cell]], rows: list[Compared]) -> Tile | None:
+    found = [(_value(cell), row, cell) for row, cell in cells if cell is not None]
+    if not found:
+        return None
+    _, row, cell = min(found, key=lambda one: one[0])
+    assert row.likelihood is not None
+    return Tile(name, cell, _of(row.label, rows, row.likelihood.bound, row.likelihood.corpus))
+
+
+def _matched(rows: list[Compared], frontiers: list[Frontier]) -> Tile | None:
+    found = [(one.ppl, row.label, steps) for row in rows for steps, one in row.quality.items() if one.reached]
+    if not found:
+        return None
+    ppl, label, steps = min(found)
+    about = _of(label, rows, f"{steps} steps", f"scored by {frontiers[0].scorer}")
+    return Tile("perplexity at the entropy of real text", ppl, about)
+
+
+def _samples(results: Results) -> Tile | None:
+    """Without a sweep: a perplexity says something beside its entropy only."""
+    found = [
+        (ppl, run, one, scorer)
+        for run in results.of(Samples)
+        for one in run.generated
+        for scorer, ppl in one.perplexity.items()
+        if ppl is not None
+    ]
+    if not found:
+        return None
+    scorer = found[0][3]
+    ppl, run, one, _ = min((row for row in found if row[3] == scorer), key=lambda row: row[0])
+    entropy, real = one.metrics.get("entropy_nats"), run.real and run.real.metrics.get("entropy_nats")
+    about = [f"{one.steps} steps", f"scored by {scorer}"]
+    about += [f"entropy {_value(entropy):.2f} nats"] if entropy is not None else []
+    about += [f"real text {_value(real):.2f}"] if real is not None else []
+    return Tile("generative perplexity", ppl, _of(run.source.label, results.runs, *about))
+
+
+def _others(results: Results) -> list[Tile]:
+    """The first number of each kind that no tile is made for, of the best run."""
+    shown = {"training", "sample_eval", "frontier", "likelihood", "film"}
+    best: dict[tuple[str, str], tuple[str, KeyNumber]] = {}
+    for source, reading in results.read:
+        for number in [] if source.kind in shown else [one for one in reading.numbers if one.value is not None][:1]:
+            known = best.get((source.kind, number.name))
+            if known is None or (number.better is not None and _is_better(number, known[1])):
+                best[source.kind, number.name] = (source.label, number)
+    return [Tile(number.name, number.value, _of(run, results.runs, number.setting)) for run, number in best.values()]
+
+
+def _is_better(one: KeyNumber, other: KeyNumber) -> bool:
+    sign = -1 if one.better == "higher" else 1
+    return sign * _value(one.value) < sign * _value(other.value)
+
+
+def _fastest(rows: list[Compared]) -> Tile | None:
+    found = [(cost, row.label, steps) for row in rows for steps, cost in row.ms_per_sample.items()]
+    if not found:
+        return None
+    cost, label, steps = min(found)
+    return Tile("milliseconds per sample", cost, _of(label, rows, f"{steps} step{'s' * (steps != 1)}"))
+
+
+def _speed(rows: list[Compared]) -> Tile | None:
+    found = [(row.training_tokens_per_second, row.label) for row in rows if row.training_tokens_per_second is not None]
+    return Tile("training tokens per second", max(found)[0], _of(max(found)[1], rows)) if found else None
+
+
+def _of(label: str, rows: list[Compared] | list[str], *parts: str) -> str:
+    """Whose number it is, where there are several."""
+    return ", ".join(part for part in ([label] if len(rows) > 1 else []) + list(parts) if part)
+
+
+def _value(cell: Cell) -> float:
+    return float(getattr(cell, "mean", cell))  # type: ignore[arg-type]
+
+
+def _in_a_word(run: Training) -> str:
+    found = run.status
+    done = f" at {found.step:,} of {found.max_steps:,}" if found.word != "finished" and found.step and found.max_steps else ""
+    return f"{found.word}{done}" + (f": {found.reason}" if found.reason else "")
+
+
+def _joined(cells: Iterable[Cell]) -> Cell:
+    """The one value there is, else all of them in words."""
+    values = list(dict.fromkeys(cell for cell in cells if cell is not None))
+    return values[0] if len(values) == 1 else ", ".join(map(str, values)) or None
+
+
+def _text(value: object) -> Cell:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return value[:80] if isinstance(value, str) else None
+
+
+def _short_revision(revision: Cell) -> str:
+    commit, dash, mark = str(revision).partition("-")
+    return commit[:10] + dash + mark

@@ -1,0 +1,120 @@
+"""Result files read back: JSON of this format, checked before use. A stranger's file costs no more than any."""
+
+import json
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, StrictBool, StrictStr, ValidationError
+
+from flm.measures.estimate import Estimate
+
+FORMAT_VERSION = 1
+MAX_BYTES = 16 << 20  # parsed, JSON takes up to thirty times its size in memory
+
+Text = Annotated[StrictStr, Field(max_length=1000)]
+Real = Annotated[float, Strict()]  # nan and infinity are results too
+Whole = Annotated[int, Strict(), Field(ge=-(1 << 63), lt=1 << 63)]
+Count = Annotated[Whole, Field(ge=0)]
+Scalar = StrictBool | Whole | Real | Text | None  # whole numbers stay whole
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Content(BaseModel):
+    """Base of what a result file must hold; further keys are allowed, and not looked at."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class EstimateContent(Content):
+    """A mean as result files have it."""
+
+    mean: Real
+    standard_error: Real | None
+    count: Count
+
+    def estimate(self) -> Estimate:
+        return Estimate(self.mean, self.standard_error, self.count)
+
+
+def read_result(path: str | Path, kind: str | None = None) -> dict[str, Any]:
+    """A result file, checked: of this format, and of the kind wanted if one is.
+
+    Raises:
+        ValueError: there is no such file, it is no result, it is larger than any, or of another format or kind.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise ValueError(f"{path}: not a result file of this project: it names no format_version")
+    if content["format_version"] != FORMAT_VERSION:
+        versions = content.get("versions")
+        writer = versions.get("flm") if isinstance(versions, dict) else None
+        raise ValueError(
+            f"{path}: result format {_short(content['format_version'])}, written by version {_short(writer)}; this code reads "
+            f"format {FORMAT_VERSION}: make the result again, or use the version that wrote it"
+        )
+    if kind is not None and content.get("kind") != kind:
+        raise ValueError(f"{path}: a result of kind {_short(content.get('kind'))}, {kind!r} is needed here")
+    return content
+
+
+def read_json(path: str | Path) -> Any:
+    """Raises ValueError, naming the file, where it is not there, too large, or no JSON."""
+    try:
+        text = regular_file(path, MAX_BYTES).read_text(encoding="utf-8")
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{path}: not a readable result file (it is nested too deeply)") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable result file ({error})") from error
+    if _SURROGATE.search(text):
+        _check_characters(content, path)
+    return content
+
+
+def regular_file(path: str | Path, max_bytes: int) -> Path:
+    """The path, of a file that can be read to its end. Raises OSError or ValueError, not all of which name it."""
+    found = Path(path).stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is not a file")
+    if found.st_size > max_bytes:
+        raise ValueError(f"it has {found.st_size:,} bytes, more than the {max_bytes:,} that such a file may have")
+    return Path(path)
+
+
+def checked(model: type[Model], content: Any) -> Model:
+    """Content as the model it has to be. Raises ValueError, in one line that names the place in the file."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "content"
+        found = "" if first["type"] == "missing" else f", not {_short(first['input'])}"
+        raise ValueError(f"{_short(place, 120, quoted=False)}: {first['msg']}{found}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _short(value: Any, length: int = 60, quoted: bool = True) -> str:
+    """A value in one line."""
+    if isinstance(value, Mapping | list):  # their repr may be as large as the file
+        return f"{'an object' if isinstance(value, Mapping) else 'a list'} of {len(value)}"
+    text = repr(value[: 2 * length] if isinstance(value, str) else value) if quoted else " ".join(str(value).split())
+    return text if len(text) <= length else text[:length] + "..."
+
+
+def _check_characters(content: Any, path: str | Path) -> None:
+    """Half of a surrogate pair is no character: no file could hold it."""
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise ValueError(f"{path}: not a readable result file (a text holds half of a surrogate pair)")
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            waiting += value
