@@ -18,7 +18,7 @@ from flm.draws import Draws
 from flm.models.dit import DiT
 from flm.report.files import read_results
 from flm.report.kinds.likelihood import Likelihood
-from flm.report.tables import contribution_table
+from flm.report.sections.losses import contribution_table
 from flm.tasks.assemble import data_module
 from flm.tasks.ppl_eval import _unknown_id, ppl_eval
 from flm.tasks.train import train
