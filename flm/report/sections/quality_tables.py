@@ -18,6 +18,7 @@ METRIC_NAMES = {
     "longest_run_of_all": "longest run of all",
     "distinct_tokens": "distinct tokens",
     "tokens_used": "tokens used",
+    "token_js_bits": "token JS, bits",
     "mauve": "MAUVE",
 }
 _MATCH = {"target", "target_entropy_nats", "ppl", "log_ppl", "log_ppl_error", "crossings", "run"}
