@@ -1,12 +1,13 @@
-"""A trained model as strings in, strings out.
+"""The spine: from a file, folder or name to something that generates and scores, for the command line and Python alike.
 
 import flm
-lm = flm.load("folder, checkpoint or name on the hub")
+lm = flm.load("run folder, checkpoint, exported folder, artifact or name on the hub")
 lm.generate(n=4, steps=8)
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor
 
 from flm.algos.algorithm import Algorithm, Batch
-from flm.checkpoints.export import CONFIG, generation_defaults, read_folder
-from flm.checkpoints.hub import download, is_hub_name
 from flm.checkpoints.imported import ImportChoices
 from flm.checkpoints.load import load_algorithm
+from flm.checkpoints.model_file import ModelSource, generation_defaults
 from flm.data.tokenizers import Tokenizer
-from flm.draws import Draws, mix_seed
+from flm.draws import mix_seed
+from flm.likelihood.held_out import Likelihood, drawn_bounds, likelihood
 from flm.precision import autocast
 from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
@@ -57,17 +58,31 @@ class LanguageModel:
     Attributes:
         algorithm: the torch module, in evaluation mode.
         tokenizer: `encode` and `decode`.
-        config: what it was trained with, plain values.
+        source: what the file it was loaded from says of itself; None for a model made in Python.
         steps: sampling steps unless asked otherwise.
-        options: options of the sampler unless asked otherwise, those that the config records.
+        options: options of the sampler unless asked otherwise.
         precision: of sampling, "32-true" or "bf16-mixed"; None: bf16-mixed on CUDA, 32-true elsewhere. Likelihoods are 32-true.
     """
 
     precision: str | None = None
 
-    def __init__(self, algorithm: Algorithm, tokenizer: Tokenizer, config: dict[str, Any], steps: int, options: dict[str, Any]):
-        self.algorithm, self.tokenizer, self.config = algorithm.eval(), tokenizer, config
-        self.steps, self.options = steps, options
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        tokenizer: Tokenizer,
+        source: ModelSource | None = None,
+        steps: int | None = None,
+        options: dict[str, Any] | None = None,
+    ):
+        self.algorithm, self.tokenizer, self.source = algorithm.eval(), tokenizer, source
+        defaults = generation_defaults({}) if source is None else source.generation
+        self.steps: int = defaults["steps"] if steps is None else steps
+        self.options: dict[str, Any] = dict(defaults["options"] if options is None else options)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What it was trained with, plain values; empty for a model made in Python."""
+        return {} if self.source is None else self.source.config
 
     @property
     def length(self) -> int:
@@ -134,20 +149,67 @@ class LanguageModel:
         pieces = pieces_of(template, lambda text: self.tokenizer.encode_exactly(text, "infill"), "infill")
         return self._texts(pieces, n, steps, seed, batch_size, options)
 
-    def fill(self, canvas: Canvas, steps: int | None = None, seed: int = 0, batch: int = 0, **options: Any) -> Tensor:
+    @torch.no_grad()
+    def fill(
+        self,
+        canvas: Canvas,
+        steps: int | None = None,
+        seed: int = 0,
+        batch: int = 0,
+        on_step: Callable[[Any], None] | None = None,
+        **options: Any,
+    ) -> Tensor:
         """Token ids (B, L) for a canvas on `self.device`: what `generate` and `infill` decode; arguments as there.
 
         The noise depends on the seed, `batch` and the shape of the canvas, not on steps or options.
 
         Args:
             batch: number of the batch, from 0: another one, other noise. mode=sample_eval counts and seeds in the same way.
+            on_step: called with each `Moment` of sampling.
+        """
+        steps = _at_least_one("steps", self.steps if steps is None else steps)
+        chosen = self.sampler_options(**options)
+        generator = torch.Generator(self.device).manual_seed(mix_seed(seed, batch))
+        with self.autocast():
+            return self.algorithm.generate(canvas, steps, generator, on_step, **chosen)
+
+    def sampler_options(self, **options: Any) -> dict[str, Any]:
+        """Those that sampling with `options` takes: over `self.options`, without those left to the sampler (None).
+
+        Raises:
+            ValueError: the sampler has no such option, or does not take its value.
         """
         chosen = {key: value for key, value in (self.options | options).items() if value is not None}
-        steps = _at_least_one("steps", self.steps if steps is None else steps)
         sampler_for(self.algorithm, chosen)
-        generator = torch.Generator(self.device).manual_seed(mix_seed(seed, batch))
-        with autocast(self.device, self.precision):
-            return self.algorithm.generate(canvas, steps, generator, **chosen)
+        return chosen
+
+    @property
+    def has_fixed_steps(self) -> bool:
+        """Whether its sampler takes as many steps as the canvas has positions to fill, whatever it is asked for."""
+        return getattr(self.algorithm.sampler(**self.sampler_options()), "steps_are_fixed", False)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What networks compute in within, as `precision` says."""
+        return autocast(self.device, self.precision)
+
+    def likelihood(
+        self,
+        batches: Iterable[Batch],
+        draws: int = 16,
+        seed: int = 0,
+        bound: dict[str, Any] | None = None,
+        on_draw: Callable[[], None] | None = None,
+    ) -> Likelihood:
+        """Nats per token of many blocks, exactly or bounded.
+
+        Args:
+            batches: blocks, all of one length.
+            draws: Monte Carlo draws of a bound for each block; an exact value takes none.
+            seed: of the draws.
+            bound: options of the algorithm's bound, where it has several.
+            on_draw: called after each evaluation of one batch.
+        """
+        return likelihood(self._bounded("likelihood"), batches, draws, seed, bound, on_draw)
 
     def nll(self, text: str, draws: int = 16, seed: int = 0) -> NegativeLogLikelihood:
         """How improbable the model finds a text: -log p(text) or an upper bound on it, in nats of the whole text.
@@ -163,24 +225,24 @@ class LanguageModel:
         Raises:
             ValueError: the algorithm has no likelihood, the text has no tokens, or draws is below 1.
         """
-        algorithm = self.algorithm
-        if algorithm.bound_kind is None:
-            raise ValueError(f"{type(algorithm).__name__} has no likelihood bound: nll needs a model that has one")
+        algorithm = self._bounded("nll")
         tokens = self.tokenizer.encode(text)
         if not tokens:
             raise ValueError("nll: the text has no tokens")
         exact = algorithm.bound_kind == "exact"
         rows = 1 if exact else _at_least_one("draws", draws)
-        nats, variance = 0.0, 0.0
-        for index, start in enumerate(range(0, len(tokens), self.length)):
-            block = torch.tensor(tokens[start : start + self.length], device=self.device).expand(rows, -1)
-            batch = Batch(block, torch.ones(block.shape, device=self.device))
-            with torch.no_grad():  # a row a draw: times are stratified over the rows
-                values = algorithm.bound(batch, Draws(seed, index, device=self.device)).nats.double()
-            nats += values.mean().item()
-            variance += values.var().item() / rows if rows > 1 else 0.0
-        error = math.sqrt(variance) if rows > 1 else None
+        blocks = [torch.tensor(tokens[start : start + self.length]) for start in range(0, len(tokens), self.length)]
+        # a row a draw: times are stratified over the rows
+        batches = [Batch(block.expand(rows, -1), torch.ones(rows, len(block))) for block in blocks]
+        found = [drawn.nats[:, 0] for drawn in drawn_bounds(algorithm, batches, 1, seed)]
+        nats = sum(values.mean().item() for values in found)
+        error = math.sqrt(sum(values.var().item() / rows for values in found)) if rows > 1 else None
         return NegativeLogLikelihood(nats, algorithm.bound_kind, 0.0 if exact else error, len(tokens))
+
+    def _bounded(self, use: str) -> Algorithm:
+        if self.algorithm.bound_kind is None:
+            raise ValueError(f"{type(self.algorithm).__name__} has no likelihood bound: {use} needs a model that has one")
+        return self.algorithm
 
     def _texts(
         self, pieces: Sequence[list[int] | int], n: int, steps: int | None, seed: int, batch_size: int, options: dict[str, Any]
@@ -203,56 +265,46 @@ class LanguageModel:
 def load(
     source: str | Path,
     device: torch.device | str | None = None,
-    use_average: bool = True,
+    use_average: bool | None = True,
     trusted_modules: Sequence[str] = (),
     revision: str | None = None,
+    file: str | None = None,
     **published: Any,
 ) -> LanguageModel:
-    """The model of an exported folder, a checkpoint file, or a name on the Hugging Face hub. Executes nothing in any.
+    """The model of a run folder (its last checkpoint), a checkpoint, an exported folder, an artifact, or a name on the hub.
 
-    A checkpoint file is one of this project, or a published one of FLM, MDLM or Duo.
+    Executes nothing in any of them. A checkpoint file is one of this project, or a published one of FLM, MDLM or Duo.
 
     Args:
-        source: a path, or owner/model if there is no such path.
+        source: a path, or owner/model on the Hugging Face hub if there is no such path.
         device: None: CUDA where it is, else the CPU.
-        use_average: of a checkpoint: take the averaged weights rather than the last step's. A folder holds one of them.
+        use_average: of a checkpoint: take the averaged weights rather than the last step's; None: where it has them. An
+            exported folder holds one of them, which `source.weights` names.
         trusted_modules: modules outside this package whose model classes may be built; your word, never the file's.
         revision: branch, tag or commit on the hub; None: main.
+        file: path of a checkpoint inside the repository on the hub, owt_fmlm.ckpt; None: an exported model.
         published: what a published checkpoint does not say, as fields of `flm.checkpoints.imported.ImportChoices`:
             tokenizer_name_or_path, length, imported_as, ... Not read for others.
 
     Raises:
         ValueError: there is nothing of that name, or it is not a whole model that this code can build.
     """
-    path = Path(source)
     unknown = set(published) - {item.name for item in fields(ImportChoices)}
     if unknown:
         raise ValueError(f"load takes no {', '.join(sorted(unknown))}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if path.is_file():
-        algorithm, file = load_algorithm(path, use_average, trusted_modules, ImportChoices(**published))
-        if file.tokenizer is None:
-            raise ValueError(f"{path}: holds no tokenizer")
-        found: tuple[Any, ...] = (file.tokenizer, file.config, generation_defaults(file.config))
-    else:
-        if not path.is_dir():
-            if not is_hub_name(str(source)) or path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".safetensors"):
-                raise ValueError(f"{source}: no such file or folder, and no name on the Hugging Face hub (owner/model)")
-            path = download(str(source), revision)
-        if not (path / CONFIG).is_file():
-            raise ValueError(f"{source}: not an exported model: it has no {CONFIG}; give that folder, or a .ckpt file")
-        algorithm, folder = read_folder(path, trusted_modules)
-        found = (folder.tokenizer, folder.config, folder.generation)
-    tokenizer, config, generation = found
+    algorithm, about = load_algorithm(source, use_average, trusted_modules, ImportChoices(**published), revision, file)
+    if about.tokenizer is None:
+        raise ValueError(f"{source}: holds no tokenizer")
     try:
-        tokenizer = Tokenizer.from_dict(tokenizer)
+        tokenizer = Tokenizer.from_dict(about.tokenizer)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     # a model may have a row for a mask that its tokenizer lacks
     if not algorithm.vocab_size - 1 <= tokenizer.vocab_size <= algorithm.vocab_size:
         raise ValueError(f"{source}: its tokenizer has {tokenizer.vocab_size} tokens, its model {algorithm.vocab_size}")
-    return LanguageModel(algorithm.to(device), tokenizer, config, generation["steps"], generation["options"])
+    return LanguageModel(algorithm.to(device), tokenizer, about)
 
 
 def _at_least_one(name: str, value: int) -> int:

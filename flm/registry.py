@@ -6,7 +6,7 @@ of the group `flm.wings` in installed packages, and packages named to `add` (the
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -68,6 +68,11 @@ def wings() -> dict[str, Wing]:
 def entries(kind: str) -> dict[str, str]:
     """What all wings give for an attribute of `Wing`, "module:name" by name."""
     return {name: value for wing in wings().values() for name, value in getattr(wing, kind).items()}
+
+
+def trusted(modules: Iterable[str] = ()) -> tuple[str, ...]:
+    """Packages whose classes a model file may name: this one, wings, and those that the user trusts beside them."""
+    return ("flm", *wings(), *modules)
 
 
 def load(entry: str) -> Any:

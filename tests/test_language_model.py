@@ -214,7 +214,7 @@ def test_a_published_checkpoint_loads_like_any_other(tmp_path):
     lm = flm.load(source, device="cpu", tokenizer_name_or_path=words)
     canvas = Canvas.blank(2, L)
     algorithm, _ = load_algorithm(source, choices=ImportChoices(tokenizer_name_or_path=words))
-    assert torch.equal(lm.fill(canvas, 3, seed=2), LanguageModel(algorithm, lm.tokenizer, {}, 3, {}).fill(canvas, seed=2))
+    assert torch.equal(lm.fill(canvas, 3, seed=2), LanguageModel(algorithm, lm.tokenizer, steps=3).fill(canvas, seed=2))
     assert (lm.length, lm.algorithm.vocab_size, lm.steps) == (L, V, 64)
     text = lm.generate(prompt="the cat", steps=2)[0]
     assert text.startswith("the cat")

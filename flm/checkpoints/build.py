@@ -15,6 +15,7 @@ from torch import nn
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints.moved import current
 from flm.ranges import CalledWith
+from flm.registry import trusted
 from flm.schema import check_node, metadata, nearest, shown, signature_of
 
 
@@ -126,7 +127,7 @@ def _resolver(trusted_modules: Sequence[str]) -> Callable[[str, str], type[nn.Mo
 
 
 def _resolve(target: Any, trusted_modules: Sequence[str]) -> type[nn.Module]:
-    allowed = ("flm", *trusted_modules)
+    allowed = trusted(trusted_modules)
     refusal = (
         f"_target_ {target!r} refused: only nn.Module classes defined in {', '.join(allowed)} are built; "
         "to allow more, name their module in eval.trusted_modules"

@@ -2,9 +2,10 @@
 
 import glob
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from flm.checkpoints.export import CONFIG, MAY_TRAVEL, READ
+from flm.checkpoints.folder import CONFIG, READ
 
 _SHOWN = 8  # names of files in an error
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -25,10 +26,11 @@ def check_token(repo_id: str) -> None:
         raise ValueError(f"export.repo_id={repo_id} needs a login to the hub: set HF_TOKEN, or run `hf auth login`")
 
 
-def push_to_hub(folder: Path, repo_id: str, private: bool, endpoint: str | None = None) -> str:
+def push_to_hub(folder: Path, files: Sequence[str], repo_id: str, private: bool, endpoint: str | None = None) -> str:
     """Uploads an exported folder as one commit, making the repository if it is not there; the commit's address.
 
     Args:
+        files: those of the folder that travel, as `write_folder` names them.
         repo_id: owner/model.
         private: of a repository made now.
         endpoint: address of the hub; None: the usual one, or HF_ENDPOINT.
@@ -45,7 +47,7 @@ def push_to_hub(folder: Path, repo_id: str, private: bool, endpoint: str | None 
         done = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            allow_patterns=list(MAY_TRAVEL),
+            allow_patterns=list(files),
             commit_message="Model trained with flm",
         )
     except Exception as error:  # the hub and the network each raise their own

@@ -1,9 +1,7 @@
-"""From a checkpoint file back to a model. Nothing in the file is executed."""
+"""From a file, folder or name back to a model. Nothing in any of them is executed."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,129 +10,154 @@ from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints import restricted
-from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.fit import check_state
+from flm.checkpoints.folder import CONFIG, read_folder
+from flm.checkpoints.hub import download, is_hub_name
 from flm.checkpoints.imported import ImportChoices, describe
+from flm.checkpoints.model_file import AVERAGE, LAST_STEP, ModelFile, ModelSource
 from flm.checkpoints.published import is_published, layout_of
-from flm.golf import packed as artifact
+from flm.registry import objects
 
 PREFIX = "algorithm."  # the name of the algorithm in the training module
+FILE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".flmpack")  # never the end of a name on the hub
+_OF_A_RUN = ("checkpoints/last.ckpt", "last.ckpt", "checkpoints/imported.ckpt")
 
 
 class _Tokenizer(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-@dataclass
-class CheckpointFile:
-    """What a file holds; all tensors on the CPU.
-
-    Attributes:
-        path: the file.
-        description: what it says of itself.
-        state: the algorithm's state dict (the weights as trained, not averaged).
-        published: whether the file is of another project's layout, so that it describes itself only in part.
-    """
-
-    path: Path
-    description: Description
-    state: dict[str, Tensor]
-    published: bool = False
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return self.description.config
-
-    @property
-    def tokenizer(self) -> dict[str, Any] | None:
-        return self.description.tokenizer
-
-    @property
-    def average(self) -> dict[str, Tensor] | None:
-        return self.description.average
-
-    @property
-    def step(self) -> int:
-        return self.description.step
-
-    @cached_property
-    def sha256(self) -> str:
-        with open(self.path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_checkpoint(path: str | Path, choices: ImportChoices | None = None) -> CheckpointFile:
-    """A checkpoint or artifact of this project, or a published one of FLM, MDLM or Duo as if it were.
+def read_model(
+    source: str | Path, choices: ImportChoices | None = None, revision: str | None = None, file: str | None = None
+) -> ModelFile:
+    """A checkpoint, the last one of a run folder, an exported folder or one on the hub, or a kind that a wing registers.
 
     Args:
-        choices: what a published file does not say; None infers all, without a tokenizer. Not read for our own files.
+        source: a path, or owner/model if there is no such path.
+        choices: what a published checkpoint of FLM, MDLM or Duo does not say; None infers all, without a tokenizer.
+        revision: branch, tag or commit on the hub; None: main.
+        file: path of a checkpoint inside the repository on the hub; None: an exported model.
 
     Raises:
-        ValueError: naming the file: it is neither, or damaged; or a choice is missing (see `describe`).
+        ValueError: there is nothing of that name; it is none of these, or damaged; or a choice is missing (see `describe`).
     """
-    if artifact.is_artifact(path):
-        return CheckpointFile(Path(path), *artifact.read(path))
+    path = _located(source, revision, file)
+    kind = _registered_kind(path)
+    if kind is not None:
+        return ModelFile(path, *kind.read(path))
+    return read_folder(path) if path.is_dir() else read_checkpoint(path, choices)
+
+
+def read_checkpoint(path: str | Path, choices: ImportChoices | None = None) -> ModelFile:
+    """A checkpoint file of this project, or a published one of FLM, MDLM or Duo as if it were; else as `read_model`."""
     content, name = _content(path), str(path)
     if KEY in content or not is_published(content):
         try:
             description = Description.of(content, name)
         except RecursionError as error:
             raise ValueError(f"{name}: damaged description: nested without end") from error
-        return CheckpointFile(Path(path), description, algorithm_state(content, name))
+        return ModelFile(Path(path), description, algorithm_state(content, name))
     choices = ImportChoices(tokenizer=False) if choices is None else choices
     base = None
     if choices.imported_base_path is not None:
         alone = replace(choices, imported_as=None, imported_base_path=None, imported_ema=None, tokenizer=False)
-        found = read_checkpoint(choices.imported_base_path, alone)
+        found = read_model(choices.imported_base_path, alone)
         base = found.state | (found.average or {})
-    return CheckpointFile(Path(path), *describe(layout_of(content, name), name, choices, base), published=True)
+    return ModelFile(Path(path), *describe(layout_of(content, name), name, choices, base), published=True)
 
 
 def load_algorithm(
-    path: str | Path,
+    source: str | Path,
     use_average: bool | None = True,
     trusted_modules: Sequence[str] = (),
     choices: ImportChoices | None = None,
+    revision: str | None = None,
+    file: str | None = None,
     **extra: Any,
-) -> tuple[Algorithm, CheckpointFile]:
-    """The model of a checkpoint, on the CPU, in evaluation mode.
+) -> tuple[Algorithm, ModelSource]:
+    """The model of whatever `read_model` takes, on the CPU, in evaluation mode.
 
     Args:
-        use_average: take the averaged weights rather than those of the last step; None: where the file has them.
+        use_average: take the averaged weights rather than those of the last step; None: where the file has them. An exported
+            folder holds one of them.
         trusted_modules, extra: as in `build_algorithm`.
-        choices: as in `read_checkpoint`.
+        choices, revision, file: as in `read_model`.
 
     Raises:
-        ValueError: the file is unreadable, describes no model this code can build, or its weights do not fit it; or
-            use_average is asked of a file without an average.
+        ValueError: as `read_model`; it describes no model this code can build, or its weights do not fit it; or use_average
+            is asked of a checkpoint without an average, or the last step's of a folder with the average.
     """
-    checkpoint = read_checkpoint(path, choices)
-    try:
-        algorithm = build_algorithm(checkpoint.config, checkpoint.description.vocab_size, trusted_modules, **extra)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    check_state(checkpoint.state, algorithm.state_dict(), str(path))
-    algorithm.load_state_dict(checkpoint.state)
-    if use_average or (use_average is None and checkpoint.average is not None):
-        apply_average(algorithm, checkpoint)
-    return algorithm.eval(), checkpoint
+    found = read_model(source, choices, revision, file)
+    algorithm = found.algorithm(trusted_modules, **extra)
+    state = found.state_for(algorithm)
+    check_state(state, algorithm.state_dict(), str(found.content))
+    algorithm.load_state_dict(state)
+    weights = found.only_weights
+    if weights is None:
+        weights = AVERAGE if use_average or (use_average is None and found.average is not None) else LAST_STEP
+        if weights == AVERAGE:
+            apply_average(algorithm, found)
+    elif use_average is False and weights == AVERAGE:
+        raise ValueError(f"{source}: holds the averaged weights alone, not those of the last step")
+    about = ModelSource(
+        found.path,
+        _label(source, found.path),
+        found.step,
+        found.config,
+        found.tokenizer,
+        found.generation,
+        weights,
+        found.content,
+    )
+    return algorithm.eval(), about
 
 
 @torch.no_grad()
-def apply_average(algorithm: nn.Module, checkpoint: CheckpointFile) -> None:
+def apply_average(algorithm: nn.Module, file: ModelFile) -> None:
     """Puts the averaged weights in place of the last step's.
 
     Raises:
         ValueError: the file holds no average, or one of other parameters.
     """
     # by parameter and not by state dict: there a tied weight has a second name, which would bring the last step's back
-    if checkpoint.average is None:
-        raise ValueError(f"{checkpoint.path}: holds no average of the weights: set eval.disable_ema=true")
-    trainable = {name: p for name, p in algorithm.named_parameters() if name in checkpoint.average}
-    check_state(checkpoint.average, trainable, f"{checkpoint.path}, average")
+    if file.average is None:
+        raise ValueError(f"{file.path}: holds no average of the weights: set eval.disable_ema=true")
+    trainable = {name: p for name, p in algorithm.named_parameters() if name in file.average}
+    check_state(file.average, trainable, f"{file.path}, average")
     for name, parameter in trainable.items():
-        parameter.copy_(checkpoint.average[name])
+        parameter.copy_(file.average[name])
+
+
+def _located(source: str | Path, revision: str | None, file: str | None) -> Path:
+    """The file, or the folder of a model, that a source names."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        if not is_hub_name(str(source)) or path.suffix in FILE_ENDINGS:
+            raise ValueError(f"{source}: no such file or folder, and no name on the Hugging Face hub (owner/model)")
+        return download(str(source), revision, file=file)
+    if (path / CONFIG).is_file() or _registered_kind(path) is not None:
+        return path
+    last = next((path / name for name in _OF_A_RUN if (path / name).is_file()), None)
+    if last is None:
+        raise ValueError(
+            f"{source}: not an exported model: it has no {CONFIG}; and not a run's folder: it has no {_OF_A_RUN[0]}"
+        )
+    return last
+
+
+def _registered_kind(path: Path) -> Any:
+    return next((kind for _, kind in objects("model_files") if kind.matches(path)), None)
+
+
+def _label(source: str | Path, path: Path) -> str:
+    """The folder of the run that trained it, as its own results are called; else the name of the file or of the model."""
+    if not Path(source).exists():
+        return str(source).rpartition("/")[2]
+    path = path.resolve()
+    return path.parent.parent.name if path.parent.name == "checkpoints" else path.name if path.is_dir() else path.stem
 
 
 def _content(path: str | Path) -> Mapping[str, Any]:
@@ -156,9 +179,9 @@ def algorithm_state(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
 
 
-def check_vocabulary(checkpoint: CheckpointFile, tokenizer: _Tokenizer) -> None:
-    """Raises ValueError unless the tokenizer is the one the checkpoint was trained with."""
-    check_tokenizer(checkpoint.tokenizer, tokenizer.to_dict(), str(checkpoint.path))
+def check_vocabulary(source: ModelSource, tokenizer: _Tokenizer) -> None:
+    """Raises ValueError unless the tokenizer is the one the model was trained with."""
+    check_tokenizer(source.tokenizer, tokenizer.to_dict(), str(source.path))
 
 
 def check_tokenizer(stored: Mapping[str, Any] | None, given: Mapping[str, Any] | None, name: str) -> None:

@@ -7,16 +7,15 @@ from typing import Any
 
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints.description import package_version
-from flm.checkpoints.export import generation_defaults, networks_of, shareable
-from flm.checkpoints.load import CheckpointFile
-from flm.qwen.transformers_model import transformers_model
+from flm.checkpoints.export import networks_of, shareable
+from flm.checkpoints.folder import transformers_model
+from flm.checkpoints.model_file import AVERAGE, ModelSource
 
 
 def model_card(
     name: str,
     algorithm: Algorithm,
-    file: CheckpointFile,
-    averaged: bool,
+    source: ModelSource,
     license: str | None = None,
     citation: str | None = None,
     results: Sequence[Mapping[str, Any]] = (),
@@ -25,15 +24,14 @@ def model_card(
 
     Args:
         name: of the model.
-        averaged: whether the weights are the average.
         license: identifier as the hub lists them, "apache-2.0"; None: the card says that none was given.
         citation: text to add.
         results: contents of result files of mode=sample_eval and mode=ppl_eval on this very checkpoint.
     """
-    recipe = shareable(file.config)
-    kind, steps = type(algorithm).__name__, generation_defaults(file.config)["steps"]
+    recipe = shareable(source.config)
+    kind, steps = type(algorithm).__name__, source.generation["steps"]
     parameters = sum(parameter.numel() for parameter in algorithm.parameters())
-    tokenizer = shareable({key: value for key, value in (file.tokenizer or {}).items() if key != "json"})
+    tokenizer = shareable({key: value for key, value in (source.tokenizer or {}).items() if key != "json"})
     method = inspect.getdoc(inspect.getmodule(type(algorithm))) or inspect.getdoc(type(algorithm)) or kind
     front = ["library_name: flm", "pipeline_tag: text-generation", "tags:", "- flow-matching", f"- {json.dumps(kind.lower())}"]
     if license is not None:
@@ -45,18 +43,14 @@ def model_card(
             "    from transformers import AutoModel\n"
             f'    model = AutoModel.from_pretrained("{name}", trust_remote_code=True)'
         )
-    if transformers_model(algorithm) is not None:
-        opens = (
-            "\n\nThe network alone, logits of every token from a corrupted sequence (see `modeling_flow_qwen3.py`):\n\n"
-            "    from transformers import AutoModelForMaskedLM\n"
-            f'    model = AutoModelForMaskedLM.from_pretrained("{name}", trust_remote_code=True)'
-        )
+    if (own := transformers_model(algorithm)) is not None:
+        opens = "\n\n" + own.usage(name)
     sections = [
         "---\n" + "\n".join(front) + "\n---",
         f"# {name}",
         f"{kind}, {parameters:,} parameters, sequences of {algorithm.length} tokens, vocabulary of {algorithm.vocab_size:,} "
-        f"({tokenizer.get('name')}). Trained for {file.step:,} steps; these are the "
-        f"{'averaged weights' if averaged else 'weights of the last step, not their average'}.",
+        f"({tokenizer.get('name')}). Trained for {source.step:,} steps; these are the "
+        f"{'averaged weights' if source.weights == AVERAGE else 'weights of the last step, not their average'}.",
         "## Use",
         "    import flm\n"
         f'    lm = flm.load("{name}")\n'
@@ -74,7 +68,7 @@ def model_card(
         "## Recipe",
         "The resolved configuration of the training run; absolute paths are cut to their last part.",
         _json(recipe),
-        f"Checkpoint SHA-256 {file.sha256}; written by flm {package_version()}.",
+        f"Checkpoint SHA-256 {source.sha256}; written by flm {package_version()}.",
         "## Licence",
         "None was given: ask the authors before you use these weights." if license is None else f"{license}",
         "## Citation",

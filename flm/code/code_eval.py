@@ -39,7 +39,8 @@ def code_eval(config: DictConfig) -> dict[str, Any]:
     folder, console = run_dir(config), Console()
     results: dict[str, Any] = {"kind": "code_eval", "sandbox": sandbox.describe(), "problems": len(problems), "by_steps": {}}
     if wanted.answers == "model":
-        algorithm, file, tokenizer = load_for_evaluation(config)
+        lm = load_for_evaluation(config)
+        algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer
         options = sampler_options(config, file, algorithm)
         padding = padding_of(file, algorithm, options)
         if any(problem.is_continuation for problem in problems):

@@ -44,7 +44,8 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     console = Console()
     if not has_zstandard():
         console.print("note: zstandard is not installed: compressed with zlib, a few percent larger")
-    algorithm, file, _ = load_for_evaluation(config)
+    lm = load_for_evaluation(config)
+    algorithm, file = lm.algorithm, lm.source
     # where the text lies, which a recipe for others leaves out, is what the evaluation below asks of the file
     recipe = shareable(file.config) | {key: file.config[key] for key in ("data",) if key in file.config}
     about = Description(recipe, file.tokenizer, algorithm.vocab_size, algorithm.length, file.step)

@@ -36,7 +36,8 @@ def flow_lm_eval(config: DictConfig) -> dict[str, Any]:
     if wanted.grid not in GRIDS:
         raise ValueError(f"flow_lm_eval.grid must be one of {', '.join(GRIDS)}, not {wanted.grid}")
     check_real_data(config, "flow_lm_eval")
-    algorithm, file, tokenizer = load_for_evaluation(config)
+    lm = load_for_evaluation(config)
+    algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer
     if not hasattr(algorithm, "denoising_curve"):
         raise ValueError(
             f"{file.path}: {type(algorithm).__name__} is no embedding flow, which mode=flow_lm_eval needs: take mode=ppl_eval"

@@ -38,7 +38,8 @@ def golf_eval(config: DictConfig) -> dict[str, Any]:
     options = OmegaConf.to_container(wanted.test_time_training, resolve=True)
     assert isinstance(options, dict)
     settings = TestTimeTraining(**options, seed=config.seed)
-    algorithm, file, tokenizer = load_for_evaluation(config)
+    lm = load_for_evaluation(config)
+    algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer
     if not hasattr(algorithm, "predictions"):
         raise ValueError(
             f"{file.path}: {type(algorithm).__name__} does not read from left to right, which mode=golf_eval needs: "

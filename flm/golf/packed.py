@@ -86,15 +86,6 @@ def pack(model: nn.Module, description: Description, max_bytes: int | None, floo
     )
 
 
-def is_artifact(path: str | Path) -> bool:
-    """Whether the file begins as one, of any version; False where it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(MAGIC) - 1) == MAGIC[:-1]
-    except OSError:
-        return False
-
-
 def read(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
     """What the file says of itself, and a state dict: float32 weights as they were rounded, and buffers.
 
@@ -121,6 +112,21 @@ def read(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
     except (KeyError, TypeError, AttributeError, RuntimeError, RecursionError, safetensors.SafetensorError) as error:
         raise ValueError(f"{name}: damaged artifact: its content is not that of one ({type(error).__name__})") from error
     return description, state
+
+
+class PackedFile:
+    """Such files among the kinds of model file."""
+
+    @staticmethod
+    def matches(path: Path) -> bool:
+        """Whether the file begins as one, of any version; False where it cannot be read."""
+        try:
+            with open(path, "rb") as file:
+                return file.read(len(MAGIC) - 1) == MAGIC[:-1]
+        except OSError:
+            return False
+
+    read = staticmethod(read)
 
 
 def _parts(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:

@@ -2,11 +2,12 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flm.algos.algorithm import Algorithm, Batch
 from flm.draws import Draws
@@ -59,7 +60,53 @@ class Likelihood:
         }
 
 
+@dataclass(frozen=True)
+class DrawnBound:
+    """Draws of the bound of one batch.
+
+    Attributes:
+        nats: (B, num_draws) float64 on the CPU, of whole sequences.
+        parts: by part of the bound, the sum over the batch of the mean over draws, and how many draws fell there.
+        num_tokens: of the batch.
+    """
+
+    nats: Tensor
+    parts: dict[str, tuple[float, int]]
+    num_tokens: int
+
+
 @torch.no_grad()
+def drawn_bounds(
+    algorithm: Algorithm,
+    batches: Iterable[Batch],
+    num_draws: int,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+    on_draw: Callable[[], None] | None = None,
+) -> Iterator[DrawnBound]:
+    """`algorithm.bound` of batch after batch; draw d of batch b is draw b * num_draws + d of the seed.
+
+    Args:
+        options: keyword arguments of `bound`.
+        on_draw: called after each evaluation of one batch.
+    """
+    device = next(algorithm.parameters(), torch.empty(0)).device
+    for index, batch in enumerate(batches):
+        batch = batch.to(device)
+        columns, sums, fallen = [], defaultdict[str, float](float), defaultdict[str, int](int)
+        for draw in range(num_draws):
+            bound = algorithm.bound(batch, Draws(seed, index * num_draws + draw, device=device), **(options or {}))
+            columns.append(bound.nats.double().cpu())
+            drawn = getattr(bound, "drawn", {})  # absent where every draw evaluates every part
+            for name, values in bound.parts.items():
+                sums[name] += values.double().sum().item() / num_draws
+                fallen[name] += int(drawn[name].sum()) if name in drawn else len(values)
+            if on_draw is not None:
+                on_draw()
+        parts = {name: (value, fallen[name]) for name, value in sums.items()}
+        yield DrawnBound(torch.stack(columns, 1), parts, batch.tokens.numel())
+
+
 def likelihood(
     algorithm: Algorithm,
     batches: Iterable[Batch],
@@ -68,29 +115,15 @@ def likelihood(
     options: Mapping[str, Any] | None = None,
     on_draw: Callable[[], None] | None = None,
 ) -> Likelihood:
-    """Mean of `algorithm.bound` over all sequences of the batches; an exact one is asked once.
-
-    Args:
-        options: keyword arguments of `bound`.
-        on_draw: called after each evaluation of one batch.
-    """
-    device = next(algorithm.parameters(), torch.empty(0)).device
+    """Mean of `drawn_bounds` over all sequences of the batches; an exact one is asked once."""
     num_draws = 1 if algorithm.bound_kind == "exact" else draws_per_example
-    nats, parts, fallen, num_tokens = [], defaultdict(float), defaultdict(int), 0
-    for index, batch in enumerate(batches):
-        batch = batch.to(device)
-        num_tokens += batch.tokens.numel()
-        columns = []
-        for draw in range(num_draws):
-            bound = algorithm.bound(batch, Draws(seed, index * num_draws + draw, device=device), **(options or {}))
-            columns.append(bound.nats.double().cpu())
-            drawn = getattr(bound, "drawn", {})  # absent where every draw evaluates every part
-            for name, values in bound.parts.items():
-                parts[name] += values.double().sum().item() / num_draws
-                fallen[name] += int(drawn[name].sum()) if name in drawn else len(values)
-            if on_draw is not None:
-                on_draw()
-        nats.append(torch.stack(columns, 1))
+    nats, parts, fallen, num_tokens = [], defaultdict[str, float](float), defaultdict[str, int](int), 0
+    for drawn in drawn_bounds(algorithm, batches, num_draws, seed, options, on_draw):
+        nats.append(drawn.nats)
+        num_tokens += drawn.num_tokens
+        for name, (value, count) in drawn.parts.items():
+            parts[name] += value
+            fallen[name] += count
     values = torch.cat(nats) * (sum(len(rows) for rows in nats) / num_tokens)  # per token
     error: float | None = 0.0
     if algorithm.bound_kind != "exact":

@@ -47,6 +47,14 @@ class TransformersModel:
             **scheduler_fields(getattr(algorithm, "schedule", None)),
         }
 
+    def usage(self, name: str) -> str:
+        """For the model card."""
+        return (
+            f"The network alone, logits of every token from a corrupted sequence (see `{MODELING}`):\n\n"
+            "    from transformers import AutoModelForMaskedLM\n"
+            f'    model = AutoModelForMaskedLM.from_pretrained("{name}", trust_remote_code=True)'
+        )
+
     def to_folder(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The algorithm's weights by transformers' names; of tied ones, the first alone."""
         return {

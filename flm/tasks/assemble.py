@@ -1,5 +1,6 @@
 """From a composed config to objects: what the tasks share."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+import flm
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints.build import build_algorithm
-from flm.checkpoints.load import CheckpointFile, check_vocabulary, load_algorithm
+from flm.checkpoints.load import check_vocabulary, load_algorithm
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
+from flm.language_model import LanguageModel
 from flm.precision import autocast, precision_on
 from flm.tasks.argument_types import check_numbers
 from flm.tasks.compiled import compile_networks
@@ -67,17 +70,18 @@ def _teacher(key: str, path: str, config: DictConfig, tokenizer: Tokenizer | Non
     return teacher
 
 
-def load_for_evaluation(config: DictConfig) -> tuple[Algorithm, CheckpointFile, Tokenizer]:
-    """The model and tokenizer of eval.checkpoint_path, on the device of the config."""
+def load_for_evaluation(config: DictConfig) -> LanguageModel:
+    """The model of eval.checkpoint_path, on the device of the config."""
     path = config.eval.checkpoint_path
     if path is None:
         raise ValueError("eval.checkpoint_path is not set: name the checkpoint to use")
-    choices = import_choices(config)
-    algorithm, file = load_algorithm(path, not config.eval.disable_ema, config.eval.trusted_modules, choices)
-    if file.tokenizer is None:
-        raise ValueError(f"{path}: holds no tokenizer")
-    compile_networks(algorithm, config, device_of(config))
-    return algorithm.to(device_of(config)), file, Tokenizer.from_dict(file.tokenizer)
+    device = device_of(config)
+    lm = flm.load(
+        path, device, not config.eval.disable_ema, config.eval.trusted_modules, **dataclasses.asdict(import_choices(config))
+    )
+    compile_networks(lm.algorithm, config, device)
+    lm.precision = precision_of(config)
+    return lm
 
 
 def device_of(config: DictConfig) -> torch.device:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flm.atomic import write_text
-from flm.checkpoints.load import CheckpointFile
+from flm.checkpoints.model_file import ModelSource
 from flm.data.corpora.corpus import Corpus, Split
 from flm.data.tokenizers import Tokenizer
 from flm.measures.responses import response_scores
@@ -37,7 +37,8 @@ def conditional_eval(config: DictConfig) -> dict[str, Any]:
         raise ValueError(
             f"conditional_eval.new_tokens must be null, reference or a number of at least 1, not {wanted.new_tokens}"
         )
-    algorithm, file, tokenizer = load_for_evaluation(config)
+    lm = load_for_evaluation(config)
+    algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer
     options = sampler_options(config, file, algorithm)
     padding = padding_of(file, algorithm, options)
     check_hole_is_bounded(padding, wanted.new_tokens, "conditional_eval.new_tokens")
@@ -75,7 +76,7 @@ def conditional_eval(config: DictConfig) -> dict[str, Any]:
     return results
 
 
-def corpus_of(config: DictConfig, file: CheckpointFile) -> Corpus:
+def corpus_of(config: DictConfig, file: ModelSource) -> Corpus:
     """The pairs that eval.real_data names."""
     wanted = config.eval.real_data
     if wanted not in ("recorded", "current"):

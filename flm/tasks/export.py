@@ -8,8 +8,8 @@ from rich.console import Console
 
 from flm.checkpoints.export import write_folder
 from flm.checkpoints.hub import check_token, push_to_hub
-from flm.checkpoints.load import CheckpointFile
 from flm.checkpoints.model_card import model_card
+from flm.checkpoints.model_file import AVERAGE, ModelSource
 from flm.results.files import read_result
 from flm.tasks.assemble import load_for_evaluation, run_dir
 
@@ -19,30 +19,29 @@ def export(config: DictConfig) -> dict[str, Any]:
     wanted = config.export
     if wanted.repo_id is not None:
         check_token(wanted.repo_id)  # what is missing is missed before anything is written
-    algorithm, file, _ = load_for_evaluation(config)
-    averaged = not config.eval.disable_ema
-    results = [_result(path, file, averaged) for path in wanted.results]
+    lm = load_for_evaluation(config)
+    results = [_result(path, lm.source) for path in wanted.results]
     folder, console = run_dir(config), Console()
     name = wanted.repo_id or folder.resolve().name
-    card = model_card(name, algorithm, file, averaged, wanted.license, wanted.citation, results)
-    write_folder(folder, algorithm, file, averaged, card)
+    card = model_card(name, lm.algorithm, lm.source, wanted.license, wanted.citation, results)
+    files = write_folder(folder, lm.algorithm, lm.source, card)
     console.print(f"exported to {folder}; in Python: flm.load({str(folder)!r})", soft_wrap=True)
     if wanted.license is None:
         console.print("note: the model card names no licence: set export.license=apache-2.0, or another")
     address = None
     if wanted.repo_id is not None:
-        address = push_to_hub(folder, wanted.repo_id, wanted.private)
+        address = push_to_hub(folder, files, wanted.repo_id, wanted.private)
         console.print(f"uploaded: {address}", soft_wrap=True)
     return {"folder": str(folder), "commit": address}
 
 
-def _result(path: str | Path, file: CheckpointFile, averaged: bool) -> dict[str, Any]:
+def _result(path: str | Path, source: ModelSource) -> dict[str, Any]:
     """A result of mode=sample_eval or ppl_eval, for the card; it must be of the very weights that are exported."""
     result = read_result(path)
     if not {"generated", "likelihood"} & set(result):
         raise ValueError(f"export.results: {path}: not a result of mode=sample_eval or mode=ppl_eval")
-    if (result.get("checkpoint") or {}).get("sha256") != file.sha256:
-        raise ValueError(f"export.results: {path}: measured on another checkpoint than {file.path}")
-    if result["config"]["eval"]["disable_ema"] == averaged:
+    if (result.get("checkpoint") or {}).get("sha256") != source.sha256:
+        raise ValueError(f"export.results: {path}: measured on another checkpoint than {source.path}")
+    if result["config"]["eval"]["disable_ema"] == (source.weights == AVERAGE):
         raise ValueError(f"export.results: {path}: measured with another eval.disable_ema than is exported")
     return result

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flm.algos.algorithm import Algorithm
-from flm.checkpoints.load import CheckpointFile
+from flm.checkpoints.model_file import ModelSource
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
 from flm.samplers.canvas import Canvas
@@ -87,7 +87,7 @@ def positions(pieces: Pieces) -> int:
     return sum(piece if isinstance(piece, int) else len(piece) for piece in pieces)
 
 
-def padding_of(file: CheckpointFile, algorithm: Algorithm, options: dict[str, Any]) -> str | None:
+def padding_of(file: ModelSource, algorithm: Algorithm, options: dict[str, Any]) -> str | None:
     """data.layout.padding of the pairs a model was trained on: target or excluded.
 
     None: it was trained on no pairs, or writes one position after the other and sees nothing of what follows.

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from flm.algos.algorithm import Algorithm
 from flm.atomic import write_bytes, write_text
-from flm.checkpoints.load import CheckpointFile
+from flm.checkpoints.model_file import ModelSource
 from flm.data.tokenizers import Tokenizer
 from flm.measures.diversity import self_bleu_4, token_diversity
 from flm.measures.estimate import Estimate
@@ -36,7 +36,7 @@ from flm.tasks.processes import Team, team_of
 from flm.tasks.real_text import RealText, real_text
 from flm.tasks.results import provenance, write_json
 from flm.tasks.sample_eval import say_what_is_missing, write_texts
-from flm.tasks.scoring import Measures, head, judges_of, label_of, measures, plain
+from flm.tasks.scoring import Measures, head, judges_of, measures, plain
 
 AXES = ("temperature", "churn", "gamma")  # what may be swept beside steps, the one to interpolate along first
 
@@ -53,7 +53,7 @@ class Run:
 
     label: str
     algorithm: Algorithm
-    file: CheckpointFile
+    file: ModelSource
     tokenizer: Tokenizer
     canvas: Canvas
     steps: list[int]
@@ -172,13 +172,14 @@ def runs_of(config: DictConfig, console: Console) -> list[Run]:
     runs: list[Run] = []
     for label, path in (named or {None: config.eval.checkpoint_path}).items():
         here = OmegaConf.merge(config, {"eval": {"checkpoint_path": path}})
-        algorithm, file, tokenizer = load_for_evaluation(here)
+        lm = load_for_evaluation(here)
+        algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer
         options = sampler_options(config, file, algorithm)
         sweeps = {name: values for name, values in wanted.items() if has_option(algorithm, options | {name: values[0]})}
         for values in product(*sweeps.values()):
             sampler_for(algorithm, options | dict(zip(sweeps, values, strict=True)), "frontier")
         canvas = canvas_of(config, algorithm, tokenizer)
-        label = str(label) if label is not None else config.eval.label or label_of(file)
+        label = str(label) if label is not None else config.eval.label or file.label
         steps = possible_steps(all_steps, algorithm, canvas, options, console)
         runs.append(Run(label, algorithm, file, tokenizer, canvas, steps, options, sweeps))
     for name in wanted:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from flm.algos.algorithm import Algorithm
-from flm.checkpoints.load import CheckpointFile
+from flm.checkpoints.model_file import ModelSource
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
 from flm.samplers.canvas import Canvas
@@ -143,7 +143,7 @@ def step_counts(steps: Any, key: str = "sampling.steps") -> list[int]:
     return counts
 
 
-def sampler_options(config: DictConfig, file: CheckpointFile, algorithm: Algorithm) -> dict[str, Any]:
+def sampler_options(config: DictConfig, file: ModelSource, algorithm: Algorithm) -> dict[str, Any]:
     """Options of the sampler: given now, else those the model was trained with in its config, else its defaults."""
     recorded = file.config.get("sampling", {})
     given = OmegaConf.to_container(config.sampling, resolve=True)

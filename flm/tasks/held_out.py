@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from flm.algos.algorithm import Algorithm
-from flm.checkpoints.load import CheckpointFile
+from flm.checkpoints.model_file import ModelSource
 from flm.data.corpora.corpus import Corpus
 from flm.data.corpora.text import TextCorpus
 from flm.data.module import TextDataModule
@@ -20,7 +20,7 @@ def check_real_data(config: DictConfig, mode: str) -> None:
         raise ValueError(f"eval.real_data must be recorded or current for mode={mode}, not {config.eval.real_data}")
 
 
-def held_out_data(config: DictConfig, file: CheckpointFile, tokenizer: Tokenizer, algorithm: Algorithm) -> TextDataModule:
+def held_out_data(config: DictConfig, file: ModelSource, tokenizer: Tokenizer, algorithm: Algorithm) -> TextDataModule:
     """The text that eval.real_data names, tokenised; of a recorded corpus that is not to be had, says what to do."""
     if config.eval.real_data == "current":
         return data_of(corpus_of(config.data, "data"), tokenizer, algorithm, config)

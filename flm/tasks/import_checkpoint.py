@@ -7,7 +7,7 @@ from rich.console import Console
 
 from flm.checkpoints import files
 from flm.checkpoints.description import KEY
-from flm.checkpoints.load import PREFIX, load_algorithm, read_checkpoint
+from flm.checkpoints.load import PREFIX, load_algorithm, read_model
 from flm.tasks.assemble import run_dir
 from flm.tasks.import_choices import import_choices
 from flm.tasks.results import provenance, write_json
@@ -22,7 +22,7 @@ def import_checkpoint(config: DictConfig) -> dict[str, Any]:
     path = config.eval.checkpoint_path
     if path is None:
         raise ValueError("eval.checkpoint_path is not set: name the checkpoint to import")
-    file = read_checkpoint(path, import_choices(config))
+    file = read_model(path, import_choices(config))
     if not file.published:
         raise ValueError(f"{path}: is a checkpoint of this project already")
     folder = run_dir(config)
@@ -32,7 +32,7 @@ def import_checkpoint(config: DictConfig) -> dict[str, Any]:
         description["average"] = {name: tensor.contiguous() for name, tensor in file.average.items()}
     state = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in file.state.items()}
     files.save({"state_dict": state, "global_step": file.step, KEY: description}, target)
-    algorithm, _ = load_algorithm(target, use_average=file.average is not None, trusted_modules=config.eval.trusted_modules)
+    algorithm, _ = load_algorithm(target, None, config.eval.trusted_modules)
     parameters = sum(parameter.numel() for parameter in algorithm.parameters())
     found = {
         "kind": "import",

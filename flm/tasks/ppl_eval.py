@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from flm.algos.algorithm import Algorithm, Batch, BoundVariant
-from flm.checkpoints.load import CheckpointFile
+from flm.checkpoints.model_file import ModelSource
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
 from flm.draws import Draws, mix_seed
@@ -41,7 +41,8 @@ def ppl_eval(config: DictConfig) -> dict[str, Any]:
     _check_whole(config, "pilot_draws", 0, "where 0 is no pilot")
     check_real_data(config, "ppl_eval")
     others = _other_corpora(config)
-    algorithm, file, tokenizer = load_for_evaluation(config)
+    lm = load_for_evaluation(config)
+    algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer
     if algorithm.bound_kind is None:
         raise ValueError(f"{file.path}: {type(algorithm).__name__} has no likelihood bound, which mode=ppl_eval needs")
     console = Console()
@@ -159,7 +160,7 @@ def _unknown_id(tokenizer: Tokenizer) -> int | None:
     return None if unknown in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) else unknown
 
 
-def _print(console: Console, result: dict[str, Any], algorithm: Algorithm, file: CheckpointFile) -> None:
+def _print(console: Console, result: dict[str, Any], algorithm: Algorithm, file: ModelSource) -> None:
     narrow = {"box": SIMPLE, "pad_edge": False, "collapse_padding": True}
     table = Table(title=f"{type(algorithm).__name__}, step {file.step}: {result['kind']}", **narrow)
     for heading in ("text", "of", "nats/token", "+-text", "+-draws", "ppl", "bits/byte", "bits/char"):
@@ -191,7 +192,7 @@ def _print(console: Console, result: dict[str, Any], algorithm: Algorithm, file:
         console.print(f"* the lowest on training text: {result['chosen']}")
 
 
-def _print_notes(console: Console, result: dict[str, Any], config: DictConfig, file: CheckpointFile) -> None:
+def _print_notes(console: Console, result: dict[str, Any], config: DictConfig, file: ModelSource) -> None:
     """What a reader of the table should know of the texts."""
     first = result["corpora"][FIRST]
     if config.eval.real_data == "recorded":
@@ -207,7 +208,7 @@ def _print_notes(console: Console, result: dict[str, Any], config: DictConfig, f
             console.print(f"warning: {share} {remark}", soft_wrap=True)
 
 
-def _trained_on(config: DictConfig, file: CheckpointFile) -> bool | None:
+def _trained_on(config: DictConfig, file: ModelSource) -> bool | None:
     """Whether the first corpus is the one the checkpoint records; None if it records none."""
     if config.eval.real_data == "recorded":
         return True

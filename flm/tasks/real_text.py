@@ -10,11 +10,13 @@ import hydra
 import numpy as np
 from omegaconf import DictConfig
 
-from flm.checkpoints.load import CheckpointFile
+from flm.checkpoints.model_file import ModelSource
+from flm.checkpoints.moved import current
 from flm.data.blocks import TokenBlocks, frame_of
 from flm.data.corpora.corpus import Corpus
 from flm.data.shards import encode_documents
 from flm.data.tokenizers import Tokenizer
+from flm.registry import trusted
 
 # Of the held-out split, from its start: enough to know its 3-grams, few enough to be tokenised in seconds.
 MAX_TOKENS = 2_000_000
@@ -38,7 +40,7 @@ class RealText:
         return [self.blocks[index] for index in self.chosen]
 
 
-def real_text(config: DictConfig, file: CheckpointFile, tokenizer: Tokenizer, length: int, count: int) -> RealText | str:
+def real_text(config: DictConfig, file: ModelSource, tokenizer: Tokenizer, length: int, count: int) -> RealText | str:
     """Blocks from the corpus that eval.real_data names, or why there are none.
 
     "recorded" is the corpus of the checkpoint: its text may be elsewhere by now, which stops nothing. "current" is the
@@ -106,8 +108,8 @@ def _class(target: Any, trusted_modules: Sequence[str]) -> type:
         f"the checkpoint records {target!r}, which is no corpus or normaliser of this package: "
         "to allow more, name its module in eval.trusted_modules"
     )
-    allowed = ("flm.data", *trusted_modules)
-    module_name, _, name = str(target).rpartition(".")
+    allowed = trusted(trusted_modules)
+    module_name, _, name = current(str(target)).rpartition(".")
     if not _inside(module_name, allowed):
         raise refusal
     try:

@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 
 from flm.atomic import write_text
 from flm.checkpoints.description import package_version
-from flm.checkpoints.load import CheckpointFile
+from flm.checkpoints.model_file import ModelFile, ModelSource
 from flm.results.files import FORMAT_VERSION
 from flm.tasks.assemble import plain_config
 
 
-def provenance(config: DictConfig, checkpoint: CheckpointFile | None = None) -> dict[str, Any]:
+def provenance(config: DictConfig, checkpoint: ModelFile | ModelSource | None = None) -> dict[str, Any]:
     """Command, config, code, machine and, where there is one, the checkpoint that a result came from."""
     return {
         "format_version": FORMAT_VERSION,
@@ -24,9 +24,7 @@ def provenance(config: DictConfig, checkpoint: CheckpointFile | None = None) -> 
         "config": plain_config(config),
         "git_revision": _git_revision(),
         "versions": {"flm": package_version(), "torch": torch.__version__, "python": sys.version.split()[0]},
-        "checkpoint": None
-        if checkpoint is None
-        else {"path": str(checkpoint.path), "sha256": checkpoint.sha256, "step": checkpoint.step},
+        "checkpoint": None if checkpoint is None else checkpoint.record(),
         "seed": config.seed,
     }
 

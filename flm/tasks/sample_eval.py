@@ -41,7 +41,8 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
 
 def _sample_eval(config: DictConfig, team: Team) -> dict[str, Any]:
     wanted_steps, count = step_counts(config.sampling.steps), number_of_samples(config)
-    algorithm, file, tokenizer = load_for_evaluation(config)
+    lm = load_for_evaluation(config)
+    algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer
     canvas = canvas_of(config, algorithm, tokenizer)
     options = sampler_options(config, file, algorithm)
     console = Console(quiet=not team.is_first)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig
 
+import flm
 from flm.algos.algorithm import Algorithm
-from flm.checkpoints.load import CheckpointFile, apply_average, load_algorithm
+from flm.checkpoints.model_file import ModelSource
 from flm.data.tokenizers import Tokenizer
 from flm.judges.gen_ppl import PublishedProtocol, Scorer, ScoreResult, ScoringProtocol, TokenScorer, WholeTextProtocol
 from flm.judges.huggingface_scorer import HuggingFaceScorer
@@ -176,21 +177,24 @@ def judges_of(config: DictConfig, tokenizer: Tokenizer) -> list[Judge]:
 
 def checkpoint_judge(config: DictConfig, path: str, tokenizer: Tokenizer, device: torch.device) -> Judge:
     """A model of this project that gives `nll(tokens (B, L)) -> (B, L)`; its averaged weights where it has any."""
-    algorithm, file = load_algorithm(path, use_average=False, trusted_modules=config.eval.trusted_modules)
-    nll = getattr(algorithm, "nll", None)
+    try:
+        lm = flm.load(path, device, None, config.eval.trusted_modules)
+    except ValueError as error:
+        raise ValueError(f"eval.scorer_checkpoint_path: {error}") from error
+    nll = getattr(lm.algorithm, "nll", None)
     if not callable(nll):
-        kind = type(algorithm).__name__
+        kind = type(lm.algorithm).__name__
         raise ValueError(f"eval.scorer_checkpoint_path={path}: {kind} gives no next-token likelihood: train one with algo=ar")
-    if file.tokenizer is None:
-        raise ValueError(f"eval.scorer_checkpoint_path={path}: holds no tokenizer")
-    if file.average is not None:
-        apply_average(algorithm, file)
-    own = Tokenizer.from_dict(file.tokenizer)
-    algorithm.to(device)
     scorer = TokenScorer(
-        nll, own, f"ar:{label_of(file)}", algorithm.length, config.eval.scorer_batch_size, device, revision=file.sha256
+        nll,
+        lm.tokenizer,
+        f"ar:{lm.source.label}",
+        lm.length,
+        config.eval.scorer_batch_size,
+        device,
+        revision=lm.source.sha256,
     )
-    return Judge(scorer, reads_tokens=own.fingerprint() == tokenizer.fingerprint())
+    return Judge(scorer, reads_tokens=lm.tokenizer.fingerprint() == tokenizer.fingerprint())
 
 
 def perplexity_entry(result: ScoreResult, protocol: str, reads_tokens: bool) -> dict[str, Any]:
@@ -222,21 +226,15 @@ def plain(estimate: Estimate | None) -> dict[str, Any] | None:
 
 
 def head(
-    kind: str, config: DictConfig, algorithm: Algorithm, file: CheckpointFile, scorer: dict[str, Any] | None = None
+    kind: str, config: DictConfig, algorithm: Algorithm, file: ModelSource, scorer: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """What result files say beside their provenance."""
     weight = next(algorithm.parameters())
     return {
         "kind": kind,
-        "label": config.eval.label or label_of(file),
+        "label": config.eval.label or file.label,
         "algorithm": type(algorithm).__name__,
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": weight.device.type,
         "scorer": scorer,
     }
-
-
-def label_of(file: CheckpointFile) -> str:
-    """The folder of the run that trained it, as its own results are called; of a file elsewhere, its name."""
-    path = file.path.resolve()
-    return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem

@@ -19,13 +19,16 @@ from flm.algos.flm_distill import raw
 from flm.checkpoints import files
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import KEY, Description
-from flm.checkpoints.export import FILES, READ, generation_defaults, read_folder, shareable, write_folder
+from flm.checkpoints.export import CARD, MODELING, TOKENIZER_CONFIG, shareable, write_folder
+from flm.checkpoints.folder import READ
 from flm.checkpoints.hub import download, push_to_hub
-from flm.checkpoints.load import load_algorithm
+from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.checkpoints.model_card import model_card
+from flm.checkpoints.model_file import generation_defaults
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer
 
 LENGTH = 6
+FILES = (*READ, TOKENIZER_CONFIG, MODELING, CARD)
 DOCUMENTS = ["A cat sees, a dog hears.", "one  bird sees the sea. na\u00efve caf\u00e9 <|end|> 'tis"] * 4
 SIZES = {"length": LENGTH, "hidden_size": 16, "num_blocks": 2, "num_heads": 2, "cond_dim": 8}
 KINDS = {
@@ -70,7 +73,7 @@ def models(tmp_path_factory):
     for kind in KINDS:
         path = checkpoint(root / f"{kind}.ckpt", kind)
         algorithm, file = load_algorithm(path)
-        write_folder(root / kind, algorithm, file, True, model_card(kind, algorithm, file, True))
+        assert set(write_folder(root / kind, algorithm, file, model_card(kind, algorithm, file))) == set(FILES)
         made[kind] = (path, root / kind)
     return made
 
@@ -81,9 +84,9 @@ def test_weights_tokenizer_and_recipe_come_back_bit_for_bit(models, kind):
     wanted, file = load_algorithm(path)
     stored = safetensors.torch.load_file(folder / "model.safetensors")
     assert stored.keys() == wanted.state_dict().keys()
-    for name, average in file.average.items():
+    for name, average in read_checkpoint(path).average.items():
         assert stored[name].dtype == average.dtype and torch.equal(stored[name], average)
-    found, exported = read_folder(folder)
+    found, exported = load_algorithm(folder)
     assert type(found) is type(wanted) and not found.training
     for name, tensor in wanted.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor)
@@ -97,10 +100,10 @@ def test_tied_weights_and_the_last_step(tmp_path):
     algorithm, file = load_algorithm(path, use_average=False)
     body = algorithm.backbone.body
     body.output_layer.linear.weight = body.input_table  # one tensor under two names
-    write_folder(tmp_path / "out", algorithm, file, False, "")
+    write_folder(tmp_path / "out", algorithm, file, "")
     stored = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
     for name in ("backbone.body.output_layer.linear.weight", "backbone.body.input_table"):
-        assert torch.equal(stored[name], file.state["backbone.body.input_table"])
+        assert torch.equal(stored[name], read_checkpoint(path).state["backbone.body.input_table"])
     assert json.loads((tmp_path / "out" / "config.json").read_text())["flm"]["weights"] == "last step"
 
 
@@ -141,7 +144,7 @@ def test_transformers_opens_it_without_this_package_and_predicts_the_same(models
     state, tau = torch.randn(3, LENGTH, 16, generator=generator), torch.tensor([0.0, 0.4, 0.9])
     later = torch.tensor([0.3, 0.4, 1.0])
     for kind, (_, folder) in models.items():
-        algorithm, exported = read_folder(folder)
+        algorithm, exported = load_algorithm(folder)
         tokens = torch.randint(0, algorithm.vocab_size, (3, LENGTH), generator=generator)
         calls = []
         with torch.no_grad():
@@ -211,7 +214,7 @@ def edited(folder, **changes):
 @pytest.mark.parametrize(
     "spoil,message",
     [
-        (lambda f: (f / "config.json").unlink(), "config.json: not a readable JSON"),
+        (lambda f: (f / "config.json").unlink(), "it has no config.json"),
         (lambda f: (f / "config.json").write_text("{"), "config.json: not a readable JSON"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json: not a readable JSON"),
         (lambda f: (f / "config.json").write_text('{"model_type": "gpt2"}'), "not a model of this project"),
@@ -235,10 +238,10 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(models, tmp_path, spoil
     folder.mkdir()
     for name in READ:
         (folder / name).write_bytes((models["flm"][1] / name).read_bytes())
-    read_folder(folder)
+    load_algorithm(folder)
     spoil(folder)
     with pytest.raises(ValueError, match=message) as caught:
-        read_folder(folder)
+        load_algorithm(folder)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
@@ -329,7 +332,7 @@ def test_to_the_hub_and_back(models, hub, tmp_path):
     folder = models["flm"][1]
     (folder / "command_line.log").write_text("where this was run")
     try:
-        address = push_to_hub(folder, "me/model", private=True, endpoint=hub.url)
+        address = push_to_hub(folder, FILES, "me/model", private=True, endpoint=hub.url)
     finally:
         (folder / "command_line.log").unlink()
     assert address.endswith("/commit/" + "a" * 40) and hub.tokens == {"Bearer hf_of_a_test"}
@@ -339,7 +342,7 @@ def test_to_the_hub_and_back(models, hub, tmp_path):
 
     local = download("me/model", endpoint=hub.url)
     assert {path.name for path in local.iterdir()} == set(READ)  # no code
-    found, wanted = read_folder(local)[0].state_dict(), read_folder(folder)[0].state_dict()
+    found, wanted = load_algorithm(local)[0].state_dict(), load_algorithm(folder)[0].state_dict()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
@@ -369,13 +372,13 @@ def test_a_hub_that_refuses_and_one_that_is_not_there(models, hub, tmp_path, mon
     folder = models["flm"][1]
     hub.refuse = True
     with pytest.raises(ValueError, match="export.repo_id=me/model: not uploaded.*is whole$"):
-        push_to_hub(folder, "me/model", private=True, endpoint=hub.url)
+        push_to_hub(folder, FILES, "me/model", private=True, endpoint=hub.url)
     assert not hub.files
     with pytest.raises(ValueError, match="export.repo_id=model is no name"):
-        push_to_hub(folder, "model", private=True, endpoint=hub.url)
+        push_to_hub(folder, FILES, "model", private=True, endpoint=hub.url)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(ValueError, match="export.repo_id=me/model needs a login.*HF_TOKEN"):
-        push_to_hub(folder, "me/model", private=True, endpoint=hub.url)
+        push_to_hub(folder, FILES, "me/model", private=True, endpoint=hub.url)
     with pytest.raises(ValueError, match="^me/other: no such file or folder here.*give a local folder") as caught:
         download("me/other", endpoint="http://127.0.0.1:9")
     assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ from flm.atomic import write_bytes
 from flm.checkpoints.description import Description
 from flm.checkpoints.load import load_algorithm
 from flm.golf import packed as artifact
-from flm.golf.packed import ZLIB, is_artifact, pack, read
+from flm.golf.packed import ZLIB, PackedFile, pack, read
 from flm.golf.quantise import TABLE_PERCENTILE, Plan, quantise
 from flm.models.dit import DiT
 
@@ -174,4 +174,4 @@ def test_a_weight_that_cannot_be_rounded_is_named():
 
 def test_other_files_are_no_artifacts(tmp_path):
     (tmp_path / "a.txt").write_text("FLM")
-    assert not is_artifact(tmp_path / "a.txt") and not is_artifact(tmp_path / "none")
+    assert not PackedFile.matches(tmp_path / "a.txt") and not PackedFile.matches(tmp_path / "none")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from running import command, config_of, tiny, write_corpus
 
-from flm.checkpoints.load import load_algorithm, read_checkpoint
+from flm.checkpoints.load import load_algorithm, read_checkpoint, read_model
 from flm.data.byte_table import ByteTable
 from flm.data.tokenizers import Tokenizer
 from flm.golf.artifact import code_bytes
@@ -107,7 +107,7 @@ def test_a_flow_model_is_packed_and_bounded_from_its_file(monkeypatch, capfd, tm
     folder = tmp_path / "packed"
     assert run(monkeypatch, corpus, checkpoint, folder, "mode=artifact", "artifact.kept_elements=100", *bound) == 0
     content = json.loads((folder / "likelihood.json").read_text())
-    assert content["checkpoint"]["sha256"] == read_checkpoint(folder / "model.flmpack").sha256
+    assert content["checkpoint"]["sha256"] == read_model(folder / "model.flmpack").sha256
     assert run(monkeypatch, corpus, checkpoint, tmp_path / "golf", "mode=golf_eval") == 1
     assert "does not read from left to right" in capfd.readouterr().err
 

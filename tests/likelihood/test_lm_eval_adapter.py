@@ -24,7 +24,7 @@ def language_model(kind=AR):
     with torch.no_grad():
         for parameter in algorithm.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return LanguageModel(algorithm, tokenizer, {}, steps=2, options={})
+    return LanguageModel(algorithm, tokenizer, steps=2)
 
 
 def test_stop_strings_end_an_answer():

@@ -12,7 +12,7 @@ import flm
 from flm.checkpoints import files
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import KEY, Description
-from flm.checkpoints.export import read_folder, write_folder
+from flm.checkpoints.export import write_folder
 from flm.checkpoints.load import load_algorithm
 from flm.checkpoints.model_card import model_card
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
@@ -42,7 +42,7 @@ def saved(tmp_path_factory):
     content = {"state_dict": {f"algorithm.{name}": value for name, value in state.items()}, KEY: description}
     files.save(content, root / "run.ckpt")
     algorithm, file = load_algorithm(root / "run.ckpt", use_average=False)
-    write_folder(root / "folder", algorithm, file, False, model_card("name", algorithm, file, False))
+    write_folder(root / "folder", algorithm, file, model_card("name", algorithm, file))
     return algorithm, root / "folder"
 
 
@@ -79,7 +79,7 @@ def test_transformers_opens_it(saved):
 
 def test_this_package_opens_it(saved):
     algorithm, folder = saved
-    again, _ = read_folder(folder)
+    again, _ = load_algorithm(folder)
     assert again.backbone.network.lm_head.weight is again.backbone.network.model.embed_tokens.weight
     state = again.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in algorithm.state_dict().items())

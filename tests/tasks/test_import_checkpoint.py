@@ -34,9 +34,9 @@ def test_what_is_imported_loads_with_nothing_else_and_is_the_same_model(monkeypa
     folder.rename(tmp_path / "gone")
     source.rename(tmp_path / "gone.ckpt")
 
-    algorithm, file, tokenizer = load_for_evaluation(config_of(tmp_path / "eval", f"eval.checkpoint_path={written}"))
-    assert tokenizer.encode("the cat sees a fish .") == [5, 6, 9, 11, 12, 13]
-    assert found["checkpoint"]["sha256"] == read_checkpoint(tmp_path / "gone.ckpt").sha256 and file.step == 1234
+    lm = load_for_evaluation(config_of(tmp_path / "eval", f"eval.checkpoint_path={written}"))
+    assert lm.tokenizer.encode("the cat sees a fish .") == [5, 6, 9, 11, 12, 13]
+    assert found["checkpoint"]["sha256"] == read_checkpoint(tmp_path / "gone.ckpt").sha256 and lm.source.step == 1234
     torch.load(written, weights_only=True)  # ours are plain
     for averaged in (True, False):
         direct, _ = load_algorithm(tmp_path / "gone.ckpt", use_average=averaged)

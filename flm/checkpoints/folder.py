@@ -1,0 +1,134 @@
+"""An exported model read back: a folder of weights, a tokenizer and JSON. Nothing in it is executed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from flm.algos.algorithm import Algorithm
+from flm.checkpoints.build import build_algorithm
+from flm.checkpoints.description import Description
+from flm.checkpoints.model_file import AVERAGE, LAST_STEP, ModelFile
+from flm.registry import objects
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG, GENERATION, TOKENIZER = "model.safetensors", "config.json", "generation_config.json", "tokenizer.json"
+READ = (WEIGHTS, CONFIG, TOKENIZER, GENERATION)  # what `read_folder` needs
+
+
+class TransformersModel(Protocol):
+    """A network that transformers itself opens, and how the folder's weights and config are then written.
+
+    Attributes:
+        code: the files that transformers runs to open it.
+    """
+
+    code: list[Path]
+
+    def config(self, algorithm: Algorithm, steps: int) -> dict[str, Any]:
+        """What stands in config.json for it; steps are those of its sampler unless asked otherwise."""
+
+    def usage(self, name: str) -> str:
+        """For the model card: how a model called `name` is opened, Markdown."""
+
+    def to_folder(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The algorithm's weights by the names that the code reads."""
+
+    def from_folder(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The reverse."""
+
+
+def transformers_model(algorithm: Algorithm) -> TransformersModel | None:
+    """Of the kinds that wings register, the one that an algorithm's network is of."""
+    return next((found for _, find in objects("transformers_models") if (found := find(algorithm)) is not None), None)
+
+
+@dataclass
+class ExportedFolder(ModelFile):
+    """A folder; its weights are one set.
+
+    Attributes:
+        weights: which, AVERAGE or LAST_STEP.
+        defaults: `generation`, as generation_config.json has it, where users may edit it.
+    """
+
+    weights: str = AVERAGE
+    defaults: dict[str, Any] | None = None
+
+    @property
+    def only_weights(self) -> str:
+        return self.weights
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        return super().generation if self.defaults is None else self.defaults
+
+    @property
+    def content(self) -> Path:
+        return self.path / WEIGHTS
+
+    def algorithm(self, trusted_modules: Sequence[str], **extra: Any) -> Algorithm:
+        try:
+            return build_algorithm(self.config, self.description.vocab_size, trusted_modules, **extra)
+        except Exception as error:  # constructors raise anything for values that make no sense: too much memory, a width of 0
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(f"{self.path / CONFIG}: no model can be built from it: {reason}") from error
+
+    def state_for(self, algorithm: Algorithm) -> Mapping[str, Tensor]:
+        network = transformers_model(algorithm)
+        return self.state if network is None else network.from_folder(self.state)
+
+
+def read_folder(folder: str | Path) -> ExportedFolder:
+    """What a folder holds.
+
+    Raises:
+        ValueError: a file is missing or damaged, or is of another format.
+    """
+    folder = Path(folder)
+    content = _read_json(folder / CONFIG)
+    own = content.get("flm")
+    if not isinstance(own, dict):
+        raise ValueError(f"{folder / CONFIG}: not a model of this project: it has no key 'flm'")
+    if own.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder / CONFIG}: folder format {own.get('format_version')!r}, written by version "
+            f"{own.get('package_version')!r}; this code reads format {FORMAT_VERSION}: use the version that wrote it"
+        )
+    types = {"config": dict, "tokenizer": dict, "step": int}
+    damaged = [key for key, kind in types.items() if not isinstance(own.get(key), kind)]
+    damaged += [] if own.get("weights") in (AVERAGE, LAST_STEP) else ["weights"]
+    damaged += [key for key in ("vocab_size", "length") if not isinstance(content.get(key), int)]
+    if damaged:
+        raise ValueError(f"{folder / CONFIG}: damaged: {', '.join(damaged)} missing or of another type")
+    for name in (WEIGHTS, TOKENIZER):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: not a whole exported model: {name} is missing")
+    try:
+        weights = safetensors.torch.load_file(folder / WEIGHTS)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / WEIGHTS}: not a readable safetensors file ({error})") from error
+    defaults = _read_json(folder / GENERATION).get("flm") if (folder / GENERATION).is_file() else None
+    if defaults is not None and not (
+        isinstance(defaults, dict) and isinstance(defaults.get("options"), dict) and "steps" in defaults
+    ):
+        raise ValueError(f"{folder / GENERATION}: key 'flm' must hold steps and options")
+    tokenizer = own["tokenizer"] | {"json": (folder / TOKENIZER).read_text(encoding="utf-8")}
+    vocab_size = own.get("vocab_size", content["vocab_size"])  # a table may have rows to spare, which the outer one counts
+    description = Description(own["config"], tokenizer, vocab_size, content["length"], own["step"])
+    return ExportedFolder(folder, description, weights, weights=own["weights"], defaults=defaults)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return content

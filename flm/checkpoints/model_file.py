@@ -1,0 +1,134 @@
+"""What a model file says of itself and holds, whichever kind it is of."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from flm.algos.algorithm import Algorithm
+from flm.checkpoints.build import build_algorithm
+from flm.checkpoints.description import Description
+from flm.samplers.template import CANVAS_KEYS
+
+AVERAGE, LAST_STEP = "average", "last step"
+_DEFAULT_STEPS = 64
+
+
+@dataclass
+class ModelFile:
+    """All tensors are on the CPU.
+
+    Attributes:
+        path: the file, or the folder of a model of several files.
+        description: what it says of itself.
+        state: the algorithm's state dict: the weights of the last step where `description.average` holds others.
+        published: whether it is of another project's layout, so that it describes itself only in part.
+    """
+
+    path: Path
+    description: Description
+    state: dict[str, Tensor]
+    published: bool = False
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.description.config
+
+    @property
+    def tokenizer(self) -> dict[str, Any] | None:
+        return self.description.tokenizer
+
+    @property
+    def average(self) -> dict[str, Tensor] | None:
+        return self.description.average
+
+    @property
+    def step(self) -> int:
+        return self.description.step
+
+    @property
+    def only_weights(self) -> str | None:
+        """AVERAGE or LAST_STEP for a file that holds one of them; None where it may hold both."""
+        return None
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """`steps` and sampler `options` to generate with."""
+        return generation_defaults(self.config)
+
+    @property
+    def content(self) -> Path:
+        """The file whose hash stands for the model."""
+        return self.path
+
+    @cached_property
+    def sha256(self) -> str:
+        return sha256_of(self.content)
+
+    def record(self) -> dict[str, Any]:
+        """For result files."""
+        return {"path": str(self.path), "sha256": self.sha256, "step": self.step}
+
+    def algorithm(self, trusted_modules: Sequence[str], **extra: Any) -> Algorithm:
+        """The described model, with fresh weights; arguments and errors as of `build_algorithm`."""
+        try:
+            return build_algorithm(self.config, self.description.vocab_size, trusted_modules, **extra)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
+
+    def state_for(self, algorithm: Algorithm) -> Mapping[str, Tensor]:
+        """`state` by the names of the algorithm's own parameters."""
+        return self.state
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a loaded model comes from, as its file says; the weights themselves are not kept here.
+
+    Attributes:
+        path: the checkpoint, artifact or exported folder.
+        label: name in tables and figures: the folder of the run that trained it, or the name of the file.
+        step: optimiser steps taken.
+        config: the resolved config of the training run, plain values.
+        tokenizer: Tokenizer.to_dict(); None for a published file where none was wanted.
+        generation: `steps` and sampler `options` to generate with.
+        weights: which were taken, AVERAGE or LAST_STEP.
+        content: the file whose hash stands for the model.
+    """
+
+    path: Path
+    label: str
+    step: int
+    config: dict[str, Any]
+    tokenizer: dict[str, Any] | None
+    generation: dict[str, Any]
+    weights: str
+    content: Path
+
+    @cached_property
+    def sha256(self) -> str:
+        return sha256_of(self.content)
+
+    def record(self) -> dict[str, Any]:
+        """For result files."""
+        return {"path": str(self.path), "sha256": self.sha256, "step": self.step}
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def generation_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`steps` and sampler `options` to generate with, from the `sampling` node of a recorded config.
+
+    steps is the largest number it lists.
+    """
+    recorded = config.get("sampling") or {}
+    steps = recorded.get("steps") or _DEFAULT_STEPS
+    options = {key: value for key, value in recorded.items() if key not in CANVAS_KEYS and value is not None}
+    return {"steps": max(steps) if isinstance(steps, list | tuple) else steps, "options": options}
