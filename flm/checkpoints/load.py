@@ -100,17 +100,7 @@ def load_algorithm(
             apply_average(algorithm, found)
     elif use_average is False and weights == AVERAGE:
         raise ValueError(f"{source}: holds the averaged weights alone, not those of the last step")
-    about = ModelSource(
-        found.path,
-        _label(source, found.path),
-        found.step,
-        found.config,
-        found.tokenizer,
-        found.generation,
-        weights,
-        found.content,
-    )
-    return algorithm.eval(), about
+    return algorithm.eval(), found.source(_label(source, found.path), weights)
 
 
 @torch.no_grad()

@@ -73,6 +73,10 @@ class ModelFile:
         """For result files."""
         return {"path": str(self.path), "sha256": self.sha256, "step": self.step}
 
+    def source(self, label: str, weights: str) -> "ModelSource":
+        """What is kept of it beside a model: all but weights."""
+        return ModelSource(self.path, label, self.step, self.config, self.tokenizer, self.generation, weights, self.content)
+
     def algorithm(self, trusted_modules: Sequence[str], **extra: Any) -> Algorithm:
         """The described model, with fresh weights; arguments and errors as of `build_algorithm`."""
         try:
