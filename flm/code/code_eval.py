@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from flm.atomic import write_text
-from flm.code.pass_at_k import mean_pass_at_k
 from flm.code.problems import Hole, Problem, hide_lines, load_problems
 from flm.code.sandbox import Limits, Sandbox, Verdict
 from flm.data.tokenizers import Tokenizer
 from flm.measures.estimate import Estimate
+from flm.measures.pass_at_k import mean_pass_at_k
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of, positions
 from flm.tasks.generation import sampler_options

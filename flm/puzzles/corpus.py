@@ -38,9 +38,13 @@ class PuzzleCorpus(Corpus):
         layout: holes: a row is the answer, L positions, and the givens are given in it. prompt: what is given, with
             holes as a symbol, then the answer, 2 L positions: a model that writes from left to right reads all givens first.
         cache_dir: where a learned tokenizer is kept.
+
+    Attributes:
+        columns: symbols in a line of a board, for who shows one; None: all are one line.
     """
 
     rules: Rules
+    columns: int | None = None
 
     def __init__(
         self,
@@ -122,7 +126,7 @@ class PuzzleCorpus(Corpus):
             yield puzzle.givens + puzzle.answer if self.layout == "prompt" else puzzle.answer
 
     def source_fingerprint(self) -> dict[str, Any]:
-        hidden = ("normaliser", "wrap", "cache_dir", "processes", "rules")
+        hidden = ("normaliser", "wrap", "cache_dir", "processes", "rules", "columns")
         return {key: value for key, value in vars(self).items() if key not in hidden and not key.startswith("_")}
 
     def request(self, puzzle: Puzzle, tokenizer: Tokenizer, length: int) -> tuple[list[int], list[bool]]:

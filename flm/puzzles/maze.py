@@ -100,7 +100,7 @@ class Maze(PuzzleCorpus):
             raise ValueError(f"data.size must be odd and at least 5, not {size}")
         if loops < 0:
             raise ValueError(f"data.loops must be at least 0, not {loops}")
-        self.size, self.loops, self.rules = size, loops, MazeRules(size)
+        self.size, self.columns, self.loops, self.rules = size, size, loops, MazeRules(size)
 
     def draw(self, rng: random.Random) -> str:
         n = self.size

@@ -49,7 +49,7 @@ class Sudoku(PuzzleCorpus):
             raise ValueError(f"data.clues must be in [0, {size * size}], not {clues}")
         if valid_path is not None and path is None:
             raise ValueError("data.valid_path needs data.path: puzzles are either made or read")
-        self.size, self.clues = size, clues
+        self.size, self.columns, self.clues = size, size, clues
         self.path, self.valid_path = (None if name is None else Path(name) for name in (path, valid_path))
         self.givens_key, self.answer_key = givens_key, answer_key
 

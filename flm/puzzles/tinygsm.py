@@ -62,6 +62,9 @@ class TinyGsm(Pairs):
             validation loss.
     """
 
+    columns = None
+    held_out = 0.0
+
     def __init__(
         self,
         path: str | os.PathLike[str],

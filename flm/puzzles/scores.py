@@ -1,0 +1,58 @@
+"""Rates of answers to puzzles, and how much of the space of solutions is used."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from flm.measures.estimate import Estimate
+from flm.measures.pass_at_k import mean_pass_at_k
+from flm.puzzles.rules import Puzzle, Rules, Verdict
+
+
+def solve_rates(puzzles: Sequence[Puzzle], answers: Sequence[Sequence[str]], rules: Rules, ks: Sequence[int]) -> dict[str, Any]:
+    """Shares with standard errors over puzzles, each puzzle with the mean of its answers; and pass@k.
+
+    Args:
+        answers: to each puzzle as many.
+    """
+    verdicts = [
+        [rules.check(puzzle.givens, answer, puzzle.answer) for answer in given]
+        for puzzle, given in zip(puzzles, answers, strict=True)
+    ]
+
+    def rate(read: Callable[[Verdict], bool | None]) -> dict[str, Any]:
+        return asdict(Estimate.of([sum(bool(read(v)) for v in given) / len(given) for given in verdicts]))
+
+    return {
+        "solved": rate(lambda v: v.solved),
+        "valid": rate(lambda v: v.valid),
+        "consistent": rate(lambda v: v.consistent),
+        "agrees": rate(lambda v: v.agrees),
+        "pass_at": {
+            k: asdict(value) for k, value in mean_pass_at_k([[v.solved for v in given] for given in verdicts], ks).items()
+        },
+    }
+
+
+def coverage(answers: Sequence[str], rules: Rules, is_held_out: Callable[[str], bool] | None = None) -> dict[str, Any]:
+    """The share of valid answers, and how spread these are.
+
+    Args:
+        is_held_out: whether an answer is one that nothing was learned from; None: there are none such.
+
+    Returns:
+        valid; distinct: different valid answers; entropy_nats: of how often each occurs, at most ln of their number and of
+        all there are; largest_share: of the valid ones, that the most frequent has; held_out: share of the valid ones.
+    """
+    valid = [answer for answer in answers if rules.valid(answer)]
+    counts, right = Counter(valid), set(valid)
+    total = len(valid)
+    return {
+        "valid": asdict(Estimate.of([float(answer in right) for answer in answers])),
+        "distinct": len(counts),
+        "entropy_nats": -sum(c / total * math.log(c / total) for c in counts.values()) if valid else None,
+        "largest_share": max(counts.values()) / total if valid else None,
+        "held_out": sum(map(is_held_out, valid)) / total if valid and is_held_out is not None else None,
+    }

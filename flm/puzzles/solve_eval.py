@@ -1,0 +1,162 @@
+"""mode=solve_eval: puzzles that a checkpoint solves, and answers it writes from nothing, checked by their rules."""
+
+import math
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from flm.checkpoints.load import CheckpointFile
+from flm.measures.film import FilmStrip
+from flm.puzzles.controls import IdealMaskedDiffusion, propagated, random_fill, searched
+from flm.puzzles.desk import Desk
+from flm.puzzles.rules import HOLE, Puzzle
+from flm.puzzles.scores import coverage, solve_rates
+from flm.puzzles.solve_tables import puzzle_table, written_table
+from flm.puzzles.writing import Writer
+from flm.samplers.canvas import Canvas
+from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
+from flm.tasks.generation import has_fixed_steps, sampler_options, step_counts
+from flm.tasks.processes import check_alone
+from flm.tasks.real_text import recorded_corpus
+from flm.tasks.results import provenance, write_json
+from flm.tasks.scoring import head
+
+_IDEAL_SOLUTIONS = 1000  # at most so many are compared with every answer, in seconds
+
+
+def solve_eval(config: DictConfig) -> dict[str, Any]:
+    """Writes run_dir/solve_eval.json, and by steps solved-*.jsonl, written-*.jsonl and film-*.json; prints answers and tables.
+
+    Held-out puzzles are solved, and where all is to be written answers are written from nothing. Every network call counts.
+    """
+    check_alone("solve_eval")
+    wanted = config.solve_eval
+    for key, least in (("puzzles", 0), ("written", 0), ("samples", 1)):
+        if not isinstance(wanted[key], int) or wanted[key] < least:
+            raise ValueError(f"solve_eval.{key} must be a whole number of at least {least}, not {wanted[key]}")
+    algorithm, file, tokenizer = load_for_evaluation(config)
+    options = sampler_options(config, file, algorithm)
+    corpus = corpus_of(config, file)
+    corpus.rules.use(partial(hydra.utils.instantiate, wanted.sandbox))
+
+    def fill(canvas: Canvas, steps: int, generator: torch.Generator, film: Any) -> Tensor:
+        with inference_precision(config):
+            return algorithm.generate(canvas, steps, generator, film, **options)
+
+    writer = Writer(algorithm, tokenizer, corpus, fill, config.loader.eval_batch_size, config.seed)
+    # of what a step is a position, any number of steps is one number
+    all_steps = [algorithm.length] if has_fixed_steps(algorithm, options) else step_counts(config.sampling.steps)
+    results = head("solve_eval", config, algorithm, file) | {"options": options, "source": corpus.describe()}
+    asked = [puzzle for puzzle in corpus.puzzles("valid") if puzzle.givens.replace(HOLE, "")][: wanted.puzzles]
+    blank = blank_puzzles(corpus, wanted.written)
+    if not asked and not blank:
+        raise ValueError("solve_eval: nothing to do: solve_eval.puzzles and solve_eval.written leave none of this data")
+    desk = Desk(run_dir(config), provenance(config, file) | head("film", config, algorithm, file), corpus, tokenizer)
+    writer((asked or blank)[: writer.batch], 1, min(all_steps))  # what the first call sets up is no part of the time
+    if asked:
+        results["puzzles"] = solved(writer, asked, all_steps, config, desk)
+        desk.console.print(puzzle_table(results["puzzles"], results["label"]))
+    if blank:
+        results["written"] = from_nothing(writer, blank, all_steps, config.seed, desk)
+        desk.console.print(written_table(results["written"], results["label"]))
+    write_json(desk.folder / "solve_eval.json", provenance(config, file) | results)
+    desk.console.print(f"answers and results: {desk.folder}")
+    return results
+
+
+def corpus_of(config: DictConfig, file: CheckpointFile) -> Any:
+    """The puzzles that eval.real_data names."""
+    wanted = config.eval.real_data
+    if wanted not in ("recorded", "current"):
+        raise ValueError(f"eval.real_data must be recorded or current here, not {wanted}: the puzzles come from there")
+    recorded = file.config.get("data")
+    found = (
+        hydra.utils.instantiate(config.data)
+        if wanted == "current"
+        else recorded_corpus(recorded, [*config.eval.trusted_modules, "flm.puzzles"])
+    )
+    if not hasattr(found, "rules"):
+        raise ValueError(f"{found.describe()} holds no puzzles with rules: set eval.real_data=current data=sudoku, or another")
+    return found
+
+
+def blank_puzzles(corpus: Any, count: int) -> list[Puzzle]:
+    """So many puzzles in which nothing is given; none where answers mean nothing without givens."""
+    if corpus.space_size() is None or not count:
+        return []
+    answer = corpus.puzzles("train")[0].answer
+    return [Puzzle(HOLE * len(answer), answer)] * count
+
+
+def solved(writer: Writer, puzzles: list[Puzzle], all_steps: list[int], config: DictConfig, desk: Desk) -> dict[str, Any]:
+    """Rates on puzzles by steps, and of the controls."""
+    wanted, rules = config.solve_eval, writer.source.rules
+    found: dict[str, Any] = {"count": len(puzzles), "samples": wanted.samples, "by_steps": {}, "controls": {}}
+    for steps in all_steps:
+        film = FilmStrip()
+        written = writer(puzzles, wanted.samples, steps, film)
+        found["by_steps"][str(steps)] = {
+            "steps": steps,
+            "evaluations": written.evaluations,
+            "ms_per_puzzle": written.ms_per_answer,
+            "left_out": written.left_out,
+            **solve_rates(puzzles, written.answers, rules, list(wanted.k)),
+        }
+        desk.keep("solved", steps, puzzles, written.answers, film)
+    rng, symbols = random.Random(config.seed), rules.symbols
+    controls: dict[str, Callable[[Puzzle], str | None]] = {
+        "exact solver": lambda puzzle: searched(puzzle, rules),
+        "propagation": lambda puzzle: propagated(puzzle, rules),
+    }
+    if symbols:
+        controls["random fill"] = lambda puzzle: random_fill(puzzle, symbols, rng)
+    for name, answer in controls.items():
+        if answer(puzzles[0]) is not None:
+            found["controls"][name] = solve_rates(puzzles, [[answer(puzzle) or ""] for puzzle in puzzles], rules, [1])
+    ideal = ideal_masked_diffusion(writer.source)
+    if ideal is not None:
+        generator = torch.Generator().manual_seed(config.seed)
+        for steps in sorted({min(steps, len(puzzles[0].answer)) for steps in all_steps}):
+            answers = ideal([puzzle.givens for puzzle in puzzles], steps, generator)
+            rates = solve_rates(puzzles, [[answer] for answer in answers], rules, [1])
+            found["controls"][f"ideal masked diffusion, {steps}"] = rates
+    return found
+
+
+def from_nothing(writer: Writer, blank: list[Puzzle], all_steps: list[int], seed: int, desk: Desk) -> dict[str, Any]:
+    """Shares of valid answers and their spread by steps, and of the controls."""
+    corpus, space = writer.source, writer.source.space_size()
+    held_out = corpus.is_held_out if corpus.held_out else None
+    found: dict[str, Any] = {"count": len(blank), "space_nats": math.log(space), "by_steps": {}, "controls": {}}
+    for steps in all_steps:
+        film = FilmStrip()
+        written = writer(blank, 1, steps, film)
+        found["by_steps"][str(steps)] = {
+            "steps": steps,
+            "evaluations": written.evaluations,
+            "ms_per_answer": written.ms_per_answer,
+            **coverage([given[0] for given in written.answers], corpus.rules, held_out),
+        }
+        desk.keep("written", steps, blank, written.answers, film)
+    # what positions drawn on their own, each symbol equally likely, make of it
+    chance = math.exp(math.log(space) - len(blank[0].answer) * math.log(len(corpus.rules.symbols)))
+    found["controls"]["random fill"] = {"valid": {"mean": chance, "standard_error": 0.0, "count": len(blank)}}
+    ideal = ideal_masked_diffusion(corpus)
+    if ideal is not None:
+        generator = torch.Generator().manual_seed(seed)
+        for steps in sorted({min(steps, len(blank[0].answer)) for steps in all_steps}):
+            answers = ideal([puzzle.givens for puzzle in blank], steps, generator)
+            found["controls"][f"ideal masked diffusion, {steps}"] = coverage(answers, corpus.rules)
+    return found
+
+
+def ideal_masked_diffusion(corpus: Any) -> IdealMaskedDiffusion | None:
+    """None where there are too many solutions to compare each answer with all of them."""
+    whole = corpus.everything()
+    return IdealMaskedDiffusion(whole) if whole is not None and len(whole) <= _IDEAL_SOLUTIONS else None

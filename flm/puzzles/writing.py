@@ -1,0 +1,108 @@
+"""Answers of a model to puzzles: batches of canvases filled, network evaluations counted, time taken. B canvases, L positions."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from flm.algos.algorithm import Algorithm
+from flm.data.tokenizers import Tokenizer
+from flm.draws import mix_seed
+from flm.puzzles.rules import Puzzle
+from flm.samplers.canvas import Canvas
+
+Fill = Callable[[Canvas, int, torch.Generator, Any], torch.Tensor]  # canvas, steps, generator, on_step -> tokens (B, L)
+
+
+@dataclass(frozen=True)
+class Written:
+    """
+    Attributes:
+        answers: to each puzzle as many as were asked for; "" to a puzzle that does not fit.
+        evaluations: network calls for a batch, all networks together, in the mean over batches.
+        ms_per_answer: without the first batch, which may be filmed, unless it is the only one.
+        left_out: puzzles that do not fit.
+    """
+
+    answers: list[list[str]]
+    evaluations: float
+    ms_per_answer: float
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model that answers puzzles of a corpus.
+
+    Attributes:
+        source: gives `request` and `read`, see `flm.puzzles.corpus.PuzzleCorpus`.
+        fill: samples the algorithm with the options wanted.
+        batch: canvases filled at once.
+        seed: of the noise, with the number of the batch; it does not depend on the steps.
+    """
+
+    algorithm: Algorithm
+    tokenizer: Tokenizer
+    source: Any
+    fill: Fill
+    batch: int
+    seed: int
+
+    @torch.no_grad()
+    def __call__(self, puzzles: Sequence[Puzzle], samples: int, steps: int, film: Any = None) -> Written:
+        """`samples` answers to every puzzle.
+
+        Args:
+            film: shown every moment of the first batch.
+        """
+        device = next(self.algorithm.parameters()).device
+        requests = [self._request(puzzle) for puzzle in puzzles]
+        jobs = [(index, sample) for index, found in enumerate(requests) if found for sample in range(samples)]
+        batches = [jobs[start : start + self.batch] for start in range(0, len(jobs), self.batch)]
+        answers = [[""] * samples for _ in puzzles]
+        seconds: list[tuple[float, int]] = []
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, transient=True) as progress, counted_calls(self.algorithm) as calls:
+            for number, together in enumerate(progress.track(batches, description=f"writing, {steps} steps")):
+                ids, holes = zip(*(requests[index] for index, _ in together), strict=True)  # type: ignore[misc]
+                canvas = Canvas(torch.tensor(ids, device=device), torch.tensor(holes, device=device))
+                generator = torch.Generator(device).manual_seed(mix_seed(self.seed, number))
+                start = time.perf_counter()
+                rows = self.fill(canvas, steps, generator, film if number == 0 else None).cpu()
+                seconds.append((time.perf_counter() - start, len(together)))
+                for (index, sample), row in zip(together, rows.tolist(), strict=True):
+                    answers[index][sample] = self.source.read(row, puzzles[index], self.tokenizer)
+        timed = seconds[1:] or seconds
+        return Written(
+            answers,
+            sum(calls) / max(1, len(batches)),
+            1000 * sum(s for s, _ in timed) / max(1, sum(n for _, n in timed)),
+            sum(found is None for found in requests),
+        )
+
+    def _request(self, puzzle: Puzzle) -> tuple[list[int], list[bool]] | None:
+        try:
+            return self.source.request(puzzle, self.tokenizer, self.algorithm.length)
+        except ValueError:
+            return None
+
+
+@contextmanager
+def counted_calls(algorithm: Algorithm) -> Iterator[list[int]]:
+    """A list that grows by one 1 with every call of a network, whichever of the algorithm's it is.
+
+    Networks are the modules with an input table of their own; where there is none, the algorithm's `backbone`.
+    """
+    calls: list[int] = []
+    networks = [module for module in algorithm.modules() if "input_table" in module._parameters]
+    networks = networks or [m for m in [getattr(algorithm, "backbone", None)] if isinstance(m, nn.Module)]
+    with ExitStack() as stack:
+        for network in networks:
+            hook = network.register_forward_pre_hook(lambda *_: calls.append(1))
+            stack.callback(hook.remove)
+        yield calls
