@@ -125,7 +125,7 @@ def solved(writer: Writer, puzzles: list[Puzzle], all_steps: list[int], config: 
         for steps in sorted({min(steps, len(puzzles[0].answer)) for steps in all_steps}):
             answers = ideal([puzzle.givens for puzzle in puzzles], steps, generator)
             rates = solve_rates(puzzles, [[answer] for answer in answers], rules, [1])
-            found["controls"][f"ideal masked diffusion, {steps}"] = rates
+            found["controls"][f"ideal masked, {steps}"] = rates
     return found
 
 
@@ -152,7 +152,7 @@ def from_nothing(writer: Writer, blank: list[Puzzle], all_steps: list[int], seed
         generator = torch.Generator().manual_seed(seed)
         for steps in sorted({min(steps, len(blank[0].answer)) for steps in all_steps}):
             answers = ideal([puzzle.givens for puzzle in blank], steps, generator)
-            found["controls"][f"ideal masked diffusion, {steps}"] = coverage(answers, corpus.rules)
+            found["controls"][f"ideal masked, {steps}"] = coverage(answers, corpus.rules)
     return found
 
 

@@ -1,6 +1,6 @@
 """Tables of mode=solve_eval for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -19,53 +19,43 @@ def percent(estimate: Mapping[str, Any] | None) -> str:
 def puzzle_table(found: Mapping[str, Any], label: str) -> Table:
     """Rates of solved puzzles, a row for each number of steps and each control; per cent."""
     ks = list(next(iter(found["by_steps"].values()))["pass_at"])
-    table = Table(title=f"{label}: {found['count']} held-out puzzles, % with standard error")
-    for heading in (
-        "",
-        "evaluations",
-        "solved",
-        "valid",
-        "clues kept",
-        "as reference",
-        *(f"pass@{k}" for k in ks),
-        "ms / puzzle",
-    ):
-        table.add_column(heading, justify="right")
+    rates = ("solved", "valid", "kept", "agrees", *(f"pass@{k}" for k in ks if found["samples"] > 1))
+    rows = []
     for name, entry in (*found["by_steps"].items(), *found["controls"].items()):
-        rates = [percent(entry[key]) for key in ("solved", "valid", "consistent", "agrees")]
-        passed = [percent(entry["pass_at"].get(k)) for k in ks]
-        is_model = "evaluations" in entry
-        evaluations = f"{entry['evaluations']:g}" if is_model else ""
-        time = f"{entry['ms_per_puzzle']:.2f}" if is_model else ""
-        table.add_row("steps " + name if is_model else name, evaluations, *rates, *passed, time)
-    return table
+        shares = [percent(entry[key]) for key in ("solved", "valid", "consistent", "agrees")]
+        passed = [percent(entry["pass_at"].get(k)) for k in ks if found["samples"] > 1]
+        rows.append([*_who(name, entry), *shares, *passed, f"{entry['ms_per_puzzle']:.2f}" if "steps" in entry else ""])
+    return _table(f"{label}: {found['count']} held-out puzzles, %", ("", "calls", *rates, "ms"), rows)
 
 
 def written_table(found: Mapping[str, Any], label: str) -> Table:
     """Shares of valid answers from nothing and their spread, a row for each number of steps and each control."""
-    table = Table(title=f"{label}: {found['count']} written from nothing; all there are: ln = {found['space_nats']:.2f} nats")
-    for heading in (
-        "",
-        "evaluations",
-        "valid, %",
-        "distinct",
-        "entropy, nats",
-        "most frequent, %",
-        "held out, %",
-        "ms / answer",
-    ):
-        table.add_column(heading, justify="right")
+    rows = []
     for name, entry in (*found["by_steps"].items(), *found["controls"].items()):
-        is_model = "evaluations" in entry
         entropy, largest, held_out = (entry.get(key) for key in ("entropy_nats", "largest_share", "held_out"))
-        table.add_row(
-            "steps " + name if is_model else name,
-            f"{entry['evaluations']:g}" if is_model else "",
-            percent(entry["valid"]),
-            str(entry.get("distinct", "")),
+        spread = [
             "" if entropy is None else f"{entropy:.2f}",
-            "" if largest is None else f"{100 * largest:.1f}",
-            "" if held_out is None else f"{100 * held_out:.1f}",
-            f"{entry['ms_per_answer']:.2f}" if is_model else "",
-        )
+            *("" if x is None else f"{100 * x:.1f}" for x in (largest, held_out)),
+        ]
+        time = f"{entry['ms_per_answer']:.2f}" if "steps" in entry else ""
+        rows.append([*_who(name, entry), percent(entry["valid"]), str(entry.get("distinct", "")), *spread, time])
+    title = f"{label}: {found['count']} written from nothing; entropy of all there are: {found['space_nats']:.2f} nats"
+    return _table(title, ("", "calls", "valid, %", "distinct", "entropy", "most, %", "held out, %", "ms"), rows)
+
+
+def _who(name: str, entry: Mapping[str, Any]) -> list[str]:
+    """What a row is of, and the network calls it took."""
+    if "steps" not in entry:
+        return [name, ""]
+    return [f"{name} step{'s' * (name != '1')}", f"{entry['evaluations']:g}"]
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Columns without an entry are left out."""
+    table = Table(title=title)
+    kept = [i for i, heading in enumerate(headings) if not heading or any(row[i] for row in rows)]
+    for i in kept:
+        table.add_column(headings[i], justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[i] for i in kept))
     return table

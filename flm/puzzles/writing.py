@@ -1,4 +1,4 @@
-"""Answers of a model to puzzles: batches of canvases filled, network evaluations counted, time taken. B canvases, L positions."""
+"""Answers of a model to puzzles: canvases filled batch by batch, network calls counted, time taken. B batch, L length."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

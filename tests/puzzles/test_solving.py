@@ -1,0 +1,174 @@
+"""What is said of answers: rates, coverage, controls with known values, calls counted, and the mode as a whole."""
+
+import json
+import math
+import random
+from itertools import permutations
+
+import hydra
+import pytest
+import torch
+from running import config_of
+from torch import nn
+
+from flm.algos.ar import AR
+from flm.algos.flm import FLM
+from flm.algos.mdlm import MDLM
+from flm.data.tokenizers import CharacterTokenizer
+from flm.models.dit import DiT
+from flm.puzzles.controls import IdealMaskedDiffusion, propagated, random_fill, searched
+from flm.puzzles.rules import HOLE, Puzzle, Rules
+from flm.puzzles.scores import coverage, solve_rates
+from flm.puzzles.sudoku import Sudoku
+from flm.puzzles.writing import Writer, counted_calls
+from flm.samplers.canvas import Canvas
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return Sudoku(4, train=None, valid=None, held_out=0.15, givens="scattered")
+
+
+def test_solved_is_valid_and_consistent_and_not_agreement():
+    corpus = Sudoku(4, train=None, valid=None)
+    two = Puzzle("0034341200434321".replace("0", HOLE), "1234341221434321")
+    other, cheat = "2134341212434321", "4132234114233214"
+    rates = solve_rates([two, two], [[two.answer, other, cheat, cheat], [cheat, cheat, cheat, ""]], corpus.rules, [1, 2])
+    assert rates["solved"] == {"mean": 0.25, "standard_error": 0.25, "count": 2}
+    assert rates["valid"]["mean"] == (4 / 4 + 3 / 4) / 2 and rates["consistent"]["mean"] == 0.25
+    assert rates["agrees"]["mean"] == 0.125
+    # 1 - C(2, 2) / C(4, 2) of the first puzzle, 0 of the second
+    assert rates["pass_at"]["2"]["mean"] == pytest.approx((1 - 1 / 6) / 2) and rates["pass_at"]["1"]["mean"] == 0.25
+
+
+def test_a_decoder_that_repeats_itself_is_told_by_its_coverage(corpus):
+    whole, rules = corpus.everything(), corpus.rules
+    everything = coverage(whole, rules)
+    assert everything["distinct"] == 288 and everything["entropy_nats"] == pytest.approx(math.log(288))
+    repeating = coverage([whole[3]] * 500, rules, corpus.is_held_out)
+    assert repeating["valid"]["mean"] == 1 and repeating["distinct"] == 1 and repeating["entropy_nats"] == 0
+    assert repeating["largest_share"] == 1 and repeating["held_out"] == float(corpus.is_held_out(whole[3]))
+    # 1,024 uniform draws of 288 grids hit 279.8 different ones in the mean
+    rng = random.Random(0)
+    hits = [coverage([rng.choice(whole) for _ in range(1024)], rules)["distinct"] for _ in range(20)]
+    assert abs(sum(hits) / 20 - 279.8) < 2
+    assert coverage(["1" * 16], rules)["entropy_nats"] is None
+
+
+def test_ideal_masked_diffusion_by_number_of_evaluations(corpus):
+    """4x4 grids: 0, 0.2, 18, 59 and 100 % valid in 1, 2, 4, 8 and 16 evaluations."""
+    ideal, blank = IdealMaskedDiffusion(corpus.everything()), [HOLE * 16] * 600
+    for steps, share in ((1, 0.0), (4, 0.18), (8, 0.59), (16, 1.0)):
+        answers = ideal(blank, steps, torch.Generator().manual_seed(steps))
+        found = sum(map(corpus.rules.valid, answers)) / len(answers)
+        assert abs(found - share) < 4 * (max(share * (1 - share), 1e-9) / 600) ** 0.5 + 0.02, (steps, found)
+    small = IdealMaskedDiffusion(["".join(order) for order in permutations("abc")])
+    answers = small([HOLE * 3] * 3000, 1, torch.Generator().manual_seed(0))
+    assert abs(sum(sorted(a) == list("abc") for a in answers) / 3000 - 6 / 27) < 4 * (6 / 27 * 21 / 27 / 3000) ** 0.5
+    # what is given stays, and what it decides is decided at once
+    assert set(small(["ab."] * 50, 1, torch.Generator().manual_seed(0))) == {"abc"}
+
+
+def test_other_controls(corpus):
+    rng, puzzles = random.Random(0), corpus.puzzles("valid")
+    for puzzle in puzzles[:10]:
+        assert searched(puzzle, corpus.rules) == puzzle.answer
+        filled = propagated(puzzle, corpus.rules)
+        assert all(f in (HOLE, a) for f, a in zip(filled, puzzle.answer, strict=True))
+        assert corpus.rules.check(puzzle.givens, random_fill(puzzle, "1234", rng)).consistent
+
+    class Outside(Rules):  # somebody else's task: a check alone
+        def valid(self, answer: str) -> bool:
+            return answer == answer[::-1]
+
+    assert Outside().check("a.", "aa", "ab") == (True, True, False)
+    assert propagated(Puzzle("a.", "aa"), Outside()) is None and searched(Puzzle("a.", "aa"), Outside()) is None
+
+
+def network(**options) -> DiT:
+    return DiT(length=16, hidden_size=16, num_blocks=1, num_heads=2, cond_dim=8, dropout=0.0, **options)
+
+
+@pytest.mark.parametrize("algorithm,steps,calls", [(FLM, 3, 3), (MDLM, 3, 3), (AR, 3, 16)])
+def test_every_call_counts_and_givens_stay(corpus, algorithm, steps, calls):
+    tokenizer = CharacterTokenizer().build(lambda: corpus.documents("train"))
+    torch.manual_seed(0)
+    model = algorithm(network, tokenizer.vocab_size, 16).eval()
+    with torch.no_grad():  # tables that begin at zero would answer all noise alike
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter)
+
+    def fill(canvas, steps, generator, film):
+        return model.generate(canvas, steps, generator, film)
+
+    puzzles = corpus.puzzles("valid")
+    written = Writer(model, tokenizer, corpus, fill, 16, 0)(puzzles, 2, steps)
+    assert written.evaluations == calls and written.left_out == 0
+    assert all(len(given) == 2 for given in written.answers)
+    rates = solve_rates(puzzles, written.answers, corpus.rules, [1])
+    assert rates["consistent"]["mean"] == 1
+    # two answers to one puzzle come from different noise
+    assert any(first != second for first, second in written.answers)
+
+
+def test_calls_of_several_networks_add_up():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = network(vocab_size=4), network(vocab_size=4)
+
+    model, view = Two(), torch.zeros(1, 16, 16)
+    with counted_calls(model) as calls:
+        model.first(view, torch.zeros(1))
+        model.second(view, torch.zeros(1))
+    model.first(view, torch.zeros(1))
+    assert sum(calls) == 2
+
+
+def run(config):
+    return hydra.utils.get_method(config.mode._target_)(config)
+
+
+TINY = ["model=micro", "model.hidden_size=16", "model.num_blocks=1", "model.num_heads=2", "tokenizer=characters"]
+
+
+@pytest.mark.parametrize("layout,algo", [("holes", "flm"), ("prompt", "ar")])
+def test_trained_and_evaluated_from_the_command_line(tmp_path, layout, algo):
+    length = 16 if layout == "holes" else 32
+    options = [f"algo={algo}", "data=sudoku", f"data.layout={layout}", *TINY, f"model.length={length}", "callbacks.sample=null"]
+    options += ["algo.clean_given=true"] if algo == "flm" else []
+    options += ["callbacks.generation=null", "trainer.max_steps=2", "trainer.val_check_interval=2"]
+    run(config_of(tmp_path / "train", *options))
+    checkpoint = tmp_path / "train/checkpoints/last.ckpt"
+    evaluate = [f"eval.checkpoint_path={checkpoint}", "sampling.steps=[1,2]", "solve_eval.puzzles=12", "solve_eval.samples=3"]
+    results = run(config_of(tmp_path / "solve", "mode=solve_eval", *evaluate, "solve_eval.written=40"))
+    written = json.loads((tmp_path / "solve/solve_eval.json").read_text())
+    assert written["kind"] == "solve_eval" and written["puzzles"]["by_steps"] == results["puzzles"]["by_steps"]
+    expected = {"1": 1, "2": 2} if algo == "flm" else {"32": 16}
+    assert {steps: entry["evaluations"] for steps, entry in results["puzzles"]["by_steps"].items()} == expected
+    for entry in results["puzzles"]["by_steps"].values():
+        assert entry["consistent"]["mean"] == 1 and entry["solved"]["mean"] == entry["valid"]["mean"]
+        assert list(entry["pass_at"]) == ["1"]
+    controls = results["puzzles"]["controls"]
+    assert controls["exact solver"]["solved"]["mean"] == 1 and controls["random fill"]["consistent"]["mean"] == 1
+    chance = results["written"]["controls"]["random fill"]["valid"]["mean"]
+    assert chance == pytest.approx(288 / 4**16) and results["written"]["space_nats"] == pytest.approx(math.log(288))
+    steps = next(iter(expected))
+    lines = [json.loads(line) for line in (tmp_path / f"solve/solved-{steps}.jsonl").read_text().splitlines()]
+    assert len(lines) == 12 and all(len(line["answers"]) == 3 for line in lines)
+    film = json.loads((tmp_path / f"solve/film-solved-{steps}.json").read_text())
+    assert film["kind"] == "film" and film["columns"] == 4 and film["frames"]
+    with pytest.raises(ValueError, match="solve_eval.samples"):
+        run(config_of(tmp_path / "bad", "mode=solve_eval", *evaluate[:2], "solve_eval.samples=0"))
+    with pytest.raises(ValueError, match="holds no puzzles"):
+        run(config_of(tmp_path / "bad", "mode=solve_eval", evaluate[0], "eval.real_data=current", "data=pydoc"))
+
+
+def test_canvases_of_puzzles(corpus):
+    tokenizer = CharacterTokenizer().build(lambda: corpus.documents("train"))
+    puzzle = corpus.puzzles("valid")[0]
+    ids, holes = corpus.request(puzzle, tokenizer, 16)
+    canvas = Canvas(torch.tensor([ids]), torch.tensor([holes]))
+    right = canvas.fill(torch.tensor([tokenizer.encode(puzzle.answer)]))
+    assert corpus.read(right[0].tolist(), puzzle, tokenizer) == puzzle.answer
+    assert "?" in corpus.read([tokenizer.eos_id] * 16, puzzle, tokenizer)
