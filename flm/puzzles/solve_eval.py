@@ -50,13 +50,14 @@ def solve_eval(config: DictConfig) -> dict[str, Any]:
             return algorithm.generate(canvas, steps, generator, film, **options)
 
     writer = Writer(algorithm, tokenizer, corpus, fill, config.loader.eval_batch_size, config.seed)
-    # of what a step is a position, any number of steps is one number
-    all_steps = [algorithm.length] if has_fixed_steps(algorithm, options) else step_counts(config.sampling.steps)
     results = head("solve_eval", config, algorithm, file) | {"options": options, "source": corpus.describe()}
     asked = [puzzle for puzzle in corpus.puzzles("valid") if puzzle.givens.replace(HOLE, "")][: wanted.puzzles]
     blank = blank_puzzles(corpus, wanted.written)
     if not asked and not blank:
         raise ValueError("solve_eval: nothing to do: solve_eval.puzzles and solve_eval.written leave none of this data")
+    all_steps = step_counts(config.sampling.steps)
+    if has_fixed_steps(algorithm, options):  # a step of these is a position
+        all_steps = [max(writer.holes(puzzle) for puzzle in blank or asked)]
     desk = Desk(run_dir(config), provenance(config, file) | head("film", config, algorithm, file), corpus, tokenizer)
     writer((asked or blank)[: writer.batch], 1, min(all_steps))  # what the first call sets up is no part of the time
     if asked:

@@ -2,4 +2,4 @@
 
 from flm.registry import Wing
 
-WING = Wing()
+WING = Wing(result_kinds={"solve_eval": "flm.puzzles.result_kinds:SOLVE_EVAL"})

@@ -85,6 +85,11 @@ class Writer:
             sum(found is None for found in requests),
         )
 
+    def holes(self, puzzle: Puzzle) -> int:
+        """Positions to be written; 0 of a puzzle that does not fit."""
+        request = self._request(puzzle)
+        return 0 if request is None else sum(request[1])
+
     def _request(self, puzzle: Puzzle) -> tuple[list[int], list[bool]] | None:
         try:
             return self.source.request(puzzle, self.tokenizer, self.algorithm.length)

@@ -17,10 +17,12 @@ from flm.algos.mdlm import MDLM
 from flm.data.tokenizers import CharacterTokenizer
 from flm.models.dit import DiT
 from flm.puzzles.controls import IdealMaskedDiffusion, propagated, random_fill, searched
+from flm.puzzles.result_kinds import SOLVE_EVAL
 from flm.puzzles.rules import HOLE, Puzzle, Rules
 from flm.puzzles.scores import coverage, solve_rates
 from flm.puzzles.sudoku import Sudoku
 from flm.puzzles.writing import Writer, counted_calls
+from flm.results.kinds import Source
 from flm.samplers.canvas import Canvas
 
 
@@ -125,6 +127,10 @@ def test_calls_of_several_networks_add_up():
     assert sum(calls) == 2
 
 
+def source_of(content, path):
+    return Source(path, "solve_eval", "run", None, None, None, None, "", None, {}, content)
+
+
 def run(config):
     return hydra.utils.get_method(config.mode._target_)(config)
 
@@ -141,16 +147,25 @@ def test_trained_and_evaluated_from_the_command_line(tmp_path, layout, algo):
     run(config_of(tmp_path / "train", *options))
     checkpoint = tmp_path / "train/checkpoints/last.ckpt"
     evaluate = [f"eval.checkpoint_path={checkpoint}", "sampling.steps=[1,2]", "solve_eval.puzzles=12", "solve_eval.samples=3"]
-    results = run(config_of(tmp_path / "solve", "mode=solve_eval", *evaluate, "solve_eval.written=40"))
+    results = run(
+        config_of(tmp_path / "solve", "mode=solve_eval", *evaluate, "solve_eval.written=40", "loader.eval_batch_size=64")
+    )
     written = json.loads((tmp_path / "solve/solve_eval.json").read_text())
     assert written["kind"] == "solve_eval" and written["puzzles"]["by_steps"] == results["puzzles"]["by_steps"]
-    expected = {"1": 1, "2": 2} if algo == "flm" else {"32": 16}
+    expected = {"1": 1, "2": 2} if algo == "flm" else {"16": 16}
     assert {steps: entry["evaluations"] for steps, entry in results["puzzles"]["by_steps"].items()} == expected
     for entry in results["puzzles"]["by_steps"].values():
         assert entry["consistent"]["mean"] == 1 and entry["solved"]["mean"] == entry["valid"]["mean"]
         assert list(entry["pass_at"]) == ["1"]
     controls = results["puzzles"]["controls"]
     assert controls["exact solver"]["solved"]["mean"] == 1 and controls["random fill"]["consistent"]["mean"] == 1
+    reading = SOLVE_EVAL.read(source_of(written, tmp_path))
+    names = [table.name for table in reading.tables]
+    assert names == ["written_from_nothing", "puzzles_solved"] and len(reading.plots) == 4 and reading.numbers
+    spoiled = json.loads(json.dumps(written))
+    spoiled["puzzles"]["by_steps"][next(iter(expected))]["solved"]["mean"] = "all"
+    with pytest.raises(ValueError, match="solved.mean"):
+        SOLVE_EVAL.read(source_of(spoiled, tmp_path))
     chance = results["written"]["controls"]["random fill"]["valid"]["mean"]
     assert chance == pytest.approx(288 / 4**16) and results["written"]["space_nats"] == pytest.approx(math.log(288))
     steps = next(iter(expected))

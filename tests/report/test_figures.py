@@ -240,6 +240,12 @@ def test_lines_of_a_film_lose_nothing_until_the_last_is_full():
     assert all(text == " sevens" for line in words for text, _, _ in line)  # broken between tokens, not within
 
 
+def test_a_board_breaks_where_its_rows_end():
+    lines = _lines(film(0.5, "123434122143" + "4321").frames[0], 4)
+    assert ["".join(text for text, _, _ in line) for line in lines] == ["1234", "3412", "2143", "4321"]
+    assert len(_lines(film(0.5, "1" * 36).frames[0], 6)) == 6 > LINES
+
+
 def test_a_full_film_is_a_small_file():
     """Four moments with as many tokens as are shown; the largest figure has thirteen, and 200 kB."""
     rng = np.random.default_rng(0)

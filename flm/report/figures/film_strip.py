@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 LINE = 56  # characters in a line of the figure
 MOMENTS = 12  # of a film
-LINES = 4  # for a moment; what is longer is cut
+LINES = 4  # for a moment of a text; what is longer is cut
+BOARD_LINES = 32  # of a board
 _PALE, _FULL = (255, 255, 255), (118, 183, 236)  # probability 0 and 1; dark ink stays legible on both
 
 
@@ -27,7 +28,7 @@ def film_figure(films: Sequence[Film]) -> "Figure":
     from matplotlib.figure import Figure
 
     shown = [film.moments(MOMENTS) for film in films]
-    rows = [[_lines(frame) for frame in frames] for frames in shown]
+    rows = [[_lines(frame, film.columns) for frame in frames] for film, frames in zip(films, shown, strict=True)]
     # in units of text lines: one of space after each moment, two for the headings, three for the key below
     body = max(sum(len(lines) + 1 for lines in film) for film in rows)
     character, line = 0.0715, 0.165  # inches, of a monospaced 8.5 point font
@@ -52,17 +53,19 @@ def film_figure(films: Sequence[Film]) -> "Figure":
     return figure
 
 
-def _lines(frame: Frame) -> list[list[tuple[str, float, bool]]]:
-    """(text, probability, given) of pieces of tokens, in lines of LINE characters."""
+def _lines(frame: Frame, columns: int | None = None) -> list[list[tuple[str, float, bool]]]:
+    """(text, probability, given) of pieces of tokens, in lines of LINE characters, or of `columns` tokens of a board."""
     lines: list[list[tuple[str, float, bool]]] = [[]]
-    used = 0
-    for token, probability, given in zip(frame.tokens, frame.probability, frame.given, strict=True):
+    used, most = 0, LINES if columns is None else BOARD_LINES
+    for place, (token, probability, given) in enumerate(zip(frame.tokens, frame.probability, frame.given, strict=True)):
+        if columns and place and place % columns == 0:
+            used = LINE
         rest = visible(token)
         if used + len(rest) > LINE >= len(rest):  # a token is broken only where no line holds it
             used = LINE
         while rest:
             if used == LINE:
-                if len(lines) == LINES:
+                if len(lines) == most:
                     return lines
                 lines.append([])
                 used = 0

@@ -22,6 +22,7 @@ class Film:
     source: Source
     steps: int
     frames: tuple[Frame, ...]
+    columns: int | None = None  # tokens in a line of a board; None: of a text, whose lines break where they will
 
     def moments(self, count: int) -> list[Frame]:
         """At most so many frames, at least two, evenly spaced, the first and the last among them."""
@@ -39,6 +40,7 @@ class _Frame(Content):
 
 class _Film(Content):
     steps: Count
+    columns: Annotated[Count, Field(ge=1)] | None = None
     frames: Annotated[list[_Frame], Field(min_length=1, max_length=1000)]
 
 
@@ -50,7 +52,7 @@ def read(source: Source) -> Reading:
         if not len(frame.tokens) == len(frame.probability) == len(given):
             raise ValueError(f"frames.{index} has {len(frame.tokens)} tokens but {len(frame.probability)} probabilities")
         frames.append(Frame(frame.tau, tuple(frame.tokens), tuple(frame.probability), tuple(given)))
-    return Reading(records=(Film(source, content.steps, tuple(frames)),))
+    return Reading(records=(Film(source, content.steps, tuple(frames), content.columns),))
 
 
 KIND = ResultKind(files=("film-*.json",), read=read)
