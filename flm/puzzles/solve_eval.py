@@ -9,9 +9,8 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
-from flm.checkpoints.load import CheckpointFile
+from flm.checkpoints.model_file import ModelSource
 from flm.measures.film import FilmStrip
 from flm.puzzles.controls import IdealMaskedDiffusion, propagated, random_fill, searched
 from flm.puzzles.desk import Desk
@@ -19,8 +18,7 @@ from flm.puzzles.rules import HOLE, Puzzle
 from flm.puzzles.scores import coverage, solve_rates
 from flm.puzzles.solve_tables import puzzle_table, written_table
 from flm.puzzles.writing import Writer
-from flm.samplers.canvas import Canvas
-from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
+from flm.tasks.assemble import load_for_evaluation, run_dir
 from flm.tasks.generation import has_fixed_steps, sampler_options, step_counts
 from flm.tasks.processes import check_alone
 from flm.tasks.real_text import recorded_corpus
@@ -40,25 +38,20 @@ def solve_eval(config: DictConfig) -> dict[str, Any]:
     for key, least in (("puzzles", 0), ("written", 0), ("samples", 1)):
         if not isinstance(wanted[key], int) or wanted[key] < least:
             raise ValueError(f"solve_eval.{key} must be a whole number of at least {least}, not {wanted[key]}")
-    algorithm, file, tokenizer = load_for_evaluation(config)
-    options = sampler_options(config, file, algorithm)
+    lm = load_for_evaluation(config)
+    file, options = lm.source, sampler_options(config, lm.source, lm.algorithm)
     corpus = corpus_of(config, file)
     corpus.rules.use(partial(hydra.utils.instantiate, wanted.sandbox))
-
-    def fill(canvas: Canvas, steps: int, generator: torch.Generator, film: Any) -> Tensor:
-        with inference_precision(config):
-            return algorithm.generate(canvas, steps, generator, film, **options)
-
-    writer = Writer(algorithm, tokenizer, corpus, fill, config.loader.eval_batch_size, config.seed)
-    results = head("solve_eval", config, algorithm, file) | {"options": options, "source": corpus.describe()}
+    writer = Writer(lm, corpus, options, config.loader.eval_batch_size, config.seed)
+    results = head("solve_eval", config, lm.algorithm, file) | {"options": options, "source": corpus.describe()}
     asked = [puzzle for puzzle in corpus.puzzles("valid") if puzzle.givens.replace(HOLE, "")][: wanted.puzzles]
     blank = blank_puzzles(corpus, wanted.written)
     if not asked and not blank:
         raise ValueError("solve_eval: nothing to do: solve_eval.puzzles and solve_eval.written leave none of this data")
     all_steps = step_counts(config.sampling.steps)
-    if has_fixed_steps(algorithm, options):  # a step of these is a position
+    if has_fixed_steps(lm.algorithm, options):  # a step of these is a position
         all_steps = [max(writer.holes(puzzle) for puzzle in blank or asked)]
-    desk = Desk(run_dir(config), provenance(config, file) | head("film", config, algorithm, file), corpus, tokenizer)
+    desk = Desk(run_dir(config), provenance(config, file) | head("film", config, lm.algorithm, file), corpus, lm.tokenizer)
     writer((asked or blank)[: writer.batch], 1, min(all_steps))  # what the first call sets up is no part of the time
     if asked:
         results["puzzles"] = solved(writer, asked, all_steps, config, desk)
@@ -71,16 +64,14 @@ def solve_eval(config: DictConfig) -> dict[str, Any]:
     return results
 
 
-def corpus_of(config: DictConfig, file: CheckpointFile) -> Any:
+def corpus_of(config: DictConfig, file: ModelSource) -> Any:
     """The puzzles that eval.real_data names."""
     wanted = config.eval.real_data
     if wanted not in ("recorded", "current"):
         raise ValueError(f"eval.real_data must be recorded or current here, not {wanted}: the puzzles come from there")
     recorded = file.config.get("data")
     found = (
-        hydra.utils.instantiate(config.data)
-        if wanted == "current"
-        else recorded_corpus(recorded, [*config.eval.trusted_modules, "flm.puzzles"])
+        hydra.utils.instantiate(config.data) if wanted == "current" else recorded_corpus(recorded, config.eval.trusted_modules)
     )
     if not hasattr(found, "rules"):
         raise ValueError(f"{found.describe()} holds no puzzles with rules: set eval.real_data=current data=sudoku, or another")

@@ -1,7 +1,7 @@
 """Answers of a model to puzzles: canvases filled batch by batch, network calls counted, time taken. B batch, L length."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from flm.algos.algorithm import Algorithm
-from flm.data.tokenizers import Tokenizer
-from flm.draws import mix_seed
+from flm.language_model import LanguageModel
 from flm.puzzles.rules import Puzzle
 from flm.samplers.canvas import Canvas
-
-Fill = Callable[[Canvas, int, torch.Generator, Any], torch.Tensor]  # canvas, steps, generator, on_step -> tokens (B, L)
 
 
 @dataclass(frozen=True)
@@ -41,42 +38,39 @@ class Writer:
 
     Attributes:
         source: gives `request` and `read`, see `flm.puzzles.corpus.PuzzleCorpus`.
-        fill: samples the algorithm with the options wanted.
+        options: of the sampler.
         batch: canvases filled at once.
         seed: of the noise, with the number of the batch; it does not depend on the steps.
     """
 
-    algorithm: Algorithm
-    tokenizer: Tokenizer
+    lm: LanguageModel
     source: Any
-    fill: Fill
+    options: dict[str, Any]
     batch: int
     seed: int
 
-    @torch.no_grad()
     def __call__(self, puzzles: Sequence[Puzzle], samples: int, steps: int, film: Any = None) -> Written:
         """`samples` answers to every puzzle.
 
         Args:
             film: shown every moment of the first batch.
         """
-        device = next(self.algorithm.parameters()).device
+        device = self.lm.device
         requests = [self._request(puzzle) for puzzle in puzzles]
         jobs = [(index, sample) for index, found in enumerate(requests) if found for sample in range(samples)]
         batches = [jobs[start : start + self.batch] for start in range(0, len(jobs), self.batch)]
         answers = [[""] * samples for _ in puzzles]
         seconds: list[tuple[float, int]] = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, transient=True) as progress, counted_calls(self.algorithm) as calls:
+        with Progress(*columns, transient=True) as progress, counted_calls(self.lm.algorithm) as calls:
             for number, together in enumerate(progress.track(batches, description=f"writing, {steps} steps")):
                 ids, holes = zip(*(requests[index] for index, _ in together), strict=True)  # type: ignore[misc]
                 canvas = Canvas(torch.tensor(ids, device=device), torch.tensor(holes, device=device))
-                generator = torch.Generator(device).manual_seed(mix_seed(self.seed, number))
                 start = time.perf_counter()
-                rows = self.fill(canvas, steps, generator, film if number == 0 else None).cpu()
+                rows = self.lm.fill(canvas, steps, self.seed, number, film if number == 0 else None, **self.options).cpu()
                 seconds.append((time.perf_counter() - start, len(together)))
                 for (index, sample), row in zip(together, rows.tolist(), strict=True):
-                    answers[index][sample] = self.source.read(row, puzzles[index], self.tokenizer)
+                    answers[index][sample] = self.source.read(row, puzzles[index], self.lm.tokenizer)
         timed = seconds[1:] or seconds
         return Written(
             answers,
@@ -92,7 +86,7 @@ class Writer:
 
     def _request(self, puzzle: Puzzle) -> tuple[list[int], list[bool]] | None:
         try:
-            return self.source.request(puzzle, self.tokenizer, self.algorithm.length)
+            return self.source.request(puzzle, self.lm.tokenizer, self.lm.length)
         except ValueError:
             return None
 

@@ -15,6 +15,7 @@ from flm.algos.ar import AR
 from flm.algos.flm import FLM
 from flm.algos.mdlm import MDLM
 from flm.data.tokenizers import CharacterTokenizer
+from flm.language_model import LanguageModel
 from flm.models.dit import DiT
 from flm.puzzles.controls import IdealMaskedDiffusion, propagated, random_fill, searched
 from flm.puzzles.result_kinds import SOLVE_EVAL
@@ -100,11 +101,8 @@ def test_every_call_counts_and_givens_stay(corpus, algorithm, steps, calls):
         for parameter in model.parameters():
             parameter += torch.randn_like(parameter)
 
-    def fill(canvas, steps, generator, film):
-        return model.generate(canvas, steps, generator, film)
-
     puzzles = corpus.puzzles("valid")
-    written = Writer(model, tokenizer, corpus, fill, 16, 0)(puzzles, 2, steps)
+    written = Writer(LanguageModel(model, tokenizer), corpus, {}, 16, 0)(puzzles, 2, steps)
     assert written.evaluations == calls and written.left_out == 0
     assert all(len(given) == 2 for given in written.answers)
     rates = solve_rates(puzzles, written.answers, corpus.rules, [1])
