@@ -1,41 +1,40 @@
 """Running generated code without trusting it: a verdict on each program, and nothing left behind.
 
-Every sample gets two processes. The *candidate* holds the generated program. The *judge* holds the test, the helpers that the
-test takes from the reference solution, and a nonce; it asks the candidate for values over two pipes and compares them itself.
-So nothing the program does in its own process (walking frames, patching builtins, tracing, exiting early, printing) reaches
-the test, and an object that claims to equal everything arrives as one that equals nothing.
+The verdict is the one of the benchmark's own harness: program and test run one after the other in one process, with the whole
+standard library and numpy. There a program can get at the test: patch what it calls, walk to it, write the verdict itself.
+So what passes runs a second time, apart: the *candidate* holds the program, the *judge* holds the test and the helpers that
+the test takes from the reference solution, and asks the candidate for values over two pipes. Nothing the program does in its
+own process reaches that test, and an object that claims to equal everything arrives as one that equals nothing. What passes
+together and not apart is *suspicious*: a cheat, or a right program whose values do not cross (see docs/conditional.md).
 
-Both processes are confined before the program is read (`cell/confine.py`): a list of allowed system calls that holds no
-process, thread, signal, socket or writing of files; no capability; limits on CPU, address space and open files; the user
-nobody where this runs as root, and where Landlock is available only the standard library readable. Both begin in a fresh
-empty folder with an empty environment, and are killed when the judge has spoken or the time is over. As root without a Python
-that nobody can read, they stay user 0 without a capability, and Landlock is a must. Linux on x86-64 or ARM64 only.
+All processes are confined before the program is read (`cell/confine.py`): a list of allowed system calls that holds no process,
+signal to others or socket to anywhere; no capability that changes anything; limits on CPU, address space, files and threads;
+the user nobody where this runs as root. Where Landlock is available only the standard library and numpy are readable, and a
+folder that is empty at the start and gone at the end is writable; elsewhere nothing is. Linux on x86-64 or ARM64 only.
 """
 
-import contextlib
 import json
 import logging
 import os
+import queue
 import secrets
-import select
-import signal
 import stat
-import subprocess
-import sys
 import sysconfig
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from ctypes import CDLL
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from flm.code.cell import landlock, seccomp
+from flm.code.cell import landlock, seccomp, values
+from flm.code.cells import Cell, Forker, Outcome
 
-CELL = Path(__file__).with_name("cell")
-_VERDICT_BYTES = 4096
+_VERDICT_BYTES = 1 << 14
+_ANSWER_BYTES = 1 << 20
+_READING = 1 << 2  # CAP_DAC_READ_SEARCH
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +61,14 @@ class Verdict:
     """
     Attributes:
         stage: passed; failed (the test raised); raised (the program did, while it was loaded); syntax (it does not compile);
-            died (its process ended, at a limit or by itself); timeout; broken (the test or reference itself does not run).
+            died (its process ended, at a limit or by itself); timeout; broken (the test itself does not compile).
         detail: a few words, written by whoever failed: do not trust them.
+        suspicious: passed, but not when the test ran where the program could not reach it.
     """
 
     stage: str
     detail: str = ""
+    suspicious: bool = False
 
     @property
     def passed(self) -> bool:
@@ -79,16 +80,40 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """
+    Attributes:
+        stage: answered; failed (the expression raised, or its value is no plain data); else as in `Verdict`.
+        value: of the expression: numbers, text, containers of these; None where there is none.
+        printed: what the program wrote to its standard output, at most 16384 characters.
+        detail: a few words, not to be trusted.
+    """
+
+    stage: str
+    value: Any = None
+    printed: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
 class Limits:
-    """Of each process. CPU seconds decide on any machine, however busy; wall-clock seconds end what only waits."""
+    """Of each process. CPU seconds decide on any machine, however busy; wall-clock seconds end what only waits.
+
+    `disk_mb` is what a process may hold in files of its own folder.
+    """
 
     cpu_seconds: int = 3
     wall_seconds: float = 30.0
     memory_mb: int = 1024
+    disk_mb: int = 16
 
     def __post_init__(self) -> None:
-        if not (self.cpu_seconds >= 1 and self.wall_seconds > 0 and self.memory_mb >= 128):
-            raise ValueError(f"code_eval.limits: at least 1 CPU second and 128 MB are needed, not {self}")
+        if not (self.cpu_seconds >= 1 and self.wall_seconds > 0 and self.memory_mb >= 128 and self.disk_mb >= 1):
+            raise ValueError(f"code_eval.limits: at least 1 CPU second, 128 MB of memory and 1 MB of disk, not {self}")
+
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 class Sandbox:
@@ -103,126 +128,133 @@ class Sandbox:
         if not seccomp.supported():
             raise ValueError("code_eval: generated code is only run on Linux on x86_64 or aarch64, where it can be confined")
         has_landlock = landlock.version(CDLL(None, use_errno=True)) > 0
-        root, reachable = os.geteuid() == 0, _reachable_by_all(sysconfig.get_path("stdlib"))
-        if root and not reachable and not has_landlock:
-            raise ValueError(
-                f"code_eval: as root, generated code runs as the user nobody, who cannot read {sysconfig.get_path('stdlib')}: "
-                "use a Python that everybody can read, or run as another user"
-            )
+        user = _user(has_landlock)
         if not has_landlock:
-            log.warning("no Landlock here: generated code can read files that its user can (it cannot write or send them)")
+            log.warning("no Landlock here: generated code can read files that its user can, and has no folder to write in")
             CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: but not this process's memory and environment
+        found = find_spec("numpy")
+        numpy = Path(found.origin).parent if found is not None and found.origin else None
+        self._packages = [] if numpy is None else [str(numpy.parent)]
         self._confine = {
             "memory_bytes": self.limits.memory_mb << 20,
+            "disk_bytes": self.limits.disk_mb << 20 if has_landlock else 0,
             "cpu_seconds": self.limits.cpu_seconds,
-            "drop_user": root and reachable,
+            "user": user,
             "use_landlock": has_landlock,
+            "readable": [] if numpy is None else [str(numpy), str(numpy.with_name("numpy.libs"))],
         }
         works = self.run(Program("def f(x):\n    return x + 1\n", "assert f(1) == 2", ("f",)))
-        if not works.passed:
+        if not works.passed or works.suspicious:
             raise ValueError(f"code_eval: this machine cannot hold generated code safely ({works.stage}: {works.detail})")
 
     def describe(self) -> dict[str, Any]:
         """For result files."""
-        shown = {key: self._confine[key] for key in ("drop_user", "use_landlock")}
+        shown = {key: self._confine[key] for key in ("user", "use_landlock")}
         return {**vars(self.limits), **shown, "seccomp": True}
 
     def run_all(self, programs: Sequence[Program], workers: int = 1) -> list[Verdict]:
-        """Verdicts in the order of the programs, `workers` of them at a time."""
-        with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(self.run, programs))
+        """Verdicts in the order of the programs, `workers` of them at a time; the same program is run once."""
+        distinct = list(dict.fromkeys(programs))
+        verdicts = dict(zip(distinct, self._side_by_side(self._judged, distinct, workers), strict=True))
+        return [verdicts[program] for program in programs]
 
     def run(self, program: Program) -> Verdict:
-        nonce = secrets.token_hex(16)
-        task = {"nonce": nonce, "test": program.test, "remote": program.remote, "reference": program.reference}
-        (asked, ask), (answered, answer), (heard, say) = os.pipe(), os.pipe(), os.pipe()
-        open_here = {asked, ask, answered, answer, heard, say}
-        children: list[subprocess.Popen[bytes]] = []
-        said, cpu_seconds = None, 0.0
-        try:
-            with tempfile.TemporaryDirectory(prefix="flm-code-") as folder:
-                os.chmod(folder, 0o555)
+        return self.run_all([program])[0]
+
+    def answers(self, questions: Sequence[tuple[str, str | None]], workers: int = 1) -> list[Answer]:
+        """What programs answer: for each source and expression, the expression's value after the source has run.
+
+        The value is the program's own word, to be compared with what is known. With None for an expression only what is printed
+        counts. For programs that compute a number, as in TinyGSM: `answers([(source, "simple_math_problem()")])`.
+        """
+        return self._side_by_side(self._answered, questions, workers)
+
+    def _side_by_side(self, do: Callable[[Forker, Task], Result], tasks: Sequence[Task], workers: int) -> list[Result]:
+        with _forkers(min(workers, len(tasks)), self._packages) as idle, ThreadPoolExecutor(max(1, workers)) as pool:
+
+            def one(task: Task) -> Result:
+                forker = idle.get()
                 try:
-                    children.append(self._start("judge", folder, (ask, answered, say)))
-                    children.append(self._start("candidate", folder, (asked, answer)))
-                    for descriptor in open_here - {heard}:  # the children's alone: an end of file is the end of a child
-                        os.close(descriptor)
-                        open_here.remove(descriptor)
-                    deadline = time.monotonic() + self.limits.wall_seconds
-                    self._tell(children[0], task)
-                    self._tell(children[1], {"source": program.source})
-                    said = _read_until(heard, deadline)
+                    return do(forker, task)
                 finally:
-                    for child in children:
-                        cpu_seconds = _kill(child)
-        finally:
-            for descriptor in open_here:
-                os.close(descriptor)
-        found = _verdict(said, nonce)
-        # the kernel's end of a program that computes for too long looks to the judge like any other death
-        return Verdict("timeout", "CPU") if found.stage == "died" and cpu_seconds > 0.9 * self.limits.cpu_seconds else found
+                    idle.put(forker)
 
-    def _start(self, role: str, folder: str, descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(CELL), role, *map(str, descriptors)]
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,  # what a program prints is no part of a verdict: without end, it costs its CPU time
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env={},
-            pass_fds=descriptors,
-            start_new_session=True,
-        )
+            return list(pool.map(one, tasks))
 
-    def _tell(self, child: subprocess.Popen[bytes], task: dict[str, Any]) -> None:
-        assert child.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once: the verdict will say so
-            child.stdin.write(json.dumps({**task, "confine": self._confine}).encode())
-            child.stdin.close()
+    def _judged(self, forker: Forker, program: Program) -> Verdict:
+        needs_numpy = "numpy" in program.source or "numpy" in program.test
+        together = Cell("together", {"source": program.source, "test": program.test}, (1,))
+        verdict, _ = self._heard(forker, [together], needs_numpy, _VERDICT_BYTES)
+        if not verdict.passed:
+            return verdict
+        judge = Cell("judge", {"test": program.test, "remote": program.remote, "reference": program.reference}, (1, 3, 4))
+        candidate = Cell("candidate", {"source": program.source, "remote": program.remote}, (2, 5))
+        apart, _ = self._heard(forker, [judge, candidate], needs_numpy, _VERDICT_BYTES)
+        return verdict if apart.passed else replace(verdict, suspicious=True, detail=f"apart {apart.stage}: {apart.detail}")
 
+    def _answered(self, forker: Forker, question: tuple[str, str | None]) -> Answer:
+        source, expression = question
+        cell = Cell("answer", {"source": source, "expression": expression}, (1,))
+        verdict, said = self._heard(forker, [cell], "numpy" in source, _ANSWER_BYTES)
+        try:
+            data, printed = said if isinstance(said, list) else (None, "")
+            return Answer(verdict.stage, values.decode(data, values.nothing), str(printed), verdict.detail)
+        except Exception as error:  # data of no program's making: by a forged message only
+            return Answer("died", detail=f"no value ({type(error).__name__})")
 
-def _read_until(descriptor: int, deadline: float) -> bytes | None:
-    """Everything up to the end of the file; None if that does not come in time."""
-    said = b""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    while (left := deadline - time.monotonic()) > 0:
-        if not poll.poll(1000 * left):
-            return None
-        part = os.read(descriptor, _VERDICT_BYTES)
-        if not part or len(said) > _VERDICT_BYTES:
-            return said
-        said += part
-    return None
+    def _heard(self, forker: Forker, cells: list[Cell], numpy: bool, max_bytes: int) -> tuple[Verdict, Any]:
+        nonce = secrets.token_hex(16)
+        outcome = forker.run(cells, self._confine, nonce, self.limits.wall_seconds, numpy, max_bytes)
+        verdict, value = _verdict(outcome, nonce)
+        # the kernel's end of a program that computes for too long looks like any other death
+        if verdict.stage == "died" and max(outcome.cpu_seconds) > 0.9 * self.limits.cpu_seconds:
+            return Verdict("timeout", "CPU"), None
+        return verdict, value
 
 
-def _verdict(said: bytes | None, nonce: str) -> Verdict:
-    if said is None:
-        return Verdict("timeout", "wall clock")
+@contextmanager
+def _forkers(count: int, packages: list[str]) -> Iterator["queue.SimpleQueue[Forker]"]:
+    """So many of them, to be taken and put back."""
+    forkers: list[Forker] = []
+    idle: queue.SimpleQueue[Forker] = queue.SimpleQueue()
     try:
-        found = json.loads(said)
+        for _ in range(count):
+            forkers.append(Forker(packages))
+            idle.put(forkers[-1])
+        yield idle
+    finally:
+        for forker in forkers:
+            forker.close()
+
+
+def _verdict(outcome: Outcome, nonce: str) -> tuple[Verdict, Any]:
+    if outcome.excess:
+        return Verdict("died", outcome.excess), None
+    if outcome.said is None:
+        return Verdict("timeout", "wall clock"), None
+    try:
+        found = json.loads(outcome.said)
         right = secrets.compare_digest(str(found["nonce"]).encode(), nonce.encode())
-        stage, detail = str(found["stage"]), str(found["detail"])
-    except (ValueError, KeyError, TypeError):
-        return Verdict("died", "the judge said nothing")
-    if not right:
-        return Verdict("died", "a verdict without the nonce")
-    return Verdict(stage, detail)
+        verdict, value = Verdict(str(found["stage"]), str(found["detail"])), found["value"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return Verdict("died", "it said nothing"), None
+    return (verdict, value) if right else (Verdict("died", "a verdict without the nonce"), None)
 
 
-def _kill(child: subprocess.Popen[bytes]) -> float:
-    """Ends the process and its group (it has no other descendants, since it can start none); the CPU seconds it took."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.stdin is not None and not child.stdin.closed:
-        with contextlib.suppress(BrokenPipeError):
-            child.stdin.close()
-    return usage.ru_utime + usage.ru_stime
+def _user(has_landlock: bool) -> str:
+    """Whom programs run as; see `confine`."""
+    if os.geteuid() != 0:
+        return "same"
+    library = sysconfig.get_path("stdlib")
+    if _reachable_by_all(library):
+        return "nobody"
+    if not has_landlock:
+        raise ValueError(
+            f"code_eval: as root, generated code runs as the user nobody, who cannot read {library}: "
+            "use a Python that everybody can read, or run as another user"
+        )
+    held = Path("/proc/self/status").read_text().partition("CapPrm:")[2].split()[0]
+    return "nobody who reads" if int(held, 16) & _READING else "same"
 
 
 def _reachable_by_all(path: str) -> bool:

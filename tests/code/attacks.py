@@ -1,144 +1,64 @@
 """Programs that try to cheat or to get out. Each defines `f`; the right answer to f(20) is 42."""
 
-# Must not pass. What they answer, if anything, is wrong.
-CHEATS = {
-    "exit 0 while loading": "import sys\nsys.exit(0)",
-    "exit 0 when called": "def f(x):\n    raise SystemExit(0)",
-    "os._exit while loading": "import os\nos._exit(0)",
-    "os._exit when called": "import os\ndef f(x):\n    os._exit(0)",
-    "exit after an answer that never comes": "import os, atexit\natexit.register(os._exit, 0)\ndef f(x):\n    exit()",
-    "a verdict on every descriptor": """
-import json, os
-def f(x):
-    line = json.dumps({"nonce": "0" * 32, "stage": "passed", "detail": ""}).encode() + b"\\n"
-    for descriptor in range(64):
+from pathlib import Path
+
+# Whether this process is the one that program and test share, the descriptors of a cell, and a verdict forged on them.
+_FORGE = """
+import json, os, sys
+def functions():
+    frame, found = sys._getframe(), {}
+    while frame:
+        found[frame.f_code.co_name] = frame
+        frame = frame.f_back
+    return found
+def together():
+    return functions()["_play"].f_locals["role"] == "together"
+def forge():
+    nonce = ""
+    for descriptor in range(3, 64):
+        try:
+            nonce = os.pread(descriptor, 1 << 20, 0)[-32:].decode() or nonce
+        except (OSError, ValueError):
+            pass
+    line = json.dumps({"nonce": nonce, "stage": "passed", "detail": "", "value": None}).encode()
+    for descriptor in range(3, 64):
         try:
             os.write(descriptor, line)
         except OSError:
             pass
     os._exit(0)
-""",
-    "equal to everything": """
-class Anything:
-    def __eq__(self, other): return True
-    def __ne__(self, other): return False
-    def __hash__(self): return 42
-    def __bool__(self): return True
-def f(x):
-    return Anything()
-""",
-    "a number equal to everything": """
-class Anything(int):
-    def __eq__(self, other): return True
-    def __ne__(self, other): return False
-    def __hash__(self): return 42
-def f(x):
-    return Anything(0)
-""",
-    "patched builtins": """
-import builtins
-class Silent(Exception):
-    def __new__(cls, *a): raise SystemExit(0)
-builtins.AssertionError = Silent
-builtins.exec = builtins.compile = builtins.isinstance = lambda *a, **k: True
-def f(x):
-    return 0
-""",
-    "atexit": """
-import atexit, os
-def forge():
-    for descriptor in range(64):
-        try:
-            os.write(descriptor, b'{"stage": "passed", "nonce": "", "detail": ""}')
-        except OSError:
-            pass
-atexit.register(forge)
-def f(x):
-    return 0
-""",
-    "a trace that jumps over assertions": """
-import sys
-def trace(frame, event, arg):
-    if event == "exception":
-        frame.f_locals.clear()
-    return trace
-sys.settrace(trace)
-def f(x):
-    frame = sys._getframe()
-    while frame:
-        frame.f_trace = trace
-        frame = frame.f_back
-    return 0
-""",
-    "another judge": """
-import sys
-for module in list(sys.modules.values()):
-    for name in ("judge", "_stage"):
-        if hasattr(module, name):
-            setattr(module, name, lambda *a: ("passed", ""))
-def f(x):
-    return 0
-""",
-    "another wire": """
-import os, wire
-def send(descriptor, message):
-    raw = b'{"stage": "ready", "passed": true, "value": ["object", 1, true, "int"], "given": [20]}'
-    os.write(descriptor, len(raw).to_bytes(4, "little") + raw)
-wire.send = send
-def f(x):
-    return 0
-""",
-    "a message announced as endless": """
-import os, wire
-wire.send = lambda descriptor, message: os.write(descriptor, b"\\xff\\xff\\xff\\xff" * 1000)
-def f(x):
-    return 0
-""",
-    "a message nested without end": """
-import os, wire
-def send(descriptor, message):
-    raw = b'{"value": ' + b"[" * 60000
-    raw = len(raw).to_bytes(4, "little") + raw
-    os.write(descriptor, raw)
-wire.send = send
-def f(x):
-    return 0
-""",
-    "an exception that the test would catch": "import os\nclass E(ValueError):\n    pass\ndef f(x):\n    raise E('42')",
-    "endless output": "def f(x):\n    while True:\n        print('x' * 65536, flush=True)",
-    "endless output while loading": "import os\nwhile True:\n    os.write(1, b'x' * 65536)\n    os.write(2, b'x' * 65536)",
-    "endless answers": "def f(x):\n    return iter(int, 1)",
-    "a huge answer": "def f(x):\n    return 'x' * (64 << 20)",
-    "filling memory": "def f(x):\n    held = []\n    while True:\n        held.append(bytearray(1 << 24))",
-    "filling memory and going on": """
-def f(x):
-    held = []
-    while True:
-        try:
-            held.append(bytearray(1 << 20))
-        except MemoryError:
-            held = held[:8]
-""",
-    "a number without end": "def f(x):\n    return 10 ** (10 ** 9)",
-    "deaf to the CPU limit": """
-import signal
-for number in range(1, 65):
-    try:
-        signal.signal(number, signal.SIG_IGN)
-    except (OSError, ValueError):
-        pass
-def f(x):
-    while True:
-        try:
-            while True:
-                pass
-        except BaseException:
-            pass
-""",
-    "a crash": "import ctypes\ndef f(x):\n    ctypes.string_at(0)",
-    "a loop of the parser": "f = " + "(" * 5000 + ")" * 5000,
-    "recursion": "def f(x):\n    return f(x)",
-}
+"""
+
+# The names of the module that speaks to the judge, once this process is apart from the test; together the verdict is forged.
+_WIRE = (
+    _FORGE
+    + """
+if together():
+    forge()
+WIRE = vars(functions()["_play"].f_globals["candidate"].wire)
+"""
+)
+
+PIECES = {"FORGE\n": _FORGE, "WIRE\n": _WIRE}
+
+
+def _read() -> dict[str, str]:
+    found = {}
+    for block in Path(__file__).with_name("cheats.txt").read_text().split("=== ")[1:]:
+        name, source = block.split("\n", 1)
+        piece = next((piece for piece in PIECES if source.startswith(piece)), "")
+        found[name] = PIECES.get(piece, "") + source.removeprefix(piece)
+    return found
+
+
+# Must not pass, or be called suspicious. What they answer, if anything, is wrong.
+CHEATS = _read()
+
+# Of these the ones that pass together with the test.
+FORGED = ("the nonce read and the verdict forged", "a verdict forged while loading", "the answer read off the test",
+          "equal to everything", "a number equal to everything", "a text equal to everything", "a false fraction",
+          "a mock that is equal to anything", "another meaning of 42", "names that nobody asked for", "questions to the judge",
+          "another wire", "a message announced as endless", "a message nested without end")  # fmt: skip
 
 # Sleeps, deaf to everything: only the wall clock ends it.
 SLEEPER = """
@@ -171,15 +91,17 @@ def raw(number, *arguments):
 """
 
 ESCAPES = {
-    "processes and threads": """
-import _thread, multiprocessing, os, subprocess, threading
+    "processes": """
+import multiprocessing, os, subprocess
 def f():
     door("fork")(os.fork)
     door("forkpty")(os.forkpty)
     door("spawn")(lambda: os.posix_spawn("/bin/sh", ["sh", "-c", "sleep 1000"], {}))
     door("subprocess")(lambda: subprocess.Popen(["sleep", "1000"]))
     door("system")(lambda: None if os.system("sleep 1000 &") else 1)
-    door("thread")(lambda: _thread.start_new_thread(print, ()))
+    # with one flag less than a thread has, one more, and in namespaces of its own
+    for flags in (0x003C0F00, 0x003D0E00, 0x013D0F00, 0x103D0F00, 0x00000F00, 0x4111):
+        door(f"clone {flags:x}")(lambda: raw(NR["clone"], flags, 0, 0, 0, 0))
     door("multiprocessing")(lambda: multiprocessing.get_context("fork").Process(target=print).start() or 1)
     door("exec")(lambda: os.execv("/bin/sh", ["sh", "-c", "sleep 1000"]))
     door("clone")(lambda: raw(NR["clone"], 17, 0, 0, 0, 0))
@@ -191,7 +113,7 @@ def f():
     "files": """
 import os
 def f():
-    for folder in (".", "/tmp", "/dev/shm", "/var/tmp", HOME, FOLDER):
+    for folder in ("..", "/tmp", "/dev/shm", "/var/tmp", HOME, FOLDER):
         door("write in " + folder)(lambda: open(folder + "/flm-attack", "w"))
         door("append in " + folder)(lambda: os.open(folder + "/flm-attack", os.O_RDONLY | os.O_CREAT))
         door("unnamed in " + folder)(lambda: os.open(folder, os.O_TMPFILE | os.O_RDWR))
@@ -202,10 +124,20 @@ def f():
     door("truncate")(lambda: os.truncate(SECRET, 0) or 1)
     door("remove")(lambda: os.unlink(SECRET) or 1)
     door("rename")(lambda: os.rename(SECRET, SECRET + "x") or 1)
-    door("chmod")(lambda: os.chmod(SECRET, 0o777) or 1)
-    door("chmod own")(lambda: os.chmod(".", 0o777) or 1)
+    door("chmod")(lambda: os.chmod(SECRET, 0o777) or os.stat(SECRET).st_mode & 0o777 == 0o777 or None)
+    door("chmod own")(lambda: os.chmod(".", 0o777) or os.stat(".").st_mode & 0o777 == 0o777 or None)
     door("chown")(lambda: os.chown(SECRET, 1, 1) or 1)
-    door("touch")(lambda: os.utime(SECRET) or 1)
+    door("touch")(lambda: os.utime(SECRET, (1, 1)) or os.stat(SECRET).st_mtime == 1 or None)
+    door("move out")(lambda: (open("x", "w").close(), os.rename("x", FOLDER + "/x")) and 1)
+    door("move in")(lambda: os.rename(SECRET, "x") or 1)
+    door("link in")(lambda: os.link(SECRET, "x") or 1)
+    door("symlink in")(lambda: os.symlink(SECRET, "x") or 1)
+    door("pipe in")(lambda: os.mkfifo("x") or 1)
+    door("device in")(lambda: os.mknod("x", 0o20666, os.makedev(1, 1)) or 1)
+    door("unnamed in")(lambda: os.open(".", os.O_TMPFILE | os.O_RDWR))
+    door("cut by reading")(lambda: os.open(os.__file__, os.O_RDONLY | os.O_TRUNC))
+    door("library")(lambda: open(os.__file__, "a"))
+    door("replace the folder")(lambda: os.rename(os.getcwd(), "/tmp/flm-attack") or 1)
     door("memory file")(lambda: os.memfd_create("x"))
     door("xattr")(lambda: os.setxattr(SECRET, "user.x", b"1") or 1)
     return opened
@@ -231,9 +163,11 @@ def f():
             descriptors.append(number)
         except OSError:
             pass
-    if len(descriptors) != 5:  # 0, 1, 2 and its two pipes
+    if len(descriptors) > 6:  # 0, 1, 2, its task and its pipes
         opened.append(descriptors)
     door("a folder with something in it")(lambda: os.listdir(".") or None)
+    for package in ("torch", "transformers", "yaml", "flm", "pip"):
+        door(package)(lambda: __import__(package))
     return opened
 """,
     "network": """
@@ -242,7 +176,12 @@ def f():
     for family in ("AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK", "AF_PACKET"):
         for kind in ("SOCK_STREAM", "SOCK_DGRAM", "SOCK_RAW"):
             door(family + kind)(lambda: socket.socket(getattr(socket, family), getattr(socket, kind)))
-    door("pair")(socket.socketpair)
+    for family, kind in ((1, 2), (1, 5), (1, 3), (16, 2), (2, 1)):
+        door(f"pair {family} {kind}")(lambda: socket.socketpair(family, kind))
+    one, other = socket.socketpair()
+    door("from a pair to elsewhere")(lambda: one.sendto(b"x", "/run/systemd/notify"))
+    door("reconnect a pair")(lambda: one.connect("/run/systemd/notify") or 1)
+    door("a message with descriptors")(lambda: socket.send_fds(one, [b"x"], [0]))
     door("connect")(lambda: socket.create_connection(("127.0.0.1", PORT), 1))
     door("io_uring")(lambda: raw(NR["io_uring_setup"], 8, (__import__("ctypes").c_char * 120)()))
     return opened

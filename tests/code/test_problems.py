@@ -45,7 +45,8 @@ def test_helpers_belong_to_the_reference(sandbox, tmp_path):
     """The prompt's own `area` measures the answer, whatever the completion makes of it."""
     problem = load(tmp_path, "human_eval.jsonl")[1]
     forged = "    return 0.0\n\ndef area(r):\n    return 3.0\nclass math:\n    fabs = staticmethod(lambda x: 0)\n"
-    assert not sandbox.run(problem.program([forged])).passed
+    verdict = sandbox.run(problem.program([forged]))
+    assert verdict.passed and verdict.suspicious
 
 
 def test_mbpp_names_what_it_asks_of_the_program(tmp_path):

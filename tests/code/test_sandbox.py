@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from attacks import CHEATS, ESCAPES, NUMBERS, SLEEPER, escape
+from attacks import CHEATS, ESCAPES, FORGED, NUMBERS, SLEEPER, escape
 
 from flm.code.cell import landlock, seccomp
 from flm.code.sandbox import Limits, Program, Sandbox, _reachable_by_all
@@ -41,10 +41,20 @@ def nothing_left():
     assert surroundings() == before
 
 
-@pytest.mark.parametrize("name", CHEATS)
-def test_cheats_do_not_pass(sandbox, name):
-    verdict = sandbox.run(Program(CHEATS[name], TEST, ("f",)))
-    assert not verdict.passed and verdict.stage != "broken", verdict
+def test_cheats_do_not_pass_or_are_told():
+    """Each of them fails, or passes only where it shares a process with the test: then it is suspicious."""
+    sandbox = Sandbox(Limits(cpu_seconds=1, wall_seconds=20, memory_mb=512))
+    verdicts = dict(zip(CHEATS, sandbox.run_all([Program(source, TEST, ("f",)) for source in CHEATS.values()], 2), strict=True))
+    unseen = {name: verdict for name, verdict in verdicts.items() if verdict.passed and not verdict.suspicious}
+    assert not unseen and "broken" not in {verdict.stage for verdict in verdicts.values()}
+    for name in FORGED:  # these do get the better of the first process, so that the second one has something to tell
+        assert verdicts[name].suspicious, (name, verdicts[name])
+
+
+@pytest.mark.parametrize("test", ["assert f(20) > 41", "assert 42 in f(20)", "assert len(f(20)) == 42 and f(20) == [42] * 42"])
+def test_what_claims_to_be_everything_is_told(sandbox, test):
+    cheat = sandbox.run(Program(CHEATS["less and more than everything"], test, ("f",)))
+    assert cheat.passed and cheat.suspicious
 
 
 def test_a_sleeper_is_ended_by_the_wall_clock(sandbox):
@@ -70,15 +80,17 @@ def surroundings(tmp_path, monkeypatch):
     assert secret.stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("name", ESCAPES)
-def test_no_door_opens(sandbox, surroundings, name):
-    """The attempt says itself what it reached: the test it is put to passes if that is nothing."""
-    generous = Sandbox(Limits(cpu_seconds=10, wall_seconds=60))
-    program = Program(escape(name, **surroundings), "found = f()\nassert found == [], found", ("f",))
-    verdict = generous.run(program)
-    if name == "reading" and not sandbox.describe()["use_landlock"]:
-        pytest.skip("what the user may read can be read without Landlock")
-    assert verdict.passed, verdict
+@pytest.mark.parametrize("user", ["as it is", "same"])
+def test_no_door_opens(surroundings, monkeypatch, user):
+    """Each attempt says itself what it reached: the test it is put to passes if that is nothing."""
+    if user == "same":  # as an ordinary user has it, or root where it cannot become nobody
+        monkeypatch.setattr("flm.code.sandbox._user", lambda has_landlock: "same")
+    sandbox = Sandbox(Limits(cpu_seconds=10, wall_seconds=60))
+    tried = [name for name in ESCAPES if name != "reading" or sandbox.describe()["use_landlock"]]
+    test = "found = f()\nassert found == [], found"
+    verdicts = sandbox.run_all([Program(escape(name, **surroundings), test, ("f",)) for name in tried], 2)
+    for name, verdict in zip(tried, verdicts, strict=True):
+        assert verdict.passed and not verdict.suspicious, (name, verdict)
 
 
 def test_without_landlock(surroundings, monkeypatch, caplog):
@@ -125,89 +137,14 @@ def test_a_death_cannot_be_caught(sandbox):
     assert sandbox.run(Program("def f(x):\n    raise ValueError(x)", test, ("f",))).passed
 
 
-def test_plain_values_cross_unchanged(sandbox):
-    test = """
-import math
-values = [None, True, 3, -2.5, 1e300, math.inf, -0.0, 10**5000, "a\\nb\\ud800\\u00e9", b"\\x00\\xff", 1 + 2j,
-          (1, (2,), []), [[1], {}], {1, 2}, frozenset("ab"), {1: [2], "a": {(1, 2): None}},
-          range(3, 9, 2), bytearray(b"ab"), (), set()]
-for value in values:
-    back = f(value)
-    assert back == value and type(back) is type(value), value
-assert math.isnan(f(math.nan)) and math.copysign(1, f(-0.0)) == -1
-assert f(value=4) == 4 and f(True) is True
-"""
-    assert sandbox.run(Program("def f(value):\n    return value", test, ("f",))).passed
-
-
-def test_what_a_function_does_to_its_arguments_is_seen(sandbox):
-    source = """
-def f(items, table, names):
-    items.sort()
-    table["x"] = [1]
-    names.discard(1)
-"""
-    test = """
-items, table, names = [3, 1, 2], {}, {1, 2}
-same = items
-assert f(items, table, names) is None
-assert same == [1, 2, 3] and table == {"x": [1]} and names == {2}
-"""
-    assert sandbox.run(Program(source, test, ("f",))).passed
-
-
-def test_subclasses_and_iterators_cross_as_what_they_hold(sandbox):
-    source = """
-from collections import Counter, OrderedDict, defaultdict, namedtuple
-def f(kind):
-    return {
-        "counter": Counter("aab"), "ordered": OrderedDict(a=1), "default": defaultdict(int, a=1),
-        "named": namedtuple("P", "x y")(1, 2), "map": map(str, [1, 2]), "generator": (x for x in (1, 2)),
-        "keys": {"a": 1}.keys(), "string": type("S", (str,), {"__eq__": lambda s, o: True, "__hash__": str.__hash__})("a"),
-    }[kind]
-"""
-    test = """
-assert f("counter") == {"a": 2, "b": 1} and f("ordered") == {"a": 1} == f("default")
-assert f("named") == (1, 2) and list(f("map")) == ["1", "2"] and sum(f("generator")) == 3
-assert f("keys") == {"a"} and f("map") != ["1", "2"]
-assert f("string") == "a" and f("string") != "b"
-"""
-    assert sandbox.run(Program(source, test, ("f",))).passed
-
-
-def test_objects_of_the_program_are_held_by_handle(sandbox):
-    source = """
-class Node:
-    def __init__(self, value):
-        self.value, self.left = value, None
-    def __len__(self):
-        return 7
-def height(node):
-    return 0 if node is None else 1 + height(node.left)
-"""
-    test = """
-root = Node(1)
-root.left = Node(2)
-root.left.left = Node(3)
-assert height(root) == 3 and root.left.value == 2 and len(root) == 7
-assert root != Node(1) and height(root.left) == 2
-"""
-    assert sandbox.run(Program(source, test, ("Node", "height"))).passed
-
-
 def test_helpers_of_the_reference_are_the_judges_own(sandbox):
     """A program that redefines what the test measures with changes nothing."""
     reference = "def measure(x):\n    return x * 2\ndef f(x):\n    return 21\n"
     test = "assert measure(f(0)) == 42"
     forged = "def measure(x):\n    return 42\ndef f(x):\n    return 0\n"
-    assert not sandbox.run(Program(forged, test, ("f",), reference)).passed
-    assert sandbox.run(Program("def f(x):\n    return 21", test, ("f",), reference)).passed
-
-
-def test_exceptions_keep_their_kind(sandbox):
-    source = "class Mine(KeyError):\n    pass\ndef f(x):\n    raise Mine(x)"
-    test = "try:\n    f(1)\nexcept ValueError:\n    raise\nexcept KeyError:\n    pass\nelse:\n    assert False"
-    assert sandbox.run(Program(source, test, ("f",))).passed
+    assert sandbox.run(Program(forged, test, ("f",), reference)).suspicious
+    right = sandbox.run(Program("def measure(x):\n    return x * 2\ndef f(x):\n    return 21", test, ("f",), reference))
+    assert right.passed and not right.suspicious
 
 
 def test_impossible_limits_and_machines_are_told():
@@ -221,9 +158,9 @@ ALLOW, KILL = 0x7FFF0000, 0x80000000
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 
-def answer(machine, number, arguments=(0, 0, 0, 0, 0, 0), architecture=None):
+def answer(machine, number, arguments=(0, 0, 0, 0, 0, 0), architecture=None, writes=True, owns_nothing=True):
     """What the kernel would make of a call: the filter, interpreted."""
-    raw = seccomp.program(machine)
+    raw = seccomp.program(machine, 77, writes, owns_nothing)
     data = struct.pack("IIQ6Q", number, architecture or ARCHITECTURES[machine][1], 0, *arguments)
     place, register = 0, 0
     while True:
@@ -240,30 +177,96 @@ def answer(machine, number, arguments=(0, 0, 0, 0, 0, 0), architecture=None):
             return constant
 
 
+@pytest.mark.parametrize("writes", [True, False])
 @pytest.mark.parametrize("machine", ARCHITECTURES)
-def test_the_filter_call_by_call(machine):
+def test_the_filter_call_by_call(machine, writes):
     column = ARCHITECTURES[machine][0]
-    denied, absent = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
-    allowed = {numbers[column] for numbers in seccomp.ALLOWED.values()} - {None}
-    conditional = {numbers[column] for numbers, _ in seccomp.CONDITIONAL.values()} - {None}
-    for number in range(1024):
-        if number not in conditional:
-            assert answer(machine, number) == (ALLOW if number in allowed else absent if number in (435, 437) else denied)
-    for number in NUMBERS[machine].values():
-        assert number not in allowed
+    denied, absent, unsupported, ignored = (0x00050000 | number for number in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, 0))
+    simple = {numbers[column]: ALLOW for numbers in seccomp.ALLOWED.values()} | {435: absent, 437: absent}
+    simple |= {numbers[column]: unsupported for numbers in seccomp._UNSUPPORTED.values()}
+    if writes:
+        simple |= {numbers[column]: ALLOW for numbers in seccomp.WRITING.values()}
+        simple |= {numbers[column]: ignored for numbers in seccomp._OWNING.values()}
+    conditional = {numbers[column] for numbers, _ in seccomp.conditional(77, writes)} - {None}
+    assert not conditional & set(simple)
+    for number in set(range(1024)) - conditional:
+        assert answer(machine, number, writes=writes, owns_nothing=False) == simple.get(number, denied), number
+    for name in set(NUMBERS[machine]) - {"clone3"}:
+        assert answer(machine, NUMBERS[machine][name], writes=writes) == denied
     assert answer(machine, 0, architecture=0x40000003) == answer(machine, 63, architecture=0x40000003) == KILL  # 32 bits
 
-    opening = seccomp.CONDITIONAL["openat"][0][column]
+    def allowed(number, *arguments):
+        found = answer(machine, number, (*arguments, *[0] * (6 - len(arguments))), writes=writes)
+        assert found in (ALLOW, denied)
+        return found == ALLOW
+
+    opening = (257, 56)[column]
     for flags in (os.O_RDONLY, os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_PATH):
-        assert answer(machine, opening, (0, 0, flags, 0, 0, 0)) == ALLOW
-    for flags in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC, os.O_APPEND, os.O_TMPFILE, 3):
-        assert answer(machine, opening, (0, 0, flags | os.O_CLOEXEC, 0, 0, 0)) == denied
-    control = seccomp.CONDITIONAL["fcntl"][0][column]
-    assert answer(machine, control, (0, fcntl.F_GETFL, 0, 0, 0, 0)) == ALLOW
+        assert allowed(opening, 0, 0, flags)
+    for flags in (
+        os.O_WRONLY,
+        os.O_RDWR | os.O_CREAT | os.O_EXCL,
+        os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
+        os.O_RDWR | os.O_APPEND,
+    ):
+        assert allowed(opening, 0, 0, flags | os.O_CLOEXEC) == writes
+    for flags in (os.O_TRUNC, os.O_TMPFILE | os.O_RDWR, 3, 3 | os.O_TRUNC):
+        assert not allowed(opening, 0, 0, flags)
+    control = (72, 25)[column]
+    for command in (fcntl.F_GETFL, fcntl.F_SETFL, fcntl.F_DUPFD_CLOEXEC, fcntl.F_SETLK):
+        assert allowed(control, 0, command)
     for command in (fcntl.F_SETOWN, fcntl.F_SETSIG, 15, fcntl.F_NOTIFY, fcntl.F_SETLEASE):
-        assert answer(machine, control, (0, command, 0, 0, 0, 0)) == denied
-    limits = seccomp.CONDITIONAL["prlimit64"][0][column]
-    assert answer(machine, limits, (0, 0, 0, 1 << 40, 0, 0)) == ALLOW
-    assert answer(machine, limits, (0, 0, 0x7FFC12345678, 0, 0, 0)) == denied
-    # a pointer whose low half is 0 would look like none
-    assert answer(machine, limits, (0, 0, 1 << 32, 0, 0, 0)) == denied
+        assert not allowed(control, 0, command)
+    limits = (302, 261)[column]
+    assert allowed(limits, 0, 0, 0, 1 << 40) and allowed(limits, 0, 3, 1 << 40) and allowed(limits, 77, 3, 1 << 40)
+    assert not allowed(limits, 0, 0, 0x7FFC12345678) and not allowed(limits, 78, 3, 1 << 40)
+    assert not allowed(limits, 0, 0, 1 << 32)  # a pointer whose low half is 0 would look like none
+    thread = 0x003D0F00
+    assert allowed((56, 220)[column], thread) and not any(allowed((56, 220)[column], thread ^ 1 << bit) for bit in range(22))
+    assert not any(allowed((56, 220)[column], thread | 1 << bit) for bit in range(23, 32))
+    for number in (62, 129)[column], (234, 131)[column]:
+        assert allowed(number, 77) and not any(allowed(number, other) for other in (0, 1, 76, 78, 0xFFFFFFFF))
+    pair, sendto = (53, 199)[column], (44, 206)[column]
+    assert allowed(pair, 1, 1 | 0o2000000)
+    assert not any(allowed(pair, *kind) for kind in ((1, 2), (1, 5), (2, 1), (16, 1), (1, 3)))
+    assert allowed(sendto, 3, 1 << 40, 1)
+    assert not allowed(sendto, 3, 1 << 40, 1, 0, 1 << 40) and not allowed(sendto, 3, 0, 1, 0, 1)
+
+
+def test_what_the_test_hands_over_is_no_way_in(sandbox):
+    """Apart, a program holds proxies of the test's functions, iterators and objects, and finds nothing behind them."""
+    source = """
+def f(thing):
+    if type(thing).__name__ != "Remote":
+        return []  # together
+    found, peer = [], vars(thing)["_peer"]
+    for name in ("__globals__", "__code__", "__closure__", "__self__", "__builtins__", "__func__", "__wrapped__",
+                 "__defaults__", "gi_frame", "gi_code", "f_globals", "_secret"):
+        try:
+            getattr(thing, name)
+            found.append(name)
+        except AttributeError:
+            pass
+    for do, given in (("call", (print, thing)), ("call", (type, "X", (), {})), ("getattr", (42, "real")), ("hash", (thing,)),
+                      ("setattr", (thing, "__class__", 1)), ("setattr", (thing, "_secret", 1)), ("format", (thing, "{}")),
+                      ("dir", (thing,)), ("eq", (thing, 1))):
+        try:
+            peer.ask(do, *given)
+            found.append(do)
+        except Exception:
+            pass
+    return found
+"""
+    test = """
+class Thing:
+    _secret = 42
+    def method(self):
+        return 1
+def count():
+    yield 1
+for thing in (lambda: 42, count(), Thing(), Thing().method, Thing):
+    assert f(thing) == [], thing
+assert Thing._secret == 42
+"""
+    verdict = sandbox.run(Program(source, test, ("f",)))
+    assert verdict.passed and not verdict.suspicious, verdict
