@@ -5,17 +5,25 @@ from typing import Any
 
 import torch
 
+SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}  # Lightning takes these names too
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def precision_on(device: torch.device, precision: str | None) -> str:
     """The precision asked for; None is bf16-mixed on CUDA, and 32-true elsewhere, where bf16 is slower."""
     if precision is not None:
-        return precision
+        return SHORT.get(precision, precision)
     return "bf16-mixed" if device.type == "cuda" else "32-true"
 
 
 def autocast(device: torch.device, precision: str | None = None) -> AbstractContextManager[Any]:
-    """Where nobody trains: autocast as the precision asks, or nothing."""
-    dtype = AUTOCAST.get(precision_on(device, precision))
+    """Where nobody trains: autocast as the precision asks, or nothing.
+
+    Raises:
+        ValueError: it is not one of those that networks sample and score in.
+    """
+    name = precision_on(device, precision)
+    if name != "32-true" and name not in AUTOCAST:
+        raise ValueError(f"precision must be 32-true, {' or '.join(AUTOCAST)} where nothing is trained, not {name}")
+    dtype = AUTOCAST.get(name)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

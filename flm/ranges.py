@@ -3,11 +3,11 @@
 A number is finite, and true is no number. Further ranges are written out, `Annotated[float, Gt(0), Lt(1)]`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 Count = Annotated[int, Ge(1)]  # a whole number of at least 1
 Index = Annotated[int, Ge(0)]  # a whole number of at least 0: an id, a number of steps that may be none
@@ -15,6 +15,7 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 PositiveShare = Annotated[float, Gt(0), Le(1)]
+BelowOne = Annotated[float, Ge(0), Lt(1)]
 OpenShare = Annotated[float, Gt(0), Lt(1)]  # neither end
 
 
@@ -37,6 +38,7 @@ class CalledWith:
         return cls(frozenset(names))
 
 
+DIFFERENT = Where(lambda values: len(set(values)) == len(values), "all different")
 Text = Annotated[str, Where(lambda text: bool(text.strip()), "text that is not empty")]
 
 
@@ -44,3 +46,6 @@ def one_of(choices: Iterable[str]) -> Where:
     """Text that is one of the names of a table."""
     names = tuple(choices)
     return Where(lambda value: value in names, f"one of {', '.join(names)}")
+
+
+StepCounts = Count | Annotated[Sequence[Count], MinLen(1), DIFFERENT]  # of sampling: one number of steps, or several to compare

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 
-from flm.ranges import Where
+from flm.ranges import CalledWith, Text, Where
 
 EMPTY = inspect.Parameter.empty
 _SEQUENCES = (list, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
@@ -86,7 +86,7 @@ def check(
 def check_node(
     node: Mapping[str, Any],
     path: str,
-    resolve: Callable[[str, str], Callable[..., Any]],
+    resolve: Callable[[Any, str], Callable[..., Any]],
     given: Iterable[str] = (),
 ) -> None:
     """Raises ValueError unless a config node, and those within it, fit the signatures of their targets. Builds nothing.
@@ -104,19 +104,20 @@ def check_node(
         raise ValueError(f"{_key(path, '_partial_')} must be true or false, not {shown(node['_partial_'])}")
     found = resolve(target, _key(path, "_target_"))
 
-    def with_nodes(value: Any, key: str) -> Any:
-        if isinstance(value, Mapping):
-            if "_target_" in value:
-                check_node(value, key, resolve)
-                return Node(value["_target_"])
-            return {name: with_nodes(item, _key(key, str(name))) for name, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [with_nodes(item, f"{key}[{index}]") for index, item in enumerate(value)]
-        return value
+    arguments = {name: with_nodes(value, _key(path, name), resolve) for name, value in node.items() if name not in _MARKS}
+    check(found, {name: v for name, v in arguments.items() if v != MISSING}, path, given, node.get("_partial_", False))
 
-    arguments = {name: with_nodes(value, _key(path, name)) for name, value in node.items() if name not in _MARKS}
-    arguments = {name: value for name, value in arguments.items() if value != MISSING}
-    check(found, arguments, path, given, node.get("_partial_", False))
+
+def with_nodes(value: Any, key: str, resolve: Callable[[Any, str], Callable[..., Any]]) -> Any:
+    """The value with a `Node` in place of each config node in it, which is checked on the way; see `check_node`."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            check_node(value, key, resolve)
+            return Node(str(value["_target_"]))
+        return {name: with_nodes(item, _key(key, str(name)), resolve) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_nodes(item, f"{key}[{index}]", resolve) for index, item in enumerate(value)]
+    return value
 
 
 def check_value(parameter: inspect.Parameter, value: Any, key: str) -> None:
@@ -125,7 +126,11 @@ def check_value(parameter: inspect.Parameter, value: Any, key: str) -> None:
         return
     nested = _dataclass_in(parameter.annotation)
     if nested is not None and isinstance(value, Mapping):
-        check(nested, value, key)
+        check(nested, value, key, given=_given(parameter.annotation))
+        return
+    if isinstance(value, Mapping) and (inner := _dataclass_in_mapping(parameter.annotation)) is not None:
+        for name, item in value.items():
+            check_value(parameter.replace(annotation=inner, default=EMPTY), item, _key(key, str(name)))
         return
     if not _fits(parameter.annotation, value):
         raise ValueError(f"{key} must be {describe(parameter.annotation)}, not {shown(value)}")
@@ -255,10 +260,23 @@ def _members(annotation: Any) -> list[tuple[Any, tuple[Any, ...]]]:
     return [(type(None) if annotation is None else annotation, ())]
 
 
+def _given(annotation: Any) -> set[str]:
+    return {name for note in metadata(annotation, CalledWith) for name in note.names}
+
+
 def _dataclass_in(annotation: Any) -> type | None:
     for kind, _ in _members(annotation):
         if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
             return kind
+    return None
+
+
+def _dataclass_in_mapping(annotation: Any) -> Any:
+    """The annotation of a mapping's values, where they are dataclasses."""
+    for kind, _ in _members(annotation):
+        inner = typing.get_args(kind)
+        if typing.get_origin(kind) in _MAPPINGS and _dataclass_in(inner[1]) is not None:
+            return inner[1]
     return None
 
 
@@ -271,10 +289,13 @@ def _describe(kind: Any, notes: tuple[Any, ...]) -> str:
         return "true or false"
     if kind in (int, float):
         return ("a whole number" if kind is int else "a number") + _range(kind, notes) + further
-    if kind is str or inspect.isclass(kind) and issubclass(kind, os.PathLike):
+    if kind is str:
         return further.removeprefix(", ") or "text"
+    if inspect.isclass(origin) and issubclass(origin, os.PathLike):
+        return "text that is not empty"
     if origin is Literal:
-        return f"one of {', '.join(shown(choice) for choice in inner)}" if len(inner) > 1 else shown(inner[0])
+        names = dict.fromkeys(str(choice) if isinstance(choice, str) else shown(choice) for choice in inner)
+        return f"one of {', '.join(names)}" if len(names) > 1 else next(iter(names))
     if origin is tuple and inner[-1:] != (...,) and inner:
         return f"a list of {len(inner)}: {'; '.join(map(describe, inner))}"
     if origin in _SEQUENCES or origin is tuple:
@@ -350,8 +371,8 @@ def _strict_member(kind: Any, notes: tuple[Any, ...]) -> Any:
         return Annotated[(float, Strict(), AllowInfNan(False), *limits)]
     if kind is bool or kind is str:
         return Annotated[(kind, Strict(), *limits)]
-    if inspect.isclass(kind) and issubclass(kind, os.PathLike):
-        return Annotated[(str, Strict(), *limits)] | Annotated[Any, PlainValidator(_no_plain_value)]
+    if inspect.isclass(origin) and issubclass(origin, os.PathLike):
+        return _strict(Text) | Annotated[Any, PlainValidator(_no_plain_value)]
     if origin is Literal:
         return kind
     if origin is tuple and inner and inner[-1] is not ...:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from flm.algos.algorithm import Algorithm
@@ -40,6 +41,7 @@ def build_algorithm(
     vocab_size: int,
     trusted_modules: Sequence[str] = (),
     model_extra: Mapping[str, Any] | None = None,
+    on_meta: bool = False,
     **extra: Any,
 ) -> Algorithm:
     """The algorithm of a resolved config: node `algo`, over the backbone of node `model`.
@@ -48,6 +50,7 @@ def build_algorithm(
 
     Args:
         model_extra: further arguments of the backbone that do not travel with the model, where its weights begin for one.
+        on_meta: build the backbone without memory for its weights, to see whether it can be built.
         extra: further arguments of the algorithm that are not plain values, a teacher for one.
 
     Raises:
@@ -55,6 +58,8 @@ def build_algorithm(
     """
     check_algorithm(config, trusted_modules, model_extra or {}, extra)
     backbone = _built({**_arguments(config["model"]), "_partial_": True}, trusted_modules, model_extra or {})
+    if on_meta:
+        backbone = _on_meta(backbone)
     rest = {"backbone": backbone, "vocab_size": vocab_size, "length": config["model"]["length"], **extra}
     algorithm = _built(_arguments(config["algo"]), trusted_modules, rest)
     if not isinstance(algorithm, Algorithm):
@@ -62,21 +67,31 @@ def build_algorithm(
     return algorithm
 
 
+def _on_meta(backbone: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def made(**given: Any) -> nn.Module:
+        with torch.device("meta"):
+            return backbone(**given)
+
+    return made
+
+
 def check_algorithm(
     config: Mapping[str, Any],
     trusted_modules: Sequence[str] = (),
     model_extra: Iterable[str] = (),
     extra: Iterable[str] = (),
+    is_complete: bool = True,
 ) -> None:
     """Raises ValueError unless the nodes `algo` and `model` of a config fit the signatures of their classes.
 
     Args:
         model_extra, extra: names of the further arguments of `build_algorithm`.
+        is_complete: whether nothing may be missing.
     """
     for key in ("algo", "model"):
         if not isinstance(config.get(key), Mapping):
             raise ValueError(f"the config has no node {key!r} to build a model from")
-    if not isinstance(config["model"].get("length"), int):
+    if "length" not in config["model"]:
         raise ValueError("the config has no model.length")
     resolve = _resolver(trusted_modules)
     algorithm, network = (resolve(config[key].get("_target_"), f"{key}._target_") for key in ("algo", "model"))
@@ -85,8 +100,11 @@ def check_algorithm(
     for key, target in (("algo", algorithm), ("model", network)):
         _check_paths(config[key], key, target)
     given = {"vocab_size", *model_extra, *(name for note in called for name in note.names)}
-    check_node({**_arguments(config["model"]), "_partial_": True}, "model", resolve, given)
-    check_node(_arguments(config["algo"]), "algo", resolve, {"backbone", "vocab_size", "length", *extra})
+    # an algorithm that does not say what it calls a network with may give it more
+    partial_model = {} if is_complete and called else {"_partial_": True}
+    check_node(_arguments(config["model"]) | partial_model, "model", resolve, given)
+    partial_algorithm = {} if is_complete else {"_partial_": True}
+    check_node(_arguments(config["algo"]) | partial_algorithm, "algo", resolve, {"backbone", "vocab_size", "length", *extra})
 
 
 def _check_paths(node: Mapping[str, Any], path: str, target: Callable[..., Any]) -> None:

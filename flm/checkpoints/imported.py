@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from flm.checkpoints.fit import check_state
 from flm.checkpoints.published import Layout
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
 from flm.data.tokenizers import Tokenizer
+from flm.ranges import Count, Positive, PositiveShare, Text, one_of
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +74,13 @@ class ImportChoices:
         tokenizer: whether one is wanted at all; a teacher needs none.
     """
 
-    imported_as: str | None = None
-    imported_base_path: str | None = None
-    imported_ema: float | None = None
-    tokenizer_name_or_path: str | None = None
-    length: int | None = None
-    output_softcap: float | str | None = "auto"
-    attention_softcap: float | str | None = "auto"
+    imported_as: Annotated[str, one_of(KINDS)] | None = None
+    imported_base_path: Text | None = None
+    imported_ema: PositiveShare | None = None
+    tokenizer_name_or_path: Text | None = None
+    length: Count | None = None
+    output_softcap: Positive | Literal["auto"] | None = "auto"
+    attention_softcap: Positive | Literal["auto"] | None = "auto"
     tokenizer: bool = True
 
 

@@ -4,9 +4,12 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import MinLen
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +20,7 @@ from flm.code.sandbox import Limits, Sandbox, Verdict
 from flm.data.tokenizers import Tokenizer
 from flm.measures.estimate import Estimate
 from flm.measures.pass_at_k import mean_pass_at_k
+from flm.ranges import DIFFERENT, Count, Index, Share, Text
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of, positions
 from flm.tasks.generation import sampler_options
@@ -25,6 +29,25 @@ from flm.tasks.results import provenance, write_json
 from flm.tasks.scoring import head
 
 Answers = list[list[list[str]]]  # [problem][sample][hole]
+
+
+@dataclass(frozen=True)
+class CodeEvalOptions:
+    """The `code_eval` config; keys explained there."""
+
+    path: Text | None = None
+    first: Index | None = None
+    last: Index | None = None
+    limit: Count | None = None
+    answers: Literal["model", "reference", "empty"] = "model"
+    samples: Count = 1
+    k: Annotated[Sequence[Count], MinLen(1), DIFFERENT] = (1, 10, 100)
+    shots: Index = 0
+    new_tokens: Literal["reference"] | Count | None = None
+    hole_tokens: Literal["reference"] | Count = "reference"
+    hidden_lines: Share | None = None
+    workers: Count | None = None
+    limits: Limits = Limits()
 
 
 def code_eval(config: DictConfig) -> dict[str, Any]:

@@ -8,12 +8,13 @@ no document (-1), so that nothing attends to it and nothing is learned there.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flm.data.tokenizers import Tokenizer
+from flm.ranges import Count
 
 
 class Row(NamedTuple):
@@ -22,6 +23,9 @@ class Row(NamedTuple):
     tokens: Tensor
     weight: Tensor
     documents: Tensor | None = None
+
+
+Padding = Literal["target", "excluded"]
 
 
 class Layout:
@@ -33,9 +37,7 @@ class Layout:
 
     variants = 1
 
-    def __init__(self, padding: str = "target"):
-        if padding not in ("target", "excluded"):
-            raise ValueError(f"data.layout.padding must be target or excluded, not {padding}")
+    def __init__(self, padding: Padding = "target"):
         self.padding = padding
 
     def fingerprint(self) -> dict[str, Any]:
@@ -108,10 +110,8 @@ class SpanLayout(Layout):
         padding: as a rule excluded: it is given.
     """
 
-    def __init__(self, levels: int = 10, max_spans: int = 3, padding: str = "excluded"):
+    def __init__(self, levels: Count = 10, max_spans: Count = 3, padding: Padding = "excluded"):
         super().__init__(padding)
-        if levels < 1 or max_spans < 1:
-            raise ValueError(f"data.layout.levels and max_spans must be at least 1, not {levels} and {max_spans}")
         self.variants, self.max_spans = levels, max_spans
 
     def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int:
@@ -172,10 +172,8 @@ class LineLayout(Layout):
         padding: as a rule excluded: it is given.
     """
 
-    def __init__(self, line_length: int = 32, levels: int = 10, padding: str = "excluded"):
+    def __init__(self, line_length: Count = 32, levels: Count = 10, padding: Padding = "excluded"):
         super().__init__(padding)
-        if line_length < 1 or levels < 1:
-            raise ValueError(f"data.layout.line_length and levels must be at least 1, not {line_length} and {levels}")
         self.line_length, self.variants = line_length, levels
 
     def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int | None:

@@ -13,14 +13,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flm.algos.algorithm import Batch
-from flm.data.blocks import Rows, TokenBlocks, frame_of
+from flm.data.blocks import Rows, TokenBlocks
 from flm.data.cache import TokenCache
 from flm.data.corpora.corpus import Corpus, Split
+from flm.data.frames import frame_of
 from flm.data.layouts import Row
 from flm.data.order import EvaluationShare, ExampleOrder, ShareSampler
 from flm.data.tokenizers import Tokenizer, TokenizerBuilder
 from flm.data.workers import ignore_stop_signals
 from flm.qwen.streaming import StreamBatches, StreamLoader
+from flm.ranges import Count, Index
 
 
 class TextDataModule(lightning.LightningDataModule):
@@ -47,23 +49,13 @@ class TextDataModule(lightning.LightningDataModule):
         tokenizer: TokenizerBuilder,
         length: int,
         seed: int = 1,
-        global_batch_size: int = 512,
-        batch_size: int | None = None,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        max_eval_examples: int | None = None,
+        global_batch_size: Count = 512,
+        batch_size: Count | None = None,
+        eval_batch_size: Count | None = None,
+        num_workers: Index = 0,
+        max_eval_examples: Count | None = None,
     ):
         super().__init__()
-        sizes = {
-            "model.length": length,
-            "loader.global_batch_size": global_batch_size,
-            "loader.batch_size": batch_size,
-            "loader.eval_batch_size": eval_batch_size,
-            "loader.max_eval_examples": max_eval_examples,
-        }
-        for key, size in sizes.items():
-            if size is not None and size < 1:
-                raise ValueError(f"{key} must be at least 1, not {size}")
         self.corpus, self.builder, self.length, self.seed = corpus, tokenizer, length, seed
         self.global_batch_size, self.batch_size, self.eval_batch_size = global_batch_size, batch_size, eval_batch_size
         self.num_workers, self.max_eval_examples = num_workers, max_eval_examples

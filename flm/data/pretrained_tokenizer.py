@@ -9,6 +9,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from flm.data.corpora.download import REACH_SECONDS
 from flm.data.tokenizers import Documents, Tokenizer, TokenizerBuilder
+from flm.ranges import Text
 
 PAD = "[PAD]"
 
@@ -30,7 +31,7 @@ class HuggingFaceTokenizer(TokenizerBuilder):
         ValueError: on `build`, where it cannot be found or read, or has no token to end a document with.
     """
 
-    def __init__(self, name_or_path: str | os.PathLike[str], add_pad: bool = False):
+    def __init__(self, name_or_path: Text | os.PathLike[str], add_pad: bool = False):
         self.name_or_path, self.add_pad = os.fspath(name_or_path), add_pad
 
     def build(self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None) -> Tokenizer:

@@ -4,10 +4,13 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from flm.data.sentencepiece_model import SentencePieceModel
 from flm.data.tokenizers import Documents, LearnedTokenizer, Tokenizer
+from flm.ranges import Text
 
 _LONGEST_LINE = 1 << 16  # bytes; the library drops what is longer
 
@@ -25,9 +28,7 @@ class SentencePieceTokenizer(LearnedTokenizer):
         ValueError: on `build`, where the file is no BPE model, or the documents do not give so many pieces.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, vocab_size: int = 1024):
-        if path is None and vocab_size < 320:
-            raise ValueError(f"tokenizer.vocab_size must be at least 320 (256 are bytes), not {vocab_size}")
+    def __init__(self, path: Text | os.PathLike[str] | None = None, vocab_size: Annotated[int, Ge(320)] = 1024):
         self.path, self.vocab_size = None if path is None else os.fspath(path), vocab_size
 
     def build(self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None) -> Tokenizer:

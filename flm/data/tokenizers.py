@@ -10,9 +10,10 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tokenizers
+from annotated_types import Ge
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from flm import atomic
@@ -206,9 +207,7 @@ class BPETokenizer(LearnedTokenizer):
         vocab_size: V, at least 257; a small corpus may give fewer, with a warning.
     """
 
-    def __init__(self, vocab_size: int = 1024):
-        if vocab_size < 257:
-            raise ValueError(f"tokenizer.vocab_size must be at least 257 (256 bytes and {END}), not {vocab_size}")
+    def __init__(self, vocab_size: Annotated[int, Ge(257)] = 1024):
         self.vocab_size = vocab_size
 
     def learn(self, documents: Iterator[str]) -> Tokenizer:

@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig
 from rich.box import SIMPLE
@@ -17,6 +18,7 @@ from flm.checkpoints.export import shareable
 from flm.checkpoints.load import load_algorithm
 from flm.golf.golf_eval import golf_eval
 from flm.golf.packed import Packed, has_zstandard, pack
+from flm.ranges import Count, Index, Text, one_of
 from flm.tasks.assemble import load_for_evaluation, run_dir
 from flm.tasks.ppl_eval import ppl_eval
 from flm.tasks.processes import check_alone
@@ -26,6 +28,17 @@ FILE = "model.flmpack"
 EVALUATIONS = {"ppl_eval": ppl_eval, "golf_eval": golf_eval}
 
 
+@dataclass(frozen=True)
+class ArtifactOptions:
+    """The `artifact` config; keys explained there."""
+
+    limit_bytes: Count | None = 16_000_000
+    code: Text | Sequence[Text] | None = None
+    kept_elements: Index = 65_536
+    scale_floor: bool = False
+    evaluation: Annotated[str, one_of(EVALUATIONS)] | None = "ppl_eval"
+
+
 def artifact(config: DictConfig) -> dict[str, Any]:
     """Packs eval.checkpoint_path into run_dir/model.flmpack, with averaged weights unless eval.disable_ema.
 
@@ -33,8 +46,6 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     """
     check_alone("artifact")
     wanted = config.artifact
-    if wanted.evaluation is not None and wanted.evaluation not in EVALUATIONS:
-        raise ValueError(f"artifact.evaluation={wanted.evaluation} must be {' or '.join(EVALUATIONS)}, or null")
     num_code = code_bytes(wanted.code)
     left = None if wanted.limit_bytes is None else wanted.limit_bytes - num_code
     if left is not None and left <= 0:

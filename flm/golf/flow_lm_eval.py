@@ -1,8 +1,11 @@
 """mode=flow_lm_eval: an embedding flow on held-out text: likelihood bound, denoising curve, and v = 0 beside both."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, MinLen
 from omegaconf import DictConfig
 from rich.box import SIMPLE
 from rich.console import Console
@@ -14,6 +17,7 @@ from flm.data.byte_table import ByteTable
 from flm.data.module import TextDataModule
 from flm.draws import mix_seed
 from flm.golf.embedding_likelihood import GRIDS, bound_report, denoising_report
+from flm.ranges import DIFFERENT, OpenShare, one_of
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.held_out import check_real_data, held_out_data
 from flm.tasks.processes import check_alone
@@ -26,6 +30,15 @@ CAUTION = (
 )
 
 
+@dataclass(frozen=True)
+class FlowLMEvalOptions:
+    """The `flow_lm_eval` config; keys explained there."""
+
+    ends: Annotated[Sequence[OpenShare], MinLen(1), DIFFERENT] = (0.1, 0.2, 0.3, 0.5, 0.9)
+    grid: Annotated[str, one_of(GRIDS)] = "inclusive"
+    points: Annotated[int, Ge(2)] = 32
+
+
 def flow_lm_eval(config: DictConfig) -> dict[str, Any]:
     """Writes run_dir/flow_lm_eval.json and prints the tables.
 
@@ -33,8 +46,6 @@ def flow_lm_eval(config: DictConfig) -> dict[str, Any]:
     """
     check_alone("flow_lm_eval")
     wanted = config.flow_lm_eval
-    if wanted.grid not in GRIDS:
-        raise ValueError(f"flow_lm_eval.grid must be one of {', '.join(GRIDS)}, not {wanted.grid}")
     check_real_data(config, "flow_lm_eval")
     lm = load_for_evaluation(config)
     algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer

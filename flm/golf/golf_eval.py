@@ -3,9 +3,12 @@
 Windows without overlap, sliding windows, and sliding windows with test-time training on what has been scored.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import MinLen
 from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE
 from rich.console import Console
@@ -18,6 +21,7 @@ from flm.data.module import TextDataModule
 from flm.golf.scored_stream import Reading, score
 from flm.golf.test_time_training import TestTimeTraining, score_then_train
 from flm.likelihood.bits_per_byte import ByteTally
+from flm.ranges import CalledWith, Count
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.held_out import check_real_data, held_out_data
 from flm.tasks.processes import check_alone
@@ -27,13 +31,22 @@ from flm.tasks.scoring import head
 BLOCKS, SLIDING, TRAINED = METHODS = ("blocks", "sliding", "test_time_training")
 
 
+@dataclass(frozen=True)
+class GolfEvalOptions:
+    """The `golf_eval` config; keys explained there."""
+
+    methods: Annotated[Sequence[Literal["blocks", "sliding", "test_time_training"]], MinLen(1)] = METHODS
+    window: Count | None = None
+    stride: Count = 64
+    chunk_tokens: Count | None = None
+    max_tokens: Count | None = None
+    test_time_training: Annotated[TestTimeTraining, CalledWith.of("seed")] = field(default_factory=TestTimeTraining)
+
+
 def golf_eval(config: DictConfig) -> dict[str, Any]:
     """Scores the held-out text of the corpus eval.real_data names. Writes run_dir/golf_eval.json and prints a table."""
     check_alone("golf_eval")
     wanted = config.golf_eval
-    unknown = set(wanted.methods) - set(METHODS)
-    if unknown or not wanted.methods:
-        raise ValueError(f"golf_eval.methods={list(wanted.methods)}: some of {', '.join(METHODS)} are needed")
     check_real_data(config, "golf_eval")
     options = OmegaConf.to_container(wanted.test_time_training, resolve=True)
     assert isinstance(options, dict)

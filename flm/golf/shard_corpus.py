@@ -11,8 +11,10 @@ import torch
 
 from flm.data.byte_table import ByteTable
 from flm.data.corpora.corpus import SPLITS, Corpus, Split
+from flm.data.frames import FrameName
 from flm.data.tokenizers import Tokenizer
 from flm.golf.shard_files import HEADER_BYTES, ShardStream, token_count
+from flm.ranges import Text
 
 _NAMES: dict[Split, str] = {"train": "train", "valid": "val"}  # of the splits, in file names
 
@@ -51,7 +53,9 @@ class TokenShardCorpus(Corpus):
         cache_dir: not written to; where a tokenizer may be looked up by name.
     """
 
-    def __init__(self, path: str | os.PathLike[str], wrap: str = "plain", cache_dir: str | os.PathLike[str] | None = None):
+    def __init__(
+        self, path: Text | os.PathLike[str], wrap: FrameName = "plain", cache_dir: Text | os.PathLike[str] | None = None
+    ):
         super().__init__(None, wrap, cache_dir)
         self.path = Path(path)
         self._opened: ShardFolder | None = None

@@ -17,6 +17,7 @@ from flm.draws import Draws, mix_seed
 from flm.golf.numbering import block_of
 from flm.golf.scored_stream import Reading, ScoredChunk, score
 from flm.likelihood.bits_per_byte import ByteTable, ByteTally
+from flm.ranges import BelowOne, Count, Index, NonNegative, Positive
 
 
 @dataclass(frozen=True)
@@ -31,31 +32,17 @@ class TestTimeTraining:
         freeze_blocks: so many blocks next to the input stay as they are.
         grad_clip: on the norm of all gradients; None: none.
         seed: of what the loss draws.
-
-    Raises:
-        ValueError: one of them is no such number.
     """
 
     __test__ = False  # pytest: no test class
 
-    lr: float = 0.002
-    momentum: float = 0.9
-    epochs: int = 10
-    batch_sequences: int = 32
-    freeze_blocks: int = 2
-    grad_clip: float | None = 1.0
+    lr: NonNegative = 0.002
+    momentum: BelowOne = 0.9
+    epochs: Index = 10
+    batch_sequences: Count = 32
+    freeze_blocks: Index = 2
+    grad_clip: Positive | None = 1.0
     seed: int = 1
-
-    def __post_init__(self) -> None:
-        for name, least in {"epochs": 0, "batch_sequences": 1, "freeze_blocks": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"golf_eval.test_time_training.{name}={value}: a whole number of at least {least} is needed")
-        for name in ("lr", "momentum", "grad_clip"):
-            value = getattr(self, name)
-            absent = value is None and name == "grad_clip"
-            if not absent and (not isinstance(value, int | float) or isinstance(value, bool) or value < 0):
-                raise ValueError(f"golf_eval.test_time_training.{name}={value}: a number of at least 0 is needed")
 
 
 def rate_factor(chunk: int, num_chunks: int) -> float:

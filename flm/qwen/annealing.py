@@ -5,6 +5,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from flm.ranges import Count
+
 
 class AttentionAnnealing(Callback):
     """While training, each later token is seen with a probability that grows from 0 to 1 over the first optimiser steps.
@@ -19,9 +21,7 @@ class AttentionAnnealing(Callback):
         ValueError: steps is below 1; or, when training starts, no network has `set_future_share`.
     """
 
-    def __init__(self, steps: int):
-        if steps < 1:
-            raise ValueError(f"callbacks.annealing.steps must be at least 1, not {steps}")
+    def __init__(self, steps: Count):
         self.steps = steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from flm.data.tokenizers import Tokenizer
 from flm.qwen.examples import Example, Unfit
@@ -33,11 +33,9 @@ class Chats:
         messages_key: str | None = "messages",
         prompt_key: str = "prompt",
         response_key: str = "response",
-        answers: str = "all",
+        answers: Literal["all", "last"] = "all",
         thinking: bool | None = None,
     ):
-        if answers not in ("all", "last"):
-            raise ValueError(f"data.reader.answers must be all or last, not {answers}")
         self.template, self.messages_key = os.fspath(template), messages_key
         self.prompt_key, self.response_key, self.answers = prompt_key, response_key, answers
         self.keys = [prompt_key, response_key] if messages_key is None else [messages_key]

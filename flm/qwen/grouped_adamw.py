@@ -1,11 +1,23 @@
 """AdamW with groups of their own for parameters that a retrofit adds to a pretrained network."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch.nn import Parameter
 
+from flm.ranges import BelowOne, NonNegative, Positive
 from flm.training.adamw import AdamW
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """What a group may have of its own; None: as all others."""
+
+    lr: Positive | None = None
+    betas: tuple[BelowOne, BelowOne] | None = None
+    eps: NonNegative | None = None
+    weight_decay: NonNegative | None = None
 
 
 class GroupedAdamW(AdamW):
@@ -23,7 +35,7 @@ class GroupedAdamW(AdamW):
         ValueError: a name contains two keys.
     """
 
-    def __init__(self, params: Iterable[tuple[str, Parameter]], apart: Mapping[str, Mapping[str, Any]], **options: Any):
+    def __init__(self, params: Iterable[tuple[str, Parameter]], apart: Mapping[str, GroupOptions], **options: Any):
         groups: dict[str | None, list[tuple[str, Parameter]]] = {None: [], **{key: [] for key in apart}}
         for name, parameter in params:
             keys = [key for key in apart if key in name]

@@ -23,6 +23,8 @@ from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
 from flm.qwen.examples import Example, ExampleReader, Texts
 from flm.qwen.source import Position, Source, SourceReader
+from flm.ranges import Count, Index, OpenShare, Text
+from flm.schema import check
 
 
 class MixtureCorpus(Corpus):
@@ -49,19 +51,15 @@ class MixtureCorpus(Corpus):
         self,
         sources: Mapping[str, Mapping[str, Any] | None],
         reader: ExampleReader | None = None,
-        path: str | Path | None = None,
-        valid_fraction: float = 0.005,
-        valid_documents: int = 64,
+        path: Text | Path | None = None,
+        valid_fraction: OpenShare = 0.005,
+        valid_documents: Count = 64,
         isolate_documents: bool = True,
-        readers: int = 8,
-        prompt_growth_steps: int = 0,
-        cache_dir: str | Path | None = None,
+        readers: Count = 8,
+        prompt_growth_steps: Index = 0,
+        cache_dir: Text | Path | None = None,
     ):
         super().__init__(cache_dir=cache_dir)
-        for name, value, least in (("valid_documents", valid_documents, 1), ("readers", readers, 1),
-                                   ("prompt_growth_steps", prompt_growth_steps, 0)):  # fmt: skip
-            if value < least:
-                raise ValueError(f"data.{name} must be at least {least}, not {value}")
         self.sources = [
             _source(name, dict(options), reader or Texts(), path, valid_fraction)
             for name, options in sources.items()
@@ -265,7 +263,5 @@ def _source(name: str, options: dict[str, Any], reader: ExampleReader, path: Any
     key = options.pop("text_key", None)
     if path is not None:  # files of the hub's data set, called as the source is
         options |= {"hub": None, "path": Path(path) / name, "subset": None, "files": None}
-    try:
-        return Source(name, reader=reader if key is None else Texts(key), valid_fraction=valid_fraction, **options)
-    except TypeError as error:
-        raise ValueError(f"data.sources.{name}: {str(error).partition('() ')[2] or error}") from error
+    check(Source, options, f"data.sources.{name}", given=("name", "reader", "valid_fraction"))
+    return Source(name, reader=reader if key is None else Texts(key), valid_fraction=valid_fraction, **options)

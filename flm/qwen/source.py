@@ -19,6 +19,7 @@ from flm.data.permutation import Permutation
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
 from flm.qwen.examples import Example, ExampleReader, Unfit
+from flm.ranges import Positive, Text
 
 log = logging.getLogger(__name__)
 
@@ -70,21 +71,17 @@ class Source:
     def __init__(
         self,
         name: str,
-        weight: float,
+        weight: Positive,
         reader: ExampleReader,
-        hub: str | None = None,
-        path: str | Path | None = None,
+        hub: Text | None = None,
+        path: Text | Path | None = None,
         subset: str | None = None,
         revision: str = "main",
         files: str | None = None,
         valid_fraction: float = 0.005,
     ):
-        if not weight > 0:
-            raise ValueError(f"data.sources.{name}.weight must be above 0, not {weight}: leave out what is not wanted")
         if (hub is None) == (path is None):
             raise ValueError(f"data.sources.{name}: needs hub, a data set of the hub, or path, a folder")
-        if not 0 < valid_fraction < 1:
-            raise ValueError(f"data.valid_fraction must lie between 0 and 1, not {valid_fraction}")
         self.name, self.weight, self.reader, self.hub = name, float(weight), reader, hub
         self.path = None if path is None else Path(path)
         self.subset, self.revision, self.pattern = subset, revision, files

@@ -1,6 +1,7 @@
 """mode=report: result files become one self-contained page, with its figures as PNG files beside it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from flm.atomic import write_bytes, write_text
+from flm.ranges import Count, Text
 from flm.report.build import Report, make_report
 from flm.report.files import read_results
 from flm.report.sections.quality import Shown
@@ -16,13 +18,22 @@ from flm.tasks.assemble import run_dir
 from flm.tasks.results import provenance
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """The `report` config; keys explained there."""
+
+    inputs: Text | Sequence[Text] | None = None
+    title: Text = "Flow-matching language models"
+    samples: Count = 3
+    characters: Count = 600
+    film_tokens: Count = 160
+    wandb: bool | None = None
+
+
 def report(config: DictConfig) -> dict[str, Any]:
     """Writes run_dir/report.html, and its figures/*.png and tables.md, from the results under report.inputs."""
     wanted = config.report
     limits = {key: wanted[key] for key in ("samples", "characters", "film_tokens")}
-    for key, value in limits.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"report.{key} must be a whole number of at least 1, not {value}")
     results = read_results(_inputs(wanted.inputs))
     origin = provenance(config)
     versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())

@@ -2,9 +2,26 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 
-# The keys of a `sampling` config that say what to fill and what to keep; all others are options of the sampler.
-CANVAS_KEYS = ("steps", "num_sample_batches", "length", "prompt", "suffix", "infill", "film")
+from flm.ranges import Count, StepCounts
+
+
+@dataclass(frozen=True)
+class CanvasOptions:
+    """The keys of a `sampling` config that say what is filled and what is given; configs/sampling/default.yaml explains them.
+    All others are options of the sampler."""
+
+    steps: StepCounts = (1, 8, 64)
+    num_sample_batches: Count = 1
+    length: Count | None = None
+    prompt: str | None = None
+    suffix: str | None = None
+    infill: str | None = None
+    film: bool = False
+
+
+CANVAS_KEYS = tuple(field.name for field in fields(CanvasOptions))
 _HOLE = re.compile(r"\[(\d+)\]")
 
 

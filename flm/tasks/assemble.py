@@ -17,15 +17,15 @@ from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
 from flm.precision import autocast, precision_on
-from flm.tasks.argument_types import check_numbers
 from flm.tasks.compiled import compile_networks
 from flm.tasks.import_choices import import_choices
-from flm.tasks.instantiate import instantiate
+from flm.tasks.instantiate import instantiate, resolve
+
+PROBED_VOCABULARIES = (257, 1 << 20)
 
 
 def data_module(config: DictConfig) -> TextDataModule:
     """Corpus and tokenizer of the config behind one data module."""
-    check_numbers(config, "loader")
     return TextDataModule(
         corpus=instantiate(config.data, "data"),
         tokenizer=instantiate(config.tokenizer, "tokenizer"),
@@ -57,6 +57,30 @@ def new_algorithm(config: DictConfig, vocab_size: int, tokenizer: Tokenizer | No
 def trusted_by(plain: Mapping[str, Any]) -> list[str]:
     """Modules that the user's own command names for its model."""
     return sorted({target.rpartition(".")[0] for node in (plain["algo"], plain["model"]) for target in targets(node)})
+
+
+def algorithm_class(config: DictConfig) -> type[Algorithm]:
+    """What `algo._target_` names, once the config was checked."""
+    return resolve(config.algo._target_, "algo._target_")
+
+
+def probe(config: DictConfig) -> None:
+    """Raises ValueError where arguments of the algorithm or its network do not go together.
+
+    Builds them with one block and without memory for the network, for a small and a large vocabulary: what both refuse does
+    not depend on the tokens that the data will turn out to have.
+    """
+    plain = plain_config(config)
+    if "num_blocks" in plain["model"]:
+        plain["model"]["num_blocks"] = 1
+    for vocab_size in PROBED_VOCABULARIES:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                build_algorithm(plain, vocab_size, trusted_by(plain), on_meta=True)
+            return
+        except ValueError as error:
+            refusal = error
+    raise refusal
 
 
 def _teacher(key: str, path: str, config: DictConfig, tokenizer: Tokenizer | None) -> Algorithm:

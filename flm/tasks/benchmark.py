@@ -5,15 +5,19 @@ Models and teachers have random weights; no data are read.
 """
 
 import multiprocessing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import hydra
+from annotated_types import Ge
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from flm.algos.dense_twin import TWINS
+from flm.ranges import Count, Index, Text
 from flm.samplers.template import CANVAS_KEYS
 from flm.tasks.assemble import device_of, plain_config, run_dir, targets
 from flm.tasks.benchmark_process import SAMPLING, STEP, Job, run
@@ -22,6 +26,23 @@ from flm.training.hardware import device_name, peak_flops
 
 ALGOS = Path(__file__).resolve().parents[2] / "configs" / "algo"
 PARTS = "parts"  # of sampling: see `benchmark_process.sampling`
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """The `benchmark` config; keys explained there."""
+
+    vocab_size: Annotated[int, Ge(2)] = 50257
+    against: Sequence[Text] = ()
+    dense: bool = True
+    warm_up: Index = 1
+    steps: Count = 2
+    sampling_steps: Count | None = 4
+    samplings: Count = 2
+    rounds: Count = 2
+    teachers: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    at_least: Mapping[str, float] = field(default_factory=dict)
+    at_most: Mapping[str, float] = field(default_factory=dict)
 
 
 def benchmark(config: DictConfig) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from flm.tasks.check import check_config
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 # Keys that hold running text. Hydra's grammar would trim their spaces and read commas, brackets and equals signs in them.
@@ -22,6 +24,7 @@ _TEXT = re.compile(r"(sampling\.(?:prompt|suffix|infill))=(.*)", re.DOTALL)
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
 def _run(config: DictConfig) -> None:
     try:
+        check_config(config)
         hydra.utils.get_method(config.mode._target_)(config)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:

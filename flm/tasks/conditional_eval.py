@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import hydra
 from omegaconf import DictConfig
@@ -15,6 +16,7 @@ from flm.checkpoints.model_file import ModelSource
 from flm.data.corpora.corpus import Corpus, Split
 from flm.data.tokenizers import Tokenizer
 from flm.measures.responses import response_scores
+from flm.ranges import Count, Text
 from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
 from flm.tasks.fillings import Writer, check_hole_is_bounded, padding_of
 from flm.tasks.generation import sampler_options
@@ -22,6 +24,16 @@ from flm.tasks.processes import check_alone
 from flm.tasks.real_text import recorded_corpus
 from flm.tasks.results import provenance, write_json
 from flm.tasks.scoring import head
+
+
+@dataclass(frozen=True)
+class ConditionalEvalOptions:
+    """The `conditional_eval` config; keys explained there."""
+
+    limit: Count | None = 256
+    samples: Count = 1
+    new_tokens: Literal["reference"] | Count | None = None
+    bert_score_model: Text | None = None
 
 
 def conditional_eval(config: DictConfig) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """mode=export: a checkpoint as a Hugging Face folder, and onto the hub where a repository is named."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,20 @@ from flm.checkpoints.export import write_folder
 from flm.checkpoints.hub import check_token, push_to_hub
 from flm.checkpoints.model_card import model_card
 from flm.checkpoints.model_file import AVERAGE, ModelSource
+from flm.ranges import Text
 from flm.results.files import read_result
 from flm.tasks.assemble import load_for_evaluation, run_dir
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The `export` config; keys explained there."""
+
+    license: Text | None = None
+    citation: Text | None = None
+    results: Sequence[Text] = ()
+    repo_id: Text | None = None
+    private: bool = True
 
 
 def export(config: DictConfig) -> dict[str, Any]:

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from flm.measures.estimate import Estimate
 from flm.measures.frontier import Point, curves, frontier_table
 from flm.measures.frontier_figure import frontier_figure, scorer_name
 from flm.measures.plotting import png, run_colours, styled
+from flm.ranges import DIFFERENT, NonNegative, Positive, Share, StepCounts, Text
 from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
 from flm.tasks.assemble import load_for_evaluation, run_dir
@@ -72,6 +74,18 @@ class Run:
     def generate(self, settings: Mapping[str, Any], config: DictConfig, team: Team) -> Generation:
         swept = {name: settings[name] for name in self.sweeps}
         return generate(self.algorithm, self.canvas, settings["steps"], config, self.options | swept, team)
+
+
+@dataclass(frozen=True)
+class FrontierOptions:
+    """The `frontier` config; keys explained there."""
+
+    checkpoints: Mapping[str, Text] | None = None
+    steps: StepCounts = (8, 32)
+    temperature: Positive | Annotated[Sequence[Positive], MinLen(1), DIFFERENT] | None = 1.0
+    churn: NonNegative | Annotated[Sequence[NonNegative], MinLen(1), DIFFERENT] | None = None
+    gamma: Share | Annotated[Sequence[Share], MinLen(1), DIFFERENT] | None = None
+    entropies: float | Annotated[Sequence[float], DIFFERENT] | None = ()
 
 
 def frontier(config: DictConfig) -> dict[str, Any]:
@@ -167,7 +181,7 @@ def runs_of(config: DictConfig, console: Console) -> list[Run]:
     named = config.frontier.checkpoints or {}
     if not isinstance(named, Mapping):
         raise ValueError(f"frontier.checkpoints must be {{label: path, ...}}, not {named}")
-    all_steps = step_counts(config.frontier.steps, "frontier.steps")
+    all_steps = step_counts(config.frontier.steps)
     wanted = {name: axis_values(config, name) for name in AXES if config.frontier[name] is not None}
     runs: list[Run] = []
     for label, path in (named or {None: config.eval.checkpoint_path}).items():

@@ -1,7 +1,7 @@
 """Samples as the `sampling` node asks for them: how many, of which text, with which sampler, and their making."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
 from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
-from flm.samplers.template import CANVAS_KEYS, pieces_of
+from flm.samplers.template import CANVAS_KEYS, CanvasOptions, pieces_of
+from flm.schema import check
 from flm.tasks.assemble import inference_precision
 from flm.tasks.processes import Team
 
@@ -128,27 +129,34 @@ def has_fixed_steps(algorithm: Algorithm, options: dict[str, Any]) -> bool:
     return getattr(algorithm.sampler(**options), "steps_are_fixed", False)
 
 
+def check_sampling(node: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the keys of the `sampling` config that are no options of a sampler are as they may be."""
+    canvas = {key: value for key, value in node.items() if key in CANVAS_KEYS}
+    check(CanvasOptions, canvas, "sampling")
+    if canvas.get("infill") is not None and any(canvas.get(key) is not None for key in ("prompt", "suffix", "length")):
+        raise ValueError("sampling.infill gives the whole text: leave out sampling.prompt, suffix and length")
+
+
+def given_options(node: DictConfig) -> dict[str, Any]:
+    """Options of the sampler among the keys of a `sampling` config; null leaves one to the sampler."""
+    given = OmegaConf.to_container(node, resolve=True)
+    return {key: value for key, value in given.items() if key not in CANVAS_KEYS and value is not None}
+
+
 def number_of_samples(config: DictConfig) -> int:
-    batches = config.sampling.num_sample_batches
-    if not isinstance(batches, int) or batches < 1:
-        raise ValueError(f"sampling.num_sample_batches must be a whole number of at least 1, not {batches}")
-    return batches * config.loader.eval_batch_size
+    return config.sampling.num_sample_batches * config.loader.eval_batch_size
 
 
-def step_counts(steps: Any, key: str = "sampling.steps") -> list[int]:
+def step_counts(steps: Any) -> list[int]:
     """A number or a list of them, as a list."""
-    counts = list(steps) if isinstance(steps, ListConfig) else [steps]
-    if not counts or not all(isinstance(count, int) and count >= 1 for count in counts) or len(set(counts)) < len(counts):
-        raise ValueError(f"{key} must be different whole numbers of at least 1, not {steps}")
-    return counts
+    return list(steps) if isinstance(steps, ListConfig) else [steps]
 
 
 def sampler_options(config: DictConfig, file: ModelSource, algorithm: Algorithm) -> dict[str, Any]:
     """Options of the sampler: given now, else those the model was trained with in its config, else its defaults."""
     recorded = file.config.get("sampling", {})
-    given = OmegaConf.to_container(config.sampling, resolve=True)
-    merged = {**recorded, **{key: value for key, value in given.items() if value is not None}}
-    options = {key: value for key, value in merged.items() if key not in CANVAS_KEYS and value is not None}
+    recorded = {key: value for key, value in recorded.items() if key not in CANVAS_KEYS and value is not None}
+    options = recorded | given_options(config.sampling)
     sampler_for(algorithm, options, "sampling")
     return options
 
@@ -158,13 +166,9 @@ def canvas_of(config: DictConfig, algorithm: Algorithm, tokenizer: Tokenizer) ->
     wanted = config.sampling
     batch, device = config.loader.eval_batch_size, next(algorithm.parameters()).device
     if wanted.infill is not None:
-        if wanted.prompt is not None or wanted.suffix is not None or wanted.length is not None:
-            raise ValueError("sampling.infill gives the whole text: leave out sampling.prompt, suffix and length")
         pieces = pieces_of(wanted.infill, lambda text: tokenizer.encode_exactly(text, "sampling.infill"))
         return Canvas.from_pieces(pieces, batch, device)
     length = algorithm.length if wanted.length is None else wanted.length
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"sampling.length must be a whole number of at least 1, not {length}")
     prompt, suffix = (
         tokenizer.encode_exactly(wanted[key], f"sampling.{key}") if wanted[key] else [] for key in ("prompt", "suffix")
     )

@@ -29,10 +29,11 @@ def check(node: Any, path: str, given: Mapping[str, Any] | tuple[str, ...] = ())
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if not isinstance(plain, Mapping):
         raise ValueError(f"{path} must be a mapping with _target_, not {plain}")
-    check_node(plain, path, _resolve, given)
+    check_node(plain, path, resolve, given)
 
 
-def _resolve(target: Any, key: str) -> Any:
+def resolve(target: Any, key: str) -> Any:
+    """The class or function of a dotted name; imports its module. `key` is for errors, which are ValueErrors."""
     if not isinstance(target, str) or not target:
         raise ValueError(f"{key} must be the dotted name of a class or function, not {shown(target)}")
     try:

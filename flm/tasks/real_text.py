@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 
 from flm.checkpoints.model_file import ModelSource
 from flm.checkpoints.moved import current
-from flm.data.blocks import TokenBlocks, frame_of
+from flm.data.blocks import TokenBlocks
 from flm.data.corpora.corpus import Corpus
+from flm.data.frames import frame_of
 from flm.data.shards import encode_documents
 from flm.data.tokenizers import Tokenizer
 from flm.registry import trusted

@@ -1,24 +1,36 @@
 """mode=train: a config becomes a trained model, its checkpoints, metrics and samples under run_dir."""
 
 import inspect
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning
+import torch
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from omegaconf import DictConfig
 from torch import Tensor
 
-from flm.checkpoints.build import check_algorithm
 from flm.data.module import TextDataModule
-from flm.tasks.argument_types import check_numbers
-from flm.tasks.assemble import data_module, device_of, new_algorithm, plain_config, precision_of, run_dir, trusted_by
+from flm.ranges import Text
+from flm.samplers.options import check_options
+from flm.tasks.assemble import algorithm_class, data_module, new_algorithm, plain_config, probe, run_dir
+from flm.tasks.generation import given_options
+from flm.tasks.instantiate import instantiate
 from flm.tasks.results import provenance, write_json
+from flm.tasks.trainer import trainer_arguments, trial
 from flm.training.checkpointing import AtomicCheckpointIO
 from flm.training.module import Module
 
 REFERENCE_BLOCKS = 2000  # of validation text, at most, that callbacks compare samples with
+
+
+@dataclass(frozen=True)
+class WandbOptions:
+    """The `wandb` config, which logger=wandb and the report read."""
+
+    project: Text = "flm"
+    name: Text | None = None
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -26,17 +38,15 @@ def train(config: DictConfig) -> dict[str, Any]:
 
     Goes on from checkpointing.resume_ckpt_path if that file exists and checkpointing.resume_from_ckpt allows.
     """
-    check_numbers(config, "optim", "lr_scheduler", "trainer", "training", "callbacks", "seed")
-    plain = plain_config(config)
-    check_algorithm(plain, trusted_by(plain))
     folder = run_dir(config)
+    logger = instantiate(config.logger, "logger") if config.logger else False
     data = data_module(config)
     data.prepare()
     module = Module(
         algorithm=new_algorithm(config, data.vocab_size, data.tokenizer),
-        optimizer=hydra.utils.instantiate(config.optim),
+        optimizer=instantiate(config.optim, "optim"),
         # without a target: switched off, and some other config set one of its values
-        lr_scheduler=hydra.utils.instantiate(config.lr_scheduler) if (config.lr_scheduler or {}).get("_target_") else None,
+        lr_scheduler=instantiate(config.lr_scheduler, "lr_scheduler") if _has_schedule(config) else None,
         ema=config.training.ema,
         seed=config.seed,
         config=plain_config(config),
@@ -49,34 +59,47 @@ def train(config: DictConfig) -> dict[str, Any]:
     callbacks = _callbacks(config, data)
     trainer = lightning.Trainer(
         **trainer_arguments(config),
-        logger=hydra.utils.instantiate(config.logger) if config.logger else False,
+        logger=logger,
         callbacks=callbacks,
         # without one of ours, Lightning would add a checkpoint callback of its own
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         plugins=[AtomicCheckpointIO()],
     )
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
-    if isinstance(trainer.val_check_interval, int):  # a run shorter than the interval ends with its one validation
-        batches = trainer.max_steps * trainer.accumulate_grad_batches
-        trainer.val_check_interval = max(1, min(trainer.val_check_interval, batches))
-    trainer.fit(module, datamodule=data, ckpt_path=_resume_path(config), weights_only=True)
+    # a run shorter than the interval ends with its one validation
+    trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps * trainer.accumulate_grad_batches)
+    resume = resume_path(**config.checkpointing, run_dir=config.run_dir)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return {name: value.item() for name, value in trainer.callback_metrics.items()}
 
 
-def trainer_arguments(config: DictConfig) -> dict[str, Any]:
-    """The trainer node with its nested objects built and precision decided."""
-    device_of(config)  # refuses a GPU that is not there
-    arguments = dict(hydra.utils.instantiate(config.trainer))
-    if config.callbacks.get("stop") is not None:
-        arguments.pop("max_time", None)  # that callback's, which saves; Lightning's timer goes on counting after a resume
-    arguments["precision"] = precision_of(config)
-    if str(arguments["precision"]).endswith("-true") and not str(arguments["precision"]).startswith(("32", "64")):
+def check(config: DictConfig) -> None:
+    """Raises ValueError for what cannot be trained as asked, as far as that can be known without data or a teacher."""
+    plain_config(config)
+    resume_path(**config.checkpointing, run_dir=config.run_dir)
+    kind = algorithm_class(config)
+    check_options(kind, given_options(config.sampling), "sampling")
+    for name, node in config.callbacks.items():
+        if node is not None and node.get("options"):
+            check_options(kind, dict(node.options), f"callbacks.{name}.options")
+    if _has_schedule(config):
+        _check_schedule(config)
+    data_module(config).accumulation(trial(config).world_size)
+    probe(config)
+
+
+def _has_schedule(config: DictConfig) -> bool:
+    return bool((config.lr_scheduler or {}).get("_target_"))
+
+
+def _check_schedule(config: DictConfig) -> None:
+    warm_up, steps = config.lr_scheduler.get("warmup_steps"), config.trainer.max_steps
+    if isinstance(warm_up, int) and warm_up > steps:
         raise ValueError(
-            f"trainer.precision={arguments['precision']} would train low-precision weights: use bf16-mixed or 16-mixed"
+            f"lr_scheduler.warmup_steps={warm_up} is more than the run has, trainer.max_steps={steps}: the rate would never be "
+            "reached"
         )
-    strategy = config.strategy
-    arguments["strategy"] = strategy if isinstance(strategy, str) else hydra.utils.instantiate(strategy)
-    return arguments
+    instantiate(config.lr_scheduler, "lr_scheduler")(torch.optim.SGD([torch.zeros(1)], lr=1.0))
 
 
 def _callbacks(config: DictConfig, data: TextDataModule) -> list[lightning.Callback]:
@@ -91,10 +114,10 @@ def _callbacks(config: DictConfig, data: TextDataModule) -> list[lightning.Callb
         return [blocks[i * len(blocks) // count].tolist() for i in range(count)]
 
     callbacks = []
-    for node in config.callbacks.values():
+    for name, node in config.callbacks.items():
         if node is None:
             continue
-        callback = hydra.utils.instantiate(node)
+        callback = instantiate(node, f"callbacks.{name}")
         if node.get("_partial_"):
             wanted = inspect.signature(callback.func).parameters
             given = {"decode": lambda: decode, "reference": reference}
@@ -104,12 +127,16 @@ def _callbacks(config: DictConfig, data: TextDataModule) -> list[lightning.Callb
     return callbacks
 
 
-def _resume_path(config: DictConfig) -> str | None:
-    path = config.checkpointing.resume_ckpt_path
-    if not config.checkpointing.resume_from_ckpt or path is None:
+def resume_path(resume_from_ckpt: bool, resume_ckpt_path: Text | None, run_dir: str) -> str | None:
+    """The checkpoint to go on from, if there is one; None: a run begins.
+
+    Raises:
+        ValueError: there is no such file, other than the one that a run in this folder would have written.
+    """
+    if not resume_from_ckpt or resume_ckpt_path is None:
         return None
-    if not Path(path).exists():
-        if Path(path) != Path(config.run_dir) / "checkpoints" / "last.ckpt":  # absent there, a run simply begins
-            raise ValueError(f"checkpointing.resume_ckpt_path={path}: there is no such file")
+    if not Path(resume_ckpt_path).exists():
+        if Path(resume_ckpt_path) != Path(run_dir) / "checkpoints" / "last.ckpt":  # absent there, a run simply begins
+            raise ValueError(f"checkpointing.resume_ckpt_path={resume_ckpt_path}: there is no such file")
         return None
-    return str(path)
+    return resume_ckpt_path

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from flm.ranges import BelowOne, NonNegative, Positive
+
 FUSED_ON = {"cpu", "cuda", "xpu", "mps"}
 
 
@@ -20,8 +22,16 @@ class AdamW(torch.optim.AdamW):
         options: lr, betas, eps, weight_decay, amsgrad of torch.optim.AdamW.
     """
 
-    def __init__(self, params: Iterable[Any], **options: Any):
-        super().__init__(params, **options)
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: Positive = 1e-3,
+        betas: tuple[BelowOne, BelowOne] = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 1e-2,
+        **options: Any,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay, **options)
         tensors = [p for group in self.param_groups for p in group["params"]]
         if all(p.device.type in FUSED_ON and p.is_floating_point() for p in tensors):
             for group in self.param_groups:

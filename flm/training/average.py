@@ -25,8 +25,6 @@ class Average:
     """
 
     def __init__(self, module: nn.Module, decay: float):
-        if not 0 < decay < 1:
-            raise ValueError(f"training.ema={decay} must lie between 0 and 1; null switches the average off")
         self.decay, self.updates, self.in_place = decay, 0, False
         self.weights: dict[str, Tensor] = {
             name: parameter.detach().float().clone() for name, parameter in module.named_parameters() if parameter.requires_grad

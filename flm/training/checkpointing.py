@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from flm import atomic
 from flm.checkpoints import files
+from flm.ranges import Count, Text
 
 BEST, BEST_RECORD = "best_validation.ckpt", "best_validation.json"
 
@@ -58,17 +59,12 @@ class CheckpointEvery(Checkpoint):
 
     def __init__(
         self,
-        dirpath: str | Path,
-        every_n_train_steps: int = 1000,
-        keep: int | None = None,
+        dirpath: Text | Path,
+        every_n_train_steps: Count = 1000,
+        keep: Count | None = None,
         save_last: bool = True,
         keep_best: bool = False,
     ):
-        if every_n_train_steps < 1 or (keep is not None and keep < 1):
-            raise ValueError(
-                f"callbacks.checkpoint_every_n_steps: every_n_train_steps={every_n_train_steps} and keep={keep} must "
-                "be at least 1; keep=null keeps all, and null in place of the callback writes none"
-            )
         self.dirpath, self.every_n_train_steps = Path(dirpath), every_n_train_steps
         self.keep, self.save_last, self.keep_best = keep, save_last, keep_best
         self.last_path: Path | None = None

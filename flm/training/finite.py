@@ -26,8 +26,6 @@ class DivergenceCheck:
     """
 
     def __init__(self, factor: float | None = None):
-        if factor is not None and not factor > 1:
-            raise ValueError(f"training.max_loss_rise={factor} must be above 1; null accepts every finite loss")
         self._factor = factor
         self._numbers: Tensor | None = None
         self._arrived: torch.cuda.Event | None = None

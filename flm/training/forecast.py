@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flm.algos.algorithm import Batch
+from flm.ranges import Count
 
 
 class Forecast(Callback):
@@ -21,9 +22,7 @@ class Forecast(Callback):
         message: what was printed; None before.
     """
 
-    def __init__(self, after_steps: int = 50):
-        if after_steps < 1:
-            raise ValueError(f"callbacks.forecast.after_steps must be at least 1, not {after_steps}")
+    def __init__(self, after_steps: Count = 50):
         self.after_steps = after_steps
         self.message: str | None = None
         self._clear()

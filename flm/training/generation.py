@@ -4,12 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
 from lightning.pytorch import Callback, Trainer
 
 from flm.measures.diversity import TokenFrequencies, TokenRows, token_diversity
 from flm.measures.ngram import NGramModel
+from flm.ranges import Count, NonNegative, Share, Text
 from flm.training.checkpointing import save_everywhere
 from flm.training.module import Module
 
@@ -48,19 +50,17 @@ class GenerationMonitor(Callback):
     def __init__(
         self,
         reference: Sequence[Sequence[int]],
-        folder: str | Path,
-        every_n_validations: int = 1,
-        count: int = 32,
-        steps: Sequence[int] = (1,),
+        folder: Text | Path,
+        every_n_validations: Count = 1,
+        count: Count = 32,
+        steps: Annotated[Sequence[Count], MinLen(1)] = (1,),
         options: Mapping[str, Any] | None = None,
-        min_entropy_nats: float | None = None,
-        max_token_js_bits: float | None = None,
+        min_entropy_nats: NonNegative | None = None,
+        max_token_js_bits: Share | None = None,
         keep_best: bool = False,
-        entropy_tolerance: float = 0.3,
-        js_tolerance: float = 0.1,
+        entropy_tolerance: NonNegative = 0.3,
+        js_tolerance: NonNegative = 0.1,
     ):
-        if min(every_n_validations, count, *steps) < 1:
-            raise ValueError("callbacks.generation: every_n_validations, count and steps must be at least 1")
         self._reference, self._folder, self._every = reference, Path(folder), every_n_validations
         self._count, self._steps, self._options = count, tuple(steps), dict(options or {})
         self._min_entropy, self._max_js, self._keep_best = min_entropy_nats, max_token_js_bits, keep_best

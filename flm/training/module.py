@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import Parameter
@@ -15,6 +16,7 @@ from flm.algos.algorithm import Algorithm, Batch
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.load import algorithm_state, check_state, check_tokenizer
 from flm.draws import Draws, mix_seed
+from flm.ranges import OpenShare
 from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
 from flm.training.average import Average
@@ -59,12 +61,12 @@ class Module(LightningModule):
         algorithm: Algorithm,
         optimizer: Callable[[list[tuple[str, Parameter]]], Optimizer],
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
-        ema: float | None = None,
+        ema: OpenShare | None = None,
         seed: int = 1,
         config: dict[str, Any] | None = None,
         tokenizer: dict[str, Any] | None = None,
         token_counts: Tensor | None = None,
-        max_loss_rise: float | None = None,
+        max_loss_rise: Annotated[float, Gt(1)] | None = None,
     ):
         super().__init__()
         self.algorithm = algorithm

@@ -2,13 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import MinLen
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.optim import Muon, Optimizer
 
+from flm.ranges import BelowOne, Index, NonNegative, Positive, Text
 from flm.training.adamw import AdamW
 from flm.training.sharding import like, local, whole
 
@@ -38,17 +40,17 @@ class MuonWithAdamW(Optimizer):
     def __init__(
         self,
         params: Iterable[tuple[str, Parameter]],
-        lr: float = 0.02,
-        momentum: float = 0.95,
-        momentum_start: float | None = None,
-        momentum_steps: int = 0,
-        adamw_lr: float = 3e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        muon_on: str | Sequence[str] = "blocks.",
-        muon_not: Sequence[str] = (),
-        adamw_lrs: Mapping[str, float] | None = None,
+        lr: Positive = 0.02,
+        momentum: BelowOne = 0.95,
+        momentum_start: BelowOne | None = None,
+        momentum_steps: Index = 0,
+        adamw_lr: Positive = 3e-4,
+        betas: tuple[BelowOne, BelowOne] = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        muon_on: Text | Annotated[Sequence[Text], MinLen(1)] = "blocks.",
+        muon_not: Sequence[Text] = (),
+        adamw_lrs: Mapping[str, Positive] | None = None,
     ):
         named = list(params)
         parts = [muon_on] if isinstance(muon_on, str) else list(muon_on)

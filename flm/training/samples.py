@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from flm import atomic
+from flm.ranges import Count, Text
 from flm.training.module import Module
 
 SAMPLES = 5  # stream of the run's seed, beside those in training.module
@@ -32,15 +33,13 @@ class SampleEvery(Callback):
     def __init__(
         self,
         decode: Callable[[Tensor], list[str]],
-        folder: str | Path,
-        every_n_validations: int = 1,
-        count: int = 4,
-        steps: int = 32,
-        length: int | None = None,
+        folder: Text | Path,
+        every_n_validations: Count = 1,
+        count: Count = 4,
+        steps: Count = 32,
+        length: Count | None = None,
         options: Mapping[str, Any] | None = None,
     ):
-        if min(every_n_validations, count, steps, length or 1) < 1:
-            raise ValueError("callbacks.sample: every_n_validations, count, steps and length must be at least 1")
         self._decode, self._folder, self._every = decode, Path(folder), every_n_validations
         self._count, self._steps, self._length, self._options = count, steps, length, dict(options or {})
         self._validations = 0

@@ -9,15 +9,17 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from flm.ranges import Count, Index, PositiveShare, Share
 
-def constant_warmup(optimizer: Optimizer, warmup_steps: int) -> LambdaLR:
+
+def constant_warmup(optimizer: Optimizer, warmup_steps: Index) -> LambdaLR:
     """Linear warm-up, then constant."""
     return LambdaLR(optimizer, lambda n: _warmup(n, warmup_steps))
 
 
-def cosine_decay(optimizer: Optimizer, warmup_steps: int, total_steps: int, final_factor: float = 0.0) -> LambdaLR:
+def cosine_decay(optimizer: Optimizer, warmup_steps: Index, total_steps: Count, final_factor: Share = 0.0) -> LambdaLR:
     """Linear warm-up, then half a cosine from 1 to final_factor at total_steps, then constant."""
-    _check(warmup_steps, total_steps, total_steps - warmup_steps, final_factor)
+    _check(warmup_steps, total_steps, total_steps - warmup_steps)
 
     def shape(progress: float) -> float:
         return (1 + math.cos(math.pi * progress)) / 2
@@ -27,30 +29,26 @@ def cosine_decay(optimizer: Optimizer, warmup_steps: int, total_steps: int, fina
 
 def linear_warmdown(
     optimizer: Optimizer,
-    warmup_steps: int,
-    total_steps: int,
-    warmdown_fraction: float = 1.0,
-    final_factor: float = 0.0,
+    warmup_steps: Index,
+    total_steps: Count,
+    warmdown_fraction: PositiveShare = 1.0,
+    final_factor: Share = 0.0,
 ) -> LambdaLR:
     """Linear warm-up, constant, then a line down to final_factor at total_steps.
 
     warmdown_fraction in (0, 1]: share of the steps after the warm-up that the line takes.
     """
-    if not 0 < warmdown_fraction <= 1:
-        raise ValueError(f"lr_scheduler.warmdown_fraction={warmdown_fraction} must lie in (0, 1]")
     warmdown_steps = round(warmdown_fraction * (total_steps - warmup_steps))
-    _check(warmup_steps, total_steps, warmdown_steps, final_factor)
+    _check(warmup_steps, total_steps, warmdown_steps)
     return _decay(optimizer, warmup_steps, total_steps, warmdown_steps, final_factor, lambda progress: 1 - progress)
 
 
-def _check(warmup_steps: int, total_steps: int, decay_steps: int, final_factor: float) -> None:
+def _check(warmup_steps: int, total_steps: int, decay_steps: int) -> None:
     if decay_steps < 1 or warmup_steps + decay_steps > total_steps:
         raise ValueError(
             f"lr_scheduler: {warmup_steps} warm-up steps and {decay_steps} steps of decay do not fit into "
             f"total_steps={total_steps}: lower them or raise trainer.max_steps"
         )
-    if not 0 <= final_factor <= 1:
-        raise ValueError(f"lr_scheduler.final_factor={final_factor} must lie in [0, 1]")
 
 
 def _decay(
@@ -68,5 +66,5 @@ def _decay(
     return LambdaLR(optimizer, factor)
 
 
-def _warmup(n: int, warmup_steps: int) -> float:
+def _warmup(n: int, warmup_steps: Index) -> float:
     return min(1.0, (n + 1) / max(1, warmup_steps))

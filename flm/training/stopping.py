@@ -5,13 +5,41 @@ import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from flm.ranges import Positive, Where
+
 OUT_OF_TIME = 1 << 10  # beside signal numbers
+
+
+def seconds_of(max_time: str | float) -> float:
+    """Seconds of "DD:HH:MM:SS", whose front parts may be missing, or of a number of seconds."""
+    try:
+        total = 0.0
+        for part, size in zip(reversed(str(max_time).split(":")), (1, 60, 3600, 86400), strict=False):
+            total += float(part) * size
+        if str(max_time).count(":") <= 3 and 0 < total < float("inf"):
+            return total
+    except ValueError:
+        pass
+    raise ValueError(f"trainer.max_time={max_time} must be DD:HH:MM:SS, as 00:05:30:00, or a number of seconds above 0")
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return seconds_of(text) > 0
+    except ValueError:
+        return False
+
+
+MaxTime = Positive | Annotated[str, Where(_is_time, "DD:HH:MM:SS, as 00:05:30:00")]
+SignalName = Annotated[
+    str, Where(lambda name: name in signal.Signals.__members__ and name not in ("SIGKILL", "SIGSTOP"), "a signal, as SIGTERM")
+]
 
 
 class StopInTime(Callback):
@@ -29,10 +57,7 @@ class StopInTime(Callback):
         reason: why the run was ended, None while it was not.
     """
 
-    def __init__(self, max_time: str | float | None = None, signals: Sequence[str] = ("SIGTERM", "SIGUSR1")):
-        unknown = [name for name in signals if name not in signal.Signals.__members__]
-        if unknown:
-            raise ValueError(f"callbacks.stop.signals: {unknown[0]!r} is no signal; SIGTERM and SIGUSR1 are usual")
+    def __init__(self, max_time: MaxTime | None = None, signals: Sequence[SignalName] = ("SIGTERM", "SIGUSR1")):
         self._signals = [signal.Signals[name] for name in signals]
         self._deadline = None if max_time is None else time.monotonic() + seconds_of(max_time)
         self.reason: str | None = None
@@ -87,16 +112,3 @@ class StopInTime(Callback):
         work = torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MAX, self._group, async_op=True)
         self._exchange = (work, answer)
         return 0
-
-
-def seconds_of(max_time: str | float) -> float:
-    """Seconds of "DD:HH:MM:SS", whose front parts may be missing, or of a number of seconds."""
-    try:
-        total = 0.0
-        for part, size in zip(reversed(str(max_time).split(":")), (1, 60, 3600, 86400), strict=False):
-            total += float(part) * size
-        if str(max_time).count(":") <= 3 and 0 < total < float("inf"):
-            return total
-    except ValueError:
-        pass
-    raise ValueError(f"trainer.max_time={max_time} must be DD:HH:MM:SS, as 00:05:30:00, or a number of seconds above 0")

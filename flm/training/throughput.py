@@ -4,12 +4,14 @@ import time
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from flm.algos.algorithm import Algorithm, Batch
+from flm.ranges import Positive
 from flm.training.flops import FlopCount
 from flm.training.hardware import device_name, peak_flops, peak_memory_mb
 
@@ -41,7 +43,7 @@ class Throughput(Callback):
         peak_flops_per_second: of one device, in the precision trained in; None takes the dense bf16 peak of known GPUs.
     """
 
-    def __init__(self, window: int = 50, peak_flops_per_second: float | None = None):
+    def __init__(self, window: Annotated[int, Ge(2)] = 50, peak_flops_per_second: Positive | None = None):
         self._recent: deque[_Step] = deque(maxlen=window)
         self._given_peak, self._peak = peak_flops_per_second, peak_flops_per_second
         self._count, self._watching = FlopCount(), ExitStack()

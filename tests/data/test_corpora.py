@@ -10,6 +10,7 @@ from flm.data.corpora.pydoc import PydocCorpus
 from flm.data.corpora.random_split import RandomSplitCorpus
 from flm.data.corpora.text import TextCorpus, pieces
 from flm.data.corpora.text8 import Text8Normaliser
+from flm.schema import check
 
 
 class ListCorpus(RandomSplitCorpus):
@@ -65,7 +66,7 @@ def test_both_sides_get_at_least_one_document(fraction):
 
 def test_split_errors():
     with pytest.raises(ValueError, match="data.valid_fraction"):
-        ListCorpus(["a", "b"], valid_fraction=0.0)
+        check(PydocCorpus, {"valid_fraction": 0.0}, "data")
     with pytest.raises(ValueError, match="at least 2"):
         next(ListCorpus(["a", "a"]).documents("train"))
 

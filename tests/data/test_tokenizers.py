@@ -7,6 +7,7 @@ from tokenizers import models
 
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
 from flm.data.tokenizers import END, BPETokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer
+from flm.schema import check
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 TEXT = (
@@ -76,8 +77,8 @@ def test_bpe_is_the_same_each_time_and_shorter_than_bytes():
 
 
 def test_bpe_size(caplog):
-    with pytest.raises(ValueError, match="tokenizer.vocab_size must be at least 257"):
-        BPETokenizer(256)
+    with pytest.raises(ValueError, match="tokenizer.vocab_size must be a whole number of at least 257, not 256"):
+        check(BPETokenizer, {"vocab_size": 256}, "tokenizer")
     small = BPETokenizer(1000).build(lambda: iter(["ab ab"]))
     assert small.vocab_size < 300 and "tokenizer.vocab_size=1000" in caplog.text
 

@@ -14,6 +14,7 @@ from flm.golf.scored_stream import Reading, score, scored_chunks
 from flm.golf.sliding_window import count_windows
 from flm.golf.test_time_training import TestTimeTraining, freeze, rate_factor, score_then_train
 from flm.golf.transformer import GolfTransformer
+from flm.schema import check
 
 V, L = 11, 8
 SIZES = {"length": L, "hidden_size": 16, "num_blocks": 3, "num_heads": 4, "rotary_dims": 2, "bigram_rows": 6}
@@ -217,8 +218,8 @@ def test_parts_that_would_straddle_two_chunks_are_refused(sizes):
 
 @pytest.mark.parametrize("options", [{"epochs": 1.5}, {"lr": "fast"}, {"lr": -1.0}, {"batch_sequences": 0}, {"momentum": None}])
 def test_settings_that_are_no_numbers_are_named(options):
-    with pytest.raises(ValueError, match=f"golf_eval.test_time_training.{next(iter(options))}="):
-        TestTimeTraining(**options)
+    with pytest.raises(ValueError, match=f"golf_eval.test_time_training.{next(iter(options))} must be"):
+        check(TestTimeTraining, options, "golf_eval.test_time_training", given=["seed"])
 
 
 def test_more_frozen_blocks_than_there_are(model):

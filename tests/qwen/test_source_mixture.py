@@ -192,9 +192,9 @@ def test_what_a_user_can_mend(build, tmp_path):
         run(build({"readers": 3}), 0, 1)
     with pytest.raises(ValueError, match=r"data\.sources\.short: no folder"):
         build({"path": tmp_path}).valid_blocks()
-    with pytest.raises(ValueError, match=r"data\.sources\.a: .*unexpected keyword argument 'wieght'"):
+    with pytest.raises(ValueError, match=r"data\.sources\.a\.wieght: .*did you mean data\.sources\.a\.weight"):
         build({"sources": {"a": {"hub": "x/y", "weight": 1, "wieght": 2}}})
-    with pytest.raises(ValueError, match=r"data\.sources\.a\.weight must be above 0"):
+    with pytest.raises(ValueError, match=r"data\.sources\.a\.weight must be a number above 0"):
         build({"sources": {"a": {"hub": "x/y", "weight": 0}}})
     with pytest.raises(ValueError, match="takes? a finished tokenizer"):
         next(build().corpus.documents("train"))

@@ -15,9 +15,10 @@ from report_page import Page
 from running import command, config_of
 
 from flm.measures.estimate import Estimate
-from flm.report.report import report
+from flm.report.report import ReportOptions, report
 from flm.report.tables import plain_columns
 from flm.results.kinds import Table
+from flm.schema import check
 
 SECTIONS = ("runs", "learning", "frontier", "diversity", "film", "samples", "cross-entropy", "likelihood", "throughput")
 
@@ -233,8 +234,8 @@ def test_bad_input_is_one_line_that_names_the_file(tmp_path, monkeypatch, capfd)
         run(tmp_path / "out", good, tmp_path / "empty")
     with pytest.raises(ValueError, match="nowhere does not exist"):
         run(tmp_path / "out", tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="report.samples"):
-        run(tmp_path / "out", good, samples=0)
+    with pytest.raises(ValueError, match="report.samples must be a whole number of at least 1"):
+        check(ReportOptions, {"samples": 0}, "report")
     assert not (tmp_path / "out" / "report.html").exists()
     assert command(monkeypatch, "mode=report", f"hydra.run.dir={tmp_path / 'line'}") == 1
     assert "error: report.inputs is not set" in capfd.readouterr().err

@@ -5,7 +5,6 @@ import torch
 from running import command, config_of, tiny, write_corpus
 
 from flm.checkpoints import restricted
-from flm.tasks.argument_types import check_numbers
 from flm.tasks.assemble import device_of, new_algorithm
 from flm.tasks.train import train
 
@@ -25,31 +24,22 @@ def run(corpus, tmp_path_factory):
 @pytest.mark.parametrize(
     "override,key",
     [
-        ("optim.lr=abc", "optim.lr=abc"),
+        ("optim.lr=abc", "optim.lr must be"),
         ("model.length=abc", "model.length must be a whole number of at least 1, not abc"),
         ("model.hidden_size=wide", "model.hidden_size must be a whole number of at least 1, not wide"),
-        ("loader.global_batch_size=big", "loader.global_batch_size=big"),
-        ("lr_scheduler.warmup_steps=abc", "lr_scheduler.warmup_steps=abc"),
-        ("trainer.max_steps=1e6x", "trainer.max_steps=1e6x"),
-        ("training.ema=on_", "training.ema=on_"),
+        ("loader.global_batch_size=big", "loader.global_batch_size must be"),
+        ("lr_scheduler.warmup_steps=abc", "lr_scheduler.warmup_steps must be"),
+        ("trainer.max_steps=1e6x", "trainer.max_steps must be"),
+        ("training.ema=on_", "training.ema must be"),
         ("data.valid_fraction=some", "data.valid_fraction must be"),
-        ("callbacks.sample.count=many", "callbacks.sample.count=many"),
-        ("seed=one", "seed=one"),
+        ("callbacks.sample.count=many", "callbacks.sample.count must be"),
+        ("seed=one", "seed must be"),
     ],
 )
 def test_text_for_a_number(monkeypatch, capfd, tmp_path, corpus, override, key):
     assert command(monkeypatch, *tiny(corpus), override, f"hydra.run.dir={tmp_path / 'run'}") == 1
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and lines[0].startswith(f"error: {key}")
-
-
-def test_text_where_text_belongs_passes(tmp_path, corpus):
-    config = config_of(
-        tmp_path, *tiny(corpus), "optim.betas=[0.9,0.95]", "trainer.devices=auto", "trainer.max_time=00:01:00:00"
-    )
-    check_numbers(
-        config, "optim", "model", "data", "tokenizer", "lr_scheduler", "trainer", "training", "callbacks", "loader", "seed"
-    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
@@ -66,7 +56,7 @@ def test_a_gpu_that_is_not_there(monkeypatch, capfd, tmp_path, corpus, run, mode
 
 def test_another_optimiser_is_refused(monkeypatch, capfd, tmp_path, corpus, run):
     before = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").iterdir()}
-    arguments = tiny(corpus, "trainer.max_steps=4", "logger=none", "optim=muon", f"hydra.run.dir={run}")
+    arguments = tiny(corpus, "trainer.max_steps=5", "logger=none", "optim=muon", f"hydra.run.dir={run}")
     assert command(monkeypatch, *arguments) == 1
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "last.ckpt: of a run with another optimiser (AdamW" in lines[0] and "MuonWithAdamW" in lines[0]

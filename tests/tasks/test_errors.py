@@ -89,7 +89,12 @@ def test_resuming_with_another_vocabulary(monkeypatch, capfd, tmp_path, checkpoi
     other = write_corpus(tmp_path / "other", documents=10)
     (other / "more.txt").write_text("0123456789 ABC " * 20)
     resume = f"checkpointing.resume_ckpt_path={checkpoint}"
-    line = fails(monkeypatch, capfd, *tiny(other, resume, "trainer.max_steps=4"), f"hydra.run.dir={tmp_path / 'run'}")
+    line = fails(
+        monkeypatch,
+        capfd,
+        *tiny(other, resume, "trainer.max_steps=5"),
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
     assert "vocabulary" in line and checkpoint.name in line
 
 

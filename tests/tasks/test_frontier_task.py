@@ -16,6 +16,7 @@ from flm.judges.ngram_judge import HeldOutNGrams
 from flm.measures.diversity import token_diversity
 from flm.results.files import read_result
 from flm.tasks.assemble import data_module
+from flm.tasks.check import check_config
 from flm.tasks.frontier import frontier
 from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train
@@ -199,7 +200,7 @@ def test_mistakes(trained, corpus, tmp_path, monkeypatch, capfd):
         (one, "frontier.temperature=[]"): "frontier.temperature",
         (one, "frontier.temperature=[1,1]"): "frontier.temperature",
         (one, "frontier.temperature=[1,hot]"): "frontier.temperature",
-        (one, "frontier.temperature=[1,0]"): "frontier.temperature must be a number above 0, not 0",
+        (one, "frontier.temperature=[1,0]"): "frontier.temperature must be a number above 0",
         (one, "frontier.steps=[0]"): "frontier.steps",
         (one, "frontier.entropies=[abc]"): "frontier.entropies",
         (one, "frontier.entropies=abc"): "frontier.entropies",
@@ -213,7 +214,9 @@ def test_mistakes(trained, corpus, tmp_path, monkeypatch, capfd):
     run = ["mode=frontier", "loader.eval_batch_size=2"]
     for overrides, named in cases.items():
         with pytest.raises(ValueError) as error:
-            frontier(config_of(tmp_path / "run", *run, *overrides))
+            config = config_of(tmp_path / "run", *run, *overrides)
+            check_config(config)
+            frontier(config)
         assert named in str(error.value) and "\n" not in str(error.value), overrides
     assert command(monkeypatch, *run, f"hydra.run.dir={tmp_path / 'run'}", one, "frontier.stps=[1]") == 1
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]

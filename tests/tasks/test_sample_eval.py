@@ -22,6 +22,7 @@ from flm.measures.ngram import NGramModel
 from flm.results.files import read_result
 from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import data_module
+from flm.tasks.check import check_config
 from flm.tasks.generation import Generation
 from flm.tasks.real_text import recorded_corpus
 from flm.tasks.results import write_json
@@ -232,7 +233,7 @@ def test_what_is_asked_for_and_not_there_is_an_error(checkpoint, tmp_path, monke
     run = ["mode=sample_eval", f"eval.checkpoint_path={checkpoint}", "loader.eval_batch_size=2"]
     cases = {
         (f"eval.gen_ppl_eval_model_name_or_path={tmp_path}/absent",): "absent",
-        ("eval.scorer=gpt2",): "eval.scorer must be ar",
+        ("eval.scorer=gpt2",): "eval.scorer must be",
         ("eval.scorer=ar", f"eval.scorer_checkpoint_path={checkpoint}"): "FLM gives no next-token likelihood",
         ("eval.scorer=ar", f"eval.scorer_checkpoint_path={tmp_path}/none.ckpt"): "none.ckpt",
         (f"eval.scorer_checkpoint_path={checkpoint}",): "set eval.scorer=ar",
@@ -250,7 +251,9 @@ def test_what_is_asked_for_and_not_there_is_an_error(checkpoint, tmp_path, monke
     }
     for overrides, named in cases.items():
         with pytest.raises(ValueError) as error:
-            sample_eval(config_of(tmp_path, *run, *overrides))
+            config = config_of(tmp_path, *run, *overrides)
+            check_config(config)
+            sample_eval(config)
         assert named in str(error.value) and "\n" not in str(error.value), overrides
     assert command(monkeypatch, *run, f"hydra.run.dir={tmp_path}", "eval.scorer=ar") == 1
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from toy import ToyData, assert_identical, everything, make_module, make_trainer
 
 from flm.data.workers import ignore_stop_signals
+from flm.schema import check
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.stopping import StopInTime, seconds_of
 
@@ -116,5 +117,5 @@ def test_times_that_are_none(text):
 
 
 def test_an_unknown_signal_is_named():
-    with pytest.raises(ValueError, match="callbacks.stop.signals: 'SIGUSER'"):
-        StopInTime(signals=["SIGUSER"])
+    with pytest.raises(ValueError, match=r"callbacks.stop.signals must be .*not \['SIGUSER'\]"):
+        check(StopInTime, {"signals": ["SIGUSER"]}, "callbacks.stop")

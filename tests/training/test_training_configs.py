@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from toy import ToyData, make_module
 
+from flm.schema import check
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.samples import SampleEvery
 
@@ -78,7 +79,6 @@ def test_wandb_is_offline_when_told_so(tmp_path, monkeypatch):
 
 
 def test_bad_numbers_name_their_key(tmp_path):
-    with pytest.raises(ValueError, match="callbacks.checkpoint_every_n_steps: every_n_train_steps=0"):
-        CheckpointEvery(tmp_path, 0)
-    with pytest.raises(ValueError, match="callbacks.sample"):
-        SampleEvery(lambda tokens: [], tmp_path, steps=0)
+    for kind, argument in ((CheckpointEvery, "every_n_train_steps"), (SampleEvery, "steps")):
+        with pytest.raises(ValueError, match=f"callbacks.x.{argument} must be a whole number of at least 1, not 0"):
+            check(kind, {argument: 0}, "callbacks.x", is_partial=True)

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from flm.data.frames import FrameName, frame_of
+from flm.ranges import Count, Text
+
 Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
 
@@ -28,7 +31,7 @@ class Corpus:
 
     Args:
         normaliser: applied to each document; documents it leaves empty are dropped. None: text as it is.
-        wrap: how the documents are cut into blocks, a key of `flm.data.blocks.FRAMES`.
+        wrap: how the documents are cut into blocks, a key of `flm.data.frames.FRAMES`.
         cache_dir: folder that holds the tokenised documents; None: a temporary one, gone when the process ends.
         processes: how many tokenise a corpus of more than one shard; None: one per core this process may use.
 
@@ -41,12 +44,10 @@ class Corpus:
     def __init__(
         self,
         normaliser: Normaliser | None = None,
-        wrap: str = "plain",
-        cache_dir: str | os.PathLike[str] | None = None,
-        processes: int | None = None,
+        wrap: FrameName = "plain",
+        cache_dir: Text | os.PathLike[str] | None = None,
+        processes: Count | None = None,
     ):
-        if processes is not None and processes < 1:
-            raise ValueError(f"data.processes must be at least 1, or null for one per core, not {processes}")
         self.normaliser, self.wrap, self.cache_dir, self.processes = normaliser, wrap, cache_dir, processes
 
     @property
@@ -89,7 +90,7 @@ class Corpus:
         Args:
             seed: of what chance decides about rows, beside their order.
         """
-        from flm.data.blocks import TokenBlocks, frame_of  # which import the cache, which imports this
+        from flm.data.blocks import TokenBlocks  # which imports the cache, which imports this
 
         return TokenBlocks(cache.tokens(split), length, frame_of(self.wrap, tokenizer))
 

@@ -17,6 +17,8 @@ from flm.data.corpora.source_files import (
     read_range,
     reader_of,
 )
+from flm.data.frames import FrameName
+from flm.ranges import Count, Text
 
 
 class HubCorpus(Corpus):
@@ -45,25 +47,25 @@ class HubCorpus(Corpus):
 
     def __init__(
         self,
-        name: str,
-        hub: str,
+        name: Text,
+        hub: Text,
         train: str | None = "train",
         valid: str | None = "validation",
-        valid_documents: int | None = None,
+        valid_documents: Count | None = None,
         subset: str | None = None,
-        revision: str = "main",
-        text_key: str = "text",
-        path: str | os.PathLike[str] | None = None,
+        revision: Text = "main",
+        text_key: Text = "text",
+        path: Text | os.PathLike[str] | None = None,
         normaliser: Normaliser | None = None,
-        wrap: str = "plain",
-        cache_dir: str | os.PathLike[str] | None = None,
-        processes: int | None = None,
+        wrap: FrameName = "plain",
+        cache_dir: Text | os.PathLike[str] | None = None,
+        processes: Count | None = None,
     ):
         super().__init__(normaliser, wrap, cache_dir, processes)
         if (valid is None) == (valid_documents is None):
             raise ValueError("data.valid names the held-out split, or is null with data.valid_documents given: one of the two")
-        if valid_documents is not None and (valid_documents < 1 or train is None):
-            raise ValueError(f"data.valid_documents={valid_documents} must be at least 1, of the split data.train")
+        if valid_documents is not None and train is None:
+            raise ValueError(f"data.valid_documents={valid_documents} is of the split data.train, which is null")
         self.name, self.hub, self.subset, self.revision, self.text_key = name, hub, subset, revision, text_key
         self.train, self.valid, self.valid_documents = train, valid, valid_documents
         self.path = None if path is None else Path(path)

@@ -9,6 +9,7 @@ from flm.data.corpora.hub import HubCorpus
 from flm.data.corpora.pairs import Pairs
 from flm.data.corpora.source_files import records
 from flm.data.layouts import Layout
+from flm.ranges import Count, Index, OpenShare, Text
 
 
 class HubPairCorpus(Pairs):
@@ -26,21 +27,21 @@ class HubPairCorpus(Pairs):
 
     def __init__(
         self,
-        name: str,
-        hub: str,
+        name: Text,
+        hub: Text,
         train: str = "train",
         valid: str | None = None,
         subset: str | None = None,
-        revision: str = "main",
-        prompt_key: str = "prompt",
-        response_key: str = "response",
+        revision: Text = "main",
+        prompt_key: Text = "prompt",
+        response_key: Text = "response",
         separator: str = "\n",
         layout: Layout | None = None,
-        path: str | os.PathLike[str] | None = None,
-        valid_fraction: float = 0.05,
-        split_seed: int = 0,
-        cache_dir: str | os.PathLike[str] | None = None,
-        processes: int | None = None,
+        path: Text | os.PathLike[str] | None = None,
+        valid_fraction: OpenShare = 0.05,
+        split_seed: Index = 0,
+        cache_dir: Text | os.PathLike[str] | None = None,
+        processes: Count | None = None,
     ):
         is_split = valid is not None
         super().__init__(

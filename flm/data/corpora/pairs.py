@@ -9,6 +9,7 @@ from flm.data.corpora.corpus import Split
 from flm.data.corpora.json_lines import digest, records, text_of
 from flm.data.corpora.random_split import RandomSplitCorpus
 from flm.data.layouts import Layout, ResponseLayout
+from flm.ranges import Count, Index, OpenShare, Text
 
 _BETWEEN = "\x1e"  # record separator: keeps a pair in one string while it is put on one side of the split
 
@@ -32,10 +33,10 @@ class Pairs(RandomSplitCorpus):
         separator: str,
         layout: Layout | None,
         is_split: bool,
-        valid_fraction: float = 0.05,
-        split_seed: int = 0,
-        cache_dir: str | os.PathLike[str] | None = None,
-        processes: int | None = None,
+        valid_fraction: OpenShare = 0.05,
+        split_seed: Index = 0,
+        cache_dir: Text | os.PathLike[str] | None = None,
+        processes: Count | None = None,
     ):
         super().__init__(valid_fraction, split_seed, cache_dir=cache_dir, processes=processes)
         self.prompt_key, self.response_key, self.separator = prompt_key, response_key, separator
@@ -92,16 +93,16 @@ class PairCorpus(Pairs):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
-        valid_path: str | os.PathLike[str] | None = None,
+        path: Text | os.PathLike[str],
+        valid_path: Text | os.PathLike[str] | None = None,
         prompt_key: str | None = "prompt",
-        response_key: str = "response",
+        response_key: Text = "response",
         separator: str = "\n",
         layout: Layout | None = None,
-        valid_fraction: float = 0.05,
-        split_seed: int = 0,
-        cache_dir: str | os.PathLike[str] | None = None,
-        processes: int | None = None,
+        valid_fraction: OpenShare = 0.05,
+        split_seed: Index = 0,
+        cache_dir: Text | os.PathLike[str] | None = None,
+        processes: Count | None = None,
     ):
         is_split = valid_path is not None
         super().__init__(

@@ -17,6 +17,8 @@ from typing import Any
 from flm.data.corpora.corpus import Normaliser
 from flm.data.corpora.prose import prose
 from flm.data.corpora.random_split import RandomSplitCorpus
+from flm.data.frames import FrameName
+from flm.ranges import Count, Index, OpenShare, Text
 
 # Tests hold no prose. The others are separate packages on some systems, so with them the text would depend on what
 # else is installed.
@@ -39,12 +41,12 @@ class PydocCorpus(RandomSplitCorpus):
 
     def __init__(
         self,
-        valid_fraction: float = 0.05,
-        split_seed: int = 0,
+        valid_fraction: OpenShare = 0.05,
+        split_seed: Index = 0,
         normaliser: Normaliser | None = None,
-        wrap: str = "plain",
-        cache_dir: str | os.PathLike[str] | None = None,
-        processes: int | None = None,
+        wrap: FrameName = "plain",
+        cache_dir: Text | os.PathLike[str] | None = None,
+        processes: Count | None = None,
     ):
         super().__init__(valid_fraction, split_seed, normaliser, wrap, cache_dir, processes)
         self._cleaned: list[str] | None = None

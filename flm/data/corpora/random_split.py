@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from flm.data.corpora.corpus import Corpus, Normaliser, Split
+from flm.data.frames import FrameName
+from flm.ranges import Count, Index, OpenShare, Text
 
 
 class RandomSplitCorpus(Corpus):
@@ -24,16 +26,14 @@ class RandomSplitCorpus(Corpus):
 
     def __init__(
         self,
-        valid_fraction: float = 0.05,
-        split_seed: int = 0,
+        valid_fraction: OpenShare = 0.05,
+        split_seed: Index = 0,
         normaliser: Normaliser | None = None,
-        wrap: str = "plain",
-        cache_dir: str | os.PathLike[str] | None = None,
-        processes: int | None = None,
+        wrap: FrameName = "plain",
+        cache_dir: Text | os.PathLike[str] | None = None,
+        processes: Count | None = None,
     ):
         super().__init__(normaliser, wrap, cache_dir, processes)
-        if not 0 < valid_fraction < 1:
-            raise ValueError(f"data.valid_fraction must lie between 0 and 1, not {valid_fraction}")
         self.valid_fraction, self.split_seed = valid_fraction, split_seed
         self._threshold: int | None = None
 

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 from flm.data.corpora.corpus import Normaliser, Split
 from flm.data.corpora.random_split import RandomSplitCorpus
+from flm.data.frames import FrameName
+from flm.ranges import Count, Index, OpenShare, Text
 
 PIECE_CHARACTERS = 2000
 _BLANK_LINE = re.compile(r"\n\s*\n")
@@ -36,14 +38,14 @@ class TextCorpus(RandomSplitCorpus):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
-        valid_path: str | os.PathLike[str] | None = None,
-        valid_fraction: float = 0.05,
-        split_seed: int = 0,
+        path: Text | os.PathLike[str],
+        valid_path: Text | os.PathLike[str] | None = None,
+        valid_fraction: OpenShare = 0.05,
+        split_seed: Index = 0,
         normaliser: Normaliser | None = None,
-        wrap: str = "plain",
-        cache_dir: str | os.PathLike[str] | None = None,
-        processes: int | None = None,
+        wrap: FrameName = "plain",
+        cache_dir: Text | os.PathLike[str] | None = None,
+        processes: Count | None = None,
     ):
         super().__init__(valid_fraction, split_seed, normaliser, wrap, cache_dir, processes)
         self.path = Path(path)

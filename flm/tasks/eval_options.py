@@ -1,0 +1,54 @@
+"""The `eval` config: what its keys may be, by who reads them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen
+
+from flm.checkpoints.imported import ImportChoices
+from flm.ranges import DIFFERENT, Count, Index, OpenShare, Text
+
+Protocol = Literal["published", "whole_text"]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Which model, and which of its weights."""
+
+    checkpoint_path: Text | None = None
+    disable_ema: bool = False
+    trusted_modules: Sequence[Text] = ()
+
+
+@dataclass(frozen=True)
+class LikelihoodOptions:
+    """Of mode=ppl_eval and the evaluations like it."""
+
+    max_examples: Count | None = 256
+    draws_per_example: Count = 4
+    pilot_draws: Index = 256
+    exact_evidence: bool = False
+    evidence_share: OpenShare = 0.5
+    corpora: Mapping[str, Text | Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Of mode=sample_eval and mode=frontier: who judges samples, and beside which real text."""
+
+    label: Text | None = None
+    gen_ppl_eval_model_name_or_path: Text | Sequence[Text] | None = None
+    scorer: Literal["ar"] | None = None
+    scorer_checkpoint_path: Text | None = None
+    protocols: Protocol | Annotated[Sequence[Protocol], MinLen(1), DIFFERENT] = ("published",)
+    scorer_batch_size: Count = 8
+    scorer_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    real_data: Literal["recorded", "current"] | None = "recorded"
+    mauve: bool = False
+    mauve_model_name_or_path: Text = "gpt2-large"
+
+
+@dataclass(frozen=True)
+class EvalOptions(SampleOptions, LikelihoodOptions, LoadOptions, ImportChoices):
+    """The whole node; keys explained in configs/eval/default.yaml."""

@@ -1,0 +1,105 @@
+"""Lightning's Trainer from the `trainer` and `strategy` configs: their ranges, and what this project sets itself."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+import lightning
+from annotated_types import Ge, MinLen
+from lightning.pytorch.strategies import StrategyRegistry
+from omegaconf import DictConfig, OmegaConf
+
+from flm.ranges import Count, Index, Positive, Share
+from flm.schema import merged, nearest, shown
+from flm.tasks.assemble import device_of, precision_of
+from flm.tasks.instantiate import instantiate, resolve
+from flm.training.stopping import MaxTime
+
+# What training sets itself, so that no config may.
+FIXED = {
+    "inference_mode": False,  # tensors made in inference mode may outlive validation and have no gradients
+    "use_distributed_sampler": False,  # the data module shards by itself
+    "check_val_every_n_epoch": None,  # a run is one pass of the loader, so epochs say nothing
+}
+SET = (
+    *FIXED,
+    "logger",
+    "callbacks",
+    "strategy",
+    "plugins",
+    "enable_checkpointing",
+    "accumulate_grad_batches",
+    "default_root_dir",
+)
+
+
+def trainer_options(
+    *,
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto",
+    devices: Literal["auto"] | Count | Annotated[Sequence[Index], MinLen(1)] = "auto",
+    num_nodes: Count = 1,
+    max_steps: Count = 1_000_000,
+    max_time: MaxTime | None = None,
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true", "32", "bf16", "16", "64", 32, 16, 64] | None = None,
+    gradient_clip_val: Positive | None = 1.0,
+    val_check_interval: Count = 5000,
+    limit_val_batches: Index | Share | None = 100,
+    num_sanity_val_steps: Annotated[int, Ge(-1)] = 0,
+    log_every_n_steps: Count = 50,
+    enable_model_summary: bool = False,
+    **further: Any,
+) -> dict[str, Any]:
+    """Arguments of lightning.pytorch.Trainer: those with ranges of ours, and any `further` one of its signature."""
+    return locals() | further
+
+
+trainer_options.__signature__ = merged(trainer_options, lightning.Trainer, without=SET)  # type: ignore[attr-defined]
+
+
+def check_strategy(strategy: Any) -> None:
+    """Raises ValueError unless it is a name of Lightning's or a node of a strategy."""
+    if isinstance(strategy, Mapping):
+        resolve(strategy.get("_target_"), "strategy._target_")
+        return
+    known = ["auto", *StrategyRegistry.available_strategies()]
+    if strategy not in known:
+        near = nearest(strategy, known) if isinstance(strategy, str) else ""
+        raise ValueError(
+            f"strategy must be auto, ddp, fsdp2, a node with _target_ or a name of Lightning's, not {shown(strategy)}{near}"
+        )
+
+
+def trainer_arguments(config: DictConfig) -> dict[str, Any]:
+    """The trainer node with its nested objects built and precision decided."""
+    device_of(config)  # refuses a GPU that is not there
+    arguments = {
+        key: instantiate(value, f"trainer.{key}") if OmegaConf.is_dict(value) and "_target_" in value else value
+        for key, value in config.trainer.items()
+    }
+    if config.callbacks.get("stop") is not None:
+        arguments.pop("max_time", None)  # that callback's, which saves; Lightning's timer goes on counting after a resume
+    strategy = config.strategy if isinstance(config.strategy, str) else instantiate(config.strategy, "strategy")
+    return arguments | FIXED | {"precision": precision_of(config), "strategy": strategy, "default_root_dir": config.run_dir}
+
+
+def trial(config: DictConfig) -> lightning.Trainer:
+    """A Trainer of the config without logger and callbacks: it refuses what does not go together, and says how many
+    processes there will be."""
+    with _silent_lightning():
+        return lightning.Trainer(**trainer_arguments(config), logger=False, enable_checkpointing=False, barebones=False)
+
+
+@contextmanager
+def _silent_lightning():
+    loggers = [
+        logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
