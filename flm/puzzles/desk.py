@@ -36,12 +36,14 @@ class Desk:
 
     def keep(self, name: str, steps: int, puzzles: Sequence[Puzzle], answers: Sequence[Sequence[str]], film: FilmStrip) -> None:
         """Writes <name>-<steps>.jsonl and film-<name>-<steps>.json, and shows some of both."""
+        rules = self.source.rules
+        right = [[rules.check(p.givens, a, p.answer).solved for a in given] for p, given in zip(puzzles, answers, strict=True)]
         lines = [
-            {"givens": puzzle.givens, "reference": puzzle.answer, "answers": given}
-            for puzzle, given in zip(puzzles, answers, strict=True)
+            {"givens": puzzle.givens, "reference": puzzle.answer, "answers": given, "right": judged}
+            for puzzle, given, judged in zip(puzzles, answers, right, strict=True)
         ]
         if name == "written":  # a reference that is one of many says nothing
-            lines = [{"answer": given[0]} for given in answers]
+            lines = [{"answer": given[0], "right": judged[0]} for given, judged in zip(answers, right, strict=True)]
         write_text(
             self.folder / f"{name}-{steps}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         )

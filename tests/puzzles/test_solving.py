@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 from itertools import permutations
 
@@ -185,3 +186,37 @@ def test_canvases_of_puzzles(corpus):
     right = canvas.fill(torch.tensor([tokenizer.encode(puzzle.answer)]))
     assert corpus.read(right[0].tolist(), puzzle, tokenizer) == puzzle.answer
     assert "?" in corpus.read([tokenizer.eos_id] * 16, puzzle, tokenizer)
+
+
+def test_results_side_by_side(tmp_path, capsys):
+    """Two made-up results: shares by evaluations, training time with the teacher's, and the answer that took one evaluation."""
+
+    def entry(evaluations, share):
+        valid = {"mean": share, "standard_error": 0.01 if share else 0.0, "count": 100}
+        return {"steps": evaluations, "evaluations": evaluations, "valid": valid, "distinct": 7, "ms_per_answer": 0.5}
+
+    for name, counts, algo in (("flow_map", {1: 0.36, 4: 0.8}, {"teacher_path": str(tmp_path / "flm/checkpoints/last.ckpt")}),
+                               ("flm", {1: 0.0, 4: 0.6}, {})):  # fmt: skip
+        run_folder, folder = tmp_path / name, tmp_path / f"{name}_solve"
+        (run_folder / "checkpoints").mkdir(parents=True)
+        folder.mkdir()
+        (run_folder / "run.json").write_text(json.dumps({"config": {"algo": algo}}))
+        (run_folder / "checkpoints/last.ckpt").write_bytes(b"")
+        os.utime(run_folder / "run.json", (1000, 1000))
+        os.utime(run_folder / "checkpoints/last.ckpt", (1100, 1100))
+        part = {"count": 100, "space_nats": 5.66, "by_steps": {str(n): entry(n, share) for n, share in counts.items()}}
+        part["controls"] = {"ideal masked, 4": {"valid": {"mean": 0.18, "standard_error": 0.0, "count": 100}}}
+        checkpoint = {"path": str(run_folder / "checkpoints/last.ckpt")}
+        content = {"format_version": 1, "kind": "solve_eval", "label": name, "checkpoint": checkpoint, "written": part}
+        (folder / "solve_eval.json").write_text(json.dumps(content))
+        (folder / "film-written-1.json").write_text(json.dumps({"columns": 2}))
+        lines = [{"answer": "1221", "right": False}, {"answer": "3443", "right": name == "flow_map"}]
+        (folder / "written-1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    names = ",".join(str(tmp_path / f"{name}_solve") for name in ("flm", "flow_map"))
+    run(config_of(tmp_path / "out", "mode=side_by_side", f"side_by_side.runs=[{names}]"))
+    lines = [line.replace(" ", "") for line in capsys.readouterr().out.splitlines()]
+    assert "│flm│100│0.0│60.0±1.0│7│" in lines and "│flow_map│200│36.0±1.0│80.0±1.0│7│" in lines
+    assert "│idealmasked│││18.0││" in lines
+    assert any("flow_map,oneevaluation" in line for line in lines) and "│34│" in "".join(lines)
+    with pytest.raises(ValueError, match="nowhere"):
+        run(config_of(tmp_path / "out", "mode=side_by_side", "side_by_side.runs=[nowhere]"))

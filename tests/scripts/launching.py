@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-VARIABLES = ("DATA_DIR", "TEACHER_PATH", "CKPT_PATH", "STEPS", "OUT", "BUDGET", "EVALUATION", "LAUNCHER")
+VARIABLES = ("DATA_DIR", "TEACHER_PATH", "CKPT_PATH", "STEPS", "OUT", "BUDGET", "EVALUATION", "PUZZLE", "LAUNCHER")
 VARIABLES += ("FLM_VENV", "VIRTUAL_ENV", "CONDA_PREFIX")
 
 

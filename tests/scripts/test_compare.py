@@ -7,6 +7,7 @@ import pytest
 from launching import run_script
 from tasks.running import command, write_corpus
 
+PUZZLE = ("ar", "mdlm", "duo", "dfm", "kl_flow", "flm", "fmlm")
 MODELS = ("ar", "mdlm", "duo", "flm", "fmlm")
 
 
@@ -17,9 +18,11 @@ def folder_of(call: list[str]) -> str:
 
 
 def test_one_budget_for_all_and_a_report_at_the_end(tmp_path):
-    done, calls = run_script("compare.sh", tmp_path, "optim.lr=1e-3", "data=x y", OUT=str(tmp_path / "out"), BUDGET="30")
+    done, calls = run_script(
+        "compare.sh", tmp_path, "optim.lr=1e-3", "data=x y", OUT=str(tmp_path / "out"), BUDGET="30", PUZZLE="seed=3"
+    )
     assert done.returncode == 0, done.stderr
-    trainings, rest = calls[:5], calls[5:-1]
+    trainings, rest, puzzle = calls[:5], calls[5:19], calls[19:-2]
     assert [call[0] for call in trainings] == [f"experiment=pydoc_{model}" for model in MODELS]
     assert all("trainer.max_steps=30" in call and call[-3:-1] == ["optim.lr=1e-3", "data=x y"] for call in trainings)
     assert "algo.curriculum_end=15" in trainings[2]
@@ -27,6 +30,11 @@ def test_one_budget_for_all_and_a_report_at_the_end(tmp_path):
     modes = [(call[0].removeprefix("mode="), re.search(r"out/(\w+)/checkpoints", " ".join(call))[1]) for call in rest]
     evaluated = [(mode, model) for model in MODELS for mode in ("sample_eval", "frontier")]
     assert modes == [*evaluated, *(("ppl_eval", model) for model in MODELS[:4])]
+    assert [call[0] for call in puzzle[::2]] == [f"experiment=sudoku4_{model}" for model in PUZZLE]
+    assert f"algo.teacher_path={tmp_path}/out/sudoku4_flm/checkpoints/last.ckpt" in puzzle[-2]
+    assert all("seed=3" in call and "data=x y" not in call for call in puzzle[::2])
+    assert all(call[0] == "mode=solve_eval" for call in puzzle[1::2])
+    assert calls[-2][0] == "mode=side_by_side" and calls[-2][-1].count("evaluation/sudoku4_") == 7
     assert calls[-1][:2] == ["mode=report", f"report.inputs=[{tmp_path}/out]"]
     assert len({folder_of(call) for call in calls}) == len(calls)
 
@@ -42,13 +50,18 @@ def test_it_goes_on_where_it_stopped(tmp_path):
     assert done.returncode == 0
     assert [call[0] for call in before + after] == [call[0] for call in calls]  # nothing twice, nothing left out
     done, third = run_script("compare.sh", tmp_path, **again)
-    assert done.returncode == 0 and [call[0] for call in third] == ["mode=report"]
+    assert done.returncode == 0 and [call[0] for call in third] == ["mode=side_by_side", "mode=report"]
 
 
 def test_another_question_does_not_get_old_answers(tmp_path):
     out = {"OUT": str(tmp_path / "out")}
     run_script("compare.sh", tmp_path, **out)
-    for arguments, variables in ((["seed=2"], {}), ([], {"BUDGET": "7"}), ([], {"EVALUATION": "seed=2"})):
+    for arguments, variables in (
+        (["seed=2"], {}),
+        ([], {"BUDGET": "7"}),
+        ([], {"PUZZLE": "seed=2"}),
+        ([], {"EVALUATION": "seed=2"}),
+    ):
         done, calls = run_script("compare.sh", tmp_path, *arguments, **out, **variables)
         assert done.returncode == 1 and calls == []
         assert done.stderr.startswith(f"error: {tmp_path}/out holds a comparison with budget 2800")
@@ -61,7 +74,9 @@ def test_all_five_models_end_in_one_report(tmp_path, monkeypatch):
     small = ["debug=tiny", "data=text", f"data.path={corpus}", "data.valid_fraction=0.2", "lr_scheduler.warmup_steps=1"]
     small += ["callbacks.progress=null", "callbacks.generation=null"]
     measured = "loader.eval_batch_size=4 eval.max_examples=8 eval.pilot_draws=0 eval.draws_per_example=1"
-    done, calls = run_script("compare.sh", tmp_path, *small, OUT=str(out), BUDGET="12", EVALUATION=measured)
+    puzzle = "model.hidden_size=16 trainer.max_steps=4 trainer.val_check_interval=4 callbacks.generation=null"
+    options = {"OUT": str(out), "BUDGET": "12", "EVALUATION": measured, "PUZZLE": puzzle}
+    done, calls = run_script("compare.sh", tmp_path, *small, **options)
     assert done.returncode == 0
     fewer = {"sampling.steps=": "[1,4]", "frontier.steps=": "[1,4]", "frontier.temperature=": "[0.7,1.3]"}
     for call in calls:

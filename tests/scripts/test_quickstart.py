@@ -1,0 +1,28 @@
+"""scripts/quickstart.sh: both tasks trained, measured and reported; a failure in the background ends it."""
+
+from launching import run_script
+
+MODELS = ("flm", "fmlm", "mdlm", "duo", "ar")
+
+
+def test_both_tasks_end_in_one_report(tmp_path):
+    done, calls = run_script("quickstart.sh", tmp_path, "trainer.max_steps=7", OUT=str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    trainings = [call for call in calls if call[0].startswith("experiment=")]
+    assert all(call[-1] == "trainer.max_steps=7" for call in trainings)  # what the user gives comes last
+    puzzle = [call[0] for call in trainings if "sudoku4" in call[0]]
+    assert puzzle == [f"experiment=sudoku4_{model}" for model in MODELS]
+    assert [call[0] for call in trainings if "pydoc" in call[0]] == ["experiment=pydoc_flm", "experiment=pydoc_fmlm"]
+    for name, teacher in (("sudoku4_fmlm", "sudoku4_flm"), ("pydoc_fmlm", "flm")):
+        (call,) = [call for call in trainings if call[0] == f"experiment={name}"]
+        assert f"algo.teacher_path={tmp_path}/out/{teacher}/checkpoints/last.ckpt" in call
+    modes = [call[0] for call in calls if call[0].startswith("mode=")]
+    assert modes == ["mode=solve_eval"] * 5 + ["mode=side_by_side"] + ["mode=sample_eval"] * 2 + ["mode=report"]
+    assert "minutes in all" in done.stdout
+
+
+def test_what_fails_in_the_background_is_said(tmp_path):
+    fails = 'for a in "$@"; do [ "$a" != experiment=pydoc_fmlm ] || { echo no teacher >&2; exit 5; }; done\n'
+    done, calls = run_script("quickstart.sh", tmp_path, stub=fails, OUT=str(tmp_path / "out"))
+    assert done.returncode == 1 and "no teacher" in done.stderr
+    assert not any(call[0] == "mode=report" for call in calls)
