@@ -31,10 +31,10 @@ trap 'kill $text 2>/dev/null || true' EXIT
 SECONDS=0
 puzzle flm 1400 "$@"
 echo "== about $(((SECONDS * 10 + 59) / 60)) minutes in all, as fast as this machine was for the first of them"
-puzzle fmlm 900 algo.teacher_path="$out/sudoku4_flm/checkpoints/last.ckpt" "$@"
-puzzle mdlm 2800 "$@"
-puzzle duo 2800 "$@"
-puzzle ar 2800 "$@"
+puzzle fmlm 830 algo.teacher_path="$out/sudoku4_flm/checkpoints/last.ckpt" "$@"
+puzzle mdlm 2650 "$@"
+puzzle duo 2650 algo.curriculum_end=1325 "$@"
+puzzle ar 3150 "$@"
 runs=$(printf ",$out/solved/%s" fmlm flm mdlm duo ar)
 python main.py mode=side_by_side "side_by_side.runs=[${runs:1}]" \
   hydra.run.dir="$out/solved/side_by_side"

@@ -157,3 +157,15 @@ def test_fingerprints_tell_puzzles_apart():
     assert all(isinstance(p, dict) for p in prints) and all(prints[0] != p for p in prints[1:])
     here, there = (Sudoku(4, train=None, valid=None, cache_dir=Path(name)).fingerprint() for name in ("a", "b"))
     assert here == there and issubclass(Sudoku, Corpus)
+
+
+def test_the_task_of_the_documentation_works():
+    from outside_task import Palindromes
+
+    corpus = Palindromes(10, train=10, valid=4, held_out=0.4)
+    for split in ("train", "valid"):
+        for givens, answer in corpus.puzzles(split):
+            assert corpus.rules.check(givens, answer, answer) == (True, True, True)
+            assert not corpus.rules.check(givens, "ab" * 5, answer).valid
+    module = TextDataModule(corpus, CharacterTokenizer(), 10, global_batch_size=2)
+    assert module.train_blocks().row(0).weight.tolist() == [0] * 5 + [1] * 5
