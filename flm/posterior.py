@@ -24,6 +24,25 @@ def chunks(num_tokens: int, vocab_size: int, device: torch.device) -> Iterator[s
     return (slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, max(1, size)))
 
 
+class Offset(Protocol):
+    """Numbers to add to the logits, made chunk by chunk."""
+
+    def chunk(self, part: slice) -> Tensor:
+        """(n, V) of a slice of the flattened token axis, in fp32 or better; the caller's to overwrite."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """An offset whose token axis begins `start` tokens later."""
+
+    base: Offset
+    start: int
+
+    def chunk(self, part: slice) -> Tensor:
+        return self.base.chunk(slice(part.start + self.start, part.stop + self.start))
+
+
 @dataclass(frozen=True)
 class TokenPosterior:
     """A probability vector over V tokens at every position, held as what produces it.
@@ -33,7 +52,8 @@ class TokenPosterior:
         table: (V, D) output table.
         bias: (V,) or None.
         softcap: c in c * tanh(logits / c); None for none.
-        temperature: divides the (softcapped) logits; > 0.
+        temperature: divides the logits; > 0.
+        offset: added to the softcapped logits, constant; None: nothing.
     """
 
     hidden: Tensor
@@ -41,6 +61,7 @@ class TokenPosterior:
     bias: Tensor | None = None
     softcap: float | None = None
     temperature: float = 1.0
+    offset: Offset | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -62,8 +83,10 @@ class TokenPosterior:
         return replace(self, hidden=self.hidden.detach(), table=self.table.detach(), bias=bias)
 
     def rows(self, index: slice) -> "TokenPosterior":
-        """The posterior of some sequences of the batch."""
-        return replace(self, hidden=self.hidden[index])
+        """The posterior of some sequences of the batch, a slice without a stride."""
+        start = index.indices(self.hidden.shape[0])[0] * self.hidden.shape[1]
+        offset = None if self.offset is None else Shifted(self.offset, start)
+        return replace(self, hidden=self.hidden[index], offset=offset)
 
     @torch.no_grad()
     def expected(self, tables: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -76,7 +99,8 @@ class TokenPosterior:
         copies = [compute_copy(hidden, w, None)[0] for w in tables]
         pieces = []
         for part in chunks(hidden.shape[0], self.vocab_size, hidden.device):
-            p = chunk_probabilities(hidden[part].to(table.dtype), table, bias, self.softcap, self.temperature)
+            h, offset = hidden[part].to(table.dtype), self._offset(part)
+            p = chunk_probabilities(h, table, bias, self.softcap, self.temperature, offset)
             with torch.autocast(hidden.device.type, enabled=False):
                 pieces.append([(p.to(w.dtype) @ w).to(full.dtype) for w, full in zip(copies, tables, strict=True)])
         return tuple(torch.cat(column).view(*self.shape, -1) for column in zip(*pieces, strict=True))
@@ -127,13 +151,18 @@ class TokenPosterior:
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
         for part in chunks(hidden.shape[0], self.vocab_size, hidden.device):
             logits, _ = softcapped_logits(hidden[part].to(self.table.dtype), self.table, self.bias, self.softcap)
+            if self.offset is not None:
+                logits += self.offset.chunk(part)
             yield part, logits / self.temperature if self.temperature != 1.0 else logits
 
     def chunk(self, part: slice) -> Tensor:
         """Probabilities (n, V) of one slice of the flattened token axis."""
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])[part]
         table, bias = compute_copy(hidden, self.table, self.bias)
-        return chunk_probabilities(hidden.to(table.dtype), table, bias, self.softcap, self.temperature)
+        return chunk_probabilities(hidden.to(table.dtype), table, bias, self.softcap, self.temperature, self._offset(part))
+
+    def _offset(self, part: slice) -> Tensor | None:
+        return None if self.offset is None else self.offset.chunk(part)
 
     def _reduce(self, function) -> tuple[Tensor, ...]:
         pieces = [function(logits) for _, logits in self.logit_chunks()]
@@ -157,10 +186,16 @@ def softcapped_logits(
 
 @compiled_on_device
 def chunk_probabilities(
-    hidden: Tensor, table: Tensor, bias: Tensor | None, softcap: float | None, temperature: float
+    hidden: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    temperature: float,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """Probabilities (n, V) of hidden states (n, D), in fp32 or better."""
     logits, _ = softcapped_logits(hidden, table, bias, softcap)
+    logits = logits if offset is None else logits + offset
     return torch.softmax(logits / temperature if temperature != 1.0 else logits, -1)
 
 

@@ -125,11 +125,13 @@ def cross_entropy_chunk(
     inverse_temperature: float,
     ids: Tensor | None,
     q: Tensor | None,
+    offset: Tensor | None,
     weight: Tensor,
     with_slope: bool,
 ) -> Piece:
-    """Cross-entropy of hidden states (n, D) with tokens ids (n,) or else probabilities q (n, V)."""
+    """Cross-entropy of hidden states (n, D) with tokens ids (n,) or else probabilities q (n, V); offset (n, V) or None."""
     logits, squashed = softcapped_logits(h, table, bias, softcap)
+    logits = logits if offset is None else logits.add(offset)
     logits = logits * inverse_temperature if inverse_temperature != 1.0 else logits
     log_total = logits.logsumexp(-1)
     if ids is not None:
@@ -158,11 +160,13 @@ def squared_error_chunk(
     softcap: float | None,
     temperature: float | None,
     target: Tensor,
+    offset: Tensor | None,
     weight: Tensor,
     with_slope: bool,
 ) -> Piece:
     """Squared distance of softmax(logits / temperature), of raw logits where that is None, to target (n, V)."""
     values, squashed = softcapped_logits(h, table, bias, softcap)
+    values = values if offset is None else values.add(offset)
     if temperature is not None:
         values = torch.softmax(values / temperature, -1)
     error = values - target
@@ -187,7 +191,9 @@ class _CrossEntropy(_GradientInForward):
 
         def piece(part: slice, h: Tensor, read: Tensor, weight: Tensor, with_slope: bool) -> Piece:
             goal = (None, target.chunk(part)) if ids is None else (ids[part], None)
-            return cross_entropy_chunk(h, read, bias, posterior.softcap, 1.0 / posterior.temperature, *goal, weight, with_slope)
+            offset = None if posterior.offset is None else posterior.offset.chunk(part)
+            inverse = 1.0 / posterior.temperature
+            return cross_entropy_chunk(h, read, bias, posterior.softcap, inverse, *goal, offset, weight, with_slope)
 
         return _in_chunks(ctx, piece, hidden, table, bias, weight, with_grad)
 
@@ -195,12 +201,13 @@ class _CrossEntropy(_GradientInForward):
 class _SquaredError(_GradientInForward):
     @staticmethod
     def forward(ctx, hidden, table, bias, output, target, weight, with_grad):
-        softcap, temperature = None, None
+        softcap, temperature, add = None, None, None
         if isinstance(output, TokenPosterior):
-            softcap, temperature = output.softcap, output.temperature
+            softcap, temperature, add = output.softcap, output.temperature, output.offset
 
         def piece(part: slice, h: Tensor, read: Tensor, weight: Tensor, with_slope: bool) -> Piece:
-            return squared_error_chunk(h, read, bias, softcap, temperature, target.chunk(part), weight, with_slope)
+            offset = None if add is None else add.chunk(part)
+            return squared_error_chunk(h, read, bias, softcap, temperature, target.chunk(part), offset, weight, with_slope)
 
         return _in_chunks(ctx, piece, hidden, table, bias, weight, with_grad)
 
@@ -225,6 +232,7 @@ class _OfLogits(_GradientInForward):
     def forward(ctx, hidden, table, bias, posterior, value_and_slope, weight, with_grad):
         def piece(part: slice, h: Tensor, read: Tensor, weight: Tensor, with_slope: bool) -> Piece:
             logits, squashed = softcapped_logits(h, read, bias, posterior.softcap)
+            logits = logits if posterior.offset is None else logits.add(posterior.offset.chunk(part))
             logits = logits / posterior.temperature if posterior.temperature != 1.0 else logits
             per_token, slope = value_and_slope(part, logits, with_slope)
             if slope is None:

@@ -1,6 +1,7 @@
 """TokenPosterior against its dense twin, and categorical draws against exact laws."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,13 +23,24 @@ def tokens_per_chunk(request, monkeypatch):
     monkeypatch.setitem(flm.posterior.CHUNK_ELEMENTS, "cpu", request.param * V)
 
 
-def make(seed=0, softcap=3.0, temperature=0.7, dtype=torch.float64):
+class Constant:
+    """An offset held whole."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def chunk(self, part):
+        return self.values[part].clone()
+
+
+def make(seed=0, softcap=3.0, temperature=0.7, dtype=torch.float64, offset=True):
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(*shape, generator=g, dtype=dtype).requires_grad_()
 
-    return TokenPosterior(normal(B, L, D), normal(V, D), normal(V), softcap, temperature)
+    posterior = TokenPosterior(normal(B, L, D), normal(V, D), normal(V), softcap, temperature)
+    return replace(posterior, offset=Constant(4 * torch.randn(B * L, V, generator=g, dtype=dtype))) if offset else posterior
 
 
 @pytest.mark.parametrize("softcap,temperature", [(None, 1.0), (3.0, 1.0), (3.0, 0.7)])
@@ -97,7 +109,7 @@ def test_squared_error_and_gradients_equal_dense(raw, tokens_per_chunk):
 
 @pytest.mark.parametrize("top_k,top_p", [(None, None), (5, None), (None, 0.8)])
 def test_draws_follow_the_probabilities(top_k, top_p):
-    one = make(7, temperature=2.0)
+    one = make(7, temperature=2.0, offset=False)
     count = 4000
     hidden = one.hidden[:1, :1].detach().expand(1, count, D)
     posterior = TokenPosterior(hidden, one.table.detach(), one.bias.detach(), one.softcap, one.temperature)

@@ -169,6 +169,9 @@ class Algorithm(nn.Module):
         super().__init__()
         self.vocab_size, self.length = vocab_size, length
 
+    def know_frequencies(self, token_counts: Tensor) -> None:
+        """Called once before training with the unigram counts (V,) of the training text; what is kept of them is a buffer."""
+
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         raise NotImplementedError
 

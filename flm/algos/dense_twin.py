@@ -29,6 +29,8 @@ def dense_log_probabilities(posterior: TokenPosterior) -> Tensor:
         logits = logits + posterior.bias
     if posterior.softcap is not None:
         logits = posterior.softcap * torch.tanh(logits / posterior.softcap)
+    if posterior.offset is not None:
+        logits = logits + posterior.offset.chunk(slice(0, posterior.shape.numel())).view_as(logits)
     return torch.log_softmax(logits / posterior.temperature, -1)
 
 
@@ -64,6 +66,7 @@ class DenseTwin:
 
 
 def flm_loss(algorithm: FLM, batch: Batch, draws: Draws) -> Tensor:
+    _check_reads(algorithm)
     tau = draws.stratified(len(batch.tokens))
     t = algorithm.clock.time(tau).float()
     noise = draws.normal(*batch.tokens.shape, algorithm.vocab_size)
@@ -72,9 +75,15 @@ def flm_loss(algorithm: FLM, batch: Batch, draws: Draws) -> Tensor:
 
 
 def flm_sample(algorithm: FLM, canvas: Canvas, steps: int, generator: torch.Generator) -> Tensor:
+    _check_reads(algorithm)
     shape = (*canvas.tokens.shape, algorithm.vocab_size)
     noise = torch.randn(shape, generator=generator, device=canvas.tokens.device)
     return dense_euler(algorithm.backbone, algorithm.clock, canvas, steps, noise)
+
+
+def _check_reads(algorithm: FLM) -> None:
+    if algorithm.reads != "view":
+        raise ValueError(f"algo.reads={algorithm.reads} has no dense twin: benchmark.dense=false measures it without one")
 
 
 TWINS: dict[type[Algorithm], DenseTwin] = {FLM: DenseTwin(flm_loss, flm_sample)}

@@ -4,6 +4,10 @@ Lee et al., "Flow Map Language Models", arXiv 2602.16813. The minimiser of the l
 gives the velocity (D - x) / (1 - t).
 """
 
+from dataclasses import replace
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
@@ -12,7 +16,8 @@ from flm.algos.token_losses import token_loss
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.paths.clock import DecodingErrorClock
-from flm.paths.gaussian import State, context_free_cross_entropy, corrupt, embed, where
+from flm.paths.evidence import FullState, Held, LocalEvidence, Noised, embed_evidence
+from flm.paths.gaussian import OneHot, State, Table, context_free_cross_entropy, corrupt, embed, where
 from flm.posterior import TokenPosterior
 from flm.ranges import Count
 from flm.samplers.flow import FlowSampler
@@ -31,11 +36,48 @@ class SingleTimeDenoiser:
         self.options = {} if mask is None else {"mask": mask}
 
     @property
-    def tables(self) -> tuple[Tensor, ...]:
+    def tables(self) -> tuple[Table, ...]:
         return (self.backbone.input_table,)
 
     def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
         return self.backbone(state.views[0], tau, **self.options)
+
+
+class EvidenceDenoiser(SingleTimeDenoiser):
+    """D_tau(x): a backbone that reads, at each position, the context-free posterior of its token, and is given its logits.
+
+    A state it is called with is x itself, V numbers a position: what a sampler carries.
+
+    Args:
+        log_prior: (V,) log frequencies of tokens.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        clock: nn.Module,
+        log_prior: Tensor,
+        mask: Tensor | None = None,
+        clean_given: bool = False,
+    ):
+        super().__init__(backbone, clock, mask, clean_given)
+        self.log_prior = log_prior
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        return (OneHot(self.backbone.input_table),)
+
+    def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
+        x = state.views[0]
+        t = self.clock.time(tau.double())[:, None].expand(x.shape[:2])
+        t = t if state.clean is None else t.masked_fill(state.clean, 1.0)
+        return self.predict(Held(x.flatten(0, 1)), t, tau)
+
+    def predict(self, state: FullState, t: Tensor, tau: Tensor) -> TokenPosterior:
+        """The prediction for x at physical times t (B, L), one a position; tau (B,) is what the network is told."""
+        evidence = LocalEvidence(state, t.reshape(-1), self.log_prior)
+        view = embed_evidence(evidence, self.backbone.input_table).view(*t.shape, -1)
+        return replace(self.backbone(view, tau, **self.options), offset=evidence)
 
 
 class FLM(GaussianLikelihood, Algorithm):
@@ -50,6 +92,10 @@ class FLM(GaussianLikelihood, Algorithm):
         clean_given: whether what a batch or a canvas gives is read without noise at all times. Then D is the posterior given
             the prompt, and the flow that of p(response | prompt); with given tokens on their noisy path, what comes early is
             written without knowing the prompt.
+        reads: what the network sees of x_t. "view": x_t times its input table, D numbers a position, as published; of a
+            vocabulary wider than the network that leaves little (docs/clock.md). "evidence": the exact context-free posterior
+            softmax(log pi + t x_t / (1 - t)^2) times that table, and the same logits are added to its own, so that it starts
+            as the context-free decoder and learns what the context says. A sampler then carries x_t, V numbers a position.
     """
 
     samplers = {"": FlowSampler}
@@ -61,22 +107,44 @@ class FLM(GaussianLikelihood, Algorithm):
         length: Count,
         clock: nn.Module | None = None,
         clean_given: bool = False,
+        reads: Literal["view", "evidence"] = "view",
     ):
         super().__init__(vocab_size, length)
-        self.clean_given = clean_given
+        self.clean_given, self.reads = clean_given, reads
         self.backbone = backbone(vocab_size=vocab_size)
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
 
+        if reads == "evidence":  # of all tokens alike until `know_frequencies`
+            self.register_buffer("log_prior", torch.zeros(vocab_size))
+
+    def know_frequencies(self, token_counts: Tensor) -> None:
+        if self.reads == "evidence":
+            self.log_prior.copy_(log_frequencies(token_counts))
+
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         tau = draws.stratified(batch.tokens.shape[0])
-        tables = (self.backbone.input_table,)
-        state = corrupt(batch.tokens, self.clock.time(tau).float(), tables, draws.local)
+        t = self.clock.time(tau)
+        denoiser = self.denoiser(document_mask(batch.documents))
+        if isinstance(denoiser, EvidenceDenoiser):
+            times = t[:, None].expand(batch.tokens.shape)
+            times = times.masked_fill(batch.given, 1.0) if self.clean_given else times
+            state = Noised(batch.tokens.reshape(-1), times.reshape(-1), self.vocab_size, draws.seed(), self.log_prior.dtype)
+            return token_loss(denoiser.predict(state, times, tau.float()), batch, tau)
+        state = corrupt(batch.tokens, t.float(), denoiser.tables, draws.local)
         if self.clean_given:
-            state = where(batch.given, embed(batch.tokens, tables), state)
-        return token_loss(self.denoiser(document_mask(batch.documents))(state, tau.float()), batch, tau)
+            state = where(batch.given, embed(batch.tokens, denoiser.tables), state)
+        return token_loss(denoiser(state, tau.float()), batch, tau)
 
     def denoiser(self, mask: Tensor | None = None) -> SingleTimeDenoiser:
+        if self.reads == "evidence":
+            return EvidenceDenoiser(self.backbone, self.clock, self.log_prior, mask, self.clean_given)
         return SingleTimeDenoiser(self.backbone, self.clock, mask, self.clean_given)
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
         return context_free_cross_entropy(token_counts, self.clock.time(tau.double()), draws.local)
+
+
+def log_frequencies(token_counts: Tensor) -> Tensor:
+    """log pi (V,) of counts; half a count more for each token, so that none is impossible."""
+    counts = token_counts.double() + 0.5
+    return (counts / counts.sum()).log()

@@ -43,12 +43,16 @@ class Distillation(Algorithm):
                 yield from teacher.every_module()
 
     def check_clock(self, clock: nn.Module) -> None:
-        """Raises ValueError unless every teacher was trained on this clock, and with noise everywhere: it is told the same
-        times and shown the same states."""
+        """Raises ValueError unless every teacher was trained on this clock, with noise everywhere, and reads views: it is told
+        the same times and shown the same states."""
         tau = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
         for name, teacher in self._teachers.items():
             if getattr(teacher, "clean_given", False):
                 raise ValueError(f"algo.{name}_path: trained with algo.clean_given=true, of which there is no flow map yet")
+            if getattr(teacher, "reads", "view") != "view":
+                raise ValueError(
+                    f"algo.{name}_path: trained with algo.reads={teacher.reads}, of which there is no flow map yet"
+                )
             if teacher is not None and hasattr(teacher, "clock"):
                 theirs, ours = teacher.clock.time(tau.to(_device(teacher.clock))), clock.time(tau.to(_device(clock)))
                 if not torch.allclose(theirs.cpu(), ours.cpu()):

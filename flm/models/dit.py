@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from flm.models.attention import attention, in_forward_mode, rotary_table, rotate
 from flm.models.causal import KeyValues, triangle_after
 from flm.models.layers import CellVectors, LayerNorm, Modulation, TimeEmbedding
+from flm.models.neighbours import Neighbours
 from flm.posterior import TokenPosterior
-from flm.ranges import Count, Positive
+from flm.ranges import Count, Index, Positive
 
 
 class DiTBlock(nn.Module):
@@ -119,12 +120,15 @@ class DiT(nn.Module):
             adds a learned vector to what is read there; positions beyond the grid get none. None: rotary positions alone.
         conditioned: whether the model is told a time at all. If not, it has neither time embedding nor modulations, and
             cond_dim and time_scale mean nothing: the plain pre-norm transformer of the autoregressive baseline.
+        neighbours: how far a position's neighbours are read before the first block, through one matrix a distance; 0: not. Not
+            in published models.
 
     Attributes:
         input_table: (V, D) parameter, uniform in +-1/sqrt(D) at the start.
 
     Raises:
-        ValueError: hidden_size does not split into heads of even width; or two_times without conditioned.
+        ValueError: hidden_size does not split into heads of even width; two_times without conditioned; or neighbours in a
+            causal model.
     """
 
     def __init__(
@@ -144,12 +148,15 @@ class DiT(nn.Module):
         causal: bool = False,
         conditioned: bool = True,
         grid: Sequence[int] | None = None,
+        neighbours: Index = 0,
     ):
         super().__init__()
         if hidden_size % (2 * num_heads):
             raise ValueError(f"model.hidden_size={hidden_size} must be a multiple of 2 * model.num_heads = {2 * num_heads}")
         if two_times and not conditioned:
             raise ValueError("a model with two_times must be conditioned")
+        if neighbours and causal:
+            raise ValueError("model.neighbours is for models that see both ways: set it to 0 where causal=True")
         self.vocab_size, self.length, self.hidden_size = vocab_size, length, hidden_size
         self.causal = causal
         self.head_dim = hidden_size // num_heads
@@ -158,6 +165,7 @@ class DiT(nn.Module):
         self.input_table = nn.Parameter(torch.empty(vocab_size, hidden_size).uniform_(-1, 1) * hidden_size**-0.5)
         self.time_embedding = TimeEmbedding(cond_dim, scale=time_scale) if conditioned else None
         self.cells = None if grid is None else CellVectors(grid, hidden_size)
+        self.neighbours = Neighbours(hidden_size, neighbours) if neighbours else None
         self.second_time_embedding = None
         if two_times:
             self.second_time_embedding = TimeEmbedding(cond_dim, scale=time_scale)
@@ -214,6 +222,7 @@ class DiT(nn.Module):
         positions = torch.arange(start, start + embedded.shape[1], device=embedded.device)
         cos, sin = rotary_table(positions, self.head_dim)
         x = embedded if self.cells is None else self.cells(embedded, positions)
+        x = x if self.neighbours is None else self.neighbours(x, mask)
         for index, block in enumerate(self.blocks):
             if cache is not None:  # never the compiled block: shapes change at every call
                 x = block.forward(x, condition, cos, sin, cache=cache[index])
@@ -248,6 +257,7 @@ class DiT(nn.Module):
             for layer in block.modules()
             if isinstance(layer, nn.Linear) and not isinstance(layer, Modulation)
         )
+        matrices += 0 if self.neighbours is None else self.neighbours.weight.numel()
         return 2 * (matrices + self.output_layer.linear.weight.numel()) + 4 * length * self.hidden_size * len(self.blocks)
 
     def _condition(self, tau: Tensor | None, tau_to: Tensor | None) -> Tensor | None:

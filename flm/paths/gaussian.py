@@ -22,9 +22,31 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class State:
-    """A noised sequence as one view (B, L, d_k) per table."""
+    """A noised sequence as one view (B, L, d_k) per table.
+
+    Attributes:
+        clean: (B, L) bool, positions that are at t = 1 whatever the time of the others; None: none.
+    """
 
     views: tuple[Tensor, ...]
+    clean: Tensor | None = None
+
+
+class OneHot:
+    """The identity as a table: who reads the state through it reads x itself, V numbers a position.
+
+    Args:
+        like: a table (V, D), for V, dtype and device.
+    """
+
+    requires_grad = False
+
+    def __init__(self, like: Tensor):
+        self.shape, self.device = (like.shape[0], like.shape[0]), like.device
+        self.dtype = torch.promote_types(like.dtype, torch.float32)
+
+
+Table = Tensor | OneHot
 
 
 def combine(*terms: tuple[float | Tensor, State]) -> State:
@@ -44,9 +66,15 @@ def combine(*terms: tuple[float | Tensor, State]) -> State:
     return State(tuple(views))
 
 
-def embed(tokens: Tensor, tables: Sequence[Tensor]) -> State:
+def embed(tokens: Tensor, tables: Sequence[Table]) -> State:
     """The views of onehot(tokens); tokens (B, L)."""
-    return State(tuple(torch.nn.functional.embedding(tokens, table) for table in tables))
+
+    def rows(table: Table) -> Tensor:
+        if isinstance(table, OneHot):
+            return torch.nn.functional.one_hot(tokens, table.shape[0]).to(table.dtype)
+        return torch.nn.functional.embedding(tokens, table)
+
+    return State(tuple(map(rows, tables)))
 
 
 def where(mask: Tensor, state: State, other: State) -> State:
@@ -55,12 +83,14 @@ def where(mask: Tensor, state: State, other: State) -> State:
     return State(tuple(torch.where(mask[..., None], a, b) for a, b in pairs))
 
 
-def expected(posterior, tables: Sequence[Tensor]) -> State:
+def expected(posterior, tables: Sequence[Table]) -> State:
     """The views of a posterior's probability vectors, without gradient."""
+    if isinstance(tables[0], OneHot):
+        return State((posterior.probabilities(),))
     return State(posterior.expected(tables))
 
 
-def noise_for(tables: Sequence[Tensor]) -> "Noise":
+def noise_for(tables: Sequence[Table]) -> "Noise":
     """The noise law of these tables; make it anew whenever a table has changed.
 
     A vocabulary no larger than the widths together is drawn densely: cheaper there, and M^T M would be singular.
@@ -72,7 +102,7 @@ def noise_for(tables: Sequence[Tensor]) -> "Noise":
 class DenseNoise:
     """Views of n ~ N(0, I_V) by drawing n itself: for small vocabularies."""
 
-    def __init__(self, tables: Sequence[Tensor]):
+    def __init__(self, tables: Sequence[Table]):
         self.tables = tuple(tables)
 
     def first(self, count: int) -> "DenseNoise":
@@ -83,7 +113,7 @@ class DenseNoise:
         table = self.tables[0]
         noise = torch.randn(batch, length, table.shape[0], generator=generator, device=table.device, dtype=table.dtype)
         with torch.autocast(table.device.type, enabled=False):
-            return State(tuple(noise @ table for table in self.tables))
+            return State(tuple(noise if isinstance(table, OneHot) else noise @ table for table in self.tables))
 
 
 class ProjectedNoise:
@@ -188,7 +218,7 @@ class _ProjectNoise(torch.autograd.Function):
         return None, None, *to_tables
 
 
-def corrupt(tokens: Tensor, t: Tensor, tables: Sequence[Tensor], generator: torch.Generator, law: Noise | None = None) -> State:
+def corrupt(tokens: Tensor, t: Tensor, tables: Sequence[Table], generator: torch.Generator, law: Noise | None = None) -> State:
     """x_t of tokens (B, L) at physical times t (B,), as views. `law` is noise_for(tables) if that is at hand."""
     noise = (noise_for(tables) if law is None else law).sample(*tokens.shape, generator)
     return combine((t, embed(tokens, tables)), (1 - t, noise))

@@ -5,13 +5,13 @@ token, which keeps the position exactly on its own path (1 - t) noise + t onehot
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from flm.paths.gaussian import Noise, State, combine, embed, expected, noise_for, step, where
+from flm.paths.gaussian import Noise, State, Table, combine, embed, expected, noise_for, step, where
 from flm.posterior import TokenPosterior
 from flm.ranges import NonNegative, Positive
 from flm.samplers.canvas import Canvas
@@ -24,7 +24,7 @@ class FlowDenoiser(Protocol):
     trained with given tokens at t = 1 at all times, and `FlowSampler` shows it such; others see them on their path.
     """
 
-    tables: tuple[Tensor, ...]
+    tables: tuple[Table, ...]
     clock: torch.nn.Module
 
     def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior: ...
@@ -53,7 +53,7 @@ def check_steps(steps: int) -> None:
         raise ValueError(f"sampling.steps must be at least 1, not {steps}")
 
 
-def predicted_point(posterior: TokenPosterior, canvas: Canvas, tables: tuple[Tensor, ...], given: State | None = None) -> State:
+def predicted_point(posterior: TokenPosterior, canvas: Canvas, tables: tuple[Table, ...], given: State | None = None) -> State:
     """Views of the predicted points of the simplex, with the given tokens at fixed positions.
 
     `given` is embed(canvas.tokens, tables) if that is at hand.
@@ -140,7 +140,7 @@ class FlowSampler(StateSampler):
 
         def predict(state: State, tau: float) -> TokenPosterior:
             if clean_given:
-                state = where(canvas.editable, state, given)
+                state = replace(where(canvas.editable, state, given), clean=~canvas.editable)
             clock = torch.full((batch,), tau, device=device, dtype=torch.float32)
             return denoiser(state, clock).tempered(self.temperature)
 

@@ -70,6 +70,8 @@ class Module(LightningModule):
     ):
         super().__init__()
         self.algorithm = algorithm
+        if token_counts is not None:
+            algorithm.know_frequencies(token_counts)
         self.average = Average(algorithm, ema) if ema else None
         algorithm.averaged_weights = None if self.average is None else self.average.weights
         self.report: Report | None = None

@@ -103,16 +103,21 @@ def first_stage(corpus, trained, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("algo", ["fmlm", "fmlm lagrangian", "fmlm eulerian", "flm_distill", "flm_distill_second", "ar"])
+@pytest.mark.parametrize(
+    "algo", ["flm evidence", "fmlm", "fmlm lagrangian", "fmlm eulerian", "flm_distill", "flm_distill_second", "ar"]
+)
 def test_every_algorithm_resumes_bit_identical_and_samples_alone(algo, corpus, trained, first_stage, tmp_path, monkeypatch):
     name, *objective = algo.split()
     teacher = f"{trained[0]}/checkpoints/last.ckpt"
     options = tiny(corpus, f"algo={name}", "model.dropout=0.1", "callbacks.sample=null", "lr_scheduler.warmup_steps=2")
     options += ["callbacks.checkpoint_every_n_steps.every_n_train_steps=2", "logger=none"]
-    options += [f"algo.objective={value}" for value in objective]
+    if name == "flm":
+        options += ["algo.reads=evidence", "model.neighbours=2"]
+    else:
+        options += [f"algo.objective={value}" for value in objective]
     if name == "flm_distill_second":
         options += [f"algo.teacher_f_path={teacher}", f"algo.teacher_g_path={first_stage}/checkpoints/last.ckpt"]
-    elif name != "ar":
+    elif name not in ("ar", "flm"):
         options += [f"algo.teacher_path={teacher}"]
     train(config_of(tmp_path / "whole", *options, "trainer.max_steps=5"))
     train(config_of(tmp_path / "parts", *options, "trainer.max_steps=3"))

@@ -104,7 +104,9 @@ def new_module(name: str, optimizer=ADAMW) -> Module:
         objective = "semigroup" if name == "fmlm" else name
         algorithm = FMLM(backbone, VOCAB, LENGTH, teacher=teacher, learnable_loss_weighting=True, objective=objective)
     else:
-        algorithm = {"flm": FLM, "ar": AR}[name](backbone, VOCAB, LENGTH)
+        kinds = {"flm": FLM, "ar": AR, "evidence": partial(FLM, reads="evidence")}
+        algorithm = kinds[name](partial(backbone, neighbours=1) if name == "evidence" else backbone, VOCAB, LENGTH)
+        algorithm.know_frequencies(torch.arange(VOCAB))
     schedule = partial(cosine_decay, warmup_steps=1, total_steps=20)
     config = {"algo": node, "model": BACKBONE}
     return Module(algorithm, optimizer, schedule, 0.8, 3, config, {"kind": "toy"}, torch.arange(1, VOCAB + 1))

@@ -1,0 +1,135 @@
+"""What a noised position says of its own token, exactly and by itself (derived in docs/clock.md).
+
+With x_t = (1 - t) n + t onehot(y) the likelihood of token k is proportional to exp(t x_k / (1 - t)^2), whatever the other
+positions are. Hence
+
+    log P(y = k | x)  =  log P(k | the other positions)  +  t x_k / (1 - t)^2  +  const,
+
+and without context the first term is log pi_k, the token frequencies. `LocalEvidence` is log pi + t x / (1 - t)^2 as logits:
+the context-free decoder. A network may read the posterior they give, through a table, and have them added to its own logits.
+
+V numbers a position are never there at once in training: a state is a recipe that is followed anew by every reader and by the
+backward pass. A sampler holds its x. B batch, L length, N = B * L, V vocabulary, D width, n tokens of a chunk.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flm.draws import mix_seed
+from flm.posterior import CHUNK_ELEMENTS, chunks
+
+CELL_ELEMENTS = 2**20  # of noise under one seed: chunks need not begin where cells do
+NEARLY_CLEAN = 1e-3  # 1 - t is taken as no less: from there on the evidence is beyond doubt anyway
+
+
+class FullState(Protocol):
+    """x_t at N positions."""
+
+    def chunk(self, part: slice) -> Tensor:
+        """(n, V) of a slice of the flattened token axis; the caller's to overwrite."""
+        ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """x (N, V) itself."""
+
+    x: Tensor
+
+    def chunk(self, part: slice) -> Tensor:
+        return self.x[part].clone()
+
+
+@dataclass(frozen=True)
+class Noised:
+    """(1 - t) n + t onehot(token): tokens and t (N,). The same numbers at every reading, however it is cut.
+
+    Kept from the first reading on where all of it fits into one chunk.
+    """
+
+    tokens: Tensor
+    t: Tensor
+    vocab_size: int
+    seed: int
+    dtype: torch.dtype = torch.float32
+
+    def chunk(self, part: slice) -> Tensor:
+        count, device = len(self.tokens), self.tokens.device
+        if count * self.vocab_size <= CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cpu"]):
+            return self._whole[part].clone()
+        return self._made(part)
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        return self._made(slice(0, len(self.tokens)))
+
+    def _made(self, part: slice) -> Tensor:
+        t, tokens = self.t[part, None].to(self.dtype), self.tokens[part, None]
+        return self._noise(part).mul_(1 - t).scatter_add_(1, tokens, t)
+
+    def _noise(self, part: slice) -> Tensor:
+        count, device = len(self.tokens), self.tokens.device
+        size = max(1, CELL_ELEMENTS // self.vocab_size)
+        cells = []
+        for index in range(part.start // size, -(-part.stop // size)):
+            generator = torch.Generator(device).manual_seed(mix_seed(self.seed, index))
+            rows = min(size, count - index * size)
+            cells.append(torch.randn(rows, self.vocab_size, generator=generator, device=device, dtype=self.dtype))
+        start = part.start - part.start // size * size
+        return torch.cat(cells)[start : start + part.stop - part.start]
+
+
+@dataclass(frozen=True)
+class LocalEvidence:
+    """log pi + t x / (1 - t)^2 as logits.
+
+    Attributes:
+        state: x.
+        t: (N,) physical times, one a position: the evidence of each is in the right units whatever the others' times are.
+        log_prior: (V,).
+    """
+
+    state: FullState
+    t: Tensor
+    log_prior: Tensor
+
+    def chunk(self, part: slice) -> Tensor:
+        t = self.t[part, None]
+        gain = t / (1 - t).clamp_min(NEARLY_CLEAN).square()
+        x = self.state.chunk(part)
+        return x.mul_(gain.to(x.dtype)).add_(self.log_prior.to(x.dtype))
+
+    def probabilities(self) -> Iterator[tuple[slice, Tensor]]:
+        """The context-free posterior (n, V) of slices of the token axis."""
+        for part in chunks(len(self.t), len(self.log_prior), self.t.device):
+            yield part, torch.softmax(self.chunk(part), -1)
+
+
+def embed_evidence(evidence: LocalEvidence, table: Tensor) -> Tensor:
+    """softmax(evidence) @ table, (N, D): the expected row of the table. Differentiable in the table alone."""
+    return _Embed.apply(table, evidence)
+
+
+class _Embed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table, evidence):
+        ctx.evidence, ctx.like = evidence, table
+        view = table.new_empty(len(evidence.t), table.shape[1])
+        with torch.autocast(table.device.type, enabled=False):
+            for part, p in evidence.probabilities():
+                view[part] = p.to(table.dtype) @ table
+        return view
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        to_table = torch.zeros_like(ctx.like)
+        with torch.autocast(grad.device.type, enabled=False):
+            for part, p in ctx.evidence.probabilities():
+                to_table.addmm_(p.to(to_table.dtype).T, grad[part].to(to_table.dtype))
+        return to_table, None
