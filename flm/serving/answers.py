@@ -1,0 +1,98 @@
+"""From rows of token ids to what OpenAI's interface answers, whole or as server-sent events. L length."""
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flm.data.tokenizers import Tokenizer
+from flm.serving.jobs import Pieces
+
+
+def sent(content: dict[str, Any] | str) -> bytes:
+    """One server-sent event."""
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    return f"data: {text}\n\n".encode()
+
+
+def error_body(status: int, line: str) -> dict[str, Any]:
+    kinds = {401: "authentication_error", 404: "not_found_error", 503: "overloaded_error", 504: "timeout_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": line, "type": kind, "param": None, "code": None}}
+
+
+def text_after(before: Sequence[int], ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """What the ids add to the text: some tokenizers drop a space at the beginning of whatever they decode."""
+    head, whole = tokenizer.decode(before, skip_special=True), tokenizer.decode([*before, *ids], skip_special=True)
+    return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids, skip_special=True)
+
+
+@dataclass
+class Answer:
+    """How the rows of one prompt become choices.
+
+    Attributes:
+        kind: "text_completion" or "chat.completion".
+        pieces: what was given and what was to be filled.
+        first: number of its first choice.
+        stops: texts at which an answer is cut.
+        echo: the prompt stands before it.
+    """
+
+    kind: str
+    pieces: Pieces
+    tokenizer: Tokenizer
+    first: int = 0
+    stops: Sequence[str] = ()
+    echo: bool = False
+    identity: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex[:24]}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def _hole(self) -> tuple[int, int]:
+        """Where the first hole lies: start and end."""
+        start = 0
+        for piece in self.pieces:
+            if isinstance(piece, int):
+                return start, start + piece
+            start += len(piece)
+        raise AssertionError("a request without a hole")
+
+    def text(self, row: Sequence[int]) -> tuple[str, str, int]:
+        """Of the first hole: its text up to its end, why it ended ("stop" or "length"), and its tokens."""
+        start, end = self._hole
+        ids, ended = list(row[start:end]), "length"
+        if self.tokenizer.eos_id in ids:
+            ids, ended = ids[: ids.index(self.tokenizer.eos_id)], "stop"
+        text = text_after(row[:start], ids, self.tokenizer)
+        for stop in self.stops:
+            if stop and stop in text:
+                text, ended = text[: text.index(stop)], "stop"
+        if self.echo:
+            text = self.tokenizer.decode(row[:start], skip_special=True) + text
+        return text, ended, len(ids)
+
+    def choices(self, rows: Sequence[Sequence[int]]) -> tuple[list[dict[str, Any]], int]:
+        """One a row, and the tokens written in all."""
+        found, written = [], 0
+        for number, row in enumerate(rows):
+            text, ended, count = self.text(row)
+            written += count
+            body: dict[str, Any] = {"index": self.first + number, "finish_reason": ended, "logprobs": None}
+            chat = self.kind == "chat.completion"
+            found.append(body | ({"message": {"role": "assistant", "content": text}} if chat else {"text": text}))
+        return found, written
+
+    def prompt_tokens(self) -> int:
+        return sum(len(piece) for piece in self.pieces if not isinstance(piece, int))
+
+    def head(self, model: str, streamed: bool) -> dict[str, Any]:
+        kind = self.kind + ".chunk" if streamed and self.kind == "chat.completion" else self.kind
+        return {"id": self.identity, "object": kind, "created": self.created, "model": model}
+
+    def delta(self, text: str, ended: str | None = None) -> dict[str, Any]:
+        """A choice of a streamed answer."""
+        body: dict[str, Any] = {"index": self.first, "finish_reason": ended, "logprobs": None}
+        return body | ({"delta": {"content": text}} if self.kind == "chat.completion" else {"text": text})
