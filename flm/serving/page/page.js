@@ -1,0 +1,203 @@
+// One page over the server's own routes: films of generation, one panel a model, and a scrubber over what was seen.
+const $ = (id) => document.getElementById(id);
+const state = { models: [], films: [], controllers: [], values: {}, seed: 0 };
+
+const root = document.documentElement;
+const dark = matchMedia("(prefers-color-scheme: dark)");
+root.dataset.theme = dark.matches ? "dark" : "light";
+dark.addEventListener("change", (e) => { root.dataset.theme = e.matches ? "dark" : "light"; });
+$("theme").addEventListener("click", () => { root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark"; });
+
+function say(text, bad = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("bad", bad);
+}
+
+async function getJson(path, options) {
+  const answer = await fetch(path, options);
+  const body = await answer.json();
+  if (!answer.ok) throw new Error(body.error?.message ?? answer.statusText);
+  return body;
+}
+
+function slider({ name, min, max, step, value, log }) {
+  const label = document.createElement("label");
+  const shown = document.createElement("span");
+  const input = document.createElement("input");
+  shown.className = "number";
+  Object.assign(input, { type: "range", id: `s-${name}`, min: log ? Math.log2(min) : min, max: log ? Math.log2(max) : max, step: log ? 1 : step });
+  input.value = log ? Math.log2(value) : value;
+  const read = () => {
+    const number = log ? Math.round(2 ** Number(input.value)) : Number(input.value);
+    state.values[name] = number;
+    shown.textContent = String(number);
+    input.setAttribute("aria-valuetext", String(number));
+  };
+  input.addEventListener("input", read);
+  const head = document.createElement("span");
+  head.append(name, " ", shown);
+  label.append(head, input);
+  $("sliders").append(label);
+  read();
+}
+
+function panel(index, model) {
+  const box = document.createElement("article");
+  box.className = "panel";
+  box.innerHTML = `<h2></h2><div class="view"><p class="tokens"></p></div>
+    <label><span>Film <span class="number"></span></span><input type="range" min="0" max="0" value="0" disabled></label>
+    <p class="number facts"></p>`;
+  box.querySelector("h2").textContent = model.name;
+  const film = { box, frames: [], model, scrub: box.querySelector("input"), seen: null };
+  film.scrub.setAttribute("aria-label", `moments of ${model.name}`);
+  film.scrub.addEventListener("input", () => { film.seen = Number(film.scrub.value); draw(film); });
+  state.films[index] = film;
+  $("panels").append(box);
+}
+
+function cellOf(tag, token, probability, given) {
+  const cell = document.createElement(tag);
+  cell.textContent = token;
+  cell.title = given ? "given" : `probability ${probability.toFixed(2)}`;
+  cell.style.setProperty("--p", probability.toFixed(3));
+  cell.classList.toggle("given", given);
+  return cell;
+}
+
+function draw(film) {
+  const index = film.seen ?? film.frames.length - 1;
+  const frame = film.frames[index];
+  if (!frame) return;
+  const view = film.box.querySelector(".view");
+  if (film.model.grid) {
+    const { rows, columns, boxRows, boxColumns } = film.model.grid;
+    const table = document.createElement("table");
+    table.className = "grid";
+    for (let r = 0; r < rows; r++) {
+      const line = table.insertRow();
+      for (let c = 0; c < columns; c++) {
+        const i = r * columns + c;
+        const cell = cellOf("td", frame.tokens[i], frame.probability[i], frame.given[i]);
+        cell.classList.toggle("box-right", (c + 1) % boxColumns === 0 && c + 1 < columns);
+        cell.classList.toggle("box-below", (r + 1) % boxRows === 0 && r + 1 < rows);
+        line.append(cell);
+      }
+    }
+    view.replaceChildren(table);
+  } else {
+    const text = document.createElement("p");
+    text.className = "tokens";
+    frame.tokens.forEach((token, i) => {
+      const shown = token === "" ? "·" : token.replaceAll("\n", "↵\n");
+      const cell = cellOf("span", shown, frame.probability[i], frame.given[i]);
+      cell.classList.toggle("space", token === "");
+      text.append(cell);
+    });
+    view.replaceChildren(text);
+  }
+  film.scrub.max = String(Math.max(0, film.frames.length - 1));
+  film.scrub.value = String(index);
+  film.scrub.disabled = film.frames.length < 2;
+  film.box.querySelector("label .number").textContent = `moment ${index + 1} of ${film.frames.length}, tau ${frame.tau.toFixed(2)}`;
+}
+
+async function generate(film, index, body) {
+  const controller = new AbortController();
+  state.controllers[index] = controller;
+  film.frames = [];
+  film.seen = null;
+  const begun = performance.now();
+  const answer = await fetch(`m/${index}/v1/infill`, {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: controller.signal,
+  });
+  if (!answer.ok) throw new Error(`${film.model.name}: ${(await answer.json()).error.message}`);
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) break;
+    const events = (rest + value).split("\n\n");
+    rest = events.pop();
+    for (const event of events) {
+      const data = event.replace(/^data: /, "");
+      if (data === "[DONE]") continue;
+      const content = JSON.parse(data);
+      if (content.error) throw new Error(`${film.model.name}: ${content.error.message}`);
+      if (content.flm) { film.frames.push(content.flm); draw(film); }
+    }
+  }
+  const seconds = (performance.now() - begun) / 1000;
+  film.box.querySelector(".facts").textContent =
+    `${film.frames.length} evaluation${film.frames.length === 1 ? "" : "s"}, ${seconds.toFixed(2)} s`;
+}
+
+async function run() {
+  stop();
+  if (!$("same").checked) state.seed += 1;
+  say("Generating…");
+  $("go").disabled = true;
+  $("stop").disabled = false;
+  const jobs = state.films.map((film, index) => {
+    const options = {};
+    for (const name of ["churn", "gamma"]) {
+      if (film.model.options.includes(name) && state.values[name] > 0) options[name] = state.values[name];
+    }
+    const body = { template: $("template").value, stream: true, seed: state.seed, options };
+    body.steps = index === 0 ? state.values.steps : state.values["steps of the second"];
+    if (film.model.options.includes("temperature") && state.values.temperature !== 1) body.temperature = state.values.temperature;
+    return generate(film, index, body);
+  });
+  const ended = await Promise.allSettled(jobs);
+  const failed = ended.find((one) => one.status === "rejected" && one.reason.name !== "AbortError");
+  say(failed ? failed.reason.message : "Done. Drag the film, or press ← and → on it.", Boolean(failed));
+  $("go").disabled = false;
+  $("stop").disabled = true;
+}
+
+function stop() {
+  state.controllers.forEach((controller) => controller?.abort());
+  state.controllers = [];
+}
+
+async function makeHole() {
+  const field = $("template");
+  const [start, end] = [field.selectionStart, field.selectionEnd];
+  if (start === end) return say("Select the words that are to become a hole.", true);
+  const body = JSON.stringify({ text: field.value.slice(start, end) });
+  const { tokens } = await getJson("count", { method: "POST", body });
+  field.setRangeText(`[${Math.max(1, tokens)}]`, start, end, "end");
+  field.focus();
+}
+
+async function newPuzzle() {
+  const { template } = await getJson("puzzle", { method: "POST", body: JSON.stringify({ seed: Math.floor(Math.random() * 1e9) }) });
+  $("template").value = template;
+}
+
+$("ask").addEventListener("submit", (e) => { e.preventDefault(); run(); });
+$("stop").addEventListener("click", stop);
+$("hole").addEventListener("click", () => makeHole().catch((e) => say(e.message, true)));
+$("puzzle").addEventListener("click", () => newPuzzle().catch((e) => say(e.message, true)));
+$("blank").addEventListener("click", () => { $("template").value = `[${state.models[0].length}]`; });
+document.addEventListener("keydown", (e) => {
+  if (e.key === "Escape") stop();
+  if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) { e.preventDefault(); $("ask").requestSubmit(); }
+  if (e.altKey && e.key.toLowerCase() === "h") { e.preventDefault(); makeHole().catch((error) => say(error.message, true)); }
+});
+
+getJson("models").then((found) => {
+  state.models = found.models;
+  const first = found.models[0];
+  $("about").textContent = found.models.map((m) => `${m.name}: ${m.algorithm}, ${m.length} tokens`).join(" · ");
+  $("template").value = `[${first.length}]`;
+  $("puzzle").hidden = !first.puzzle;
+  slider({ name: "steps", min: 1, max: 256, value: first.steps, log: true });
+  if (found.models.length > 1) slider({ name: "steps of the second", min: 1, max: 256, value: found.models[1].steps, log: true });
+  const options = new Set(found.models.flatMap((m) => m.options));
+  if (options.has("temperature")) slider({ name: "temperature", min: 0.1, max: 1.5, step: 0.05, value: 1 });
+  if (options.has("churn")) slider({ name: "churn", min: 0, max: 1, step: 0.05, value: 0 });
+  if (options.has("gamma")) slider({ name: "gamma", min: 0, max: 1, step: 0.05, value: 0 });
+  found.models.forEach((model, index) => panel(index, model));
+  say("");
+  root.dataset.ready = "true";
+}).catch((error) => say(error.message, true));
