@@ -1,0 +1,58 @@
+"""`flm demo [MODEL]`: watch a model write, in the terminal or in a browser."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+import flm
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    found = argparse.ArgumentParser(prog="flm demo", description="Watch a model write.")
+    found.add_argument("models", nargs="*", metavar="MODEL", help="whatever flm.load takes; two stand side by side with --web")
+    found.add_argument("--web", action="store_true", help="a local page in place of the terminal")
+    found.add_argument("--port", type=int, default=8001, help="of the page")
+    found.add_argument(
+        "--steps", type=int, nargs="+", help="numbers of steps to compare in the terminal; default: 1 and the model's"
+    )
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--device", help="cpu, cuda, ...; default: cuda where it is")
+    return found
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Runs until it is left. Exit status 0."""
+    given = parser().parse_args(arguments)
+    if not given.models:
+        raise ValueError("flm demo needs a model: a run folder, checkpoint, exported folder or hub name")
+    if len(given.models) > (2 if given.web else 1):
+        raise ValueError("flm demo shows one model in the terminal, two at most with --web")
+    loaded = [flm.load(model, given.device) for model in given.models]
+    if not given.web:
+        steps = given.steps or sorted({1, loaded[0].steps})
+        terminal_demo_of(loaded[0], steps, given.seed)
+        return 0
+    import uvicorn
+
+    from flm.serving.engine import Engine
+    from flm.serving.web_demo import web_demo
+
+    names = [Path(model).name for model in given.models]
+    names = [name if names.count(name) == 1 else model for name, model in zip(names, given.models, strict=True)]
+    engines = {name: Engine(lm) for name, lm in zip(names, loaded, strict=True)}
+    print(f"open http://127.0.0.1:{given.port}", flush=True)
+    try:
+        uvicorn.run(web_demo(engines), host="127.0.0.1", port=given.port, log_level="warning")
+    finally:
+        for engine in engines.values():
+            engine.close()
+    return 0
+
+
+def terminal_demo_of(lm: "flm.LanguageModel", steps: list[int], seed: int) -> None:
+    from flm.serving.terminal_demo import terminal_demo
+
+    terminal_demo(lm, Console(), steps, seed)

@@ -1,0 +1,110 @@
+"""`flm demo` in the terminal: tokens settle before one's eyes, shaded by how sure the model is of each. L length."""
+
+import time
+from collections.abc import Sequence
+
+from rich.columns import Columns
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
+
+from flm.language_model import LanguageModel
+from flm.measures.film import FilmStrip, Frame, spelling
+from flm.samplers.canvas import Canvas
+from flm.samplers.template import pieces_of
+
+FRAMES = 48  # of one film at most
+HELP = (
+    'Type a text with holes, "The [8] of the [12].", or a beginning, and press Enter. An empty line writes from nothing; '
+    "/steps 1 64 sets the numbers of steps to compare; /seed 7; /quit."
+)
+
+
+def shaded(frame: Frame, lm: LanguageModel) -> Text:
+    """The tokens of a moment; the surer, the brighter. Given ones are bold."""
+    text = Text()
+    for token, probability, given in zip(frame.tokens, frame.probability, frame.given, strict=True):
+        shown = "·" if token is None else spelling(token, lm.tokenizer)
+        level = round(90 + 150 * probability)
+        text.append(shown, "bold yellow" if given else f"rgb({level},{level},{round(110 + 145 * probability)})")
+    return text
+
+
+def pieces_for(line: str, lm: LanguageModel) -> list[list[int] | int]:
+    """A line as given tokens and holes: a template where it has a hole, else a beginning to go on from."""
+
+    def encode(text: str) -> list[int]:
+        return lm.tokenizer.encode_exactly(text, "the text")
+
+    try:
+        return pieces_of(line, encode, "the text")
+    except ValueError:
+        ids = encode(line) if line else []
+        if len(ids) >= lm.length:
+            raise ValueError(f"the text has {len(ids)} tokens and leaves nothing to write in {lm.length}") from None
+        return [ids, lm.length - len(ids)]
+
+
+def films(lm: LanguageModel, line: str, steps: Sequence[int], seed: int) -> dict[int, list[Frame]]:
+    """A film of one text for each number of steps, from the same noise."""
+    canvas = Canvas.from_pieces(pieces_for(line, lm), 1, lm.device)
+    found = {}
+    for count in steps:
+        film = FilmStrip(FRAMES)
+        lm.fill(canvas, count, seed, on_step=film)
+        found[count] = film.frames
+    return found
+
+
+def show(found: dict[int, list[Frame]], lm: LanguageModel, console: Console, seconds: float = 3.0) -> None:
+    """Plays films side by side: each takes the same time, whatever its number of moments. Still where output is no terminal."""
+    longest = max(map(len, found.values()))
+
+    def at(moment: int) -> RenderableType:
+        panels = []
+        for steps, frames in found.items():
+            index = min(len(frames) - 1, moment * len(frames) // longest)
+            title = f"{len(frames) if steps > FRAMES else index + 1} of {steps} step{'s' * (steps > 1)}"
+            panels.append(Panel(shaded(frames[index], lm), title=title, width=max(30, console.width // len(found) - 1)))
+        return Columns(panels)
+
+    if not console.is_terminal:
+        console.print(at(longest - 1))
+        return
+    with Live(at(0), console=console, auto_refresh=False) as live:
+        for moment in range(longest):
+            live.update(at(moment), refresh=True)
+            time.sleep(seconds / longest)
+
+
+def terminal_demo(
+    lm: LanguageModel, console: Console, steps: list[int], seed: int = 0, lines: Sequence[str] | None = None
+) -> None:
+    """Reads lines and shows films until /quit or the end of input.
+
+    Args:
+        lines: in place of what is typed.
+    """
+    console.print(f"{lm!r}\n{HELP}")
+    given = None if lines is None else iter(lines)
+    while True:
+        try:
+            line = console.input("[bold]> [/bold]") if given is None else next(given)
+        except (EOFError, StopIteration, KeyboardInterrupt):
+            return
+        word, _, rest = line.partition(" ")
+        try:
+            if word == "/quit":
+                return
+            if word == "/steps":
+                steps = [int(count) for count in rest.split()] or steps
+            elif word == "/seed":
+                seed = int(rest)
+            elif word.startswith("/"):
+                console.print(HELP)
+            else:
+                show(films(lm, line, steps, seed), lm, console)
+                seed += 1
+        except ValueError as error:
+            console.print(f"error: {error}", style="red", markup=False)
