@@ -2,9 +2,9 @@
 
     POST /v1/completions, /v1/chat/completions, /v1/infill     GET /v1/models, /health, /metrics
 
-`stream: true` answers with server-sent events. A model that writes left to right sends its text piece by piece. One that writes all
-positions in parallel sends its states, each in an event without choices, under the key `flm` (tokens, their probabilities, the step), and
-then the text.
+`stream: true` answers with server-sent events. A model that writes left to right sends its text piece by piece. One that
+writes all positions in parallel sends its states, each in an event without choices, under the key `flm` (tokens, their
+probabilities, the step), and then the text.
 """
 
 import asyncio

@@ -30,7 +30,7 @@ class Counts:
     batches: int = 0
     texts: int = 0
     tokens: int = 0
-    busy_seconds: float = 0.0
+    busy_seconds: float = 0.0  # of batches that ended in texts
 
 
 class Engine:
@@ -127,6 +127,7 @@ class Engine:
 
     def _run(self, jobs: list[Job]) -> None:
         begun = time.monotonic()
+        self.counts.batches += 1
         try:
             rows = self._generate(jobs)
         except _Abandoned:
@@ -141,15 +142,13 @@ class Engine:
                 self.counts.refused += 1
                 job.tell("refused", Refused(500, f"{type(error).__name__} in the model"))
         else:
+            self.counts.texts += len(rows)
+            self.counts.tokens += sum(map(len, rows))
+            self.counts.busy_seconds += time.monotonic() - begun
             place = 0
             for job in jobs:
                 job.tell("rows", rows[place : place + job.count])
                 place += job.count
-            self.counts.texts += len(rows)
-            self.counts.tokens += sum(map(len, rows))
-        finally:
-            self.counts.batches += 1
-            self.counts.busy_seconds += time.monotonic() - begun
 
     def _generate(self, jobs: list[Job]) -> list[list[int]]:
         settings, device = jobs[0].settings, self.lm.device

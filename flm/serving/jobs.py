@@ -18,8 +18,8 @@ class Settings:
         length: L of the canvas.
         steps: None: the model's own number.
         options: of the sampler, sorted by name.
-        seed: None: any noise will do, so the request may share a batch with others. With a seed it gets a batch of its own, whose
-            texts are then those of `LanguageModel.generate`.
+        seed: None: any noise will do, so the request may share a batch with others. With a seed it gets a batch of its own,
+            whose texts are then those of `LanguageModel.generate`.
     """
 
     length: int
@@ -45,7 +45,7 @@ class Job:
         count: texts wanted.
         watched: whether states on the way are to be reported.
         deadline: on the monotonic clock.
-        events: what the thread reports: ("state", dict) while it works, then ("rows", list of L ids each) or ("refused", Refused).
+        events: what the thread reports: ("state", dict) while it works, then ("rows", lists of L ids) or ("refused", Refused).
     """
 
     pieces: Pieces
