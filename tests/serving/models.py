@@ -4,7 +4,6 @@ from functools import partial
 
 import torch
 
-from flm.algos.ar import AR
 from flm.algos.flm import FLM
 from flm.data.tokenizers import CharacterTokenizer
 from flm.language_model import LanguageModel
