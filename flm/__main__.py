@@ -1,87 +1,95 @@
-"""`python -m flm generate|infill|nll MODEL ...`: the Python API as a command."""
+"""The command `flm`: modes of the config, texts from a model, and what wings add."""
 
-import argparse
-import json
+import difflib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-import flm
+from flm import config_files, text_commands
+from flm.registry import entries, load
+
+# What `flm train` alone does: words would say little, and minutes are all a first try should cost.
+FIRST_TRY = "experiment=pydoc_flm"
+_WIDTH = 96
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 after one line on standard error."""
-    given = _parser().parse_args(arguments)
+    """Exit status: 0, or 1 after one line on standard error, as `python main.py`."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    word, rest = given[0], given[1:]
+    modes, added = mode_names(), entries("commands")
+    if word in modes:
+        if word == "train" and not rest:
+            print(f"flm train: no arguments, so {FIRST_TRY}: {config_files.options('experiment')['pydoc_flm']}", flush=True)
+            rest = [FIRST_TRY]
+        return _task([f"mode={modes[word]}", *rest])
+    if "=" in word or word.startswith(("+", "~", "-")):
+        return _task(given)
     try:
-        weights = not given.last_weights
-        lm = flm.load(given.model, given.device, weights, given.trusted_module, given.revision, **dict(given.published))
-        if given.command == "nll":
-            found = lm.nll(sys.stdin.read() if given.text == "-" else given.text, given.draws, given.seed)
-            print(json.dumps(vars(found) | {"nats_per_token": found.nats_per_token}))
-            return 0
-        common: dict[str, Any] = {"n": given.n, "steps": given.steps, "seed": given.seed} | dict(given.option)
-        if given.command == "infill":
-            texts = lm.infill(given.template, **common)
-        else:
-            length = given.length
-            if given.between is not None:
-                length = given.between + sum(len(lm.tokenizer.encode(text)) for text in (given.prompt, given.suffix) if text)
-            texts = lm.generate(prompt=given.prompt, suffix=given.suffix, length=length, **common)
+        if word in text_commands.COMMANDS:
+            return text_commands.run(given)
+        if word in added:
+            return load(added[word])(rest)
+        near = difflib.get_close_matches(word, [*modes, *text_commands.COMMANDS, *added], 1)
+        raise ValueError(f"flm {word}: no such command{f'; did you mean {near[0]}?' if near else ''} (flm --help lists them)")
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    for text in texts:
-        print(json.dumps(text, ensure_ascii=False) if given.json else text)
-    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="flm", description="Text from a flow-matching language model.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("model", help="an exported folder, a checkpoint file, or owner/model on the Hugging Face hub")
-    shared.add_argument("--device", help="cpu, cuda, ...; default: cuda where it is")
-    shared.add_argument("--seed", type=int, default=0)
-    shared.add_argument("--last-weights", action="store_true", help="of a checkpoint: not the averaged weights")
-    shared.add_argument("--trusted-module", action="append", default=[], help="module whose model classes may be built")
-    shared.add_argument("--revision", help="branch, tag or commit on the hub")
-    shared.add_argument(
-        "--published",
-        type=_option,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="what a published checkpoint does not say: length=128, tokenizer_name_or_path=...",
-    )
-    sampling = argparse.ArgumentParser(add_help=False)
-    sampling.add_argument("-n", type=int, default=1, help="how many texts")
-    sampling.add_argument("--steps", type=int, help="default: what the model's recipe names")
-    sampling.add_argument("--json", action="store_true", help="a JSON string per line")
-    sampling.add_argument(
-        "--option", type=_option, action="append", default=[], metavar="KEY=VALUE", help="of the sampler: temperature=0.9"
-    )
-    generate = commands.add_parser("generate", parents=[shared, sampling], help="write texts")
-    generate.add_argument("--prompt", help="text they begin with")
-    generate.add_argument("--suffix", help="text they end with")
-    size = generate.add_mutually_exclusive_group()
-    size.add_argument("--length", type=int, help="tokens in all")
-    size.add_argument("--between", type=int, metavar="N", help="tokens between prompt and suffix")
-    infill = commands.add_parser("infill", parents=[shared, sampling], help="fill the holes of a text")
-    infill.add_argument("template", help='"The [8] sat on the [4].": holes by number of tokens')
-    nll = commands.add_parser("nll", parents=[shared], help="-log p(text) in nats, or an upper bound")
-    nll.add_argument("text", help="- reads standard input")
-    nll.add_argument("--draws", type=int, default=16, help="of a bound")
-    return parser
+def mode_names() -> dict[str, str]:
+    """Commands that are modes: `sample` and `sample_eval` for mode=sample_eval."""
+    modes = config_files.options("mode")
+    return {mode: mode for mode in modes} | {mode.removesuffix("_eval"): mode for mode in modes}
 
 
-def _option(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
+def help_text() -> str:
+    """Commands with a line each, and the groups of the config with their options."""
+    modes = config_files.options("mode")
+    blocks = {
+        "Modes, with overrides of the config (KEY=VALUE)": {mode.removesuffix("_eval"): line for mode, line in modes.items()},
+        "A model as a command (flm COMMAND --help)": text_commands.COMMANDS
+        | {name: _summary(name) for name in entries("commands")},
+    }
+    lines = ["flm: flow-matching language models", "", "usage: flm COMMAND ...   or   flm KEY=VALUE ... (as python main.py)"]
+    for title, commands in blocks.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:18}{_fitted(line, _WIDTH - 20)}" for name, line in commands.items()]
+    lines += ["", "Groups of the config (GROUP=OPTION; flm train --help shows all keys):"]
+    for group, options in config_files.groups().items():
+        lines += _listed(group, options)
+    return "\n".join(lines)
+
+
+def _summary(command: str) -> str:
+    """First sentence of what a wing's command does."""
+    text = load(entries("commands")[command]).__doc__ or ""
+    return text.strip().split("\n")[0].rstrip(".")
+
+
+def _fitted(line: str, width: int) -> str:
+    return line if len(line) <= width else line[: width - 3].rsplit(" ", 1)[0] + " ..."
+
+
+def _listed(group: str, options: list[str]) -> list[str]:
+    """`group: a, b, c` over as many lines as it takes."""
+    lines, line = [], f"  {group:18}"
+    for number, option in enumerate(options):
+        piece = option + ("," if number < len(options) - 1 else "")
+        if len(line) + len(piece) + 1 > _WIDTH:
+            lines.append(line.rstrip())
+            line = " " * 20
+        line += piece + " "
+    return [*lines, line.rstrip()]
+
+
+def _task(overrides: list[str]) -> int:
+    sys.argv = [sys.argv[0], *overrides]
+    from flm.tasks.command_line import main as run_task
+
+    return run_task()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class Wing:
         transformers_models: by name, `find(algorithm) -> object or None`: models whose network transformers itself opens.
         judges: by the name that `eval.scorer` takes, `make(...) -> Judge`; see `flm.judges`.
         result_kinds: by the `kind` that a result file says, how the report reads and shows it.
+        commands: `run(arguments) -> exit status` by the word behind `flm`; the first line of its docstring is shown as help.
         resolvers: functions for interpolations in configs, `${name:argument}`.
         configs: a Hydra search path with further options of config groups, "pkg://package.configs"; None: none.
     """
@@ -34,6 +35,7 @@ class Wing:
     transformers_models: Mapping[str, str] = field(default_factory=dict)
     judges: Mapping[str, str] = field(default_factory=dict)
     result_kinds: Mapping[str, str] = field(default_factory=dict)
+    commands: Mapping[str, str] = field(default_factory=dict)
     resolvers: Mapping[str, str] = field(default_factory=dict)
     configs: str | None = None
 

@@ -18,10 +18,10 @@ LAYERS = [
     {"likelihood"},
     {"judges"},
     {"checkpoints"},
-    {"language_model"},
-    {"training", "__main__"},
-    {"tasks"},
-    {"golf", "qwen", "code", "puzzles", "report"},
+    {"language_model", "text_commands", "config_files"},
+    {"training"},
+    {"tasks", "__main__"},
+    {"golf", "qwen", "code", "puzzles", "report", "serving"},
 ]
 WINGS = LAYERS[-1]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def demo(arguments: Sequence[str]) -> int:
-    """Runs until it is left. Exit status 0."""
+    """watch a model write, in the terminal or in a browser"""
     given = parser().parse_args(arguments)
     if not given.models:
         raise ValueError("flm demo needs a model: a run folder, checkpoint, exported folder or hub name")

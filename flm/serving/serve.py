@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def serve(arguments: Sequence[str]) -> int:
-    """Runs until it is stopped. Exit status 0."""
+    """an OpenAI-style HTTP server for one model"""
     import uvicorn
 
     from flm.serving.app import Server

@@ -1,5 +1,5 @@
-"""What serving adds to the core: nothing in files or configs; `flm serve` and `flm demo` call it by name."""
+"""What serving adds to the core: two commands."""
 
 from flm.registry import Wing
 
-WING = Wing()
+WING = Wing(commands={"serve": "flm.serving.serve:serve", "demo": "flm.serving.demo:demo"})

@@ -7,7 +7,6 @@ Models and teachers have random weights; no data are read.
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import hydra
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flm.algos.dense_twin import TWINS
+from flm.config_files import CONFIGS
 from flm.ranges import Count, Index, Text
 from flm.samplers.template import CANVAS_KEYS
 from flm.tasks.assemble import device_of, plain_config, run_dir, targets
@@ -24,7 +24,7 @@ from flm.tasks.benchmark_process import SAMPLING, STEP, Job, run
 from flm.tasks.results import provenance, write_json
 from flm.training.hardware import device_name, peak_flops
 
-ALGOS = Path(__file__).resolve().parents[2] / "configs" / "algo"
+ALGOS = CONFIGS / "algo"
 PARTS = "parts"  # of sampling: see `benchmark_process.sampling`
 
 

@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,9 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from flm.config_files import CONFIGS
 from flm.tasks.check import check_config
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 # Keys that hold running text. Hydra's grammar would trim their spaces and read commas, brackets and equals signs in them.
 _TEXT = re.compile(r"(sampling\.(?:prompt|suffix|infill))=(.*)", re.DOTALL)

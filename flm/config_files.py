@@ -1,0 +1,38 @@
+"""Where the YAML files of the config are, and what each says of itself."""
+
+import re
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+# a wheel carries them inside the package; in a checkout they are at the top of the tree
+CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
+_COMMAND = re.compile(r"^(python main\.py|flm) \S.*?: (?=\S)|^(python main\.py|flm) .*$")
+
+
+def options(group: str) -> dict[str, str]:
+    """Options of a config group by name, each with the first line of its comment ("" where it has none)."""
+    return {path.stem: _comment(path) for path in sorted((CONFIGS / group).glob("*.yaml"))}
+
+
+def groups() -> dict[str, list[str]]:
+    """Config groups with the names of their options."""
+    return {folder.name: list(options(folder.name)) for folder in sorted(CONFIGS.iterdir()) if folder.is_dir()}
+
+
+def _comment(path: Path) -> str:
+    """A comment that begins with a command in the way of `python main.py ...: what it does` is what it does."""
+    text = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# @package"):
+            continue
+        if not line.startswith("#"):
+            break
+        text = f"{text} {line[1:].strip()}".strip()
+        rest = _COMMAND.sub("", text)
+        if rest:
+            text = rest
+            if len(text) > 60:
+                break
+        else:
+            text = ""
+    return text

@@ -1,0 +1,92 @@
+"""`flm generate|infill|nll MODEL ...`: the Python API as a command."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import flm
+
+COMMANDS = {
+    "generate": "write texts",
+    "infill": "fill the holes of a text",
+    "nll": "-log p(text) in nats, or an upper bound",
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Exit status 0.
+
+    Raises:
+        ValueError, OSError: what the user can mend.
+    """
+    given = _parser().parse_args(arguments)
+    weights = not given.last_weights
+    lm = flm.load(given.model, given.device, weights, given.trusted_module, given.revision, **dict(given.published))
+    if given.command == "nll":
+        found = lm.nll(sys.stdin.read() if given.text == "-" else given.text, given.draws, given.seed)
+        print(json.dumps(vars(found) | {"nats_per_token": found.nats_per_token}))
+        return 0
+    common: dict[str, Any] = {"n": given.n, "steps": given.steps, "seed": given.seed} | dict(given.option)
+    if given.command == "infill":
+        texts = lm.infill(given.template, **common)
+    else:
+        length = given.length
+        if given.between is not None:
+            length = given.between + sum(len(lm.tokenizer.encode(text)) for text in (given.prompt, given.suffix) if text)
+        texts = lm.generate(prompt=given.prompt, suffix=given.suffix, length=length, **common)
+    for text in texts:
+        print(json.dumps(text, ensure_ascii=False) if given.json else text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="flm", description="Text from a flow-matching language model.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "model", help="a run folder, checkpoint, exported folder, packed artifact, or owner/model on the Hugging Face hub"
+    )
+    shared.add_argument("--device", help="cpu, cuda, ...; default: cuda where it is")
+    shared.add_argument("--seed", type=int, default=0)
+    shared.add_argument("--last-weights", action="store_true", help="of a checkpoint: not the averaged weights")
+    shared.add_argument("--trusted-module", action="append", default=[], help="module whose model classes may be built")
+    shared.add_argument("--revision", help="branch, tag or commit on the hub")
+    shared.add_argument(
+        "--published",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what a published checkpoint does not say: length=128, tokenizer_name_or_path=...",
+    )
+    sampling = argparse.ArgumentParser(add_help=False)
+    sampling.add_argument("-n", type=int, default=1, help="how many texts")
+    sampling.add_argument("--steps", type=int, help="default: what the model's recipe names")
+    sampling.add_argument("--json", action="store_true", help="a JSON string per line")
+    sampling.add_argument(
+        "--option", type=_option, action="append", default=[], metavar="KEY=VALUE", help="of the sampler: temperature=0.9"
+    )
+    generate = commands.add_parser("generate", parents=[shared, sampling], help=COMMANDS["generate"])
+    generate.add_argument("--prompt", help="text they begin with")
+    generate.add_argument("--suffix", help="text they end with")
+    size = generate.add_mutually_exclusive_group()
+    size.add_argument("--length", type=int, help="tokens in all")
+    size.add_argument("--between", type=int, metavar="N", help="tokens between prompt and suffix")
+    infill = commands.add_parser("infill", parents=[shared, sampling], help=COMMANDS["infill"])
+    infill.add_argument("template", help='"The [8] sat on the [4].": holes by number of tokens')
+    nll = commands.add_parser("nll", parents=[shared], help=COMMANDS["nll"])
+    nll.add_argument("text", help="- reads standard input")
+    nll.add_argument("--draws", type=int, default=16, help="of a bound")
+    return parser
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
