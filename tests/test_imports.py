@@ -72,6 +72,32 @@ def test_layers_and_heavy_libraries():
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_circles():
+    """No file imports itself by way of others. Imports inside functions count: they only hide a circle."""
+    paths = {path: ".".join(("flm", *path.relative_to(ROOT).with_suffix("").parts)) for path in ROOT.rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for path, name in paths.items()}
+    left = {name: imported(path) & files.keys() for name, path in files.items() if path != ROOT / "__init__.py"}
+    while leaves := [name for name, targets in left.items() if not targets & left.keys()]:
+        for name in leaves:
+            del left[name]
+    # what is left is on a circle or imports one that is: take off what nothing left imports, again and again
+    while unused := set(left) - set().union(*left.values()):
+        for name in unused:
+            del left[name]
+    assert not left, f"files that import each other, or stand between such: {', '.join(sorted(left))}"
+
+
+def imported(path):
+    """Modules that a file imports, and all names it takes out of packages, which may be modules too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
 def test_algorithms_do_not_know_each_other_by_name():
     """No file decides what to do by the name of an algorithm."""
     for path in ROOT.rglob("*.py"):

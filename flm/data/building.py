@@ -21,7 +21,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from flm.atomic import write_bytes, write_text
 from flm.data import shards
-from flm.data.corpora.corpus import Corpus
+from flm.data.documents import Documents
 from flm.data.shard_processes import Job, available_cores, write_shards
 from flm.data.shards import Advance, ShardWriter, document_groups
 from flm.data.tokenizers import Tokenizer
@@ -32,7 +32,7 @@ _DRAFT = ".draft"
 log = logging.getLogger(__name__)
 
 
-def build(corpus: Corpus, tokenizer: Tokenizer, fingerprint: dict[str, Any], folder: Path) -> None:
+def build(corpus: Documents, tokenizer: Tokenizer, fingerprint: dict[str, Any], folder: Path) -> None:
     """Makes `folder` the finished cache of these two; a folder of that name is always whole.
 
     The bytes do not depend on the number of processes, nor on how often it was interrupted.
@@ -105,7 +105,7 @@ def clear_abandoned(root: Path, but: Path | None = None) -> None:
             continue
 
 
-def _jobs(corpus: Corpus) -> Iterator[Job]:
+def _jobs(corpus: Documents) -> Iterator[Job]:
     for split in corpus.splits:
         for number, documents in enumerate(document_groups(corpus.raw_documents(split))):
             yield f"{split}-{number:05d}", documents

@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from flm.data.building import build
-from flm.data.corpora.corpus import Corpus, Split
+from flm.data.documents import Documents, Split
 from flm.data.shards import CHUNK_BYTES
 from flm.data.tokenizers import Tokenizer
 
@@ -179,7 +179,7 @@ class TokenStream:
         return {**self.__dict__, "_maps": {}}  # a pickled memory map is a copy of the file
 
 
-def open_cache(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> TokenCache:
+def open_cache(corpus: Documents, tokenizer: Tokenizer, root: Path) -> TokenCache:
     """The cache of these two below `root`, built first if it is not there; any number of processes may ask at once."""
     fingerprint = {"format": FORMAT, "source": corpus.fingerprint(), "tokenizer": tokenizer.fingerprint()}
     name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]

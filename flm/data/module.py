@@ -3,7 +3,6 @@
 import math
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from flm.algos.algorithm import Batch
 from flm.data.blocks import Rows, TokenBlocks
 from flm.data.cache import TokenCache
-from flm.data.corpora.corpus import Corpus, Split
+from flm.data.corpora.corpus import Corpus
+from flm.data.documents import Split
 from flm.data.frames import frame_of
-from flm.data.layouts import Row
-from flm.data.order import EvaluationShare, ExampleOrder, ShareSampler
+from flm.data.loaders import Share, StreamLoader, TrainLoader, collate_weighted
+from flm.data.order import EvaluationShare
 from flm.data.tokenizers import Tokenizer, TokenizerBuilder
 from flm.data.workers import ignore_stop_signals
-from flm.qwen.streaming import StreamBatches, StreamLoader
 from flm.ranges import Count, Index
 
 
@@ -136,20 +134,25 @@ class TextDataModule(lightning.LightningDataModule):
             )
         return self.global_batch_size // together
 
-    def train_loader(self, start: int, stop: int, rank: int = 0, world_size: int = 1) -> "TrainLoader | StreamLoader":
+    def train_loader(self, start: int, stop: int, rank: int = 0, world_size: int = 1) -> TrainLoader | StreamLoader:
         """Micro-batches of optimiser steps start .. stop-1 for one process.
 
         Raises:
             ValueError: training text is streamed, and nothing was loaded that says where it stands at step `start`.
         """
-        if self.corpus.streamed:
-            return self._stream(start, stop, rank, world_size)
-        blocks = self.train_blocks()
-        accumulation = self.accumulation(world_size)
-        batch_size = self.global_batch_size // (world_size * accumulation)
-        order = ExampleOrder(len(blocks), self.seed)
-        sampler = ShareSampler(order, batch_size, start, stop, rank, world_size, accumulation)
-        return TrainLoader(blocks, sampler, self._loader_options())
+        share = Share(start, stop, self.global_batch_size, self.accumulation(world_size), rank, world_size)
+        if not self.corpus.streamed:
+            return TrainLoader(self.train_blocks(), self.seed, share, self._loader_options())
+        state = self._stream_state if start else None
+        if start and (state is None or state["step"] != start):
+            raise ValueError(
+                f"data: the checkpoint of step {start} does not say where the streams of text stand: it is of a run on other "
+                "data; begin a new run with checkpointing.resume_from_ckpt=false"
+            )
+        self._stream_loader = self.corpus.stream_loader(
+            self.tokenizer, self.length, self.seed, share, state, self._loader_options()
+        )
+        return self._stream_loader
 
     def valid_loader(self, rank: int = 0, world_size: int = 1) -> DataLoader:
         """Validation batches of one process, always the same in the same order; the last may be smaller.
@@ -158,9 +161,9 @@ class TextDataModule(lightning.LightningDataModule):
         """
         share = EvaluationShare(Rows(self.valid_blocks()), rank, world_size, self.max_eval_examples)
         size = self.eval_batch_size or self.batch_size or math.ceil(self.global_batch_size / world_size)
-        return DataLoader(share, size, shuffle=False, collate_fn=_collate_weighted, **self._loader_options())
+        return DataLoader(share, size, shuffle=False, collate_fn=collate_weighted, **self._loader_options())
 
-    def train_dataloader(self) -> "TrainLoader | StreamLoader":
+    def train_dataloader(self) -> TrainLoader | StreamLoader:
         trainer = self.trainer
         if trainer is None:
             raise ValueError("no trainer is attached: use train_loader(start, stop)")
@@ -176,44 +179,19 @@ class TextDataModule(lightning.LightningDataModule):
         """Where streams stand before the trainer's step, of all processes, all of which must ask; empty without streams."""
         if self._stream_loader is None:
             return {}
-        step = self.trainer.global_step if self.trainer is not None else max(self._stream_loader.states)
-        mine = self._stream_loader.states[step]
-        found = [mine]
+        step = None if self.trainer is None else self.trainer.global_step
+        states = [self._stream_loader.state(step)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            found = [mine] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(found, mine)
-        return {"step": step, "files": mine["files"], "at": {key: at for part in found for key, at in part["at"].items()}}
+            states = states * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(states, states[0])
+        return self._stream_loader.joined(states)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._stream_state = state
 
     def epochs(self) -> dict[str, float]:
         """Passes over each streamed source that this process's readers have completed, on average; empty without streams."""
-        passes: dict[str, list[int]] = {}
-        if self._stream_loader is not None:
-            states = self._stream_loader.states
-            for key, at in states[max(states)]["at"].items():
-                passes.setdefault(key.partition("/")[2], []).append(at[0])
-        return {name: sum(found) / len(found) for name, found in passes.items()}
-
-    def _stream(self, start: int, stop: int, rank: int, world_size: int) -> StreamLoader:
-        self.prepare()
-        accumulation, state = self.accumulation(world_size), self._stream_state
-        rows = self.global_batch_size // world_size
-        if start > 0 and (state is None or state["step"] != start):
-            raise ValueError(
-                f"data: the checkpoint of step {start} does not say where the streams of text stand: it is of a run on other "
-                "data; begin a new run with checkpointing.resume_from_ckpt=false"
-            )
-        share = range(rank * rows, (rank + 1) * rows)
-        open_stream = partial(
-            self.corpus.stream, self.tokenizer, self.length, self.seed, self.global_batch_size, share, state if start else None
-        )
-        first = open_stream().state()  # what is wrong with it is said here, and not by a worker
-        batches = StreamBatches(open_stream, rows // accumulation, start, stop, _collate)
-        self._stream_loader = StreamLoader(batches, accumulation, self._loader_options())
-        self._stream_loader.states[start] = first
-        return self._stream_loader
+        return {} if self._stream_loader is None else self._stream_loader.epochs()
 
     def _blocks(self, split: Split) -> TokenBlocks:
         if split not in self._blocks_of:
@@ -239,39 +217,3 @@ class TextDataModule(lightning.LightningDataModule):
         except OSError as error:
             raise ValueError(f"data.cache_dir={root} cannot be made ({error.strerror})") from error
         return root
-
-
-class TrainLoader(DataLoader):
-    """Loader of one process's micro-batches from a given optimiser step on.
-
-    Its length counts from step 0, because Lightning adds the batches of before an interruption to the ones it fetches
-    and compares the sum with it. It keeps no state: where it starts follows from the trainer's step. The two methods
-    say so to Lightning, which else warns that the position is lost.
-    """
-
-    def __init__(self, blocks: TokenBlocks, sampler: ShareSampler, options: dict[str, Any]):
-        super().__init__(Rows(blocks), batch_sampler=sampler, collate_fn=_collate, **options)
-
-    def __len__(self) -> int:
-        assert isinstance(self.batch_sampler, ShareSampler)
-        return self.batch_sampler.stop * self.batch_sampler.accumulation
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-def _collate(rows: list[Row]) -> Batch:
-    tokens, weight, documents = zip(*rows, strict=True)
-    if all(row is None for row in documents):
-        return Batch(torch.stack(tokens), torch.stack(weight))
-    whole = [torch.zeros_like(ids) if row is None else row for ids, row in zip(tokens, documents, strict=True)]
-    return Batch(torch.stack(tokens), torch.stack(weight), torch.stack(whole))
-
-
-def _collate_weighted(items: list[tuple[Row, float]]) -> Batch:
-    batch = _collate([row for row, _ in items])
-    batch.weight *= torch.tensor([weight for _, weight in items])[:, None]
-    return batch

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flm.data.cache import TokenCache
-from flm.data.corpora.corpus import Split
+from flm.data.documents import Split
 from flm.data.layouts import Layout, Row
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from flm import atomic
-from flm.data.corpora.corpus import Normaliser
+from flm.data.documents import Normaliser
 from flm.data.tokenizers import Tokenizer
 
 SHARD_CHARACTERS = 1 << 26

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from flm.data.byte_table import ByteTable
-from flm.data.corpora.corpus import SPLITS, Corpus, Split
+from flm.data.corpora.corpus import Corpus
+from flm.data.documents import SPLITS, Split
 from flm.data.frames import FrameName
 from flm.data.tokenizers import Tokenizer
 from flm.golf.shard_files import HEADER_BYTES, ShardStream, token_count

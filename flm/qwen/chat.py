@@ -41,6 +41,9 @@ class Chats:
         self.keys = [prompt_key, response_key] if messages_key is None else [messages_key]
         self.options = {} if thinking is None else {"enable_thinking": thinking}
 
+    def fingerprint(self) -> dict[str, Any]:
+        return {"reader": "chats", "keys": self.keys, "answers": self.answers}
+
     def text(self, record: dict[str, Any]) -> str:
         return json.dumps(self.messages(record), ensure_ascii=False)
 

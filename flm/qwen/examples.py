@@ -30,6 +30,10 @@ class ExampleReader(Protocol):
     keys: list[str]
     divisible: bool
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain values that determine which records are passed over and how many examples the others give."""
+        ...
+
     def text(self, record: dict[str, Any]) -> str:
         """What tells it from other records; "" passes it over. Raises `Unfit`."""
         ...
@@ -50,6 +54,9 @@ class Texts:
 
     def __init__(self, text_key: str = "text"):
         self.keys = [text_key]
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"reader": "texts", "keys": self.keys}
 
     def text(self, record: dict[str, Any]) -> str:
         (value,) = record.values()

@@ -4,25 +4,27 @@ A row is of one source, and sources are drawn row by row, so the shares are of t
 one after the other, an EOS after each; where one does not end with its row, it goes on in the reader's next row of that source.
 What is not divisible, a prompt with its answer, stays whole, and the rest of a row is padding.
 
-The global batch is divided among R readers, each of which has a part of every source for itself (`flm.qwen.source`). A process
-runs those whose rows it needs, so batches do not depend on how many processes there are.
+How rows come one after the other, on any number of processes: `flm.qwen.row_stream`.
 """
 
-import random
 from collections.abc import Iterator, Mapping
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flm.data.corpora.corpus import Corpus, Split
+from flm.data.corpora.corpus import Corpus
+from flm.data.documents import Split
 from flm.data.layouts import Row
+from flm.data.loaders import Share
 from flm.data.tokenizers import Tokenizer
-from flm.draws import mix_seed
-from flm.qwen.examples import Example, ExampleReader, Texts
-from flm.qwen.source import Position, Source, SourceReader
+from flm.qwen.examples import ExampleReader, Texts
+from flm.qwen.packing import Waiting, packed
+from flm.qwen.row_stream import Mixture, RowStream
+from flm.qwen.source import Source
+from flm.qwen.streaming import MixtureLoader
 from flm.ranges import Count, Index, OpenShare, Text
 from flm.schema import check
 
@@ -37,7 +39,7 @@ class MixtureCorpus(Corpus):
         valid_fraction: of each source, see `Source`.
         valid_documents: held-out records of each source that validation uses.
         isolate_documents: attention within documents only, rather than across all of a row.
-        readers: R; the processes must divide it, and it must divide the global batch.
+        readers: R, streams of rows, each of which has a part of every source for itself; R must divide the global batch.
         prompt_growth_steps: optimiser steps during which the share of a prompt that is given grows from none of it to all, from
             its beginning; what is not given yet is learned like the answer. 0: all of it is given from the start.
 
@@ -65,8 +67,8 @@ class MixtureCorpus(Corpus):
             for name, options in sources.items()
             if options is not None
         ]
-        self.valid_documents, self.isolate_documents, self.readers = valid_documents, isolate_documents, readers
-        self.prompt_growth_steps = prompt_growth_steps
+        self.valid_documents = valid_documents
+        self.mixture = Mixture(self.sources, isolate_documents, readers, prompt_growth_steps)
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -95,83 +97,17 @@ class MixtureCorpus(Corpus):
             raise ValueError("data: a mixture is streamed: rows to train on cannot be picked out of it")
         return HeldOutRows(self, length, tokenizer)
 
-    def stream(
-        self, tokenizer: Tokenizer, length: int, seed: int, rows: int, share: range, state: Mapping[str, Any] | None = None
-    ) -> "RowStream":
-        """Rows to train on; see `RowStream`."""
-        return RowStream(self, tokenizer, length, seed, rows, share, state)
-
-    def drawn(self, seed: int, step: int, rows: int) -> list[int]:
-        """Which source each row of an optimiser step is of, by index; at most one row more or less than its share.
-
-        One point in each of equally long parts of [0, 1), in random order: every row alone is drawn by the weights.
-        """
-        rng = random.Random(mix_seed(seed, step))
-        places = list(range(rows))
-        rng.shuffle(places)
-        total = sum(source.weight for source in self.sources)
-        ends = [end / total for end in accumulate(source.weight for source in self.sources)]
-        points = ((place + rng.random()) / rows for place in places)
-        return [next((i for i, end in enumerate(ends) if u < end), len(ends) - 1) for u in points]
-
-
-class RowStream:
-    """A process's rows of each global batch, one optimiser step after the other.
-
-    Args:
-        rows: G, of the global batch; row i is reader i * R // G's.
-        share: which of them this process wants; the rows of whole readers.
-        state: of an earlier stream, which this one continues; None: from the beginning.
-
-    Raises:
-        ValueError: R does not divide G, a reader's rows are not all in the share, or the state is of other sources.
-    """
-
-    def __init__(
+    def stream_loader(
         self,
-        corpus: MixtureCorpus,
         tokenizer: Tokenizer,
         length: int,
         seed: int,
-        rows: int,
-        share: range,
-        state: Mapping[str, Any] | None = None,
-    ):
-        count = corpus.readers
-        if rows % count or share.start * count % rows or share.stop * count % rows:
-            raise ValueError(
-                f"data.readers={count} must divide loader.global_batch_size={rows}, and the number of processes must divide it"
-            )
-        self.corpus, self.tokenizer, self.length, self.seed = corpus, tokenizer, length, seed
-        self.rows, self.share = rows, share
-        self._numbers = range(share.start * count // rows, share.stop * count // rows)
-        self._files = {source.name: source.fingerprint() for source in corpus.sources}
-        if state is not None and state["files"] != self._files:
-            name = next(iter(name for name in self._files if state["files"].get(name) != self._files[name]), "")
-            raise ValueError(
-                f"data.sources.{name}: not the files that this run began with: give those, or begin a new run with "
-                "checkpointing.resume_from_ckpt=false"
-            )
-        self._readers = {}
-        for number in self._numbers:
-            for index, source in enumerate(corpus.sources):
-                at = None if state is None else Position(*state["at"][f"{number}/{source.name}"])
-                own = mix_seed(seed, index)
-                self._readers[number, index] = SourceReader(source, tokenizer, number, count, own, length, at)
-
-    def step(self, step: int) -> Iterator[Row]:
-        """The rows of an optimiser step; to be asked for in turn."""
-        drawn = self.corpus.drawn(self.seed, step, self.rows)
-        growth = self.corpus.prompt_growth_steps
-        shown = min(1.0, step / growth) if growth else 1.0
-        for index in self.share:
-            reader = self._readers[index * self.corpus.readers // self.rows, drawn[index]]
-            yield packed(reader, self.length, self.tokenizer, self.corpus.isolate_documents, shown)
-
-    def state(self) -> dict[str, Any]:
-        """Plain values from which it goes on; those of several processes are put together by uniting `at`."""
-        names = [source.name for source in self.corpus.sources]
-        return {"files": self._files, "at": {f"{n}/{names[i]}": r.at.to_list() for (n, i), r in self._readers.items()}}
+        share: Share,
+        state: Mapping[str, Any] | None,
+        options: dict[str, Any],
+    ) -> MixtureLoader:
+        open_stream = partial(RowStream, self.mixture, tokenizer, length, seed, share.rows, share.own, state)
+        return MixtureLoader(open_stream, share, options)
 
 
 class HeldOutRows:
@@ -186,14 +122,14 @@ class HeldOutRows:
         self._rows: list[Row] = []
         size = 0
         for source in corpus.sources:
-            waiting = _Waiting(source.reader.divisible)
+            waiting = Waiting(source.reader.divisible)
             for text, record, file in source.held_out(corpus.valid_documents):
                 size += len(text.encode(errors="replace"))
                 waiting.examples += [e for e in source.examples(record, file, tokenizer) if waiting.fits(e, length)]
             if not waiting.examples:
                 raise ValueError(f"data.sources.{source.name}: no held-out example fits model.length={length}")
             while waiting.examples:
-                self._rows.append(packed(waiting, length, tokenizer, corpus.isolate_documents))
+                self._rows.append(packed(waiting, length, tokenizer, corpus.mixture.isolate_documents))
         self.bytes_per_token = size / sum(float(row.weight.sum()) for row in self._rows)
 
     def __len__(self) -> int:
@@ -211,52 +147,6 @@ class HeldOutRows:
             (torch.bincount(row.tokens[row.weight > 0], minlength=vocab_size) for row in self._rows),
             start=torch.zeros(vocab_size, dtype=torch.long),
         )
-
-
-class _Waiting:
-    """Examples in a list, taken like those of a `SourceReader`."""
-
-    def __init__(self, divisible: bool):
-        self.divisible, self.examples = divisible, list[Example]()
-
-    def fits(self, example: Example, length: int) -> bool:
-        return self.divisible or len(example.tokens) <= length
-
-    def take(self, room: int) -> Example | None:
-        if not self.examples or (not self.divisible and len(self.examples[0].tokens) > room):
-            return None
-        first = self.examples.pop(0)
-        if len(first.tokens) > room:
-            self.examples.insert(0, Example(first.tokens[room:], max(0, first.given - room)))
-        return Example(first.tokens[:room], min(first.given, room))
-
-
-def packed(reader: SourceReader | _Waiting, length: int, tokenizer: Tokenizer, isolate: bool, shown: float = 1.0) -> Row:
-    """A row filled from a reader until there is no more, or nothing that fits.
-
-    Args:
-        isolate: number the documents; where there is padding they are numbered in any case, all alike if this is False.
-        shown: share of each prompt that is given.
-    """
-    tokens: list[int] = []
-    weight: list[float] = []
-    documents: list[int] = []
-    number = 0
-    while len(tokens) < length and (example := reader.take(length - len(tokens))) is not None:
-        given = round(example.given * shown)
-        tokens += example.tokens
-        weight += [0.0] * given + [1.0] * (len(example.tokens) - given)
-        documents += [number] * len(example.tokens)
-        number += isolate
-    missing = length - len(tokens)
-    whole = not missing and (number <= 1 or not isolate)
-    pad = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
-    # by position: where padding and EOS are one id, a genuine EOS counts all the same
-    return Row(
-        torch.tensor(tokens + [pad] * missing),
-        torch.tensor(weight + [0.0] * missing),
-        None if whole else torch.tensor(documents + [-1] * missing),
-    )
 
 
 def _source(name: str, options: dict[str, Any], reader: ExampleReader, path: Any, valid_fraction: float) -> Source:

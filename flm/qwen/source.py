@@ -60,7 +60,7 @@ class Source:
         hub: data set on the hub, user/name; its files are streamed and never kept. No code in it is run.
         path: local folder of such files, in place of the hub.
         subset: folder inside the data set.
-        revision: branch, tag or commit on the hub; a run that is to resume for weeks names a commit.
+        revision: branch, tag or commit on the hub; a run that resumes goes on with the commit it began with.
         files: pattern of their names in there (data/train_sft-*.parquet); None: those that name no split other than train.
         valid_fraction: share of the records that is held out, told by their content; so copies are on one side.
 
@@ -85,8 +85,10 @@ class Source:
         self.name, self.weight, self.reader, self.hub = name, float(weight), reader, hub
         self.path = None if path is None else Path(path)
         self.subset, self.revision, self.pattern = subset, revision, files
-        self._held_out_below = int(valid_fraction * (1 << 64))
+        self._valid_fraction, self._held_out_below = valid_fraction, int(valid_fraction * (1 << 64))
         self._files: list[str] | None = None
+        self._commit: str | None = None
+        self._pinned: str | None = None
 
     def files(self) -> list[str]:
         """Paths or addresses, in the order of their names; asked for once."""
@@ -98,8 +100,28 @@ class Source:
         return self._files
 
     def fingerprint(self) -> str:
-        """Of the names of the files: what a position is good for."""
-        return hashlib.sha256("\n".join(Path(file).name for file in self.files()).encode()).hexdigest()[:16]
+        """Of the names of the files."""
+        return _hash([Path(file).name for file in self.files()])
+
+    @property
+    def commit(self) -> str | None:
+        """Of the hub, that the files are of; None: they are of a folder, or have not been asked for."""
+        return self._commit
+
+    def go_on_with(self, commit: str | None) -> None:
+        """Takes the files of a commit of the hub where `revision` may have moved on; None: as they are now."""
+        if self.path is None and commit is not None and commit != self._commit:
+            self._pinned, self._files = commit, None
+
+    def positions_depend_on(self) -> dict[str, Any]:
+        """Plain values: under others, a `Position` is of another record."""
+        sizes = None if self.path is None else _hash([Path(file).stat().st_size for file in self.files()])
+        return {
+            "names": self.fingerprint(),
+            "sizes": sizes,
+            "reader": self.reader.fingerprint(),
+            "valid_fraction": self._valid_fraction,
+        }
 
     def read(self, file: str, start: int = 0) -> Iterator[dict[str, Any]]:
         """Records of a file from one on. Raises ValueError, naming source and file."""
@@ -153,10 +175,11 @@ class Source:
         from huggingface_hub import HfApi
 
         try:
-            info = HfApi().dataset_info(self.hub, revision=self.revision, timeout=REACH_SECONDS)
+            info = HfApi().dataset_info(self.hub, revision=self._pinned or self.revision, timeout=REACH_SECONDS)
         except Exception as error:  # the client and its transport each raise their own
             reason = " ".join(str(error).split()) or type(error).__name__
             raise self._error(f"{self.hub} of the hub cannot be had ({reason}); or give a folder as path") from error
+        self._commit = info.sha
         inside = "" if self.subset is None else f"{self.subset}/"
         names = [file.rfilename for file in info.siblings or []]
         names = self._chosen([name.removeprefix(inside) for name in names if name.startswith(inside)])
@@ -283,3 +306,7 @@ class SourceReader:
             shuffled = Permutation(len(own), mix_seed(self.seed, at.epoch, number, at.window, self.number))
             own = [own[shuffled(index)] for index in range(len(own))]
         self._window = [(record, file) for record in own]
+
+
+def _hash(values: list[Any]) -> str:
+    return hashlib.sha256("\n".join(map(str, values)).encode()).hexdigest()[:16]

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from flm.atomic import write_text
 from flm.checkpoints.model_file import ModelSource
-from flm.data.corpora.corpus import Corpus, Split
+from flm.data.corpora.corpus import Corpus
+from flm.data.documents import Split
 from flm.data.tokenizers import Tokenizer
 from flm.measures.responses import response_scores
 from flm.ranges import Count, Text

@@ -9,7 +9,7 @@ import hydra
 import pyarrow
 import pyarrow.parquet
 import pytest
-from data.fake_hub import FakeHub
+from fake_hub import FakeHub
 from tasks.running import config_of
 
 from flm.data.corpora.hub_pairs import HubPairCorpus

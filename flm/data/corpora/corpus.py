@@ -5,25 +5,17 @@ How it comes by the two is its own business: `flm.data.corpora.random_split` hol
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
+from flm.data.blocks import TokenBlocks
+from flm.data.cache import open_cache
+from flm.data.documents import SPLITS, Normaliser, Split
 from flm.data.frames import FrameName, frame_of
+from flm.data.loaders import Share, StreamLoader
+from flm.data.tokenizers import Tokenizer
 from flm.ranges import Count, Text
-
-Split = Literal["train", "valid"]
-SPLITS: tuple[Split, ...] = ("train", "valid")
-
-
-class Normaliser(Protocol):
-    """Rewrites every document before anything else sees it. Pickled when several processes tokenise."""
-
-    def __call__(self, text: str) -> str: ...
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Plain values that determine what it does."""
-        ...
 
 
 class Corpus:
@@ -36,7 +28,7 @@ class Corpus:
         processes: how many tokenise a corpus of more than one shard; None: one per core this process may use.
 
     Attributes:
-        streamed: whether rows come from where the text lies, through `stream` (see `flm.qwen.mixture`), without a token cache.
+        streamed: whether training batches come through `stream_loader` from where the text lies, without a token cache.
     """
 
     streamed = False
@@ -80,8 +72,6 @@ class Corpus:
 
     def open(self, tokenizer: Any, root: Path) -> Any:
         """Its tokens, as a `flm.data.cache.TokenCache`, built below `root` first if they are not there."""
-        from flm.data.cache import open_cache  # which imports this
-
         return open_cache(self, tokenizer, root)
 
     def blocks(self, cache: Any, split: Split, length: int, tokenizer: Any, seed: int) -> Any:
@@ -90,9 +80,29 @@ class Corpus:
         Args:
             seed: of what chance decides about rows, beside their order.
         """
-        from flm.data.blocks import TokenBlocks  # which imports the cache, which imports this
-
         return TokenBlocks(cache.tokens(split), length, frame_of(self.wrap, tokenizer))
+
+    def stream_loader(
+        self,
+        tokenizer: Tokenizer,
+        length: int,
+        seed: int,
+        share: Share,
+        state: Mapping[str, Any] | None,
+        options: dict[str, Any],
+    ) -> StreamLoader:
+        """Training batches of a streamed corpus for one process.
+
+        Args:
+            length: L, tokens per row.
+            seed: of the order of documents.
+            state: of an earlier loader, `joined`, which this one continues at `share.start`; None: from the beginning.
+            options: of `torch.utils.data.DataLoader`.
+
+        Raises:
+            ValueError: the state is of other data or settings; or the corpus cannot be shared out so.
+        """
+        raise NotImplementedError
 
     def fingerprint(self) -> dict[str, Any]:
         """Plain values that determine the documents of all splits."""

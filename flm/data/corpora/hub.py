@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flm.data.corpora.corpus import Corpus, Normaliser, Split
+from flm.data.corpora.corpus import Corpus
 from flm.data.corpora.download import Download, Unreachable
 from flm.data.corpora.source_files import (
     KINDS,
@@ -17,6 +17,7 @@ from flm.data.corpora.source_files import (
     read_range,
     reader_of,
 )
+from flm.data.documents import Normaliser, Split
 from flm.data.frames import FrameName
 from flm.ranges import Count, Text
 

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from flm.data.corpora.corpus import Split
 from flm.data.corpora.hub import HubCorpus
 from flm.data.corpora.pairs import Pairs
 from flm.data.corpora.source_files import records
+from flm.data.documents import Split
 from flm.data.layouts import Layout
 from flm.ranges import Count, Index, OpenShare, Text
 

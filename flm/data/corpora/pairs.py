@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flm.data.corpora.corpus import Split
 from flm.data.corpora.json_lines import digest, records, text_of
 from flm.data.corpora.random_split import RandomSplitCorpus
+from flm.data.documents import Split
 from flm.data.layouts import Layout, ResponseLayout
+from flm.data.pair_rows import PairRows
 from flm.ranges import Count, Index, OpenShare, Text
 
 _BETWEEN = "\x1e"  # record separator: keeps a pair in one string while it is put on one side of the split
@@ -64,8 +65,6 @@ class Pairs(RandomSplitCorpus):
             yield response
 
     def blocks(self, cache: Any, split: Split, length: int, tokenizer: Any, seed: int) -> Any:
-        from flm.data.pair_rows import PairRows  # which imports the cache, which imports what this derives from
-
         return PairRows(cache, split, self.layout, tokenizer, length, 1 if self.prompt_key is None else 2, seed)
 
     def _joined(self, split: Split) -> Iterator[str]:

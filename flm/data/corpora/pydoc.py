@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flm.data.corpora.corpus import Normaliser
 from flm.data.corpora.prose import prose
 from flm.data.corpora.random_split import RandomSplitCorpus
+from flm.data.documents import Normaliser
 from flm.data.frames import FrameName
 from flm.ranges import Count, Index, OpenShare, Text
 

@@ -10,7 +10,8 @@ from array import array
 from collections.abc import Iterator
 from typing import Any
 
-from flm.data.corpora.corpus import Corpus, Normaliser, Split
+from flm.data.corpora.corpus import Corpus
+from flm.data.documents import Normaliser, Split
 from flm.data.frames import FrameName
 from flm.ranges import Count, Index, OpenShare, Text
 

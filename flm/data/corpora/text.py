@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from flm.data.corpora.corpus import Normaliser, Split
 from flm.data.corpora.random_split import RandomSplitCorpus
+from flm.data.documents import Normaliser, Split
 from flm.data.frames import FrameName
 from flm.ranges import Count, Index, OpenShare, Text
 

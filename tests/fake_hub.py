@@ -10,12 +10,12 @@ from urllib.parse import unquote, urlsplit
 class FakeHub:
     """Serves `files` (bytes by path) as `name` at revision `branch`, which is the commit `commit`.
 
-    `asked` lists the paths of files sent; `broken` those whose sending breaks off.
+    `asked` lists the paths of files sent; `broken` those whose sending breaks off; `older` commits are known by name.
     """
 
     def __init__(self, name, branch, commit, files):
         self.name, self.branch, self.commit, self.files = name, branch, commit, files
-        self.asked, self.broken = [], set()
+        self.asked, self.broken, self.older = [], set(), set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         Thread(target=self._server.serve_forever, daemon=True).start()
@@ -37,9 +37,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, with_body):
         path = unquote(urlsplit(self.path).path)
         info, resolve = f"/api/datasets/{self.hub.name}/revision/", f"/datasets/{self.hub.name}/resolve/"
-        if path.startswith(info) and path.removeprefix(info) in (self.hub.branch, self.hub.commit):
+        if path.startswith(info) and path.removeprefix(info) in (self.hub.branch, self.hub.commit, *self.hub.older):
+            commit = self.hub.commit if path.removeprefix(info) == self.hub.branch else path.removeprefix(info)
             siblings = [{"rfilename": name} for name in self.hub.files]
-            about = {"_id": "1", "id": self.hub.name, "sha": self.hub.commit, "siblings": siblings, "tags": [], "downloads": 0}
+            about = {"_id": "1", "id": self.hub.name, "sha": commit, "siblings": siblings, "tags": [], "downloads": 0}
             self._send(
                 json.dumps(about | {"private": False, "likes": 0}).encode(), {"Content-Type": "application/json"}, with_body
             )

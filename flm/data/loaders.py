@@ -1,0 +1,113 @@
+"""Loaders of one process's micro-batches from a given optimiser step on, and how rows become a `Batch`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader
+
+from flm.algos.algorithm import Batch
+from flm.data.blocks import Rows, TokenBlocks
+from flm.data.layouts import Row
+from flm.data.order import ExampleOrder, ShareSampler
+
+
+@dataclass(frozen=True)
+class Share:
+    """The micro-batches that one process takes of optimiser steps start .. stop-1.
+
+    Attributes:
+        rows: of the global batch, over all processes and accumulation steps.
+        accumulation: micro-batches per optimiser step and process.
+    """
+
+    start: int
+    stop: int
+    rows: int
+    accumulation: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a micro-batch."""
+        return self.rows // (self.world_size * self.accumulation)
+
+    @property
+    def own(self) -> range:
+        """This process's rows of each global batch."""
+        each = self.rows // self.world_size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+
+class StepLoader:
+    """Base of loaders of training batches.
+
+    The length counts from step 0, because Lightning adds the batches of before an interruption to the ones it fetches
+    and compares the sum with it. Where a loader starts follows from the trainer's step; the two methods say so to
+    Lightning, which else warns that the position is lost.
+    """
+
+    share: Share
+
+    def __len__(self) -> int:
+        return self.share.stop * self.share.accumulation
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class TrainLoader(StepLoader, DataLoader):
+    """Batches of blocks that lie in a cache, in the order that the seed gives."""
+
+    def __init__(self, blocks: TokenBlocks, seed: int, share: Share, options: dict[str, Any]):
+        self.share = share
+        order = ExampleOrder(len(blocks), seed)
+        part = (share.start, share.stop, share.rank, share.world_size, share.accumulation)
+        super().__init__(
+            Rows(blocks), batch_sampler=ShareSampler(order, share.batch_size, *part), collate_fn=collate, **options
+        )
+
+
+class StreamLoader(Protocol):
+    """What a streamed corpus gives in place of rows: batches in turn, and where its streams stand between optimiser steps."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __len__(self) -> int:
+        """See `StepLoader`."""
+        ...
+
+    def state(self, step: int | None = None) -> dict[str, Any]:
+        """Plain values: where this process's streams stand before an optimiser step; None: the newest that was reached.
+
+        Steps a few back may be forgotten.
+        """
+        ...
+
+    def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The states of all processes as one, from which any number of processes can go on."""
+        ...
+
+    def epochs(self) -> dict[str, float]:
+        """Passes over each source that this process's readers have completed, on average."""
+        ...
+
+
+def collate(rows: list[Row]) -> Batch:
+    tokens, weight, documents = zip(*rows, strict=True)
+    if all(row is None for row in documents):
+        return Batch(torch.stack(tokens), torch.stack(weight))
+    whole = [torch.zeros_like(ids) if row is None else row for ids, row in zip(tokens, documents, strict=True)]
+    return Batch(torch.stack(tokens), torch.stack(weight), torch.stack(whole))
+
+
+def collate_weighted(items: list[tuple[Row, float]]) -> Batch:
+    """Of rows with what to multiply their weight with."""
+    batch = collate([row for row, _ in items])
+    batch.weight *= torch.tensor([weight for _, weight in items])[:, None]
+    return batch
