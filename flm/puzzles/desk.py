@@ -14,7 +14,7 @@ from rich.text import Text
 from flm.atomic import write_text
 from flm.data.tokenizers import Tokenizer
 from flm.measures.film import FilmStrip
-from flm.puzzles.rules import HOLE, Puzzle
+from flm.puzzles.rules import HOLE, Puzzle, Verdict
 from flm.tasks.results import write_json
 
 _SHOWN = 6  # answers, and moments of a film
@@ -34,16 +34,20 @@ class Desk:
     tokenizer: Tokenizer
     console: Console = field(default_factory=Console)
 
-    def keep(self, name: str, steps: int, puzzles: Sequence[Puzzle], answers: Sequence[Sequence[str]], film: FilmStrip) -> None:
+    def keep(
+        self,
+        name: str,
+        steps: int,
+        puzzles: Sequence[Puzzle],
+        answers: Sequence[Sequence[str]],
+        verdicts: Sequence[Sequence[Verdict]],
+        film: FilmStrip,
+    ) -> None:
         """Writes <name>-<steps>.jsonl and film-<name>-<steps>.json, and shows some of both."""
-        rules = self.source.rules
-        right = [[rules.check(p.givens, a, p.answer).solved for a in given] for p, given in zip(puzzles, answers, strict=True)]
         lines = [
-            {"givens": puzzle.givens, "reference": puzzle.answer, "answers": given, "right": judged}
-            for puzzle, given, judged in zip(puzzles, answers, right, strict=True)
+            {"givens": puzzle.givens, "reference": puzzle.answer, "answers": given, "solved": [v.solved for v in judged]}
+            for puzzle, given, judged in zip(puzzles, answers, verdicts, strict=True)
         ]
-        if name == "written":  # a reference that is one of many says nothing
-            lines = [{"answer": given[0], "right": judged[0]} for given, judged in zip(answers, right, strict=True)]
         write_text(
             self.folder / f"{name}-{steps}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         )
@@ -51,16 +55,15 @@ class Desk:
         content = {"steps": steps, "columns": self.source.columns, "frames": frames}
         write_json(self.folder / f"film-{name}-{steps}.json", {**self.about, **content})
         self.console.rule(f"{name}, {steps} step{'s' * (steps > 1)}")
-        pairs = zip(puzzles[:_SHOWN], answers, strict=False)
-        self.console.print(Columns(self._board(puzzle, given[0]) for puzzle, given in pairs))
+        shown = zip(puzzles[:_SHOWN], answers, verdicts, strict=False)
+        self.console.print(Columns(self._board(puzzle, given[0], judged[0]) for puzzle, given, judged in shown))
         if len(frames) > 1 and len(puzzles[0].answer) > 1:
             moments = [frames[i * (len(frames) - 1) // (_SHOWN - 1)] for i in range(_SHOWN)] if len(frames) > _SHOWN else frames
             cells = len(puzzles[0].answer)
             self.console.print(Columns(moment(frame, cells, self.source.columns) for frame in moments))
 
-    def _board(self, puzzle: Puzzle, answer: str) -> Panel:
+    def _board(self, puzzle: Puzzle, answer: str, verdict: Verdict) -> Panel:
         """An answer with what was given in bold; its frame says whether it is right."""
-        verdict = self.source.rules.check(puzzle.givens, answer, puzzle.answer)
         cells, columns = Text(), self.source.columns or max(1, len(answer))
         for place, symbol in enumerate(answer):
             if place and place % columns == 0:

@@ -11,16 +11,16 @@ from flm.measures.pass_at_k import mean_pass_at_k
 from flm.puzzles.rules import Puzzle, Rules, Verdict
 
 
-def solve_rates(puzzles: Sequence[Puzzle], answers: Sequence[Sequence[str]], rules: Rules, ks: Sequence[int]) -> dict[str, Any]:
-    """Shares with standard errors over puzzles, each puzzle with the mean of its answers; and pass@k.
-
-    Args:
-        answers: to each puzzle as many.
-    """
-    verdicts = [
+def verdicts_on(puzzles: Sequence[Puzzle], answers: Sequence[Sequence[str]], rules: Rules) -> list[list[Verdict]]:
+    """On every answer to every puzzle."""
+    return [
         [rules.check(puzzle.givens, answer, puzzle.answer) for answer in given]
         for puzzle, given in zip(puzzles, answers, strict=True)
     ]
+
+
+def solve_rates(verdicts: Sequence[Sequence[Verdict]], ks: Sequence[int]) -> dict[str, Any]:
+    """Shares with standard errors over puzzles, each puzzle with the mean of its answers, as many to each; and pass@k."""
 
     def rate(read: Callable[[Verdict], bool | None]) -> dict[str, Any]:
         return asdict(Estimate.of([sum(bool(read(v)) for v in given) / len(given) for given in verdicts]))

@@ -97,14 +97,14 @@ def table_of(runs: Sequence[Run], part: str, rate: str, title: str) -> Table:
 
 def one_evaluation(run: Run) -> str | None:
     """A valid answer that took a single network evaluation, line by line; None: there is none among the files."""
-    for part, name, key in (("written", "written", "answer"), ("puzzles", "solved", "answers")):
+    for part, name in (("written", "written"), ("puzzles", "solved")):
         if 1 not in run.entries(part):
             continue
         film, lines = run.path.with_name(f"film-{name}-1.json"), run.path.with_name(f"{name}-1.jsonl")
         columns = read_json(film).get("columns")
         for line in lines.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
-            answer, right = (record[name] if key == "answer" else record[name][0] for name in (key, "right"))
-            if right:
+            answer, solved = record["answers"][0], record["solved"][0]
+            if solved:
                 return "\n".join(answer[i : i + columns] for i in range(0, len(answer), columns)) if columns else answer
     return None

@@ -15,7 +15,7 @@ from flm.measures.film import FilmStrip
 from flm.puzzles.controls import IdealMaskedDiffusion, propagated, random_fill, searched
 from flm.puzzles.desk import Desk
 from flm.puzzles.rules import HOLE, Puzzle
-from flm.puzzles.scores import coverage, solve_rates
+from flm.puzzles.scores import coverage, solve_rates, verdicts_on
 from flm.puzzles.solve_tables import puzzle_table, written_table
 from flm.puzzles.writing import Writer
 from flm.tasks.assemble import load_for_evaluation, run_dir
@@ -93,14 +93,15 @@ def solved(writer: Writer, puzzles: list[Puzzle], all_steps: list[int], config: 
     for steps in all_steps:
         film = FilmStrip()
         written = writer(puzzles, wanted.samples, steps, film)
+        verdicts = verdicts_on(puzzles, written.answers, rules)
         found["by_steps"][str(steps)] = {
             "steps": steps,
             "evaluations": written.evaluations,
             "ms_per_puzzle": written.ms_per_answer,
             "left_out": written.left_out,
-            **solve_rates(puzzles, written.answers, rules, list(wanted.k)),
+            **solve_rates(verdicts, list(wanted.k)),
         }
-        desk.keep("solved", steps, puzzles, written.answers, film)
+        desk.keep("solved", steps, puzzles, written.answers, verdicts, film)
     rng, symbols = random.Random(config.seed), rules.symbols
     controls: dict[str, Callable[[Puzzle], str | None]] = {
         "exact solver": lambda puzzle: searched(puzzle, rules),
@@ -110,14 +111,15 @@ def solved(writer: Writer, puzzles: list[Puzzle], all_steps: list[int], config: 
         controls["random fill"] = lambda puzzle: random_fill(puzzle, symbols, rng)
     for name, answer in controls.items():
         if answer(puzzles[0]) is not None:
-            found["controls"][name] = solve_rates(puzzles, [[answer(puzzle) or ""] for puzzle in puzzles], rules, [1])
+            verdicts = verdicts_on(puzzles, [[answer(puzzle) or ""] for puzzle in puzzles], rules)
+            found["controls"][name] = solve_rates(verdicts, [1])
     ideal = ideal_masked_diffusion(writer.source)
     if ideal is not None:
         generator = torch.Generator().manual_seed(config.seed)
         for steps in sorted({min(steps, len(puzzles[0].answer)) for steps in all_steps}):
             answers = ideal([puzzle.givens for puzzle in puzzles], steps, generator)
-            rates = solve_rates(puzzles, [[answer] for answer in answers], rules, [1])
-            found["controls"][f"ideal masked, {steps}"] = rates
+            verdicts = verdicts_on(puzzles, [[answer] for answer in answers], rules)
+            found["controls"][f"ideal masked, {steps}"] = solve_rates(verdicts, [1])
     return found
 
 
@@ -135,7 +137,7 @@ def from_nothing(writer: Writer, blank: list[Puzzle], all_steps: list[int], seed
             "ms_per_answer": written.ms_per_answer,
             **coverage([given[0] for given in written.answers], corpus.rules, held_out),
         }
-        desk.keep("written", steps, blank, written.answers, film)
+        desk.keep("written", steps, blank, written.answers, verdicts_on(blank, written.answers, corpus.rules), film)
     # what positions drawn on their own, each symbol equally likely, make of it
     chance = math.exp(math.log(space) - len(blank[0].answer) * math.log(len(corpus.rules.symbols)))
     found["controls"]["random fill"] = {"valid": {"mean": chance, "standard_error": 0.0, "count": len(blank)}}

@@ -21,7 +21,7 @@ from flm.models.dit import DiT
 from flm.puzzles.controls import IdealMaskedDiffusion, propagated, random_fill, searched
 from flm.puzzles.result_kinds import SOLVE_EVAL
 from flm.puzzles.rules import HOLE, Puzzle, Rules
-from flm.puzzles.scores import coverage, solve_rates
+from flm.puzzles.scores import coverage, solve_rates, verdicts_on
 from flm.puzzles.sudoku import Sudoku
 from flm.puzzles.writing import Writer, counted_calls
 from flm.results.kinds import Source
@@ -37,7 +37,8 @@ def test_solved_is_valid_and_consistent_and_not_agreement():
     corpus = Sudoku(4, train=None, valid=None)
     two = Puzzle("0034341200434321".replace("0", HOLE), "1234341221434321")
     other, cheat = "2134341212434321", "4132234114233214"
-    rates = solve_rates([two, two], [[two.answer, other, cheat, cheat], [cheat, cheat, cheat, ""]], corpus.rules, [1, 2])
+    answers = [[two.answer, other, cheat, cheat], [cheat, cheat, cheat, ""]]
+    rates = solve_rates(verdicts_on([two, two], answers, corpus.rules), [1, 2])
     assert rates["solved"] == {"mean": 0.25, "standard_error": 0.25, "count": 2}
     assert rates["valid"]["mean"] == (4 / 4 + 3 / 4) / 2 and rates["consistent"]["mean"] == 0.25
     assert rates["agrees"]["mean"] == 0.125
@@ -106,7 +107,7 @@ def test_every_call_counts_and_givens_stay(corpus, algorithm, steps, calls):
     written = Writer(LanguageModel(model, tokenizer), corpus, {}, 16, 0)(puzzles, 2, steps)
     assert written.evaluations == calls and written.left_out == 0
     assert all(len(given) == 2 for given in written.answers)
-    rates = solve_rates(puzzles, written.answers, corpus.rules, [1])
+    rates = solve_rates(verdicts_on(puzzles, written.answers, corpus.rules), [1])
     assert rates["consistent"]["mean"] == 1
     # two answers to one puzzle come from different noise
     assert any(first != second for first, second in written.answers)
@@ -210,7 +211,7 @@ def test_results_side_by_side(tmp_path, capsys):
         content = {"format_version": 1, "kind": "solve_eval", "label": name, "checkpoint": checkpoint, "written": part}
         (folder / "solve_eval.json").write_text(json.dumps(content))
         (folder / "film-written-1.json").write_text(json.dumps({"columns": 2}))
-        lines = [{"answer": "1221", "right": False}, {"answer": "3443", "right": name == "flow_map"}]
+        lines = [{"answers": ["1221"], "solved": [False]}, {"answers": ["3443"], "solved": [name == "flow_map"]}]
         (folder / "written-1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     names = ",".join(str(tmp_path / f"{name}_solve") for name in ("flm", "flow_map"))
     run(config_of(tmp_path / "out", "mode=side_by_side", f"side_by_side.runs=[{names}]"))
