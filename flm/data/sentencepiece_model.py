@@ -1,8 +1,10 @@
-"""SentencePiece BPE models (arXiv 1808.06226): their file read without the library, and the same tokenizer made of it.
+"""SentencePiece models (arXiv 1808.06226): their file, and the same tokenizer made of it as one that a checkpoint can hold.
 
-The file is one protocol-buffer message. Only what decides ids and text is taken from it; nothing in it is run.
+The file is one protocol-buffer message, read here because the library tells nobody how it normalises text, which a tokenizer of
+`tokenizers` has to know. Only what decides ids and text is taken from it; nothing in it is run.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,8 +15,10 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from flm.data.tokenizers import Tokenizer
 
 WORD_START = "\u2581"  # stands for a space
-_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6  # SentencePiece.Type
-_BPE = 2  # TrainerSpec.ModelType
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece.Type
+_UNIGRAM, _BPE, _CHARACTERS = 1, 2, 4  # TrainerSpec.ModelType
+MAX_BYTES = 1 << 24  # of a file; the largest in use are a third of it
+_MAX_PIECE = 512  # characters; the library's own limit on what it learns
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,14 @@ class SentencePieceModel:
     """What a model file says, with the format's defaults.
 
     Attributes:
+        type: of the model, as TrainerSpec.ModelType numbers them.
         charsmap: the normaliser's compiled rules; empty for none.
         dummy_prefix: put a space before every text.
         strip_spaces: drop spaces at both ends and make runs of them one.
     """
 
     pieces: list[Piece] = field(default_factory=list)
+    type: int = _UNIGRAM
     byte_fallback: bool = False
     bos_id: int = 1
     eos_id: int = 2
@@ -47,15 +53,16 @@ class SentencePieceModel:
 
     @classmethod
     def parse(cls, raw: bytes) -> "SentencePieceModel":
-        """Raises ValueError where these bytes are no BPE model."""
-        model, model_type = cls(), 1
+        """Raises ValueError where these bytes are no model, or one whose ids would not be the library's."""
+        model, marks_ends = cls(), False
         try:
             for number, value in _fields(raw):
                 if number == 1:
                     model.pieces.append(_piece(value))
                 elif number == 2:  # TrainerSpec
                     spec = dict(_fields(value))
-                    model_type = spec.get(3, 1)
+                    model.type = spec.get(3, _UNIGRAM)
+                    marks_ends = bool(spec.get(24, 0))
                     model.byte_fallback = bool(spec.get(35, 0))
                     model.bos_id, model.eos_id = _signed(spec.get(41, 1)), _signed(spec.get(42, 2))
                     model.pad_id = _signed(spec.get(43, -1))
@@ -69,8 +76,14 @@ class SentencePieceModel:
             raise ValueError("no SentencePiece model") from error
         if not model.pieces:
             raise ValueError("no SentencePiece model")
-        if model_type != _BPE:
-            raise ValueError("a SentencePiece model of another type than BPE")
+        if model.type not in (_UNIGRAM, _BPE, _CHARACTERS):
+            raise ValueError("a SentencePiece model of another type than unigram, BPE or characters")
+        if marks_ends and model.dummy_prefix:
+            raise ValueError("a SentencePiece model that puts a space behind every text (treat_whitespace_as_suffix)")
+        if any(piece.type == _USER_DEFINED for piece in model.pieces):
+            raise ValueError("a SentencePiece model with user-defined symbols, which are looked for before all other pieces")
+        if (longest := max(len(piece.text) for piece in model.pieces)) > _MAX_PIECE:
+            raise ValueError(f"a SentencePiece model with a piece of {longest} characters, more than {_MAX_PIECE}")
         return model
 
     def tokenizer(self, name: str) -> Tokenizer:
@@ -81,20 +94,14 @@ class SentencePieceModel:
         """
         if self.bos_id < 0 or self.eos_id < 0:
             raise ValueError("no id for begin (bos_id) or end (eos_id) of a text")
-        unknown = next((piece.text for piece in self.pieces if piece.type == _UNKNOWN), None)
-        backend = tokenizers.Tokenizer(
-            models.BPE(
-                vocab={piece.text: i for i, piece in enumerate(self.pieces)},
-                merges=self._merges(),
-                unk_token=unknown,
-                fuse_unk=True,
-                byte_fallback=self.byte_fallback,
-            )
-        )
+        backend = tokenizers.Tokenizer(self._unigram() if self.type == _UNIGRAM else self._bpe())
         backend.normalizer = self._normalizer()
-        if not any(WORD_START in piece.text[1:] for piece in self.pieces):
+        if self.type == _BPE and not any(WORD_START in piece.text[1:] for piece in self.pieces):
             # no piece reaches into a next word, so words may be looked up one by one
             backend.pre_tokenizer = pre_tokenizers.Split(WORD_START, "merged_with_next")
+        if self.type == _UNIGRAM:  # which would find these in a text by their spelling
+            silent = "|".join(re.escape(piece.text[1:]) for piece in self.pieces if piece.type != _NORMAL and piece.text[1:])
+            backend.pre_tokenizer = pre_tokenizers.Split(Regex(f"<(?={silent})"), "isolated")
         undo = [decoders.Replace(WORD_START, " "), decoders.ByteFallback(), decoders.Fuse()]
         backend.decoder = decoders.Sequence(undo + ([decoders.Strip(" ", 1, 0)] if self.dummy_prefix else []))
         silent = [piece.text for piece in self.pieces if piece.type in (_CONTROL, _UNUSED)]
@@ -102,6 +109,19 @@ class SentencePieceModel:
         pad_id = self.pad_id if self.pad_id >= 0 else None
         ids = (self.bos_id, self.eos_id, pad_id)
         return Tokenizer(backend, name, "sentencepiece", *ids, begins_documents=True, reads_special=False)
+
+    def _bpe(self) -> models.BPE:
+        return models.BPE(
+            vocab={piece.text: i for i, piece in enumerate(self.pieces)},
+            merges=self._merges() if self.type == _BPE else [],
+            unk_token=next((piece.text for piece in self.pieces if piece.type == _UNKNOWN), None),
+            fuse_unk=True,
+            byte_fallback=self.byte_fallback,
+        )
+
+    def _unigram(self) -> models.Unigram:
+        unknown = next((i for i, piece in enumerate(self.pieces) if piece.type == _UNKNOWN), None)
+        return models.Unigram([(piece.text, piece.score) for piece in self.pieces], unknown, self.byte_fallback)
 
     def _merges(self) -> list[tuple[str, str]]:
         """Every pair of pieces that makes a piece, best first."""
@@ -120,6 +140,8 @@ class SentencePieceModel:
         if self.strip_spaces:
             steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
         steps.append(normalizers.Replace(" ", WORD_START))
+        if self.strip_spaces and not self.charsmap:  # which turns the sign itself, written out in a text, into a space before
+            steps.append(normalizers.Replace(Regex(f"{WORD_START}+\\z"), ""))
         if self.dummy_prefix:
             steps.append(normalizers.Prepend(WORD_START))
         return normalizers.Sequence(steps)

@@ -22,6 +22,7 @@ from flm.data.tokenizers import Tokenizer
 SHARD_CHARACTERS = 1 << 26
 CHUNK_BYTES = 1 << 18  # what one CRC-32 stands for: read whole at the first touch, so not much more than a disk reads ahead
 _BATCH_CHARACTERS = 1 << 18  # what is tokenised at once: the library needs some hundred bytes per token meanwhile
+_ANCHOR = "a"
 _BETWEEN_WORDS = re.compile(r"(?<=\S)[ \n](?=\S)")
 
 Advance = Callable[[int], Any]
@@ -145,12 +146,18 @@ def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator
 
 def _encode_run(texts: list[str], ends: list[bool], tokenizer: Tokenizer, begins: bool) -> Iterator[list[int]]:
     """`begins`: whether the first text is a document's first part."""
-    for ids, end in zip(tokenizer.encode_batch(texts), ends, strict=True):
+    first = [begins, *ends][: len(texts)]
+    # a part that begins with the blank before a word goes on as it would in the whole: behind a word, whose ids are taken off
+    # again; at the start of a text tokenizers take blanks away or put one there
+    goes_on = [not start and text[:1] in (" ", "\n") for text, start in zip(texts, first, strict=True)]
+    anchor = tokenizer.encode(_ANCHOR)
+    encoded = tokenizer.encode_batch([_ANCHOR + text if on else text for text, on in zip(texts, goes_on, strict=True)])
+    for ids, on, start, end in zip(encoded, goes_on, first, ends, strict=True):
+        ids = ids[len(anchor) :] if on else ids
         if tokenizer.begins_documents:
-            yield [tokenizer.bos_id, *ids] if begins else ids
+            yield [tokenizer.bos_id, *ids] if start else ids
         else:
             yield [*ids, tokenizer.eos_id] if end else ids
-        begins = end
 
 
 def _parts(document: str) -> Iterator[tuple[str, bool]]:
