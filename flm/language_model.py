@@ -8,7 +8,7 @@ lm.generate(n=4, steps=8)
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from flm.checkpoints.model_file import ModelSource, generation_defaults
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
 from flm.likelihood.held_out import Likelihood, drawn_bounds, likelihood
-from flm.precision import autocast
+from flm.precision import autocast, device_named
+from flm.ranges import Count, Index, Seed
 from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
 from flm.samplers.template import pieces_of
+from flm.schema import check, check_call
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,6 @@ class LanguageModel:
         precision: of sampling, "32-true" or "bf16-mixed"; None: bf16-mixed on CUDA, 32-true elsewhere. Likelihoods are 32-true.
     """
 
-    precision: str | None = None
-
     def __init__(
         self,
         algorithm: Algorithm,
@@ -76,8 +76,18 @@ class LanguageModel:
     ):
         self.algorithm, self.tokenizer, self.source = algorithm.eval(), tokenizer, source
         defaults = generation_defaults({}) if source is None else source.generation
+        self._precision: str | None = None
         self.steps: int = defaults["steps"] if steps is None else steps
         self.options: dict[str, Any] = dict(defaults["options"] if options is None else options)
+
+    @property
+    def precision(self) -> str | None:
+        return self._precision
+
+    @precision.setter
+    def precision(self, name: str | None) -> None:
+        autocast(self.device, name)  # refuses what there is not
+        self._precision = name
 
     @property
     def config(self) -> dict[str, Any]:
@@ -94,18 +104,18 @@ class LanguageModel:
         return next(self.algorithm.parameters()).device
 
     def to(self, device: torch.device | str) -> "LanguageModel":
-        self.algorithm.to(device)
+        self.algorithm.to(device_named(device))
         return self
 
     def generate(
         self,
-        n: int = 1,
-        steps: int | None = None,
+        n: Count = 1,
+        steps: Count | None = None,
         prompt: str | None = None,
         suffix: str | None = None,
-        length: int | None = None,
-        seed: int = 0,
-        batch_size: int = 32,
+        length: Count | None = None,
+        seed: Seed = 0,
+        batch_size: Count = 32,
         **options: Any,
     ) -> list[str]:
         """Texts of `length` tokens, each beginning with the prompt and ending with the suffix.
@@ -123,7 +133,8 @@ class LanguageModel:
         Raises:
             ValueError: a number is below 1, prompt and suffix leave nothing to fill, or the sampler has no such option.
         """
-        length = _at_least_one("length", self.length if length is None else length)
+        check_call(LanguageModel.generate, locals())
+        length = self.length if length is None else length
         named = {"prompt": prompt, "suffix": suffix}
         given = [self.tokenizer.encode_exactly(text, name) if text else [] for name, text in named.items()]
         hole = length - len(given[0]) - len(given[1])
@@ -135,7 +146,13 @@ class LanguageModel:
         return self._texts([given[0], hole, given[1]], n, steps, seed, batch_size, options)
 
     def infill(
-        self, template: str, n: int = 1, steps: int | None = None, seed: int = 0, batch_size: int = 32, **options: Any
+        self,
+        template: str,
+        n: Count = 1,
+        steps: Count | None = None,
+        seed: Seed = 0,
+        batch_size: Count = 32,
+        **options: Any,
     ) -> list[str]:
         """Texts with the holes of a template filled: "The [8] sat on the [4]." has holes of 8 and 4 tokens.
 
@@ -146,6 +163,7 @@ class LanguageModel:
         Raises:
             ValueError: as `generate`; or the template has no hole, or one of 0 tokens.
         """
+        check_call(LanguageModel.infill, locals())
         pieces = pieces_of(template, lambda text: self.tokenizer.encode_exactly(text, "infill"), "infill")
         return self._texts(pieces, n, steps, seed, batch_size, options)
 
@@ -153,9 +171,9 @@ class LanguageModel:
     def fill(
         self,
         canvas: Canvas,
-        steps: int | None = None,
-        seed: int = 0,
-        batch: int = 0,
+        steps: Count | None = None,
+        seed: Seed = 0,
+        batch: Index = 0,
         on_step: Callable[[Any], None] | None = None,
         **options: Any,
     ) -> Tensor:
@@ -167,7 +185,8 @@ class LanguageModel:
             batch: number of the batch, from 0: another one, other noise. mode=sample_eval counts and seeds in the same way.
             on_step: called with each `Moment` of sampling.
         """
-        steps = _at_least_one("steps", self.steps if steps is None else steps)
+        check_call(LanguageModel.fill, locals())
+        steps = self.steps if steps is None else steps
         chosen = self.sampler_options(**options)
         generator = torch.Generator(self.device).manual_seed(mix_seed(seed, batch))
         with self.autocast():
@@ -211,7 +230,7 @@ class LanguageModel:
         """
         return likelihood(self._bounded("likelihood"), batches, draws, seed, bound, on_draw)
 
-    def nll(self, text: str, draws: int = 16, seed: int = 0) -> NegativeLogLikelihood:
+    def nll(self, text: str, draws: Count = 16, seed: Seed = 0) -> NegativeLogLikelihood:
         """How improbable the model finds a text: -log p(text) or an upper bound on it, in nats of the whole text.
 
         The text stands alone: nothing is put before or behind it. One of more than `self.length` tokens is cut into blocks
@@ -225,12 +244,13 @@ class LanguageModel:
         Raises:
             ValueError: the algorithm has no likelihood, the text has no tokens, or draws is below 1.
         """
+        check_call(LanguageModel.nll, locals())
         algorithm = self._bounded("nll")
         tokens = self.tokenizer.encode(text)
         if not tokens:
             raise ValueError("nll: the text has no tokens")
         exact = algorithm.bound_kind == "exact"
-        rows = 1 if exact else _at_least_one("draws", draws)
+        rows = 1 if exact else draws
         blocks = [torch.tensor(tokens[start : start + self.length]) for start in range(0, len(tokens), self.length)]
         # a row a draw: times are stratified over the rows
         batches = [Batch(block.expand(rows, -1), torch.ones(rows, len(block))) for block in blocks]
@@ -247,8 +267,6 @@ class LanguageModel:
     def _texts(
         self, pieces: Sequence[list[int] | int], n: int, steps: int | None, seed: int, batch_size: int, options: dict[str, Any]
     ) -> list[str]:
-        _at_least_one("n", n)
-        _at_least_one("batch_size", batch_size)
         rows: list[list[int]] = []
         while len(rows) < n:
             canvas = Canvas.from_pieces(pieces, min(batch_size, n - len(rows)), self.device)
@@ -289,11 +307,8 @@ def load(
     Raises:
         ValueError: there is nothing of that name, or it is not a whole model that this code can build.
     """
-    unknown = set(published) - {item.name for item in fields(ImportChoices)}
-    if unknown:
-        raise ValueError(f"load takes no {', '.join(sorted(unknown))}")
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    check(ImportChoices, published, "", takes="load")
+    device = device_named(device)
     algorithm, about = load_algorithm(source, use_average, trusted_modules, ImportChoices(**published), revision, file)
     if about.tokenizer is None:
         raise ValueError(f"{source}: holds no tokenizer")
@@ -305,9 +320,3 @@ def load(
     if not algorithm.vocab_size - 1 <= tokenizer.vocab_size <= algorithm.vocab_size:
         raise ValueError(f"{source}: its tokenizer has {tokenizer.vocab_size} tokens, its model {algorithm.vocab_size}")
     return LanguageModel(algorithm.to(device), tokenizer, about)
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value

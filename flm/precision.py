@@ -1,4 +1,4 @@
-"""What networks compute in, by the names that Lightning has for it."""
+"""Where and in what networks compute, the latter by the names that Lightning has for it."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -7,6 +7,23 @@ import torch
 
 SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}  # Lightning takes these names too
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def device_named(device: torch.device | str | None, key: str = "device") -> torch.device:
+    """The device; None is CUDA where it is, else the CPU.
+
+    Raises:
+        ValueError: there is no such device on this machine. `key` is what asked for it.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device("cuda" if device == "gpu" else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{key} must be cpu, cuda or cuda:NUMBER, not {device!r}") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{key}={device}: PyTorch finds no such CUDA device here; take cpu")
+    return found
 
 
 def precision_on(device: torch.device, precision: str | None) -> str:

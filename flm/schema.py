@@ -136,6 +136,16 @@ def check_value(parameter: inspect.Parameter, value: Any, key: str) -> None:
         raise ValueError(f"{key} must be {describe(parameter.annotation)}, not {shown(value)}")
 
 
+def check_call(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the bare argument, unless those of the values that are arguments of a function fit it.
+
+    For a function's own start, as `check_call(f, locals())`.
+    """
+    for name, parameter in signature_of(function).parameters.items():
+        if name in values:
+            check_value(parameter, values[name], name)
+
+
 def made(target: type, values: Mapping[str, Any], path: str) -> Any:
     """An instance of a dataclass of options, its fields that are dataclasses too made of mappings in their place."""
     check(target, values, path)

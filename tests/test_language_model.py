@@ -179,8 +179,20 @@ def test_either_weights(checkpoint, folder, tmp_path):
 @pytest.mark.parametrize(
     "call,message",
     [
-        (lambda lm: lm.generate(steps=0), "steps must be a whole number of at least 1, not 0"),
+        (lambda lm: lm.generate(steps=0), "steps must be a whole number of at least 1, or null, not 0"),
         (lambda lm: lm.generate(n=0), "n must be"),
+        (lambda lm: lm.generate(n=True), "n must be a whole number of at least 1, not true"),
+        (lambda lm: lm.generate(prompt=3), "prompt must be text, or null, not 3"),
+        (lambda lm: lm.generate(suffix=["a"]), "suffix must be text"),
+        (lambda lm: lm.generate(seed=-1), "seed must be a whole number of at least 0"),
+        (lambda lm: lm.generate(seed="x"), "seed must be"),
+        (lambda lm: lm.generate(temperature="hot"), "temperature must be a number above 0, not hot"),
+        (lambda lm: lm.generate(solver="rk4"), "solver must be one of euler, heun, not rk4"),
+        (lambda lm: lm.infill(7), "template must be text, not 7"),
+        (lambda lm: lm.nll(7), "text must be text, not 7"),
+        (lambda lm: lm.to("cudaa"), "device must be cpu, cuda or cuda:NUMBER, not 'cudaa'"),
+        (lambda lm: lm.to("cuda:99"), "device=cuda:99: PyTorch finds no such CUDA device here"),
+        (lambda lm: setattr(lm, "precision", "bf17"), "precision must be 32-true, bf16-mixed or 16-mixed"),
         (lambda lm: lm.generate(batch_size=0), "batch_size must be"),
         (lambda lm: lm.generate(length=0), "length must be"),
         (lambda lm: lm.generate(steps=1.5), "steps must be"),
@@ -209,7 +221,7 @@ def test_a_published_checkpoint_loads_like_any_other(tmp_path):
     torch.save(published()[0], source)
     with pytest.raises(ValueError, match="published.ckpt: no tokenizer is known for 15 tokens"):
         flm.load(source)
-    with pytest.raises(ValueError, match="load takes no lenght"):
+    with pytest.raises(ValueError, match="lenght: load takes no lenght; did you mean length"):
         flm.load(source, lenght=3)
     lm = flm.load(source, device="cpu", tokenizer_name_or_path=words)
     canvas = Canvas.blank(2, L)
@@ -244,7 +256,7 @@ def test_the_shell_says_what_python_says(folder, lm, capsys):
     assert json.loads(capsys.readouterr().out)["nats"] == lm.nll("the cat", seed=4).nats
     assert main(["generate", *common, "--steps", "0"]) == 1
     said = capsys.readouterr()
-    assert said.err == "error: steps must be a whole number of at least 1, not 0\n" and not said.out
+    assert said.err == "error: steps must be a whole number of at least 1, or null, not 0\n" and not said.out
 
 
 def test_the_card_names_licence_recipe_and_measurements(checkpoint, folder, corpus, tmp_path, monkeypatch, capfd):

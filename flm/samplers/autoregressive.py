@@ -50,7 +50,7 @@ class AutoregressiveSampler:
     steps that there is only one.
 
     Args:
-        temperature: divides the logits; > 0.
+        temperature: divides the logits.
         top_k: draw among the k most probable tokens; None: among all.
         top_p: draw among the fewest most probable tokens whose mass, at this temperature and within top_k, reaches this
             share in (0, 1]; None: among all.

@@ -23,7 +23,7 @@ class ExactJumps(AncestralSampler):
     the share could not be held, and the probability of a jump makes up for it.
 
     Args:
-        corrector: c.
+        corrector: c, how much of what is written turns to noise and is drawn again; 0: nothing.
     """
 
     def __init__(self, corrector: NonNegative = 0.0, **options: Any):

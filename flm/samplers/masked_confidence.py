@@ -94,7 +94,7 @@ class ThresholdSampler(OrderSampler):
     are made the surer the network is.
 
     Args:
-        threshold: in [0, 1].
+        threshold: the probability from which a first choice is written at once.
     """
 
     def __init__(self, threshold: Share = 0.9, **options: Any):

@@ -26,7 +26,7 @@ class RemaskingSampler(AncestralSampler):
     """sigma = min(remasking, its largest value): "cap" in the paper.
 
     Args:
-        remasking: in [0, 1]; 0 is ancestral sampling.
+        remasking: probability that what is written is masked again in a step; 0 is ancestral sampling.
     """
 
     def __init__(self, remasking: Share = 0.02, **options: Any):

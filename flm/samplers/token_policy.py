@@ -16,7 +16,7 @@ class TokenPolicy:
     """Which tokens may be drawn, and how likely they are made.
 
     Args:
-        temperature: divides the logits; > 0.
+        temperature: divides the logits.
         top_k: draw among the k most probable tokens; None: among all.
         top_p: draw among the fewest most probable tokens whose mass reaches this share in (0, 1]; None: among all.
         suppress: ids that are never drawn.
@@ -35,10 +35,10 @@ class Ending:
     """What the token that ends a text means to a sampler.
 
     Args:
-        end_id: its id; None: there is none, and the rest must be left out.
-        end_penalty: taken off its logit, in nats.
-        end_last: positions where it is the first choice are the last in an order of confidence (LLaDA, arXiv 2502.09992).
-        stop_at_end: once it stands in a hole, and no mask before it in the sequence, the rest of the hole is filled with it.
+        end_id: id of the token that ends a text; None: there is none, and the end_* options must be left out.
+        end_penalty: taken off the logit of end_id, in nats.
+        end_last: positions where end_id is the first choice are the last in an order of confidence (LLaDA, arXiv 2502.09992).
+        stop_at_end: once end_id stands in a hole, with no mask before it, the rest of the hole is filled with it.
 
     Raises:
         ValueError: one of the others without end_id.

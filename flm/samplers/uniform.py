@@ -32,7 +32,7 @@ class UniformSampler:
     """Ancestral sampling: N draws from the reverse posterior on a grid uniform in t, in N network evaluations.
 
     Args:
-        temperature: divides the logits; > 0.
+        temperature: divides the logits.
         top_k: the prediction keeps its k most probable tokens; None: all.
         top_p: the prediction keeps the fewest most probable tokens whose mass reaches this share in (0, 1]; None: all.
         noise_removal: the last step, "ancestral" (a draw like the others) or "greedy" (the arg-max of the prediction: Duo's
@@ -99,7 +99,7 @@ class CorrectingSampler(UniformSampler):
     Args:
         rule: "constant": c = corrector; else sigma is "cap": min(corrector, its largest value), "rescale": corrector times its
             largest value, min(1, (1 - kappa') / kappa).
-        corrector: in [0, 1]; 0 is ancestral sampling.
+        corrector: how much is noised anew in a step, by the rule; 0 is ancestral sampling.
         options: of UniformSampler.
     """
 

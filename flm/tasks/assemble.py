@@ -16,7 +16,7 @@ from flm.checkpoints.load import check_vocabulary, load_algorithm
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
-from flm.precision import autocast, precision_on
+from flm.precision import autocast, device_named, precision_on
 from flm.tasks.compiled import compile_networks
 from flm.tasks.import_choices import import_choices
 from flm.tasks.instantiate import instantiate, resolve
@@ -115,9 +115,7 @@ def device_of(config: DictConfig) -> torch.device:
         ValueError: it asks for a GPU and there is none.
     """
     wanted = config.trainer.accelerator
-    if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError(f"trainer.accelerator={wanted}: PyTorch finds no CUDA device here; auto takes the CPU in its place")
-    return torch.device("cuda" if torch.cuda.is_available() and wanted != "cpu" else "cpu")
+    return device_named(None if wanted == "auto" else wanted, "trainer.accelerator")
 
 
 def precision_of(config: DictConfig) -> str:

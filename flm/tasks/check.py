@@ -6,16 +6,15 @@ is the business of the mode: its module may have a function `check(config)`, cal
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Ge, Le
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
 from flm.checkpoints.build import check_algorithm
 from flm.data.module import TextDataModule
-from flm.ranges import Text
+from flm.ranges import Seed, Text
 from flm.schema import MISSING, check, nearest, shown, signature_of, with_nodes
 from flm.tasks.assemble import inference_precision, trusted_by
 from flm.tasks.benchmark import BenchmarkOptions
@@ -50,7 +49,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
 OPTIONAL = ("lr_scheduler", "logger")  # null, or a mapping without a target, switches them off
 
 
-def top_level(seed: Annotated[int, Ge(0), Le(2**63 - 1)], run_dir: Text, wings: Any = None) -> None:
+def top_level(seed: Seed, run_dir: Text, wings: Any = None) -> None:
     """The keys of a config that are no groups."""
 
 

@@ -5,6 +5,8 @@ import re
 import sys
 
 import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -13,10 +15,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from flm.config_files import CONFIGS
+from flm.tasks import sampler_help
+from flm.tasks.arguments import prepared
 from flm.tasks.check import check_config
-
-# Keys that hold running text. Hydra's grammar would trim their spaces and read commas, brackets and equals signs in them.
-_TEXT = re.compile(r"(sampling\.(?:prompt|suffix|infill))=(.*)", re.DOTALL)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
@@ -37,33 +38,24 @@ def main() -> int:
     """Exit status: 0, or 1 after one line on standard error. HYDRA_FULL_ERROR=1 shows the traceback instead."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors on instead of printing its own account
-    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
+    sys.argv[1:] = [prepared(argument, multirun) for argument in sys.argv[1:]]
     _failures.clear()
     try:
         _run()
         if _failures:
             raise _failures[0]
+    except SystemExit:
+        if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra has printed its own
+            print(sampler_help.text())
+        raise
     except Exception as error:
-        line = user_error(error)
+        line = unknown_key(error, sys.argv[1:]) or user_error(error)
         if wants_traceback or line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         return 1
     return 0
-
-
-def quoted(argument: str) -> str:
-    """An override of a text key with its value quoted for Hydra, unless it is null or quoted already; others as they are."""
-    match = _TEXT.fullmatch(argument)
-    if match is None:
-        return argument
-    key, text = match.groups()
-    if text in ("", "null") or (len(text) > 1 and text[0] == text[-1] and text[0] in "'\""):
-        return argument
-    # in a quoted value backslashes escape only quotes, other backslashes before one, and interpolations
-    text = re.sub(r"(\\*)'", r"\1\1\'", text)
-    text = re.sub(r"(\\+)$", r"\1\1", text).replace("${", "\\${")
-    return f"{key}='{text}'"
 
 
 def user_error(error: BaseException) -> str | None:
@@ -76,6 +68,22 @@ def user_error(error: BaseException) -> str | None:
     if isinstance(error, ValueError | OSError | MisconfigurationException):
         return _one_line(error)
     return None
+
+
+def unknown_key(error: BaseException, arguments: list[str]) -> str | None:
+    """What to write in place of a key that the config does not have, if that is the error."""
+    match = re.match(r"Could not override '([^']+)'", str(error))
+    if match is None or not isinstance(error, HydraException):
+        return None
+    key = match.group(1)
+    added = [f"++{argument}" if argument.partition("=")[0] == key else argument for argument in arguments]
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            check_config(compose("config", ["run_dir=.", *(a for a in added if a[0] != "-" and not a.startswith("hydra"))]))
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as reason:
+        return user_error(reason)
+    return f"{key}: the config has no such key; +{key}=... adds it"
 
 
 def _one_line(error: BaseException) -> str:

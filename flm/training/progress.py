@@ -11,6 +11,10 @@ from flm.training.validation import Report, bucket_name
 class StepProgressBar(TQDMProgressBar):
     """Lightning's bar, counting optimiser steps up to trainer.max_steps, so that the time left is that of the run."""
 
+    def on_exception(self, trainer: Trainer, *_: Any) -> None:
+        if not self.is_disabled and self._train_progress_bar is not None:
+            self.train_progress_bar.close()  # ends its line, so that what the error says begins one
+
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         bar = self.train_progress_bar
         bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
+from flm.tasks.arguments import prepared
 from flm.tasks.command_line import CONFIGS, main
 
 
 def config_of(run_dir: Path, *overrides: str):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("config", [f"run_dir={run_dir}", *overrides])
+        return compose("config", [prepared(override) for override in (f"run_dir={run_dir}", *overrides)])
 
 
 def command(monkeypatch, *arguments: str) -> int:

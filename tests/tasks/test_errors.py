@@ -3,7 +3,6 @@
 import pytest
 from running import command, config_of, tiny, write_corpus
 
-from flm.tasks.command_line import quoted
 from flm.tasks.train import train
 
 
@@ -121,11 +120,3 @@ def test_a_defect_of_the_program_is_not_hidden(monkeypatch, tmp_path, corpus):
     monkeypatch.setattr("flm.tasks.train.train", broken)
     with pytest.raises(KeyError):
         command(monkeypatch, *tiny(corpus), f"hydra.run.dir={tmp_path}")
-
-
-@pytest.mark.parametrize(
-    "text", ["The ", " a, b", "x=[1]", "it's", "back\\slash\\", "\\'", 'say "no"', "${oc.env:HOME}", "ünïcode", "{a: 1}"]
-)
-def test_running_text_reaches_the_config_unchanged(text, tmp_path):
-    config = config_of(tmp_path, quoted(f"sampling.prompt={text}"))
-    assert config.sampling.prompt == text
