@@ -21,6 +21,7 @@ from flm.draws import mix_seed
 # Where a continuation ends at the latest: what follows is a new top-level statement (as published for each set).
 HUMAN_EVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 MBPP_STOPS = ("\nassert", '\n"""', "\nprint", "\nif __name__", "\n#")
+LINE_BYTES, TOTAL_BYTES, MAX_PROBLEMS = 16 << 20, 64 << 20, 20_000  # of a file of problems, unpacked
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,15 @@ def load_problems(path: str | Path, shots: int = 0, key: str = "code_eval.path")
     Raises:
         ValueError: names file and line: unreadable, of no known format, or without the examples that `shots` asks for.
     """
-    rows = list(records(Path(path), key))
-    if shots and not all("test_list" in row for _, row in rows):
-        raise ValueError(f"code_eval.shots={shots}: only MBPP files hold examples to show")
-    examples = _examples(rows, shots) if shots else ""
-    return [_problem(place, row, examples) for place, row in rows]
+    problems: list[Problem] = []
+    for place, row in records(Path(path), key, LINE_BYTES, TOTAL_BYTES):
+        if shots and "test_list" not in row:
+            raise ValueError(f"code_eval.shots={shots}: only MBPP files hold examples to show")
+        if len(problems) == MAX_PROBLEMS:
+            raise ValueError(f"{place}: more than {MAX_PROBLEMS} problems")
+        problems.append(_problem(place, row))
+    examples = _examples(problems, shots) if shots else ""
+    return [replace(problem, pieces=(examples + str(problem.pieces[0]), *problem.pieces[1:])) for problem in problems]
 
 
 def hide_lines(problems: Sequence[Problem], share: float, seed: int) -> list[Problem]:
@@ -110,34 +115,42 @@ def hide_lines(problems: Sequence[Problem], share: float, seed: int) -> list[Pro
     return [problem.with_hidden_lines(share, mix_seed(seed, index)) for index, problem in enumerate(problems)]
 
 
-def _problem(place: str, row: dict[str, Any], examples: str) -> Problem:
+def _problem(place: str, row: dict[str, Any]) -> Problem:
     if "test_list" in row:
-        return _mbpp(place, row, examples)
+        return _mbpp(place, row)
     if "entry_point" not in row:
         raise ValueError(f"{place}: neither HumanEval (entry_point) nor MBPP (test_list); there is {', '.join(sorted(row))}")
     entry, prompt = text_of(row, "entry_point", place), _text(row, "prompt", place)
+    if not entry.isidentifier():
+        raise ValueError(f'{place}: "entry_point" must be the name of a function')
     hole = Hole(_text(row, "canonical_solution", place))
     test = f"{_text(row, 'test', place)}\ncheck({entry})\n"
     pieces = (prompt, hole, _text(row, "suffix", place)) if "suffix" in row else (prompt, hole)
     stops = () if "suffix" in row else HUMAN_EVAL_STOPS
-    return Problem(str(row.get("task_id")), pieces, test, (entry,), stops)
+    return Problem(_task_id(place, row), pieces, test, (entry,), stops)
 
 
-def _mbpp(place: str, row: dict[str, Any], examples: str) -> Problem:
+def _mbpp(place: str, row: dict[str, Any]) -> Problem:
     code = _text(row, "code", place)
     tests = row["test_list"]
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
         raise ValueError(f'{place}: needs a list of strings under "test_list"')
-    imports = row.get("test_imports") or []
-    setup = row.get("test_setup_code") or ""
-    test = "\n".join([*map(str, imports), str(setup), *tests]).replace("\r\n", "\n")
+    imports, setup = row.get("test_imports") or [], row.get("test_setup_code") or ""
+    if not (isinstance(setup, str) and isinstance(imports, list) and all(isinstance(line, str) for line in imports)):
+        raise ValueError(f'{place}: needs a string under "test_setup_code" and a list of strings under "test_imports"')
+    test = "\n".join([*imports, setup, *tests]).replace("\r\n", "\n")
     try:
         remote = _defined(code) & _named(test)
-    except SyntaxError as error:
-        raise ValueError(f"{place}: the reference or a test is no Python ({error})") from error
-    return Problem(
-        str(row.get("task_id")), (examples + _mbpp_prompt(place, row), Hole(code)), test, tuple(sorted(remote)), MBPP_STOPS
-    )
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # of the parser, which a deep nest overflows
+        raise ValueError(f"{place}: the reference or a test is no Python ({error or type(error).__name__})") from error
+    return Problem(_task_id(place, row), (_mbpp_prompt(place, row), Hole(code)), test, tuple(sorted(remote)), MBPP_STOPS)
+
+
+def _task_id(place: str, row: dict[str, Any]) -> str:
+    found = row.get("task_id")
+    if isinstance(found, bool) or not isinstance(found, str | int):
+        raise ValueError(f'{place}: needs a string or a number under "task_id"')
+    return str(found)
 
 
 def _mbpp_prompt(place: str, row: dict[str, Any]) -> str:
@@ -146,13 +159,13 @@ def _mbpp_prompt(place: str, row: dict[str, Any]) -> str:
     return '"""\n' + "\n".join([described, *row["test_list"]]).replace('"""', "'''").replace("\\", "\\\\") + '\n"""\n'
 
 
-def _examples(rows: Sequence[tuple[str, dict[str, Any]]], shots: int) -> str:
-    by_number = {str(row.get("task_id")): (place, row) for place, row in rows}
+def _examples(problems: Sequence[Problem], shots: int) -> str:
+    by_number = {problem.task_id: problem for problem in problems}
     wanted = ["2", "3", "4"][:shots]
     if shots > 3 or not all(number in by_number for number in wanted):
         raise ValueError(f"code_eval.shots={shots}: the file must hold MBPP's tasks 2, 3 and 4, of which at most 3 are shown")
     shown = [by_number[number] for number in wanted]
-    return "".join(_mbpp_prompt(place, row) + _text(row, "code", place).strip("\n") + "\n\n\n" for place, row in shown)
+    return "".join(f"{problem.pieces[0]}{problem.solution[0].strip(chr(10))}\n\n\n" for problem in shown)
 
 
 def _text(row: dict[str, Any], name: str, place: str) -> str:

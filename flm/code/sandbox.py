@@ -20,9 +20,9 @@ import queue
 import secrets
 import stat
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from ctypes import CDLL
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -135,6 +135,8 @@ class Sandbox:
         found = find_spec("numpy")
         numpy = Path(found.origin).parent if found is not None and found.origin else None
         self._packages = [] if numpy is None else [str(numpy.parent)]
+        self._idle: queue.SimpleQueue[Forker] = queue.SimpleQueue()
+        weakref.finalize(self, _close_all, self._idle)
         self._confine = {
             "memory_bytes": self.limits.memory_mb << 20,
             "disk_bytes": self.limits.disk_mb << 20 if has_landlock else 0,
@@ -170,16 +172,24 @@ class Sandbox:
         return self._side_by_side(self._answered, questions, workers)
 
     def _side_by_side(self, do: Callable[[Forker, Task], Result], tasks: Sequence[Task], workers: int) -> list[Result]:
-        with _forkers(min(workers, len(tasks)), self._packages) as idle, ThreadPoolExecutor(max(1, workers)) as pool:
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            results = list(pool.map(lambda task: self._with_forker(do, task), tasks))
+        while self._idle.qsize() > 1:  # one is kept for the next call
+            self._idle.get().close()
+        return results
 
-            def one(task: Task) -> Result:
-                forker = idle.get()
-                try:
-                    return do(forker, task)
-                finally:
-                    idle.put(forker)
-
-            return list(pool.map(one, tasks))
+    def _with_forker(self, do: Callable[[Forker, Task], Result], task: Task) -> Result:
+        try:
+            forker = self._idle.get_nowait()
+        except queue.Empty:
+            forker = Forker(self._packages)
+        try:
+            result = do(forker, task)
+        except BaseException:
+            forker.close()
+            raise
+        self._idle.put(forker)
+        return result
 
     def _judged(self, forker: Forker, program: Program) -> Verdict:
         needs_numpy = "numpy" in program.source or "numpy" in program.test
@@ -212,19 +222,9 @@ class Sandbox:
         return verdict, value
 
 
-@contextmanager
-def _forkers(count: int, packages: list[str]) -> Iterator["queue.SimpleQueue[Forker]"]:
-    """So many of them, to be taken and put back."""
-    forkers: list[Forker] = []
-    idle: queue.SimpleQueue[Forker] = queue.SimpleQueue()
-    try:
-        for _ in range(count):
-            forkers.append(Forker(packages))
-            idle.put(forkers[-1])
-        yield idle
-    finally:
-        for forker in forkers:
-            forker.close()
+def _close_all(idle: "queue.SimpleQueue[Forker]") -> None:
+    while not idle.empty():
+        idle.get().close()
 
 
 def _verdict(outcome: Outcome, nonce: str) -> tuple[Verdict, Any]:

@@ -4,8 +4,7 @@ import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
-
-from flm.code.sandbox import Program
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,8 @@ class Legitimate:
     wrong: str
     test: str
 
-    def program(self, source: str) -> Program:
-        """As a benchmark would put it: the test's names that the right program defines are the program's."""
+    def program(self, source: str) -> tuple[Any, ...]:
+        """Arguments of `Program`, as a benchmark would put it: the test's names that the right program defines are its own."""
         named = {node.id for node in ast.walk(ast.parse(self.test)) if isinstance(node, ast.Name)}
         scope: dict[str, object] = {}
         for node in ast.parse(self.source).body:
@@ -26,7 +25,7 @@ class Legitimate:
                 scope[node.name] = node
             elif isinstance(node, ast.Assign):
                 scope |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
-        return Program(source, self.test, tuple(sorted(named & set(scope))), self.source)
+        return source, self.test, tuple(sorted(named & set(scope))), self.source
 
 
 def _read() -> list[Legitimate]:

@@ -38,9 +38,8 @@ def plain(tmp_path_factory):
         "os.write(out, json.dumps(found).encode())"
     )
     folder = tmp_path_factory.mktemp("plain")
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths}; {code}"],
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}"],
         input=json.dumps(cases), capture_output=True, text=True, cwd=folder, check=True,
     )  # fmt: skip
     found = json.loads(done.stdout)
@@ -49,8 +48,8 @@ def plain(tmp_path_factory):
 
 def test_right_programs_pass_and_wrong_ones_fail_as_in_exec(sandbox, plain):
     assert len(LEGITIMATE) >= 76
-    right = sandbox.run_all([item.program(item.source) for item in LEGITIMATE], 2)
-    wrong = sandbox.run_all([item.program(item.wrong) for item in LEGITIMATE], 2)
+    right = sandbox.run_all([Program(*item.program(item.source)) for item in LEGITIMATE], 2)
+    wrong = sandbox.run_all([Program(*item.program(item.wrong)) for item in LEGITIMATE], 2)
     assert set(plain.values()) == {(True, False)}
     for item, on_right, on_wrong in zip(LEGITIMATE, right, wrong, strict=True):
         assert (on_right.passed, on_wrong.passed) == (True, False), (item.name, on_right, on_wrong)

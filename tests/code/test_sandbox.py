@@ -34,7 +34,7 @@ def nothing_left():
         ours = [
             str(path) for folder in folders for path in folder.glob("flm-*") if path.name.startswith(("flm-code", "flm-attack"))
         ]
-        return sorted(sum(children, [])), sorted(ours), len(os.listdir("/proc/self/fd"))
+        return len(sum(children, [])), sorted(ours), len(os.listdir("/proc/self/fd"))
 
     before = surroundings()
     yield

@@ -35,11 +35,19 @@ def rules():
         ("def f():\n    while True: pass", False),
         ("def f():\n    return 12.0000001", True),
         ("import os\ndef f():\n    return os.getpid()", False),
+        ("def f():\n    import builtins\n    builtins.abs = builtins.max = builtins.float = lambda *_: 0\n    return 7", False),
+        ("def f():\n    return 'twelve'", False),
+        ("def f():\n    return 10**400", False),
         ("def f():\n    class Any(float):\n        __eq__ = __le__ = lambda *_: True\n    return Any(7)", False),
     ],
 )
 def test_only_the_right_value_solves(rules, answer, right):
     assert rules.check("q", answer, "12") == (right, True, right)
+
+
+def test_a_reference_is_a_number(rules):
+    with pytest.raises(ValueError, match="is no number"):
+        rules.check("q", CODE, "twelve")
 
 
 def test_corpus_reads_questions_programs_and_tests(tmp_path):
@@ -62,5 +70,4 @@ def test_corpus_reads_questions_programs_and_tests(tmp_path):
         corpus.puzzles("valid")
     with pytest.raises(ValueError, match="data.test_path"):
         TinyGsm(train).puzzles("valid")
-    with pytest.raises(ValueError, match="is no number"):
-        program_of(CODE, "twelve")
+    assert program_of("Sure!\n" + CODE) == (CODE, "simple_math_problem()") and program_of("no function") is None

@@ -9,23 +9,34 @@ from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
+LINE_BYTES = 64 << 20
 
 
-def records(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def records(
+    path: Path, key: str, line_bytes: int = LINE_BYTES, total_bytes: int | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every object with its place in words, for error messages; blank lines are passed over.
 
     Args:
         path: a file, or a folder searched with its subfolders, in the order of the names.
         key: the config key that names it.
+        line_bytes: of a line at most, unpacked; a few packed bytes can stand for any number.
+        total_bytes: of all lines at most; None: no bound, for what is not held in memory.
 
     Raises:
-        ValueError: one line naming the file (and line): missing, of another kind, unreadable, no JSON object, or empty.
+        ValueError: one line naming the file (and line): missing, of another kind, unreadable, no JSON object, too large, or
+            empty.
     """
-    empty = True
+    empty, seen = True, 0
     for file in files_of(path, key):
         try:
             with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-                for number, line in enumerate(stream, start=1):
+                for number, line in enumerate(iter(lambda: stream.readline(line_bytes + 1), b""), start=1):
+                    seen += len(line)
+                    if len(line) > line_bytes:
+                        raise ValueError(f"{key}: {file}, line {number}: longer than {line_bytes >> 20} MB")
+                    if total_bytes is not None and seen > total_bytes:
+                        raise ValueError(f"{key}: {file}, line {number}: more than {total_bytes >> 20} MB up to here")
                     if line.strip():
                         empty = False
                         place = f"{key}: {file}, line {number}"
