@@ -6,7 +6,7 @@ from a config. B batch, L length, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Protocol
 
 import torch
@@ -31,17 +31,24 @@ class Batch:
         weight: (B, L) float: 0 on padding and on what is given, else 1.
         documents: (B, L) int64, positions of a row that belong together, -1 on padding; attention crosses no boundary.
             None: every row is one whole document.
+        numbers: (B,) int64, which example of its split each sequence is, for who draws noise for it. None: nobody says.
     """
 
     tokens: Tensor
     weight: Tensor
     documents: Tensor | None = None
+    numbers: Tensor | None = None
 
     @property
     def given(self) -> Tensor:
         """(B, L) bool, what a model reads as it is and need not predict: a prompt, the text around a hole."""
         given = self.weight == 0
         return given if self.documents is None else given & (self.documents >= 0)
+
+    def rows(self, index: Tensor, counted: Tensor | None = None) -> "Batch":
+        """Some of its sequences, as index (n,) says; where counted (n,) is 0, without weight."""
+        batch = self._each(lambda tensor: tensor[index])
+        return batch if counted is None else replace(batch, weight=batch.weight * counted.to(batch.weight)[:, None])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -50,8 +57,7 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        documents = None if self.documents is None else change(self.documents)
-        return Batch(change(self.tokens), change(self.weight), documents)
+        return Batch(*(None if tensor is None else change(tensor) for tensor in vars(self).values()))
 
 
 @dataclass
@@ -155,6 +161,8 @@ class Algorithm(nn.Module):
         whole_networks: whether the loss needs the parameters of its networks whole throughout, not only while a block is
             called, as transforms of torch.func do; asked by a strategy that splits parameters over processes.
         samplers: what generates, by its name as the option `solver`, the first by default; "" where there is one alone.
+        networks_are_split: whether parameters are split over processes, so that all must call networks equally often; set by
+            whoever trains.
         averaged_weights: running average of the trained parameters by name, kept by whoever trains; None if none is.
     """
 
@@ -164,6 +172,7 @@ class Algorithm(nn.Module):
     averaged_weights: Mapping[str, Tensor] | None = None
     whole_networks = False
     samplers: Mapping[str, Callable[..., Sampler]] = {}
+    networks_are_split = False
 
     def __init__(self, vocab_size: int, length: int):
         super().__init__()
@@ -174,6 +183,9 @@ class Algorithm(nn.Module):
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         raise NotImplementedError
+
+    def check_ready(self) -> None:
+        """Raises ValueError for what `loss` needs and nobody gave; asked before anything is trained."""
 
     def every_module(self) -> Iterator[nn.Module]:
         """Its modules, and those of the models it learns from, which `modules` leaves out."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from flm.algos.algorithm import Algorithm, Batch, Bound, LeftToRightBackbone, Loss
 from flm.algos.token_losses import token_loss
 from flm.draws import Draws
-from flm.models.causal import LeftToRight, left_to_right
+from flm.models.causal import LeftToRight, by_document, left_to_right
 from flm.posterior import TokenPosterior
 from flm.ranges import Count
 from flm.samplers.autoregressive import AutoregressiveSampler
@@ -38,8 +38,8 @@ class AR(Algorithm):
         return self.backbone(tokens)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """Nats of the tokens that count; the others are read but not predicted."""
-        return token_loss(self.predictions(batch.tokens), batch)
+        """Nats of the tokens that count; those that are given are read but not predicted, other documents are not read."""
+        return token_loss(by_document(self.predictions, batch.tokens, batch.documents), batch)
 
     @torch.no_grad()
     def nll(self, tokens: Tensor) -> Tensor:

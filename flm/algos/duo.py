@@ -119,7 +119,7 @@ class Duo(UniformState, Algorithm):
         kappa = 1 - noise
         speed = self.transform.derivative(ratio) * ratio * span / 2  # d kappa / du
         table = self.backbone.input_table
-        view, state = relaxed(batch.tokens, ratio, temperature, table, self.top_k, draws.local)
+        view, state = relaxed(batch.tokens, ratio, temperature, table, self.top_k, draws.rows)
         given = batch.given
         view = torch.where(given[..., None], nn.functional.embedding(batch.tokens, table), view)
         state = torch.where(given, batch.tokens, state)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.duo import gamma_range
-from flm.algos.teacher import Distillation, copy_weights
+from flm.algos.teacher import Distillation, check_length, copy_weights
 from flm.algos.token_losses import summed
 from flm.algos.uniform_state import UniformState, predict, schedule_or_default
 from flm.draws import Draws
@@ -75,7 +75,7 @@ class DuoDistill(UniformState, Distillation):
         self.target = backbone(vocab_size=vocab_size).requires_grad_(False).eval()
         self.register_buffer("target_round", torch.tensor(UNTAUGHT if teacher is None else 0))
         if teacher is not None:
-            check_uniform_state(teacher, self.schedule, "algo.teacher_path")
+            check_uniform_state(teacher, self.schedule, length, "algo.teacher_path")
             for network in (self.backbone, self.target):
                 copy_weights(teacher.backbone, network, length, "algo.teacher_path")
             self._teachers = {"teacher": None}  # all it knows is in the target
@@ -88,6 +88,10 @@ class DuoDistill(UniformState, Distillation):
         super().train(mode)
         self.target.eval()
         return self
+
+    def check_ready(self) -> None:
+        if int(self.target_round) == UNTAUGHT:
+            raise ValueError("algo.teacher_path is not set: name the checkpoint that the student learns from")
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Nats of the tokens that count, of the divergence at one place of each sequence's trajectory."""
@@ -107,10 +111,8 @@ class DuoDistill(UniformState, Distillation):
     @torch.no_grad()
     def _begin_round(self, number: int) -> None:
         """The student becomes the target, once: a micro-batch that comes second, or after a resume, changes nothing."""
-        held = int(self.target_round)
-        if held == UNTAUGHT:
-            raise ValueError("algo.teacher_path is not set: duo_distill learns from a checkpoint of algo=duo")
-        if held >= number:
+        self.check_ready()
+        if int(self.target_round) >= number:
             return
         weights = self.averaged("backbone").weights if self.averaged_targets else dict(self.backbone.named_parameters())
         for name, parameter in self.target.named_parameters():
@@ -125,7 +127,7 @@ class DuoDistill(UniformState, Distillation):
         noisier, cleaner = (
             torch.exp(-(self.gamma_max - (self.gamma_max - self.gamma_min) * c) / 2) for c in (clock, clock + step)
         )
-        states = coupled_states(batch.tokens, noisier, cleaner, self.vocab_size, draws.local)
+        states = coupled_states(batch.tokens, noisier, cleaner, self.vocab_size, draws.rows)
         states = tuple(torch.where(batch.given, batch.tokens, state) for state in states)
         kappa = self.transform.kappa(noisier)
         with torch.no_grad():
@@ -160,10 +162,11 @@ def divergence(posterior: TokenPosterior, target: Output, weight: Tensor, revers
     return of_logits(posterior, value_and_slope, weight)
 
 
-def check_uniform_state(teacher: Algorithm, schedule: Schedule, key: str) -> None:
+def check_uniform_state(teacher: Algorithm, schedule: Schedule, length: int, key: str) -> None:
     """Raises ValueError unless the teacher reads uniform-state tokens on this schedule; `key` is the config key to name."""
     if not isinstance(teacher, UniformState):
         raise ValueError(f"{key}: needs a checkpoint of algo=duo or duo_distill, not of {type(teacher).__name__}")
+    check_length(teacher, length, key)
     t = torch.tensor([0.0, 0.3, 0.8], dtype=torch.float64)
     if not torch.allclose(teacher.schedule.kappa(t), schedule.kappa(t)):
         raise ValueError(f"{key}: trained on another schedule: give algo.schedule the one it was trained on")

@@ -17,7 +17,7 @@ from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.evidence import FullState, Held, LocalEvidence, Noised, embed_evidence
-from flm.paths.gaussian import OneHot, State, Table, context_free_cross_entropy, corrupt, embed, where
+from flm.paths.gaussian import Given, OneHot, State, Table, context_free_cross_entropy, corrupt
 from flm.posterior import TokenPosterior
 from flm.ranges import Count
 from flm.samplers.flow import FlowSampler
@@ -34,6 +34,8 @@ class SingleTimeDenoiser:
     def __init__(self, backbone: nn.Module, clock: nn.Module, mask: Tensor | None = None, clean_given: bool = False):
         self.backbone, self.clock, self.clean_given = backbone, clock, clean_given
         self.options = {} if mask is None else {"mask": mask}
+
+    times = 1  # that it is told
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -128,11 +130,11 @@ class FLM(GaussianLikelihood, Algorithm):
         if isinstance(denoiser, EvidenceDenoiser):
             times = t[:, None].expand(batch.tokens.shape)
             times = times.masked_fill(batch.given, 1.0) if self.clean_given else times
-            state = Noised(batch.tokens.reshape(-1), times.reshape(-1), self.vocab_size, draws.seed(), self.log_prior.dtype)
+            seeds = draws.rows.seeds(len(tau))
+            state = Noised(batch.tokens.reshape(-1), times.reshape(-1), self.vocab_size, seeds, self.log_prior.dtype)
             return token_loss(denoiser.predict(state, times, tau.float()), batch, tau)
-        state = corrupt(batch.tokens, t.float(), denoiser.tables, draws.local)
-        if self.clean_given:
-            state = where(batch.given, embed(batch.tokens, denoiser.tables), state)
+        state = corrupt(batch.tokens, t.float(), denoiser.tables, draws.rows)
+        state = Given(batch.tokens, batch.given, self.clean_given).seen(state, denoiser.tables)
         return token_loss(denoiser(state, tau.float()), batch, tau)
 
     def denoiser(self, mask: Tensor | None = None) -> SingleTimeDenoiser:

@@ -17,14 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch, FlowMapBackbone, Loss
+from flm.algos.flm import SingleTimeDenoiser
 from flm.algos.loss_weight import LossWeight, apply_loss_weight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.algos.token_losses import summed
 from flm.draws import Draws
+from flm.models.attention import document_mask
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.flow_map import PairLaw, draw_time_pairs, semigroup_weight
-from flm.paths.gaussian import State, corrupt, expected, step
-from flm.posterior import Combination, RawOutput
+from flm.paths.gaussian import Given, State, corrupt, step
+from flm.posterior import Combination, RawOutput, TokenPosterior
 from flm.ranges import Count
 from flm.samplers.flow_map import FlowMapSampler
 from flm.vocabulary_losses import squared_error
@@ -33,8 +35,11 @@ from flm.vocabulary_losses import squared_error
 class ResidualDenoiser:
     """delta_{s,t} = f_s + c g_{s,t}: two networks, each with its own view of the state."""
 
-    def __init__(self, base: nn.Module, residual: nn.Module, clock: nn.Module):
-        self.base, self.residual, self.clock = base, residual, clock
+    def __init__(
+        self, base: nn.Module, residual: nn.Module, clock: nn.Module, mask: Tensor | None = None, clean_given: bool = False
+    ):
+        self.base, self.residual, self.clock, self.clean_given = base, residual, clock, clean_given
+        self.options = {} if mask is None else {"mask": mask}
 
     @property
     def tables(self) -> tuple[Tensor, ...]:
@@ -43,8 +48,15 @@ class ResidualDenoiser:
     def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> Combination:
         tau_to = tau if tau_to is None else tau_to
         s, t = self.clock.time(tau.double()), self.clock.time(tau_to.double())
-        correction = raw(self.residual(state.views[1], tau, tau_to))
-        return Combination((1.0, correction_scale(s, t)), (self.base(state.views[0], tau), correction))
+        return Combination((1.0, correction_scale(s, t)), (self.denoised(state, tau), self.correction(state, tau, tau_to)))
+
+    def denoised(self, state: State, tau: Tensor) -> TokenPosterior:
+        """f_s."""
+        return self.base(state.views[0], tau, **self.options)
+
+    def correction(self, state: State, tau: Tensor, tau_to: Tensor) -> RawOutput:
+        """g_{s,t}."""
+        return raw(self.residual(state.views[1], tau, tau_to, **self.options))
 
 
 class FLMDistill(Distillation):
@@ -59,8 +71,10 @@ class FLMDistill(Distillation):
         boundary_prob: one jump in so many is (0, 1); None for none.
         learnable_loss_weighting: exp(-w) loss + w with a learned w(tau_s).
         clock: None for the decoding-error clock.
+        clean_given: as in `FLM`, and the teacher's.
     """
 
+    required_teachers = ("teacher",)
     validation_metric = "jump_squared_error"
     validation_says = "from the teacher: not a likelihood"
     samplers = {"": FlowMapSampler}
@@ -75,10 +89,12 @@ class FLMDistill(Distillation):
         boundary_prob: Count | None = 64,
         learnable_loss_weighting: bool = True,
         clock: nn.Module | None = None,
+        clean_given: bool = False,
     ):
         super().__init__(vocab_size, length, teacher=teacher)
+        self.clean_given = clean_given
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
-        self.check_clock(self.clock)
+        self.check_teacher("teacher", SingleTimeDenoiser, "algo=flm", self.clock, clean_given)
         self.base = backbone(vocab_size=vocab_size)
         self.residual = backbone(vocab_size=vocab_size, two_times=True)
         if teacher is not None:
@@ -98,20 +114,19 @@ class FLMDistill(Distillation):
         return self
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        if self.teacher("teacher") is None:
-            raise ValueError("algo.teacher_path is not set: the first stage learns from a checkpoint of algo=flm")
         pairs = draw_time_pairs(len(batch.tokens), draws, self.time_pairs, self.boundary_prob)
         s, u, t = (self.clock.time(tau) for tau in (pairs.start, pairs.middle, pairs.end))
         tau_s, tau_u, tau_t = (tau.float() for tau in (pairs.start, pairs.middle, pairs.end))
-        state = corrupt(batch.tokens, s.float(), self.denoiser().tables, draws.local)
+        denoiser, given = self.denoiser(document_mask(batch.documents)), Given(batch.tokens, batch.given, self.clean_given)
+        tables = denoiser.tables
+        state = corrupt(batch.tokens, s.float(), tables, draws.rows)
         with torch.no_grad():
             still = State(tuple(view.detach() for view in state.views))
-            f_s = self.base(still.views[0], tau_s)
-            g_su = raw(self.residual(still.views[1], tau_s, tau_u))
+            seen = given.seen(still, tables)
+            f_s, g_su = denoiser.denoised(seen, tau_s), denoiser.correction(seen, tau_s, tau_u)
             first = Combination((1.0, correction_scale(s, u)), (f_s, g_su))
-            halfway = step(still, expected(first, self.denoiser().tables), s, u)
-            f_u = self.base(halfway.views[0], tau_u)
-            g_ut = raw(self.residual(halfway.views[1], tau_u, tau_t))
+            halfway = given.seen(step(still, given.point(first, tables), s, u), tables)
+            f_u, g_ut = denoiser.denoised(halfway, tau_u), denoiser.correction(halfway, tau_u, tau_t)
             # delta_{s,t} = target solved for g; the factor c that was divided out stands in the weight
             lam, c = semigroup_weight(s, u, t), correction_scale(s, t).clamp_min(1e-9)
             weights = (
@@ -121,12 +136,12 @@ class FLMDistill(Distillation):
                 (1 - lam) * correction_scale(u, t) / c,
             )
             target = Combination(weights, (f_s, g_su, f_u, g_ut))
-        g_st = raw(self.residual(state.views[1], tau_s, tau_t))
+        g_st = denoiser.correction(given.seen(state, tables), tau_s, tau_t)
         scale = (c * jump_fraction(s, t)).float().square()
         return jump_loss(batch, pairs.start, scale, self.loss_weight, lambda weight: squared_error(g_st, target, weight))
 
-    def denoiser(self) -> ResidualDenoiser:
-        return ResidualDenoiser(self.base, self.residual, self.clock)
+    def denoiser(self, mask: Tensor | None = None) -> ResidualDenoiser:
+        return ResidualDenoiser(self.base, self.residual, self.clock, mask, self.clean_given)
 
 
 def correction_scale(s: Tensor, t: Tensor) -> Tensor:
@@ -158,6 +173,4 @@ def jump_loss(batch: Batch, tau: Tensor, scale: Tensor, loss_weight: LossWeight 
         total, per_token = scaled(batch.weight)
     else:
         total, per_token = apply_loss_weight(loss_weight(tau.float()), batch.weight, scaled)
-    loss = summed(total, per_token, batch.weight, tau)
-    loss.metrics["jump_squared_error"] = loss.sums.sum(), loss.count
-    return loss
+    return summed(total, per_token, batch.weight, tau, metric="jump_squared_error")

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from flm.models.attention import forward_mode_attention
 from flm.paths.flow_map import TimePairs, semigroup_weight
-from flm.paths.gaussian import State, combine, expected, step
+from flm.paths.gaussian import State, combine, step
 from flm.posterior import Combination, Output, TokenPosterior, compute_copy, softcapped_logits
 
 Network = Callable[[Tensor, Tensor, Tensor], TokenPosterior]  # (view (B, L, D), tau (B,), tau_to (B,))
 Start = Callable[[State, Tensor], Output]  # the denoiser at the start of the jump
+Point = Callable[[Output], State]  # the network's view of predicted points of the simplex
 
 
 class Objective(Protocol):
@@ -32,7 +33,7 @@ class Objective(Protocol):
     forward_mode: bool  # whether it takes a forward-mode derivative of the network
 
     def __call__(
-        self, network: Network, denoise: Start, clock: torch.nn.Module, table: Tensor, state: State, pairs: TimePairs
+        self, network: Network, denoise: Start, clock: torch.nn.Module, point: Point, state: State, pairs: TimePairs
     ) -> Output: ...
 
 
@@ -43,12 +44,12 @@ class Semigroup:
     forward_mode = False
 
     @torch.no_grad()
-    def __call__(self, network, denoise, clock, table, state, pairs):
+    def __call__(self, network, denoise, clock, point, state, pairs):
         s, u, t = (clock.time(tau) for tau in (pairs.start, pairs.middle, pairs.end))
         tau_s, tau_u, tau_t = (tau.float() for tau in (pairs.start, pairs.middle, pairs.end))
         view = State(state.views[:1])
         first = network(view.views[0], tau_s, tau_u)
-        halfway = step(view, expected(first, (table,)), s, u)
+        halfway = step(view, point(first), s, u)
         second = network(halfway.views[0], tau_u, tau_t)
         share = semigroup_weight(s, u, t)
         return Combination((share, 1 - share), (first, second))
@@ -61,13 +62,13 @@ class Lagrangian:
     forward_mode = True
 
     @torch.no_grad()
-    def __call__(self, network, denoise, clock, table, state, pairs):
+    def __call__(self, network, denoise, clock, point, state, pairs):
         s, t = clock.time(pairs.start), clock.time(pairs.end)
         tau_s, tau_t = pairs.start.float(), pairs.end.float()
         view = state.views[0]
         still = (torch.zeros_like(view), torch.zeros_like(tau_s))
         there, motion = derivative(network, (view, tau_s, tau_t), (*still, clock.rate(t).float()))
-        landed = step(State((view,)), expected(there, (table,)), s, t)
+        landed = step(State((view,)), point(there), s, t)
         endpoint = network(landed.views[0], tau_t, tau_t)
         return Moved(endpoint, there, motion, -(1 - t) * (t - s) / (1 - s))
 
@@ -84,12 +85,12 @@ class Eulerian:
     forward_mode = True
 
     @torch.no_grad()
-    def __call__(self, network, denoise, clock, table, state, pairs):
+    def __call__(self, network, denoise, clock, point, state, pairs):
         s, t = clock.time(pairs.start), clock.time(pairs.end)
         tau_s, tau_t = pairs.start.float(), pairs.end.float()
         view = State(state.views[:1])
         start = denoise(state, tau_s)
-        velocity = combine((1 / (1 - s), expected(start, (table,))), (-1 / (1 - s), view)).views[0]
+        velocity = combine((1 / (1 - s), point(start)), (-1 / (1 - s), view)).views[0]
         rate = clock.rate(s)
         tangents = (velocity, rate.float(), torch.zeros_like(tau_t))
         there, motion = derivative(network, (view.views[0], tau_s, tau_t), tangents)

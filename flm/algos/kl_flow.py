@@ -31,6 +31,8 @@ class GeodesicDenoiser:
         self.backbone, self.path, self.clock, self.features = backbone, path, clock, features
         self.options = {} if mask is None else {"mask": mask}
 
+    times = 1  # that it is told
+
     @property
     def dtype(self) -> torch.dtype:
         """Of states: that of the weights, at least fp32."""
@@ -83,7 +85,7 @@ class KLFlow(Algorithm):
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         t = self.path.max_t * draws.stratified(len(batch.tokens))
         denoiser = self.denoiser(document_mask(batch.documents))
-        state = corrupt(batch.tokens, t, self.path, draws.seed(), batch.weight == 0, denoiser.dtype)
+        state = corrupt(batch.tokens, t, self.path, draws.rows.seeds(len(t)), batch.weight == 0, denoiser.dtype)
         tau = self.clock.tau(t)
         return token_loss(denoiser(state, tau.float()), batch, tau)
 

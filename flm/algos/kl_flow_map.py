@@ -16,11 +16,11 @@ from torch import Tensor
 
 from flm.algos.algorithm import Algorithm, Batch, FlowMapBackbone, Loss
 from flm.algos.kl_flow import FeatureName, GeodesicDenoiser
-from flm.algos.teacher import Distillation, backbone_of, copy_weights
-from flm.algos.token_losses import summed, token_loss
+from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_on
+from flm.algos.token_losses import of_parts, summed, token_loss
 from flm.draws import Draws
 from flm.models.attention import document_mask
-from flm.paths.flow_map import PairLaw, TimePairs, draw_time_pairs, whole_number
+from flm.paths.flow_map import PairLaw, TimePairs, draw_time_pairs
 from flm.paths.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
 from flm.paths.geodesic_state import Moved, State, corrupt
 from flm.posterior import Combination, Output, TokenPosterior
@@ -32,15 +32,16 @@ from flm.vocabulary_losses import cross_entropy
 class TwoTimeGeodesicDenoiser(GeodesicDenoiser):
     """p_{a,b}: a backbone that reads a state's features and two clock times."""
 
+    times = 2
+
     def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
         return self.backbone(self.view(state), tau, tau if tau_to is None else tau_to, **self.options)
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Asked:
     """Rows of a batch, at (start, end) on the clock, with what the network should predict there."""
 
-    name: str
     rows: slice
     state: State
     start: Tensor
@@ -94,48 +95,50 @@ class KLFlowMap(Distillation):
         self.diagonal_fraction, self.time_pairs, self.boundary_prob = diagonal_fraction, time_pairs, boundary_prob
 
     def _check_path(self, teacher: Algorithm) -> None:
-        if getattr(teacher, "path", None) != self.path or getattr(teacher, "features", None) != self.features:
+        self.check_teacher("teacher", GeodesicDenoiser, "algo=kl_flow")
+        if teacher.path != self.path or teacher.features != self.features:
             raise ValueError(
                 "algo.teacher_path: needs a checkpoint of algo=kl_flow with the same max_t, smoothing, concentration and "
-                f"features as algo.*, not {type(teacher).__name__} with {getattr(teacher, 'path', 'another path')}"
+                f"features as algo.*, not one with {teacher.path} and {teacher.features}"
             )
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        size, mask = len(batch.tokens), document_mask(batch.documents)
-        split = min(size, whole_number(self.diagonal_fraction * size, draws))
-        diagonal, jumps = slice(0, split), slice(split, size)
-        tau = draws.stratified(split)
-        pairs = draw_time_pairs(size - split, draws, self.time_pairs, self.boundary_prob)
+        split = draws.split(len(batch.tokens), self.diagonal_fraction, fill=self.networks_are_split)
+        diagonal, jumps = split.parts
+        batch = batch.rows(split.order, split.counted)
+        mask = document_mask(batch.documents)
+        tau = diagonal.draws.stratified(len(diagonal))
+        pairs = draw_time_pairs(len(jumps), jumps.draws, self.time_pairs, self.boundary_prob)
         starts = torch.cat([tau, pairs.start])
-        still, moving = (self._state(batch, rows, starts[rows], draws.seed()) for rows in (diagonal, jumps))
+        still, moving = (
+            self._state(batch, part.rows, starts[part.rows], part.draws.rows.seeds(len(part))) for part in split.parts
+        )
 
         def masked(rows: slice) -> Tensor | None:
             return None if mask is None else mask[rows]
 
-        parts: list[_Part] = []
-        if split > 0:
-            target: Any = batch.tokens[diagonal]
+        asked: list[_Asked] = []
+        if len(diagonal) > 0:
+            target: Any = batch.tokens[diagonal.rows]
             if self.teacher("teacher") is not None:
                 with torch.no_grad():
-                    target = self.teacher("teacher").denoiser(masked(diagonal))(still, tau.float())
-            parts.append(_Part("diagonal", diagonal, still, tau, tau, target))
-        if split < size:
-            target = self._two_jumps(moving, pairs, masked(jumps))
-            parts.append(_Part("jump", jumps, moving, pairs.start, pairs.end, target))
+                    target = denoiser_on(self.teacher("teacher"), masked(diagonal.rows))(still, tau.float())
+            asked.append(_Asked(diagonal.rows, still, tau, tau, target))
+        if len(jumps) > 0:
+            target = self._two_jumps(moving, pairs, masked(jumps.rows))
+            asked.append(_Asked(jumps.rows, moving, pairs.start, pairs.end, target))
 
         denoiser = self.denoiser(mask)
         # one pass of the network over both parts
         posterior = self.backbone(
-            torch.cat([denoiser.view(part.state) for part in parts]),
-            torch.cat([part.start for part in parts]).float(),
-            torch.cat([part.end for part in parts]).float(),
+            torch.cat([denoiser.view(part.state) for part in asked]),
+            torch.cat([part.start for part in asked]).float(),
+            torch.cat([part.end for part in asked]).float(),
             **denoiser.options,
         )
-        losses = [cross_entropy(posterior.rows(part.rows), part.target, batch.weight[part.rows]) for part in parts]
+        losses = [cross_entropy(posterior.rows(part.rows), part.target, batch.weight[part.rows]) for part in asked]
         loss = summed(sum(total for total, _ in losses), torch.cat([values for _, values in losses]), batch.weight, starts)
-        for part in parts:
-            loss.metrics[f"{part.name}_nats_per_token"] = loss.sums[part.rows].sum(), loss.counts[part.rows].sum()
-        return loss
+        return of_parts(loss, split, ("diagonal", "jump"))
 
     @torch.no_grad()
     def _two_jumps(self, state: State, pairs: TimePairs, mask: Tensor | None) -> Combination:
@@ -150,15 +153,15 @@ class KLFlowMap(Distillation):
         share = torch.where(d > a, (b - a) / (d - a).clamp_min(torch.finfo(d.dtype).tiny), 0.0)
         return Combination((share, 1 - share), (first, second))
 
-    def _state(self, batch: Batch, rows: slice, tau: Tensor, seed: int) -> State:
+    def _state(self, batch: Batch, rows: slice, tau: Tensor, seeds: list[int]) -> State:
         return corrupt(
-            batch.tokens[rows], self.clock.time(tau), self.path, seed, batch.weight[rows] == 0, self.denoiser().dtype
+            batch.tokens[rows], self.clock.time(tau), self.path, seeds, batch.weight[rows] == 0, self.denoiser().dtype
         )
 
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
         """The denoising cross-entropy on the diagonal, against the data: comparable with the teacher's."""
         tau = self.clock.tau(self.path.max_t * draws.stratified(len(batch.tokens)))  # even in t, as in KLFlow
-        state = self._state(batch, slice(None), tau, draws.seed())
+        state = self._state(batch, slice(None), tau, draws.rows.seeds(len(tau)))
         return token_loss(self.denoiser(document_mask(batch.documents))(state, tau.float()), batch, tau)
 
     def denoiser(self, mask: Tensor | None = None) -> TwoTimeGeodesicDenoiser:

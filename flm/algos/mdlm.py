@@ -86,14 +86,14 @@ class MDLM(Algorithm):
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The bound, at one number of masks a sequence: there, the mean cross-entropy at masks for every token that counts."""
         u = draws.stratified(len(batch.tokens))
-        masked, scale = random_masks(batch.weight > 0, u, draws.local)
+        masked, scale = random_masks(batch.weight > 0, u, draws.rows)
         total, nats = self._cross_entropy(batch, masked, batch.weight * scale[:, None].to(batch.weight))
         return summed(total, nats, batch.weight, 1 - u, scale)
 
     def bound(self, batch: Batch, draws: Draws) -> Bound:
         """One draw: -log p of the tokens behind a random number of masks, scaled up to all."""
         everywhere = torch.ones_like(batch.tokens, dtype=torch.bool)
-        masked, scale = random_masks(everywhere, draws.stratified(len(batch.tokens)), draws.local)
+        masked, scale = random_masks(everywhere, draws.stratified(len(batch.tokens)), draws.rows)
         _, nats = self._cross_entropy(batch, masked, masked.to(scale))
         return Bound(nats.sum(1) * scale)
 

@@ -16,7 +16,12 @@ class Distillation(Algorithm):
     A teacher is another Algorithm, handed to the constructor. The config names its checkpoint under the same key with
     `_path` behind it: `algo.teacher_path` becomes `teacher`. A student rebuilt from its own checkpoint gets None: it can
     sample, not train.
+
+    Attributes:
+        required_teachers: by constructor argument, those without which there is no loss.
     """
+
+    required_teachers: tuple[str, ...] = ()
 
     def __init__(self, vocab_size: int, length: int, **teachers: Algorithm | None):
         super().__init__(vocab_size, length)
@@ -42,21 +47,54 @@ class Distillation(Algorithm):
             if teacher is not None:
                 yield from teacher.every_module()
 
-    def check_clock(self, clock: nn.Module) -> None:
-        """Raises ValueError unless every teacher was trained on this clock, with noise everywhere, and reads views: it is told
-        the same times and shown the same states."""
-        tau = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-        for name, teacher in self._teachers.items():
-            if getattr(teacher, "clean_given", False):
-                raise ValueError(f"algo.{name}_path: trained with algo.clean_given=true, of which there is no flow map yet")
-            if getattr(teacher, "reads", "view") != "view":
-                raise ValueError(
-                    f"algo.{name}_path: trained with algo.reads={teacher.reads}, of which there is no flow map yet"
-                )
-            if teacher is not None and hasattr(teacher, "clock"):
-                theirs, ours = teacher.clock.time(tau.to(_device(teacher.clock))), clock.time(tau.to(_device(clock)))
-                if not torch.allclose(theirs.cpu(), ours.cpu()):
-                    raise ValueError(f"algo.{name}_path: trained on another clock: give algo.clock the one it was trained on")
+    def check_teacher(
+        self,
+        name: str,
+        kind: type,
+        wanted: str,
+        clock: nn.Module | None = None,
+        clean_given: bool | None = None,
+    ) -> None:
+        """Whether a teacher, if it was given, reads the states that the student is shown, of the same length and times.
+
+        Args:
+            kind: of its denoiser, which must be told one time.
+            wanted: what gives one, to follow "needs a checkpoint of".
+            clock: the student's; None: its times are no clock's.
+            clean_given: the student's; None: there is one convention.
+
+        Raises:
+            ValueError: it does not, in one line.
+        """
+        teacher, key = self._teachers[name], f"algo.{name}_path"
+        if teacher is None:
+            return
+        try:
+            denoiser = teacher.denoiser()
+        except NotImplementedError:
+            denoiser = None
+        if not isinstance(denoiser, kind):
+            raise ValueError(f"{key}: needs a checkpoint of {wanted}, not of {type(teacher).__name__}")
+        if getattr(denoiser, "times", 1) != 1:
+            raise ValueError(
+                f"{key}: needs a checkpoint of {wanted}, told one time; {type(teacher).__name__} is told two, as a flow map is"
+            )
+        if getattr(teacher, "reads", "view") != "view":
+            raise ValueError(f"{key}: trained with algo.reads={teacher.reads}, of which there is no flow map yet")
+        check_length(teacher, self.length, key)
+        if clock is not None:
+            tau = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+            theirs, ours = denoiser.clock.time(tau.to(_device(denoiser.clock))), clock.time(tau.to(_device(clock)))
+            if not torch.allclose(theirs.cpu(), ours.cpu()):
+                raise ValueError(f"{key}: trained on another clock: give algo.clock the one it was trained on")
+        theirs = getattr(denoiser, "clean_given", False)
+        if clean_given is not None and theirs != clean_given:
+            raise ValueError(f"{key}: trained with algo.clean_given={str(theirs).lower()}: give the student the same")
+
+    def check_ready(self) -> None:
+        for name in self.required_teachers:
+            if self._teachers[name] is None:
+                raise ValueError(f"algo.{name}_path is not set: name the checkpoint that the student learns from")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distillation":
         for teacher in self._teachers.values():
@@ -95,8 +133,19 @@ class AveragedBackbone:
     def input_table(self) -> Tensor:
         return self.weights.get("input_table", self.module.input_table)
 
-    def __call__(self, *args: Tensor) -> TokenPosterior:
-        return torch.func.functional_call(self.module, self.weights, args)
+    def __call__(self, *args: Tensor, **options: Any) -> TokenPosterior:
+        return torch.func.functional_call(self.module, self.weights, args, options)
+
+
+def denoiser_on(teacher: Algorithm, mask: Tensor | None) -> Any:
+    """A teacher's denoiser, its attention under a mask; None: every position sees every other."""
+    return teacher.denoiser() if mask is None else teacher.denoiser(mask)
+
+
+def check_length(teacher: Algorithm, length: int, key: str) -> None:
+    """Raises ValueError, naming the config key, unless the teacher was trained on sequences of the student's length."""
+    if teacher.length != length:
+        raise ValueError(f"{key}: trained on sequences of {teacher.length}, not {length}: set model.length={teacher.length}")
 
 
 def backbone_of(teacher: Algorithm, key: str) -> nn.Module:

@@ -92,7 +92,7 @@ class UniformState:
         start = self.schedule.kappa(torch.zeros((), dtype=torch.float64, device=root.device))
         noise = (1 - start) * root.square()
         kappa, weight = 1 - noise, (1 - start) * 2 * root
-        state = corrupt(batch.tokens, kappa, self.source, draws.local)
+        state = corrupt(batch.tokens, kappa, self.source, draws.rows)
         posterior = self._predict(F.embedding(state, self.backbone.input_table), kappa, batch)
         ones = torch.ones(state.shape, dtype=torch.float64, device=root.device)
         _, density = bound_density(posterior, batch.tokens, state, kappa, noise, ones)
@@ -103,7 +103,7 @@ class UniformState:
     def _bound_loss(self, batch: Batch, t: Tensor, draws: Draws) -> Loss:
         """The bound's density per unit of the clock, without the prior, at times t (B,) < 1; given positions stay clean."""
         kappa = self.schedule.kappa(t)
-        state = corrupt(batch.tokens, kappa, self.source, draws.local)
+        state = corrupt(batch.tokens, kappa, self.source, draws.rows)
         state = torch.where(batch.given, batch.tokens, state)
         view = F.embedding(state, self.backbone.input_table)
         return self._density_loss(batch, view, state, kappa, 1 - kappa, self.schedule.derivative(t), t)

@@ -106,8 +106,9 @@ def collate(rows: list[Row]) -> Batch:
     return Batch(torch.stack(tokens), torch.stack(weight), torch.stack(whole))
 
 
-def collate_weighted(items: list[tuple[Row, float]]) -> Batch:
+def collate_numbered(items: list[tuple[Row, float, int]]) -> Batch:
     """Of rows with what to multiply their weight with."""
-    batch = collate([row for row, _ in items])
-    batch.weight *= torch.tensor([weight for _, weight in items])[:, None]
+    batch = collate([row for row, _, _ in items])
+    batch.weight *= torch.tensor([weight for _, weight, _ in items])[:, None]
+    batch.numbers = torch.tensor([number for _, _, number in items])
     return batch

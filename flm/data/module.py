@@ -16,7 +16,7 @@ from flm.data.cache import TokenCache
 from flm.data.corpora.corpus import Corpus
 from flm.data.documents import Split
 from flm.data.frames import frame_of
-from flm.data.loaders import Share, StreamLoader, TrainLoader, collate_weighted
+from flm.data.loaders import Share, StreamLoader, TrainLoader, collate_numbered
 from flm.data.order import EvaluationShare
 from flm.data.tokenizers import Tokenizer, TokenizerBuilder
 from flm.data.workers import ignore_stop_signals
@@ -161,7 +161,7 @@ class TextDataModule(lightning.LightningDataModule):
         """
         share = EvaluationShare(Rows(self.valid_blocks()), rank, world_size, self.max_eval_examples)
         size = self.eval_batch_size or self.batch_size or math.ceil(self.global_batch_size / world_size)
-        return DataLoader(share, size, shuffle=False, collate_fn=collate_weighted, **self._loader_options())
+        return DataLoader(share, size, shuffle=False, collate_fn=collate_numbered, **self._loader_options())
 
     def train_dataloader(self) -> TrainLoader | StreamLoader:
         trainer = self.trainer

@@ -71,8 +71,8 @@ class ShareSampler(Sampler[list[int]]):
         return max(0, self.stop - self.start) * self.accumulation
 
 
-class EvaluationShare(Dataset[tuple[Tensor, float]]):
-    """One process's part of a dataset for evaluation: items rank, rank + world_size, ... each with its weight.
+class EvaluationShare(Dataset[tuple[Tensor, float, int]]):
+    """One process's part of a dataset for evaluation: items rank, rank + world_size, ... each with its weight and number.
 
     All processes hold equally many items, since collective operations would hang otherwise: where the dataset does
     not divide evenly, some end with a repeated item of weight 0. All other weights are 1.
@@ -91,9 +91,9 @@ class EvaluationShare(Dataset[tuple[Tensor, float]]):
     def __len__(self) -> int:
         return -(-self.items // self.world_size)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, float]:
+    def __getitem__(self, index: int) -> tuple[Tensor, float, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} is not in [0, {len(self)})")
         item = index * self.world_size + self.rank
         weight = float(item < self.items)
-        return self.dataset[min(item, self.items - 1) * self._available // self.items], weight
+        return self.dataset[min(item, self.items - 1) * self._available // self.items], weight, item

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm, Backbone, Batch, Bound, Loss, over
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Bound, Loss
 from flm.algos.token_losses import summed
-from flm.draws import Draws
+from flm.draws import Draws, randn
 from flm.golf.embedding_sampler import EmbeddingFlowSampler
 from flm.golf.linear_embedding import clean_of, corrupt, diffusion_nats, diffusion_times, zero_velocity_factor
 from flm.models.attention import document_mask
@@ -126,12 +126,14 @@ class FlowLM(Algorithm):
         return loss
 
     def _squared_weight(self, batch: Batch, weight: Tensor) -> Tensor:
-        """(B, L) of the squared errors. On all positions, padding excepted, they are a mean over those of each sequence that
-        stands for as many as it has targets: in a batch of equal rows, the mean over all positions."""
+        """(B, L) of the squared errors. On all positions they are a mean over those of each document that stands for as many
+        as it has targets: in a batch of equal rows, the mean over all positions. Padding has none."""
         if self.mse_mask == "target":
             return weight
-        real = torch.ones_like(weight) if batch.documents is None else (batch.documents >= 0).to(weight)
-        return real * (weight.sum(1) / over(real.sum(1)))[:, None]
+        if batch.documents is None:
+            return weight.mean(1, keepdim=True).expand_as(weight)
+        together = document_mask(batch.documents)[:, 0].to(weight)
+        return (together @ weight[..., None])[..., 0] / together.sum(-1)
 
     @torch.no_grad()
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
@@ -150,7 +152,7 @@ class FlowLM(Algorithm):
         tokens = torch.multinomial(prior, _REFERENCE_DRAWS, True, generator=draws.local)[None]
         losses = []
         for t in tau.tolist():
-            noise = draws.normal(1, _REFERENCE_DRAWS, table.shape[1], dtype=torch.float64)
+            noise = randn(draws.local, 1, _REFERENCE_DRAWS, table.shape[1], dtype=torch.float64)
             state = (1 - t) * noise + t * table[tokens]
             precision = t / (1 - t) ** 2
             bias = prior.log() - precision * t / 2 * table.square().sum(-1)

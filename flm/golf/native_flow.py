@@ -14,7 +14,7 @@ from flm.algos.algorithm import Batch, LeftToRightBackbone, Loss
 from flm.algos.ar import AR
 from flm.algos.token_losses import token_loss
 from flm.draws import Draws
-from flm.models.causal import LeftToRight
+from flm.models.causal import LeftToRight, by_document
 from flm.posterior import TokenPosterior
 from flm.ranges import CalledWith, Count, NonNegative
 
@@ -50,7 +50,7 @@ class NativeFlow(AR):
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Nats, and to them, in training alone, the weighted loss of the flow; both over the tokens that count."""
-        plain = self.backbone(batch.tokens)
+        plain = by_document(self.backbone, batch.tokens, batch.documents)
         loss = token_loss(self.corrected(plain), batch)
         loss.metrics["cross_entropy_nats_per_token"] = loss.sum.detach(), loss.count
         if self.flow is not None:

@@ -80,6 +80,29 @@ def left_to_right(backbone: Callable[..., nn.Module], vocab_size: int) -> nn.Mod
     return network if isinstance(network, LeftToRight) else CausalTransformer(lambda **_: network, vocab_size)
 
 
+def by_document(network: Callable[[Tensor], TokenPosterior], tokens: Tensor, documents: Tensor | None) -> TokenPosterior:
+    """Predictions (B, L) of a `LeftToRight`, each from the tokens before it in its own document, the first from none.
+
+    Every document is read as a row of its own, which needs nothing of the network.
+
+    Args:
+        documents: (B, L), runs of positions that belong together, -1 on padding; None: rows are whole.
+    """
+    if documents is None:
+        return network(tokens)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    if not bool((begins[:, 1:] & (documents[:, 1:] >= 0)).any()):
+        return network(tokens)  # a document and padding after it, which no token of it sees
+    run = begins.flatten().cumsum(0) - 1
+    place = torch.arange(len(run), device=run.device)
+    inside = place - place[begins.flatten()][run]
+    rows = tokens.new_zeros(int(run[-1]) + 1, int(inside.max()) + 1)
+    rows[run, inside] = tokens.flatten()
+    posterior = network(rows)
+    return replace(posterior, hidden=posterior.hidden[run, inside].view(*tokens.shape, -1))
+
+
 class CausalTransformer(nn.Module):
     """p(token_i | the tokens before it) at every position of a block, for any length.
 

@@ -12,7 +12,7 @@ V numbers a position are never there at once in training: a state is a recipe th
 backward pass. A sampler holds its x. B batch, L length, N = B * L, V vocabulary, D width, n tokens of a chunk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -55,7 +55,7 @@ class Noised:
     tokens: Tensor
     t: Tensor
     vocab_size: int
-    seed: int
+    seeds: Sequence[int]  # of each sequence of tokens
     dtype: torch.dtype = torch.float32
 
     def chunk(self, part: slice) -> Tensor:
@@ -73,15 +73,20 @@ class Noised:
         return self._noise(part).mul_(1 - t).scatter_add_(1, tokens, t)
 
     def _noise(self, part: slice) -> Tensor:
-        count, device = len(self.tokens), self.tokens.device
+        length, device = len(self.tokens) // len(self.seeds), self.tokens.device
         size = max(1, CELL_ELEMENTS // self.vocab_size)
-        cells = []
-        for index in range(part.start // size, -(-part.stop // size)):
-            generator = torch.Generator(device).manual_seed(mix_seed(self.seed, index))
-            rows = min(size, count - index * size)
-            cells.append(torch.randn(rows, self.vocab_size, generator=generator, device=device, dtype=self.dtype))
-        start = part.start - part.start // size * size
-        return torch.cat(cells)[start : start + part.stop - part.start]
+        out = torch.empty(part.stop - part.start, self.vocab_size, device=device, dtype=self.dtype)
+        generator = torch.Generator(device)
+        for row in range(part.start // length, -(-part.stop // length)):
+            start = row * length
+            first, last = max(part.start - start, 0), min(part.stop - start, length)
+            for begin in range(first // size * size, last, size):
+                generator.manual_seed(mix_seed(self.seeds[row], begin))
+                end = min(begin + size, length)
+                cell = torch.randn(end - begin, self.vocab_size, generator=generator, device=device, dtype=self.dtype)
+                low, high = max(first, begin), min(last, end)
+                out[start + low - part.start : start + high - part.start] = cell[low - begin : high - begin]
+        return out
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,6 @@ def semigroup_weight(s: Tensor, u: Tensor, t: Tensor) -> Tensor:
     return torch.where(t > s, numerator / ((1 - u) * (t - s)).clamp_min(torch.finfo(t.dtype).tiny), torch.zeros_like(t))
 
 
-def whole_number(expected: float, draws: Draws) -> int:
-    """An expected number of sequences, rounded up or down at random with that mean, alike on every share of the batch."""
-    return int(expected + draws.shared_uniform())
-
-
 @dataclass(frozen=True)
 class TimePairs:
     """Start, midpoint and end of jumps on the clock, each (B,) in [0, 1], float64."""
@@ -77,8 +72,8 @@ def draw_time_pairs(
     """
     start, end = PAIR_LAWS[law](count, draws)
     if boundary_prob is not None:
-        # small batches get their share over steps
-        boundary = torch.arange(count, device=start.device) < whole_number(count / boundary_prob, draws)
+        # so many of the global batch; small ones get their share over steps
+        boundary = draws.stratified(count) < 1 / boundary_prob
         start, end = start.masked_fill(boundary, 0.0), end.masked_fill(boundary, 1.0)
     fraction = draws.stratified(count) if random_middle else 0.5
     return TimePairs(start, start + fraction * (end - start), end)

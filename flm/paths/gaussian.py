@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flm.draws import Source, randn
+
 
 @dataclass(frozen=True)
 class State:
@@ -90,6 +92,34 @@ def expected(posterior, tables: Sequence[Table]) -> State:
     return State(posterior.expected(tables))
 
 
+@dataclass(frozen=True)
+class Given:
+    """Tokens that are known in advance.
+
+    Attributes:
+        tokens: (B, L).
+        mask: (B, L) bool, where they are known.
+        clean: whether networks see them as they are at all times; else where the path has them.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    clean: bool
+
+    def rows(self, index: slice) -> "Given":
+        return Given(self.tokens[index], self.mask[index], self.clean)
+
+    def seen(self, state: State, tables: Sequence[Table]) -> State:
+        """What networks are shown of a state."""
+        if not self.clean:
+            return state
+        return State(where(self.mask, embed(self.tokens, tables), state).views, self.mask)
+
+    def point(self, posterior, tables: Sequence[Table]) -> State:
+        """The views of predicted points of the simplex: at known positions their token's, which keeps them on their path."""
+        return where(self.mask, embed(self.tokens, tables), expected(posterior, tables))
+
+
 def noise_for(tables: Sequence[Table]) -> "Noise":
     """The noise law of these tables; make it anew whenever a table has changed.
 
@@ -109,9 +139,9 @@ class DenseNoise:
         """The law of the first `count` tables alone."""
         return DenseNoise(self.tables[:count])
 
-    def sample(self, batch: int, length: int, generator: torch.Generator) -> State:
+    def sample(self, batch: int, length: int, source: Source) -> State:
         table = self.tables[0]
-        noise = torch.randn(batch, length, table.shape[0], generator=generator, device=table.device, dtype=table.dtype)
+        noise = randn(source, batch, length, table.shape[0], dtype=table.dtype)
         with torch.autocast(table.device.type, enabled=False):
             return State(tuple(noise if isinstance(table, OneHot) else noise @ table for table in self.tables))
 
@@ -168,10 +198,8 @@ class ProjectedNoise:
                 gram[own, start:].addmm_(block[:, own].T, block[:, start:])
         return gram.triu() + gram.triu(1).T
 
-    def sample(self, batch: int, length: int, generator: torch.Generator) -> State:
-        white = torch.randn(
-            batch, length, self.scale.shape[0], generator=generator, device=self.scale.device, dtype=self.scale.dtype
-        )
+    def sample(self, batch: int, length: int, source: Source) -> State:
+        white = randn(source, batch, length, self.scale.shape[0], dtype=self.scale.dtype)
         return State(_ProjectNoise.apply(white, self, *self.tables))
 
     def views(self, white: Tensor) -> tuple[Tensor, ...]:
@@ -218,9 +246,9 @@ class _ProjectNoise(torch.autograd.Function):
         return None, None, *to_tables
 
 
-def corrupt(tokens: Tensor, t: Tensor, tables: Sequence[Table], generator: torch.Generator, law: Noise | None = None) -> State:
+def corrupt(tokens: Tensor, t: Tensor, tables: Sequence[Table], source: Source, law: Noise | None = None) -> State:
     """x_t of tokens (B, L) at physical times t (B,), as views. `law` is noise_for(tables) if that is at hand."""
-    noise = (noise_for(tables) if law is None else law).sample(*tokens.shape, generator)
+    noise = (noise_for(tables) if law is None else law).sample(*tokens.shape, source)
     return combine((t, embed(tokens, tables)), (1 - t, noise))
 
 

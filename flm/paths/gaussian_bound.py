@@ -206,7 +206,7 @@ def _errors(denoiser: GaussianDenoiser, tokens: Tensor, m: Tensor, evidence: flo
     """`token_errors` at ratios m (B,)."""
     seen = _time(m * math.sqrt(1 - evidence)).to(tokens.device)
     tau, dtype = denoiser.clock.tau(seen), denoiser.table.dtype
-    state = corrupt(tokens, seen.to(dtype), (denoiser.table,), draws.local)
+    state = corrupt(tokens, seen.to(dtype), (denoiser.table,), draws.rows)
     posterior = denoiser.predict(state, tau.to(dtype))
     precision = (evidence * m**2).to(tokens.device) if evidence else None
     return token_errors(posterior, tokens, precision, draws.local)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from flm.draws import Source, rand, randint, randn, scattered
+
 _REACH, _POINTS = 9.0, 289  # a normal density beyond 9 is 1e-18; the trapezoid rule is exact to rounding at this spacing
 
 
@@ -62,28 +64,28 @@ class ArgmaxTransform:
         return x, weight, (self.vocab_size - 1) * torch.special.log_ndtr(ratio.double()[..., None] + x)
 
 
-def largest_normals(count: int, top: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def largest_normals(count: int, top: int, shape: tuple[int, ...], source: Source) -> Tensor:
     """The `top` largest of `count` standard normals, in descending order, float64 (*shape, top).
 
     Order statistics of uniforms by their spacings: the largest of n is U^(1/n), the largest of those below it again a power.
     """
-    u = torch.rand(*shape, top, generator=generator, dtype=torch.float64, device=generator.device)
+    u = rand(source, *shape, top, dtype=torch.float64)
     left = torch.arange(count, count - top, -1, dtype=torch.float64, device=u.device)
     log_u = (torch.log1p(-u) / left).cumsum(-1)
     # by the upper tail: Phi(z) itself would round to 1
     return -torch.special.ndtri(-torch.expm1(log_u))
 
 
-def other_tokens(tokens: Tensor, count: int, vocab_size: int, generator: torch.Generator) -> Tensor:
+def other_tokens(tokens: Tensor, count: int, vocab_size: int, source: Source) -> Tensor:
     """`count` different tokens in uniformly random order, none of them the one given: (B, L, count) for tokens (B, L)."""
     flat = tokens.reshape(-1, 1)
     others = vocab_size - 1
     if 4 * count > others:
-        keys = torch.rand(len(flat), others, generator=generator, device=tokens.device)
-        drawn = keys.argsort(-1)[:, :count]
+        drawn = rand(source, *tokens.shape, others).argsort(-1)[..., :count].flatten(0, 1)
     else:
-        drawn = torch.randint(others, (len(flat), count), generator=generator, device=tokens.device)
-        rows = torch.arange(len(flat), device=tokens.device)
+        drawn = randint(source, others, *tokens.shape, count).flatten(0, 1)
+        again_seed, turn = randint(source, 1 << 53, *tokens.shape).reshape(-1, 1), 0
+        rows, slots = torch.arange(len(flat), device=tokens.device), torch.arange(count, device=tokens.device)
         # a slot that repeats an earlier one is drawn again: each ends at the first of its draws that no earlier slot holds,
         # as if they were drawn one after the other without replacement
         while len(rows):
@@ -92,24 +94,25 @@ def other_tokens(tokens: Tensor, count: int, vocab_size: int, generator: torch.G
             again.scatter_(1, order[:, 1:], ordered[:, 1:] == ordered[:, :-1])
             repeated = again.any(-1)
             rows, again = rows[repeated], again[repeated]
-            fresh = torch.randint(others, again.shape, generator=generator, device=tokens.device)
-            drawn[rows] = torch.where(again, fresh, drawn[rows])
+            # not from the source: how often this comes depends on who else is in the batch
+            fresh = scattered(again_seed[rows], slots + turn * count) % others
+            drawn[rows], turn = torch.where(again, fresh, drawn[rows]), turn + 1
     return (drawn + (drawn >= flat)).view(*tokens.shape, count)
 
 
 def coupled_states(
-    tokens: Tensor, ratio: Tensor, ratio_cleaner: Tensor, vocab_size: int, generator: torch.Generator
+    tokens: Tensor, ratio: Tensor, ratio_cleaner: Tensor, vocab_size: int, source: Source
 ) -> tuple[Tensor, Tensor]:
     """Two states (B, L) on one trajectory, at the signal ratios (B,) and at higher ones (B,); tokens (B, L)."""
-    own = torch.randn(tokens.shape, generator=generator, dtype=torch.float64, device=tokens.device)
-    top = largest_normals(vocab_size - 1, 1, tuple(tokens.shape), generator)[..., 0]
-    other = other_tokens(tokens, 1, vocab_size, generator)[..., 0]
+    own = randn(source, *tokens.shape, dtype=torch.float64)
+    top = largest_normals(vocab_size - 1, 1, tuple(tokens.shape), source)[..., 0]
+    other = other_tokens(tokens, 1, vocab_size, source)[..., 0]
     noisier, cleaner = (torch.where(own + m.double()[:, None] > top, tokens, other) for m in (ratio, ratio_cleaner))
     return noisier, cleaner
 
 
 def relaxed(
-    tokens: Tensor, ratio: Tensor, temperature: float, table: Tensor, top: int, generator: torch.Generator
+    tokens: Tensor, ratio: Tensor, temperature: float, table: Tensor, top: int, source: Source
 ) -> tuple[Tensor, Tensor]:
     """The view softmax(w / temperature) @ table (B, L, D) of tokens (B, L), and the state (B, L) that is the arg-max of w.
 
@@ -120,27 +123,23 @@ def relaxed(
     scale = (1 + ratio.double().square()).rsqrt() / temperature  # b / temperature
     others = table.shape[0] - 1
     draw = _all if others <= top else _largest
-    return draw(tokens, ratio.double(), scale, table, min(top, others), generator)
+    return draw(tokens, ratio.double(), scale, table, min(top, others), source)
 
 
-def _all(
-    tokens: Tensor, ratio: Tensor, scale: Tensor, table: Tensor, top: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _all(tokens: Tensor, ratio: Tensor, scale: Tensor, table: Tensor, top: int, source: Source) -> tuple[Tensor, Tensor]:
     shape = (*tokens.shape, table.shape[0])
-    w = torch.randn(shape, generator=generator, dtype=torch.float64, device=tokens.device)
+    w = randn(source, *shape, dtype=torch.float64)
     w.scatter_add_(-1, tokens[..., None], ratio[:, None, None].expand(*tokens.shape, 1))
     share = (w * scale[:, None, None]).softmax(-1).to(table.dtype)
     with torch.autocast(table.device.type, enabled=False):
         return share @ table, w.argmax(-1)
 
 
-def _largest(
-    tokens: Tensor, ratio: Tensor, scale: Tensor, table: Tensor, top: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _largest(tokens: Tensor, ratio: Tensor, scale: Tensor, table: Tensor, top: int, source: Source) -> tuple[Tensor, Tensor]:
     shape, others = tuple(tokens.shape), table.shape[0] - 1
-    own = ratio[:, None] + torch.randn(shape, generator=generator, dtype=torch.float64, device=tokens.device)
-    z = largest_normals(others, top, shape, generator)
-    ids = other_tokens(tokens, top, table.shape[0], generator)
+    own = ratio[:, None] + randn(source, *shape, dtype=torch.float64)
+    z = largest_normals(others, top, shape, source)
+    ids = other_tokens(tokens, top, table.shape[0], source)
     state = torch.where(own > z[..., 0], tokens, ids[..., 0])
     s, least = scale[:, None], z[..., -1]
     # E[exp(s x) | x < c] = exp(s^2 / 2) Phi(c - s) / Phi(c)

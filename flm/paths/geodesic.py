@@ -99,13 +99,17 @@ def log_noise(
     shape: tuple[int, ...], concentration: float, generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """log E with E ~ Gamma(concentration), Exp(1) where it is 1: logits of a Dirichlet draw, never minus infinity."""
-    noise = torch.empty(shape, dtype=dtype, device=generator.device)
+    return log_noise_(torch.empty(shape, dtype=dtype, device=generator.device), concentration, generator)
+
+
+def log_noise_(out: Tensor, concentration: float, generator: torch.Generator) -> Tensor:
+    """`log_noise` in place."""
     if concentration == 1:
-        return noise.exponential_(generator=generator).clamp_min_(1e-20).log_()
+        return out.exponential_(generator=generator).clamp_min_(1e-20).log_()
     # Gamma(a) = Gamma(a + 1) U^(1/a), in logs: Gamma(a) itself underflows where a is small
-    larger = torch._standard_gamma(noise.fill_(concentration + 1), generator=generator)
-    uniform = torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
-    return larger.log_().add_(torch.log1p_(uniform.neg_()), alpha=1 / concentration)
+    out.copy_(torch._standard_gamma(out.fill_(concentration + 1), generator=generator))
+    uniform = torch.rand(out.shape, generator=generator, dtype=out.dtype, device=out.device)
+    return out.log_().add_(torch.log1p_(uniform.neg_()), alpha=1 / concentration)
 
 
 # One token by itself ---------------------------------------------------------------------------------------------------

@@ -6,15 +6,14 @@ integrates the flow holds its m, V numbers a position, because that is what its 
 B batch, L length, V vocabulary, D width, n tokens of a chunk.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from flm.draws import mix_seed
-from flm.paths.geodesic import Geodesic, log_evidence, log_noise
+from flm.paths.geodesic import Geodesic, log_evidence, log_noise_
 from flm.posterior import Output, TokenPosterior, chunks
 
 
@@ -28,17 +27,27 @@ class Logits(Protocol):
 class Noise:
     """log E, the prior: the same numbers at every reading."""
 
-    seed: int
-    count: int
+    seeds: Sequence[int]  # of each sequence
+    length: int
     path: Geodesic
     device: torch.device
     dtype: torch.dtype
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        for index, part in enumerate(chunks(self.count, self.path.vocab_size, self.device)):
-            generator = torch.Generator(self.device).manual_seed(mix_seed(self.seed, index))
-            shape = (part.stop - part.start, self.path.vocab_size)
-            yield part, log_noise(shape, self.path.concentration, generator, self.dtype)
+        size, length = self.path.vocab_size, self.length
+        generator = torch.Generator(self.device)
+        for rows in chunks(len(self.seeds), length * size, self.device):
+            # several sequences, or parts of one: where a sequence is cut does not depend on the others
+            inside = list(chunks(length, size, self.device))
+            for part in inside if len(inside) > 1 else [slice(0, length)]:
+                seeds = self.seeds[rows]
+                m = torch.empty(len(seeds), part.stop - part.start, size, device=self.device, dtype=self.dtype)
+                for seed, row in zip(seeds, m, strict=True):
+                    if part.start == 0:
+                        generator.manual_seed(seed)
+                    log_noise_(row, self.path.concentration, generator)
+                start = rows.start * length + part.start
+                yield slice(start, start + m[..., 0].numel()), m.flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -110,10 +119,15 @@ class State:
 
 
 def corrupt(
-    tokens: Tensor, t: Tensor, path: Geodesic, seed: int, clean: Tensor | None = None, dtype: torch.dtype = torch.float32
+    tokens: Tensor,
+    t: Tensor,
+    path: Geodesic,
+    seeds: Sequence[int],
+    clean: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> State:
-    """x_t of tokens (B, L) at physical times t (B,); positions `clean` (B, L) keep their token."""
-    noise = Noise(seed, tokens.numel(), path, tokens.device, dtype)
+    """x_t of tokens (B, L) at physical times t (B,), noise of a seed each; positions `clean` (B, L) keep their token."""
+    noise = Noise(seeds, tokens.shape[1], path, tokens.device, dtype)
     return State(Signalled(noise, tokens, path.signal(t)), t, tokens, clean)
 
 

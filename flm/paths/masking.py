@@ -13,16 +13,17 @@ import torch
 from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 
+from flm.draws import Source, rand
 from flm.ranges import Count, Share
 
 
-def random_masks(maskable: Tensor, u: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def random_masks(maskable: Tensor, u: Tensor, source: Source) -> tuple[Tensor, Tensor]:
     """k of each sequence's n maskable positions (B, L) bool in random places, k = 1 .. n as u (B,) in [0, 1) says.
 
     Returns:
         Masks (B, L) bool, and n / k (B,) float64, by which their sum stands for that of all; 0 where n is.
     """
-    key = torch.rand(maskable.shape, generator=generator, dtype=torch.float64, device=maskable.device)
+    key = rand(source, *maskable.shape, dtype=torch.float64)
     masks, scale, _ = masks_by_key(maskable, u, key)
     return masks, scale
 

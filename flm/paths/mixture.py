@@ -18,6 +18,8 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
+from flm.draws import Source as Randomness
+from flm.draws import rand, randint
 from flm.ranges import Positive
 
 
@@ -113,9 +115,9 @@ def euler_jump_probability(schedule: Schedule, t: Tensor, t_next: Tensor) -> Ten
     return -torch.expm1(-(t_next - t) * schedule.rate(t))
 
 
-def mix(tokens: Tensor, other: Tensor, probability: Tensor | float, generator: torch.Generator) -> Tensor:
+def mix(tokens: Tensor, other: Tensor, probability: Tensor | float, randomness: Randomness) -> Tensor:
     """Tokens (B, L), each replaced by that of `other` (B, L) with a probability in [0, 1], independently."""
-    u = torch.rand(tokens.shape, generator=generator, dtype=torch.float64, device=tokens.device)
+    u = rand(randomness, *tokens.shape, dtype=torch.float64)
     return torch.where(u < _per_position(probability), other, tokens)
 
 
@@ -134,7 +136,7 @@ class Source(Protocol):
         """What uniform numbers u (B, L) in [0, 1), float64, say."""
         ...
 
-    def sample(self, like: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, like: Tensor, randomness: Randomness) -> Tensor:
         """Noise of the shape and on the device of `like` (B, L)."""
         ...
 
@@ -184,7 +186,7 @@ class MaskSource:
         """(B, L) bool."""
         return tokens == self.mask_id
 
-    def sample(self, like: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, like: Tensor, randomness: Randomness) -> Tensor:
         return torch.full_like(like, self.mask_id)
 
     def step(
@@ -217,8 +219,8 @@ class UniformSource:
     def noise(self, u: Tensor) -> Tensor:
         return (u * self.vocab_size).long()
 
-    def sample(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.randint(self.vocab_size, like.shape, generator=generator, device=like.device)
+    def sample(self, like: Tensor, randomness: Randomness) -> Tensor:
+        return randint(randomness, self.vocab_size, *like.shape)
 
     def step(
         self,
@@ -240,9 +242,9 @@ class UniformSource:
         return mix(tokens, moved, moves / (stay + moves), generator)
 
 
-def corrupt(tokens: Tensor, kappa: Tensor | float, source: Source, generator: torch.Generator) -> Tensor:
+def corrupt(tokens: Tensor, kappa: Tensor | float, source: Source, randomness: Randomness) -> Tensor:
     """A state (B, L): data `tokens` where kept, with probability kappa, and the source's elsewhere."""
-    return mix(source.sample(tokens, generator), tokens, kappa, generator)
+    return mix(source.sample(tokens, randomness), tokens, kappa, randomness)
 
 
 def _per_position(probability: Tensor | float) -> Tensor | float:

@@ -21,7 +21,7 @@ class FlowDenoiser(Protocol):
     """What flow samplers ask: the tables it reads, its clock, and a prediction.
 
     clock.time maps tau in [0, 1] to physical time and clock.tau back. One with an attribute `clean_given` that is true was
-    trained with given tokens at t = 1 at all times, and `FlowSampler` shows it such; others see them on their path.
+    trained with given tokens at t = 1 at all times, and samplers show it such; others see them on their path.
     """
 
     tables: tuple[Table, ...]

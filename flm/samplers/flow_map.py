@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flm.paths.gaussian import Noise, State, combine, embed, noise_for, step
+from flm.paths.gaussian import Noise, State, combine, embed, noise_for, step, where
 from flm.ranges import Positive, Share
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import FlowDenoiser, Moment, OnStep, StateSampler, check_steps, predicted_point
@@ -42,7 +42,7 @@ class FlowMapSampler(StateSampler):
         fresh = None
         if self.gamma > 0 and steps > 1:
             fresh = noise_for(denoiser.tables) if law is None else law
-        given = embed(canvas.tokens, denoiser.tables)
+        given, clean_given = embed(canvas.tokens, denoiser.tables), getattr(denoiser, "clean_given", False)
         tau = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=device)
         sigma = 1 - denoiser.clock.time(tau)
         aim = 1 - sigma * (1 - self.gamma**2) ** 0.5
@@ -54,7 +54,8 @@ class FlowMapSampler(StateSampler):
 
         output: Any = None
         for i in range(steps):
-            output = denoiser(state, clock(taus[i]), clock(aim_taus[i + 1])).tempered(self.temperature)
+            seen = where(canvas.editable, state, given) if clean_given else state
+            output = denoiser(seen, clock(taus[i]), clock(aim_taus[i + 1])).tempered(self.temperature)
             if on_step is not None:
                 on_step(Moment(i, steps, taus[i], output, canvas))
             if i == steps - 1:

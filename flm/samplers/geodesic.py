@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from flm.draws import mix_seed
 from flm.paths.geodesic import Geodesic, GeodesicClock
 from flm.paths.geodesic_state import Carried, Logits, State, corrupt
 from flm.posterior import TokenPosterior
@@ -149,9 +150,10 @@ class GeodesicSampler:
 
 def noised(canvas: Canvas, tokens: Tensor, t: Tensor, denoiser: GeodesicDenoiser, generator: torch.Generator) -> State:
     """Tokens (B, L) under fresh noise at time t (), given ones clean."""
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
+    seeds = [mix_seed(seed, row) for row in range(len(tokens))]
     times = t.double().to(tokens.device).expand(len(tokens))
-    return corrupt(canvas.fill(tokens), times, denoiser.path, int(seed), ~canvas.editable, denoiser.dtype)
+    return corrupt(canvas.fill(tokens), times, denoiser.path, seeds, ~canvas.editable, denoiser.dtype)
 
 
 def moved(state: State, posterior: TokenPosterior, gain: float, keep: float, t: Tensor, denoiser: GeodesicDenoiser) -> State:

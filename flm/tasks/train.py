@@ -42,8 +42,10 @@ def train(config: DictConfig) -> dict[str, Any]:
     logger = instantiate(config.logger, "logger") if config.logger else False
     data = data_module(config)
     data.prepare()
+    algorithm = new_algorithm(config, data.vocab_size, data.tokenizer)
+    algorithm.check_ready()
     module = Module(
-        algorithm=new_algorithm(config, data.vocab_size, data.tokenizer),
+        algorithm=algorithm,
         optimizer=instantiate(config.optim, "optim"),
         # without a target: switched off, and some other config set one of its values
         lr_scheduler=instantiate(config.lr_scheduler, "lr_scheduler") if _has_schedule(config) else None,

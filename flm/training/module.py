@@ -37,8 +37,8 @@ class Module(LightningModule):
     The loss and the gradient of an optimiser step are those of its whole global batch, however that is cut: algorithms hand
     over sums and counts, and gradients are divided once, before they are clipped.
 
-    Everything random in a training step is a function of (seed, optimiser step, share of the global batch), dropout
-    included, so validating, sampling or resuming leaves the run bit for bit the same.
+    Everything random in a training step is a function of the seed, the optimiser step and a sequence's place in the global
+    batch, except dropout, which goes by micro-batch; so validating, sampling or resuming leaves the run bit for bit the same.
 
     Args:
         algorithm: what is trained.
@@ -88,6 +88,7 @@ class Module(LightningModule):
         if self.device_mesh is None:  # only a strategy that splits the model has one
             return
         low = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+        self.algorithm.networks_are_split = True
         methods = ("training_step", "validation_step", "_sample", "_reference")
         shard(self, self.device_mesh["data_parallel"], methods, low, by_block=not self.algorithm.whole_networks)
         if self.average is not None:
@@ -216,10 +217,13 @@ class Module(LightningModule):
         self._during_validation.enter_context(self.average_weights())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        # the same noise at every validation: differences between two are differences between weights
-        seed, ranks = mix_seed(self.seed, VALIDATION), self.trainer.world_size
-        loss = self.algorithm.validation_loss(batch, Draws(seed, batch_idx, self.global_rank, ranks, self.device))
-        self._tally.add(loss)
+        # an example has the same noise at every validation, wherever it is computed: differences between two numbers are
+        # differences between weights
+        size = len(batch.tokens)
+        start = (batch_idx * self.trainer.world_size + self.global_rank) * size
+        numbers = range(start, start + size) if batch.numbers is None else batch.numbers.tolist()
+        draws = Draws(mix_seed(self.seed, VALIDATION), device=self.device, places=numbers)
+        self._tally.add(self.algorithm.validation_loss(batch, draws))
 
     def on_validation_epoch_end(self) -> None:
         # here and not in on_validation_end: callbacks may save in that hook, before the module's turn

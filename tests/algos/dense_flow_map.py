@@ -69,22 +69,23 @@ def told(pairs):
 
 
 @torch.no_grad()
-def dense_target(objective, network, clock, x, pairs, denoise=None):
-    """Target of delta_{s,t}(x); `denoise(x, tau)` predicts at the start of the jump, by default the network."""
+def dense_target(objective, network, clock, x, pairs, denoise=None, point=lambda p: p):
+    """Target of delta_{s,t}(x); `denoise(x, tau)` predicts at the start of the jump, by default the network. `point(p)` puts
+    known tokens into a prediction that the state moves towards."""
     (s, u, t), (tau_s, tau_u, tau_t) = physical(clock, pairs), told(pairs)
     delta = partial(dense, network)
     if objective == "semigroup":
         first = delta(x, tau_s, tau_u)
         share = column((1 - t) * (u - s) / ((1 - u) * (t - s)))
-        return share * first + (1 - share) * delta(dense_jump(x, first, s, u), tau_u, tau_t)
+        return share * first + (1 - share) * delta(dense_jump(x, point(first), s, u), tau_u, tau_t)
     h = 1e-5
     here = delta(x, tau_s, tau_t)
     if objective == "lagrangian":
         change = (delta(x, tau_s, tau_t + h) - delta(x, tau_s, tau_t - h)) / (2 * h) * column(clock.rate(t))
-        endpoint = delta(dense_jump(x, here, s, t), tau_t, tau_t)
+        endpoint = delta(dense_jump(x, point(here), s, t), tau_t, tau_t)
         return nearest_on_simplex(endpoint - column((1 - t) * (t - s) / (1 - s)) * change)
     start = delta(x, tau_s, tau_s) if denoise is None else denoise(x, tau_s)
-    velocity, rate = (start - x) / column(1 - s), clock.rate(s)
+    velocity, rate = (point(start) - x) / column(1 - s), clock.rate(s)
     ahead = delta(x + h * velocity, tau_s + h * rate, tau_t)
     change = (ahead - delta(x - h * velocity, tau_s - h * rate, tau_t)) / (2 * h)
     coefficient = (1 - s) * (t - s) / (1 - t)

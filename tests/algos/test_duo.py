@@ -80,7 +80,7 @@ def test_loss_and_gradient_equal_the_dense_bound():
     draws = Draws(4, step=9)
     t = draws.stratified(B) * LAST_TIME
     kappa = 1e-3 + (1 - 1e-3) * t
-    state = corrupt(batch.tokens, kappa, UniformSource(V), draws.local)
+    state = corrupt(batch.tokens, kappa, UniformSource(V), draws.rows)
     state = torch.where(batch.weight == 0, batch.tokens, state)
     density = dense_density(algorithm, batch.tokens, one_hot(state, V).double(), state, kappa) * (1 - 1e-3)
     reference = (density * batch.weight).sum() / batch.weight.sum()
@@ -120,7 +120,7 @@ def test_curriculum_reads_the_softmax_and_scores_the_arg_max():
     draws = Draws(7, step=0)
     gamma = algorithm.gamma_max + draws.stratified(B) * (algorithm.gamma_min - algorithm.gamma_max)
     signal, spread = torch.sigmoid(-gamma).sqrt()[:, None, None], torch.sigmoid(gamma).sqrt()[:, None, None]
-    noise = torch.randn(B, L, V, generator=draws.local, dtype=torch.float64)
+    noise = draws.normal(B, L, V, dtype=torch.float64)
     w = signal * one_hot(batch.tokens, V) + spread * noise
     given = batch.weight == 0
     x = torch.where(given[..., None], one_hot(batch.tokens, V).double(), (w / temperature).softmax(-1))
@@ -191,7 +191,7 @@ def test_draws_of_the_bound_average_to_it(control):
     assert ((found.mean(0) - exact) / error).abs().max() < 4.5
     overall = found.mean(1)
     error = overall.std() / len(overall) ** 0.5
-    assert abs(overall.mean() - exact.mean()) < 4 * error < 0.08 * exact.mean()
+    assert abs(overall.mean() - exact.mean()) < 4 * error < 0.1 * exact.mean()
     bound = algorithm.bound(batch, Draws(1, 0), control)
     torch.testing.assert_close(sum(bound.parts.values()), bound.nats)
     assert bound.parts["prior"][0].item() == pytest.approx(L * prior_nats(torch.tensor(1e-3).double(), V).item())

@@ -51,7 +51,7 @@ def test_loss_and_gradient_equal_the_dense_divergence(divergence, dtype, toleran
     draws = Draws(2, step=1)
     clock = draws.stratified(B) * (1 - 1 / 2)
     ratios = [torch.exp(-(0.0 - 3.0 * c) / 2) for c in (clock, clock + 1 / 2)]
-    states = coupled_states(batch.tokens, *ratios, V, draws.local)
+    states = coupled_states(batch.tokens, *ratios, V, draws.rows)
     x = [one_hot(torch.where(batch.weight == 0, batch.tokens, state), V).to(dtype) for state in states]
     sigmas = [-ArgmaxTransform(V).kappa(ratio).log().to(dtype) for ratio in ratios]
     assert (x[0] != x[1]).any() and (sigmas[0] > sigmas[1]).all()  # the target stands nearer to the data

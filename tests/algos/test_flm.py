@@ -47,7 +47,7 @@ def test_loss_and_gradient_equal_dense_on_the_same_noise(softcap, monkeypatch):
 
     draws = Draws(5, step=3)
     tau = draws.stratified(4)
-    noise = torch.randn(4, 8, 50, generator=draws.local, dtype=torch.float64)
+    noise = draws.normal(4, 8, 50, dtype=torch.float64)
     t = algorithm.clock.time(tau).float().double()
     reference = dense_loss(algorithm.backbone, tokens, weight / weight.sum(), t, tau.float().double(), noise)
     want = torch.autograd.grad(reference, list(algorithm.parameters()))

@@ -51,7 +51,7 @@ def test_loss_and_gradient_equal_dense(clean_given, tokens_per_chunk, monkeypatc
     tau = draws.stratified(4)
     t = algorithm.clock.time(tau)[:, None].expand(4, L)
     t = t.masked_fill(weight == 0, 1.0) if clean_given else t
-    x = Noised(tokens.flatten(), t.flatten(), V, draws.seed(), torch.float64).chunk(slice(0, 4 * L)).view(4, L, V)
+    x = Noised(tokens.flatten(), t.flatten(), V, draws.rows.seeds(4), torch.float64).chunk(slice(0, 4 * L)).view(4, L, V)
     log_p = dense_log_probabilities(algorithm, x, t, tau.float(), document_mask(documents))
     reference = -(log_p.gather(-1, tokens[..., None])[..., 0] * weight).sum() / weight.sum()
     want = torch.autograd.grad(reference, list(algorithm.parameters()))

@@ -1,5 +1,7 @@
 """The targets of the three objectives: exact maps are their fixed points, and each equals its dense formula."""
 
+from functools import partial
+
 import pytest
 import torch
 from algos.dense_flow_map import column, dense, dense_target, nearest_on_simplex, rough, small_dit
@@ -10,7 +12,7 @@ from flm.algos.flow_map_objectives import OBJECTIVES, Moved, derivative, project
 from flm.draws import Draws
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.flow_map import TimePairs, draw_time_pairs
-from flm.paths.gaussian import State
+from flm.paths.gaussian import State, expected
 from flm.posterior import TokenPosterior
 
 WORLDS = {"one token": single_token(), "two positions": correlated(), "three tokens": three_tokens()}
@@ -19,6 +21,10 @@ WORLDS = {"one token": single_token(), "two positions": correlated(), "three tok
 def everything(output):
     """All values of an output (B, L, V)."""
     return output.chunk(slice(0, output.shape.numel())).view(*output.shape, -1)
+
+
+def point_of(network):
+    return partial(expected, tables=(network.input_table,))
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
@@ -35,7 +41,7 @@ def test_the_exact_map_is_the_fixed_point(objective, world):
     def denoise(state, tau):
         return network(state.views[0], tau)
 
-    target = everything(OBJECTIVES[objective]()(network, denoise, world.clock, network.input_table, state, pairs))
+    target = everything(OBJECTIVES[objective]()(network, denoise, world.clock, point_of(network), state, pairs))
     torch.testing.assert_close(target, exact, rtol=0, atol=1e-4)
     # neither end of the jump alone would do
     assert (exact - everything(network(state.views[0], pairs.start))).abs().max() > 0.3
@@ -56,7 +62,7 @@ def test_a_wrong_map_is_no_fixed_point(objective):
     def denoise(state, tau):
         return exact(state.views[0], tau)
 
-    target = everything(OBJECTIVES[objective]()(network, denoise, world.clock, exact.input_table, state, pairs))
+    target = everything(OBJECTIVES[objective]()(network, denoise, world.clock, point_of(exact), state, pairs))
     truth = everything(exact(state.views[0], pairs.start, pairs.end))
     frozen = everything(exact(state.views[0], pairs.start))
     assert (target - frozen).abs().mean() > 0.02
@@ -84,7 +90,7 @@ def test_target_equals_the_dense_formula(objective, monkeypatch):
     def denoise(state, tau):
         return network(state.views[0], tau, tau)
 
-    got = everything(OBJECTIVES[objective]()(network, denoise, clock, network.input_table, view, pairs))
+    got = everything(OBJECTIVES[objective]()(network, denoise, clock, point_of(network), view, pairs))
     assert not got.requires_grad
     want = dense_target(objective, network, clock, x, pairs)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
@@ -104,7 +110,7 @@ def test_targets_are_finite_points_of_the_simplex_up_to_the_boundary(objective, 
         return network(state.views[0], tau, tau)
 
     objective = OBJECTIVES[objective]()
-    target = everything(objective(network, denoise, DecodingErrorClock(V), network.input_table, view, pairs))
+    target = everything(objective(network, denoise, DecodingErrorClock(V), point_of(network), view, pairs))
     assert target.min() >= 0
     torch.testing.assert_close(target.sum(-1), torch.ones(7, L, dtype=dtype), rtol=0, atol=1e-5)
 

@@ -17,7 +17,7 @@ from flm.algos.flow_map_objectives import OBJECTIVES
 from flm.algos.fmlm import FMLM
 from flm.algos.loss_weight import LossWeight, apply_loss_weight
 from flm.draws import Draws
-from flm.paths.flow_map import draw_time_pairs, whole_number
+from flm.paths.flow_map import draw_time_pairs
 from flm.paths.gaussian import State
 from flm.schema import check
 
@@ -47,25 +47,30 @@ def a_batch(size=6, vocab_size=V, length=L):
 def dense_fmlm(algorithm, batch, draws, network=None):
     """The loss on dense states of the same noise; `network` makes the jumps' targets."""
     network, clock = network or algorithm.backbone, algorithm.clock
+    cut = draws.split(len(batch.tokens), algorithm.diagonal_fraction)
+    first, rest = cut.parts
+    batch = batch.rows(cut.order)
     tokens, master = one_hot(batch.tokens, V).double(), algorithm.teacher("teacher")
-    split = whole_number(algorithm.diagonal_fraction * len(tokens), draws)
 
-    def corrupt(rows, tau):
+    def corrupt(part, tau):
         t = column(clock.time(tau).float().double())
-        return t * tokens[rows] + (1 - t) * torch.randn(tokens[rows].shape, generator=draws.local, dtype=torch.float64)
+        return t * tokens[part.rows] + (1 - t) * part.draws.normal(len(part), L, V, dtype=torch.float64)
 
-    tau = draws.stratified(split)
-    still = corrupt(slice(split), tau)
-    pairs = draw_time_pairs(len(tokens) - split, draws, algorithm.time_pairs, algorithm.boundary_prob)
-    moving = corrupt(slice(split, None), pairs.start)
+    tau = first.draws.stratified(len(first))
+    pairs = draw_time_pairs(len(rest), rest.draws, algorithm.time_pairs, algorithm.boundary_prob)
+    still, moving = corrupt(first, tau), corrupt(rest, pairs.start)
 
     def denoise(x, tau):
         return dense(network, x, tau, tau) if master is None else dense(master.backbone, x, tau)
 
     with torch.no_grad():
         objective = next(name for name, kind in OBJECTIVES.items() if isinstance(algorithm.objective, kind))
-        still_target = tokens[:split] if master is None else denoise(still, tau.float().double())
-        target = torch.cat([still_target, dense_target(objective, network, clock, moving, pairs, denoise)])
+        still_target = tokens[first.rows] if master is None else denoise(still, tau.float().double())
+
+        def point(p):
+            return torch.where(batch.given[rest.rows][..., None], tokens[rest.rows], p)
+
+        target = torch.cat([still_target, dense_target(objective, network, clock, moving, pairs, denoise, point)])
     times = torch.cat([tau, pairs.start]).float()
     p = dense(algorithm.backbone, torch.cat([still, moving]), times, torch.cat([tau, pairs.end]).float())
     loss = -(target * p.log()).sum(-1)
@@ -288,7 +293,7 @@ def test_validation_measures_the_denoiser_against_the_data():
     draws = Draws(3)
     tau = draws.stratified(6)
     t = column(algorithm.clock.time(tau).float())
-    noise = torch.randn(6, L, V, generator=draws.local)
+    noise = draws.normal(6, L, V)
     x = t * one_hot(a_batch().tokens, V) + (1 - t) * noise
     p = dense(algorithm.backbone, x, tau.float(), tau.float())
     ce = -p.log().gather(-1, a_batch().tokens[..., None])[..., 0]

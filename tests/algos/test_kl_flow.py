@@ -33,7 +33,7 @@ def a_batch(weight=None, documents=None):
 
 def noise_of(algorithm, draws, shape):
     """The (B, L, V) noise that a loss draws next."""
-    noise = Noise(draws.seed(), shape[0] * shape[1], algorithm.path, torch.device("cpu"), torch.float64)
+    noise = Noise(draws.rows.seeds(shape[0]), shape[1], algorithm.path, torch.device("cpu"), torch.float64)
     return torch.cat([m for _, m in noise.chunks()]).view(*shape, V)
 
 

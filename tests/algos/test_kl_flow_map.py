@@ -15,7 +15,7 @@ from flm.algos.flm import FLM
 from flm.algos.kl_flow import KLFlow
 from flm.algos.kl_flow_map import KLFlowMap
 from flm.draws import Draws
-from flm.paths.flow_map import TimePairs, draw_time_pairs, whole_number
+from flm.paths.flow_map import TimePairs, draw_time_pairs
 from flm.paths.geodesic_state import Noise, corrupt
 from flm.samplers.canvas import Canvas
 from flm.samplers.geodesic import GeodesicSampler
@@ -75,7 +75,7 @@ def test_two_exact_jumps_make_the_target_of_the_exact_long_one():
     starts, middles, ends = (torch.tensor(x, **DOUBLE) / 64 for x in ([0, 8, 32, 0], [32, 12, 50, 4], [64, 40, 64, 60]))
     pairs = TimePairs(starts, middles, ends)
     tokens = world.sample(4, generator(1))
-    state = corrupt(tokens, algorithm.clock.time(starts), algorithm.path, 3, None, torch.float64)
+    state = corrupt(tokens, algorithm.clock.time(starts), algorithm.path, range(len(tokens)), None, torch.float64)
     target = algorithm._two_jumps(state, pairs, None).chunk(slice(None))
     long = algorithm.denoiser()(state, starts, ends).chunk(slice(None))
     torch.testing.assert_close(target, long, rtol=0, atol=1e-10)
@@ -95,7 +95,7 @@ def test_the_exact_jump_ends_where_small_steps_do():
     average = exact_map(world, path, 1, nodes=200)(start, torch.zeros(count, **DOUBLE), torch.ones(count, **DOUBLE))
     m = gathered(start.logits)
     jumped = centred(m + path.signal(path.max_t) * average.chunk(slice(None)))
-    assert (jumped - (2 * reached[1] - reached[0])).abs().max() < 2e-3
+    assert (jumped - (2 * reached[1] - reached[0])).abs().max() < 4e-3
     sampled = Watched(exact_map(world, path, 1, nodes=200))
     GeodesicMapSampler(read_out="argmax")(sampled, canvas, 1, generator())
     torch.testing.assert_close(centred(gathered(sampled.last.logits)), jumped, rtol=0, atol=1e-9)
@@ -146,15 +146,15 @@ def test_loss_and_gradient_equal_dense_on_the_same_noise(taught, monkeypatch):
     got = torch.autograd.grad(loss.total, parameters)
 
     draws, path, clock = Draws(5, step=3), algorithm.path, algorithm.clock
-    split = whole_number(0.5 * B, draws)
-    tau = draws.stratified(split)
-    pairs = draw_time_pairs(B - split, draws, "uniform_gap", None)
+    cut = draws.split(B, 0.5)
+    batch, parts = batch.rows(cut.order), cut.parts
+    tau = parts[0].draws.stratified(len(parts[0]))
+    pairs = draw_time_pairs(len(parts[1]), parts[1].draws, "uniform_gap", None)
     one_hot = torch.nn.functional.one_hot(batch.tokens, V).double()
 
-    def noisy(rows, tau):
-        count = len(tau)
-        noise = Noise(draws.seed(), count * L, path, torch.device("cpu"), torch.float64)
-        return gathered(noise).view(count, L, V) + column(path.signal(clock.time(tau))) * one_hot[rows]
+    def noisy(part, tau):
+        noise = Noise(part.draws.rows.seeds(len(part)), L, path, torch.device("cpu"), torch.float64)
+        return gathered(noise).view(len(part), L, V) + column(path.signal(clock.time(tau))) * one_hot[part.rows]
 
     def point(m, tau, rows):
         x = torch.softmax((1 - column(clock.time(tau))) * m, -1)
@@ -163,8 +163,8 @@ def test_loss_and_gradient_equal_dense_on_the_same_noise(taught, monkeypatch):
     def column(x):
         return x[:, None, None]
 
-    first, rest = slice(0, split), slice(split, None)
-    still, moving = noisy(first, tau), noisy(rest, pairs.start)
+    first, rest = parts[0].rows, parts[1].rows
+    still, moving = noisy(parts[0], tau), noisy(parts[1], pairs.start)
     a, b, d = (path.signal(clock.time(x)) for x in (pairs.start, pairs.middle, pairs.end))
     network = algorithm.backbone
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_loss_and_gradient_equal_dense_on_the_same_noise(taught, monkeypatch):
 def test_a_student_starts_as_its_teacher_wherever_it_is_told_to_go():
     master = teacher(features="sharpened")
     algorithm = KLFlowMap(small_dit(V, L, 12), V, L, teacher=master, features="sharpened")
-    state = corrupt(a_batch().tokens, torch.full((B,), 0.2, **DOUBLE), algorithm.path, 0)
+    state = corrupt(a_batch().tokens, torch.full((B,), 0.2, **DOUBLE), algorithm.path, range(B))
     tau, end = torch.full((B,), 0.4), torch.ones(B)
     want = master.denoiser()(state, tau).probabilities()
     assert torch.equal(algorithm.denoiser()(state, tau, end).probabilities(), want) and want.std() > 0.01

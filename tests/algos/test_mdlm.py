@@ -70,7 +70,7 @@ def test_loss_and_gradient_equal_dense(options, documents):
     got = torch.autograd.grad(loss.total, list(algorithm.parameters()), allow_unused=True)
 
     u = Draws(3).stratified(len(batch.tokens))
-    masked, _ = random_masks(batch.weight > 0, u, Draws(3).local)
+    masked, _ = random_masks(batch.weight > 0, u, Draws(3).rows)
     assert not (masked & (batch.weight == 0)).any()
     state = torch.where(masked, mask_id, batch.tokens)
     log_p = dense_log_p(algorithm, state, mask_id, batch.documents)

@@ -123,10 +123,12 @@ def test_evaluation_shares_hold_each_item_once(stream, world, items):
     rows = [share[i] for share in shares for i in range(len(share))]
     with pytest.raises(IndexError):
         shares[0][len(shares[0])]
-    seen = sorted(int(block[0]) // 10 for block, weight in rows if weight == 1)
+    seen = sorted(int(block[0]) // 10 for block, weight, _ in rows if weight == 1)
     wanted = 10 if items is None else items
     assert seen == [i * 10 // wanted for i in range(wanted)]
-    assert sorted({weight for _, weight in rows}) in ([1.0], [0.0, 1.0])
+    numbers = {number: int(block[0]) // 10 for block, weight, number in rows if weight == 1}
+    assert numbers == dict(enumerate(seen))  # whichever process has them
+    assert sorted({weight for _, weight, _ in rows}) in ([1.0], [0.0, 1.0])
     assert len(rows) - len(seen) < world
 
 

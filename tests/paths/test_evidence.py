@@ -19,7 +19,7 @@ def generator(seed=0):
 def noised(seed=5, dtype=torch.float64):
     tokens = torch.randint(V, (N,), generator=generator(1))
     t = torch.rand(N, generator=generator(2), dtype=torch.float64)
-    return Noised(tokens, t, V, seed, dtype)
+    return Noised(tokens, t, V, [seed], dtype)
 
 
 def evidence(state=None):
@@ -47,7 +47,7 @@ def test_a_state_is_the_same_numbers_however_it_is_cut(tokens_per_chunk):
 
 def test_noise_has_the_law_of_the_path():
     count, t = 4000, 0.3
-    state = Noised(torch.full((count,), 2), torch.full((count,), t), V, 0, torch.float64)
+    state = Noised(torch.full((count,), 2), torch.full((count,), t), V, [0], torch.float64)
     x = state.chunk(slice(0, count))
     onehot = torch.nn.functional.one_hot(torch.tensor(2), V)
     assert (x.mean(0) - t * onehot).abs().max() < 4 * (1 - t) / math.sqrt(count)
@@ -70,7 +70,7 @@ def test_posterior_of_a_joint_law_is_that_of_the_others_plus_own_evidence():
     joint /= joint.sum()
     t = torch.tensor([0.3, 0.55, 0.7], dtype=torch.float64)  # one a position
     tokens = torch.tensor([1, 5, 2])
-    x = Noised(tokens, t, V, 8, torch.float64).chunk(slice(0, 3))
+    x = Noised(tokens, t, V, [8], torch.float64).chunk(slice(0, 3))
     own = x * (t / (1 - t) ** 2)[:, None]
     gaussian = -(x[:, None] - t[:, None, None] * torch.eye(V, dtype=torch.float64)).square().sum(-1) / (
         2 * (1 - t[:, None]) ** 2
@@ -83,7 +83,7 @@ def test_posterior_of_a_joint_law_is_that_of_the_others_plus_own_evidence():
 
 def test_clean_positions_are_beyond_doubt():
     tokens, t = torch.tensor([3, 4]), torch.tensor([1.0, 0.0], dtype=torch.float64)
-    state = Noised(tokens, t, V, 0, torch.float64)
+    state = Noised(tokens, t, V, [0], torch.float64)
     assert torch.equal(state.chunk(slice(0, 1)), torch.nn.functional.one_hot(tokens[:1], V).double())
     p = torch.softmax(LocalEvidence(state, t, evidence().log_prior).chunk(slice(0, 2)), -1)
     assert p[0, 3] == 1

@@ -5,7 +5,7 @@ import torch
 from algos.exact_world import correlated, single_token, three_tokens
 
 from flm.draws import Draws
-from flm.paths.flow_map import PAIR_LAWS, draw_time_pairs, semigroup_weight, uniform_gap, uniform_pair, whole_number
+from flm.paths.flow_map import PAIR_LAWS, draw_time_pairs, semigroup_weight, uniform_gap, uniform_pair
 from flm.paths.gaussian import State, step
 
 WORLDS = {"two positions": correlated("identity"), "three tokens": three_tokens()}
@@ -195,10 +195,3 @@ def test_middle_is_halfway_on_the_clock_or_uniform():
     pairs = draw_time_pairs(1000, Draws(2), random_middle=True)
     fraction = (pairs.middle - pairs.start) / (pairs.end - pairs.start)
     assert torch.equal(pairs.start, halfway.start) and one_in_each_cell(fraction)
-
-
-def test_rounded_counts_agree_between_shares_and_have_the_right_mean():
-    counts = [{whole_number(2.25, Draws(0, step=i, share=k, num_shares=2)) for k in range(2)} for i in range(400)]
-    assert all(len(c) == 1 and c <= {2, 3} for c in counts)
-    assert abs(sum(c.pop() for c in counts) / 400 - 2.25) < 4 * (0.25 * 0.75 / 400) ** 0.5
-    assert {whole_number(3.0, Draws(0, step=i)) for i in range(50)} == {3}

@@ -22,8 +22,11 @@ def gathered(logits):
     return torch.cat([m for _, m in logits.chunks()])
 
 
-def noise_of(path, count=B * L, seed=5):
-    return Noise(seed, count, path, torch.device("cpu"), torch.float64)
+SEEDS = (5, 6, 7)
+
+
+def noise_of(path):
+    return Noise(SEEDS, L, path, torch.device("cpu"), torch.float64)
 
 
 class Given:
@@ -66,7 +69,7 @@ def test_view_and_gradient_equal_dense(features, concentration):
     tokens, clean = torch.randint(V, (B, L), generator=g), torch.rand(B, L, generator=g) < 0.4
     t = torch.tensor([0.0, 0.2, 0.45], **DOUBLE)
     table = torch.randn(V, D, generator=g, **DOUBLE).requires_grad_()
-    state = corrupt(tokens, t, path, 5, clean, torch.float64)
+    state = corrupt(tokens, t, path, SEEDS, clean, torch.float64)
     view = embed(state, table, features, path)
     weight = torch.randn(B, L, D, generator=g, **DOUBLE)
     (got,) = torch.autograd.grad((view.sin() * weight).sum(), table)
@@ -102,7 +105,7 @@ def test_fp32_features_are_those_of_fp64_at_the_end_of_a_wide_vocabulary(feature
     monkeypatch.setitem(flm.posterior.CHUNK_ELEMENTS, "cpu", 2**22)
     m = gathered(
         Signalled(
-            Noise(1, 8, path, torch.device("cpu"), torch.float64),
+            Noise([1], 8, path, torch.device("cpu"), torch.float64),
             torch.arange(8)[None],
             torch.tensor([path.signal(path.max_t)]),
         )
@@ -143,7 +146,7 @@ def test_peak_memory_of_reading_a_state_holds_chunks_and_no_more(monkeypatch):
     tokens = torch.randint(v, (2, length), generator=generator())
     posterior = TokenPosterior(torch.randn(2, length, 8), torch.randn(v, 8))
     with LiveMemory() as memory:
-        state = corrupt(tokens, torch.full((2,), 0.2, **DOUBLE), path, 0)
+        state = corrupt(tokens, torch.full((2,), 0.2, **DOUBLE), path, range(2))
         moved = state.at(Moved(state.logits, posterior, torch.ones(2, **DOUBLE)), state.t)
         embed(moved, table, "simplex", path).square().sum().backward()
     assert memory.peak < 4 * (6 * chunk + 3 * table.numel())

@@ -72,7 +72,7 @@ def test_one_basic_step_written_out(solver, expected):
 def test_one_sampling_step_written_out(monkeypatch):
     """To t' = 0.292893 with fresh E' = (1.5, 0.3, 0.7, 0.9) around token 3."""
     fresh = torch.tensor([[1.5, 0.3, 0.7, 0.9]], **DOUBLE)
-    monkeypatch.setattr("flm.paths.geodesic_state.log_noise", lambda *_: fresh.log())
+    monkeypatch.setattr("flm.paths.geodesic_state.log_noise_", lambda out, *_: out.copy_(fresh.log()))
     path = Geodesic.of(4, 0.5, smoothing=0.1)
     denoiser = Constant(path, [1e-9, 1e-9, 1e-9, 1.0])
     GeodesicSampler("sampling")(denoiser, Canvas.blank(1, 1), 4, generator())
@@ -242,7 +242,7 @@ def test_top_1_is_the_arg_max(monkeypatch):
 
 @pytest.mark.parametrize("scheme", ["basic", "sampling", "hybrid"])
 def test_given_positions_are_clean_at_every_evaluation_and_in_the_end(scheme):
-    tokens, denoiser = run(scheme=scheme)
+    tokens, denoiser = run(scheme=scheme, seed=5)
     given = ~HOLES.editable
     assert len(denoiser.seen) == 10  # N + 1 evaluations
     for view in denoiser.seen:

@@ -26,7 +26,7 @@ class Pointwise(Algorithm):
 
     def loss(self, batch, draws):
         tau = draws.stratified(len(batch.tokens))
-        state = corrupt(batch.tokens, self.clock.time(tau).float(), (self.backbone.input_table,), draws.local)
+        state = corrupt(batch.tokens, self.clock.time(tau).float(), (self.backbone.input_table,), draws.rows)
         loss = token_loss(self.backbone(self.scale * state.views[0], tau.float()), batch, tau)
         loss.metrics["scale"] = self.scale * loss.count, loss.count
         return loss

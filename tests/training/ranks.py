@@ -2,6 +2,7 @@
 
 import os
 import signal
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from flm.algos.algorithm import Batch
 from flm.algos.ar import AR
 from flm.algos.flm import FLM
 from flm.algos.fmlm import FMLM
+from flm.draws import randn
 from flm.models.dit import DiT
 from flm.training.adamw import AdamW
 from flm.training.checkpointing import CheckpointEvery
@@ -76,7 +78,7 @@ class Record(Callback):
 
         def spy(batch, draws):
             if pl_module.algorithm.training:
-                self.noise.append(torch.randn(3, generator=draws.local.clone_state()))
+                self.noise.append(randn(copy(draws.rows), BATCH, 3))  # a copy: the run's own numbers stay as they are
             found = loss(batch, draws)
             if pl_module.algorithm.training and found.tau is not None:
                 self.times.append(found.tau)

@@ -102,7 +102,7 @@ def test_validation_is_the_average_on_fixed_noise(tmp_path):
         nats, tokens, by_tau = 0.0, 0.0, {}
         for index in range(3):
             batch = make_batch(1000 + index)
-            loss = twin.loss(batch, Draws(mix_seed(3, VALIDATION), step=index))
+            loss = twin.loss(batch, Draws(mix_seed(3, VALIDATION), places=range(index * BATCH, (index + 1) * BATCH)))
             for value, tau, count in zip(loss.per_sequence, loss.tau, batch.weight.sum(1), strict=True):
                 nats, tokens = nats + float(value * count), tokens + float(count)
                 bucket = by_tau.setdefault(int(tau * 10), [0.0, 0.0])

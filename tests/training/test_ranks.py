@@ -77,10 +77,10 @@ def test_two_processes_train_as_one_that_accumulates(one, two, kind, name):
 
 
 @pytest.mark.parametrize("kind", STRATEGIES)
-def test_noise_is_each_processs_own_and_times_are_shared_out(two, kind):
+def test_noise_is_each_sequences_own_and_times_are_shared_out(two, kind):
     first, second = (process[kind, "flm"] for process in two)
-    drawn = torch.stack(first["noise"] + second["noise"])
-    assert len(drawn.unique(dim=0)) == 2 * STEPS
+    drawn = torch.cat(first["noise"] + second["noise"])
+    assert len(drawn.unique(dim=0)) == 2 * STEPS * BATCH
     for a, b in zip(first["times"], second["times"], strict=True):
         strata = (torch.cat([a, b]) * 2 * BATCH).long()
         assert strata.sort().values.tolist() == list(range(2 * BATCH))
@@ -98,7 +98,8 @@ def test_validation_counts_tokens_of_all_processes_with_the_average(two, kind):
         for rank in range(2):
             for index in range(VALIDATION_BATCHES):
                 batch = Blocks(1000, 1000 + VALIDATION_BATCHES, [], rank, 2)[index]
-                loss = twin.loss(batch, Draws(mix_seed(3, VALIDATION), index, rank, 2))
+                start = (2 * index + rank) * BATCH
+                loss = twin.loss(batch, Draws(mix_seed(3, VALIDATION), places=range(start, start + BATCH)))
                 nats += float((loss.per_sequence * batch.weight.sum(1)).sum())
                 tokens += float(batch.weight.sum())
     for process in two:

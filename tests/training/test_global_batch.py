@@ -1,0 +1,110 @@
+"""The loss, the gradient and the log of an optimiser step are those of its whole global batch, for every algorithm.
+
+Rows differ in targets, padding, prompts and documents; cut into 1, 2 and 4 micro-batches, on one process and on two.
+"""
+
+import os
+import socket
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+from every_algorithm import CASES, IDS, G, build, ragged_batch
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader
+from toy import make_trainer
+
+from flm.draws import Draws
+from flm.training.module import LOSS, Module
+from flm.training.sharding import FullyShardedStrategy, whole
+
+SPLIT = ("fmlm", "kl_flow_map", "flow_lm")  # tried under FSDP2 as well, with one sequence a micro-batch
+
+
+class Cut(LightningDataModule):
+    """One global batch, cut as Draws numbers its shares."""
+
+    def train_dataloader(self):
+        t = self.trainer
+        size = G // (t.world_size * t.accumulate_grad_batches)
+        shares = [t.global_rank * t.accumulate_grad_batches + i for i in range(t.accumulate_grad_batches)]
+        batch = ragged_batch()
+        rows = [torch.arange(share * size, (share + 1) * size) for share in shares]
+        return DataLoader([batch.rows(index) for index in rows], batch_size=None)
+
+
+class Gradient(Callback):
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        named = pl_module.algorithm.named_parameters()
+        self.found = whole({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+
+def step(folder: Path, case, **arguments):
+    """The gradient and what is logged, of one optimiser step."""
+    module = Module(build(*case), partial(torch.optim.SGD, lr=0.01), seed=3)
+    gradient = Gradient()
+    trainer = make_trainer(folder, 1, callbacks=[gradient], gradient_clip_val=None, **arguments)
+    trainer.fit(module, datamodule=Cut())
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+    return gradient.found, logged
+
+
+def work(rank: int, folder: Path, port: int) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
+    found = {}
+    for case, name in zip(CASES, IDS, strict=True):
+        for accumulation in (1, 2):
+            found[name, accumulation] = step(
+                folder, case, devices=2, strategy=DDPStrategy(), accumulate_grad_batches=accumulation
+            )
+        if name in SPLIT:
+            split = FullyShardedStrategy()
+            found[name, "fsdp2"] = step(folder, case, devices=2, strategy=split, accumulate_grad_batches=G // 2)
+    torch.save(found, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    pair = torch.multiprocessing.start_processes(work, (folder, port), nprocs=2, start_method=method, join=False)
+    deadline = time.monotonic() + 400
+    while not pair.join(timeout=5):
+        if time.monotonic() > deadline:
+            for process in pair.processes:
+                process.kill()
+            pytest.fail("the two processes wait for each other")
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case,name", list(zip(CASES, IDS, strict=True)), ids=IDS)
+def test_a_step_is_that_of_its_whole_batch(case, name, two, tmp_path):
+    gradient, logged = step(tmp_path, case)
+    scale = max(float(g.abs().max()) for g in gradient.values())
+    # and that is what the algorithm says of the whole batch at once
+    algorithm = build(*case)
+    loss = algorithm.loss(ragged_batch(), Draws(3))
+    assert logged[f"train/{LOSS}"] == pytest.approx(loss.total.item(), rel=1e-6)
+    assert scale > 1e-3
+    others = {f"{n} micro-batches": step(tmp_path, case, accumulate_grad_batches=n) for n in (2, 4)}
+    for rank, process in enumerate(two):
+        for way in (1, 2, "fsdp2"):
+            if (name, way) in process:
+                others[f"process {rank}, {way}"] = process[name, way]
+    assert len(others) == (8 if name in SPLIT else 6)
+    for way, (found, log) in others.items():
+        assert log == pytest.approx(logged, rel=1e-6), way
+        assert found.keys() == gradient.keys()
+        for key, value in found.items():
+            torch.testing.assert_close(
+                value / scale, gradient[key] / scale, rtol=0, atol=1e-6, msg=lambda text, w=way, k=key: f"{w}, {k}: {text}"
+            )
