@@ -32,6 +32,7 @@ VARIANTS: dict[str, list[str]] = {
     "flm_distill clean": ["algo.clean_given=true"],
     "flm_distill_second clean": ["algo.clean_given=true", "algo.learnable_loss_weighting=true"],
     "flm": ["algo.clean_given=true"],
+    "flm evidence": ["algo.reads=evidence", "algo.clean_given=true"],
     "kl_flow_map": ["algo.features=sharpened", "algo.time_pairs=uniform_pair"],
     "duo_distill": ["algo.divergence=forward"],
     "flow_lm": ["algo.mse_mask=all", "algo.t_sampler=uniform", "algo.self_condition=true", "model.self_condition=true"],

@@ -246,7 +246,7 @@ class NoBackbone(Algorithm):
         (lambda: FLMDistill(small_dit(V, L), V, L, teacher=NoBackbone(V, L)), "algo.teacher_path"),
         (lambda: schema.check(FLMDistill, {"time_pairs": "primes"}, "algo", is_partial=True), "algo.time_pairs"),
         (lambda: FLMDistillSecond(small_dit(V, L), V, L, teacher_g=teacher()), "algo.teacher_g_path"),
-        (lambda: FLMDistillSecond(small_dit(V, L), V, L).loss(a_batch(), Draws(0)), "algo.teacher_g_path"),
+        (lambda: FLMDistillSecond(small_dit(V, L), V, L).check_ready(), "algo.teacher_g_path"),
         (lambda: second_stage(teacher_f=NoBackbone(V, L)), "algo.teacher_f_path"),
         (lambda: schema.check(FLMDistillSecond, {"time_pairs": "primes"}, "algo", is_partial=True), "algo.time_pairs"),
     ],
