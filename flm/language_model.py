@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flm.algos.algorithm import Algorithm, Batch
+from flm.algos.algorithm import Algorithm, Batch, BoundVariant
 from flm.checkpoints.imported import ImportChoices
 from flm.checkpoints.load import load_algorithm
 from flm.checkpoints.model_file import ModelSource, generation_defaults
 from flm.data.tokenizers import Tokenizer
-from flm.draws import mix_seed
+from flm.draws import Draws, mix_seed
 from flm.likelihood.held_out import Likelihood, drawn_bounds, likelihood
 from flm.precision import autocast, device_named
 from flm.ranges import Count, Index, Seed
@@ -229,6 +229,17 @@ class LanguageModel:
             on_draw: called after each evaluation of one batch.
         """
         return likelihood(self._bounded("likelihood"), batches, draws, seed, bound, on_draw)
+
+    def bound_variants(self, training: Iterable[Batch], seed: Seed = 0, **options: Any) -> dict[str, BoundVariant]:
+        """The bounds that can be reported, by name; what they leave free is chosen on training blocks, if there are any.
+
+        Args:
+            training: blocks that the model was trained on.
+            seed: of draws on them, which are not those of `likelihood`.
+            options: as of the algorithm's `bound_variants`.
+        """
+        batches = [batch.to(self.device) for batch in training]
+        return self.algorithm.bound_variants(batches, Draws(mix_seed(seed, 1), device=self.device), **options)
 
     def nll(self, text: str, draws: Count = 16, seed: Seed = 0) -> NegativeLogLikelihood:
         """How improbable the model finds a text: -log p(text) or an upper bound on it, in nats of the whole text.

@@ -21,12 +21,13 @@ from flm.data.tokenizers import Tokenizer
 from flm.measures.estimate import Estimate
 from flm.measures.pass_at_k import mean_pass_at_k
 from flm.ranges import DIFFERENT, Count, Index, Share, Text
-from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
+from flm.tasks.eval_options import EvalOptions
 from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of, positions
-from flm.tasks.generation import sampler_options
+from flm.tasks.machine import Machine
+from flm.tasks.model import load_model
 from flm.tasks.processes import check_alone
-from flm.tasks.results import provenance, write_json
-from flm.tasks.scoring import head
+from flm.tasks.run import Run
+from flm.tasks.samples import Request
 
 Answers = list[list[list[str]]]  # [problem][sample][hole]
 
@@ -56,64 +57,53 @@ def code_eval(config: DictConfig) -> dict[str, Any]:
     A problem that cannot be put to the model (too long, or of characters its tokenizer lacks) counts as failed, and is counted.
     """
     check_alone("code_eval")
-    wanted = config.code_eval
-    problems = chosen_problems(config)
-    sandbox = Sandbox(Limits(**wanted.limits))
-    folder, console = run_dir(config), Console()
+    run, console = Run.of(config), Console()
+    wanted = run.options(CodeEvalOptions, "code_eval")
+    problems, sandbox = chosen_problems(wanted, run["seed"]), Sandbox(wanted.limits)
     results: dict[str, Any] = {"kind": "code_eval", "sandbox": sandbox.describe(), "problems": len(problems), "by_steps": {}}
+
+    def judged(answers: Answers, name: str) -> dict[str, Any]:
+        return judge(problems, answers, sandbox, wanted.workers, list(wanted.k), run.folder / f"samples-{name}.jsonl")
+
     if wanted.answers == "model":
-        lm = load_for_evaluation(config)
-        algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer
-        options = sampler_options(config, file, algorithm)
-        padding = padding_of(file, algorithm, options)
+        request = Request.of(run["sampling"], run["loader"]["eval_batch_size"], run["seed"])
+        lm = load_model(run.options(EvalOptions, "eval"), Machine.of(run["trainer"], run["model"]))
+        request.set_options(lm)
+        padding = padding_of(lm)
         if any(problem.is_continuation for problem in problems):
             check_hole_is_bounded(padding, wanted.new_tokens, "code_eval.new_tokens")
-        writer = Writer(algorithm, tokenizer, options, config.loader.eval_batch_size, config.seed, padding)
-        end = int(padding is not None)
-        requests = [request_of(problem, tokenizer, algorithm.length, wanted, end) for problem in problems]
-        reasons = Counter(request for request in requests if isinstance(request, str))
-        common = provenance(config, file)
-        results |= head("code_eval", config, algorithm, file) | {"options": options, "not_asked": dict(reasons)}
+        writer = Writer(lm, request.batch_size, request.seed, padding)
+        sizes, end = (wanted.new_tokens, wanted.hole_tokens), int(padding is not None)
+        requests = [request_of(problem, lm.tokenizer, lm.length, *sizes, end) for problem in problems]
+        reasons = Counter(asked for asked in requests if isinstance(asked, str))
+        results = run.about("code_eval", lm) | results | {"options": lm.options, "not_asked": dict(reasons)}
         for reason, count in reasons.items():
             console.print(f"warning: {count} of {len(problems)} problems count as failed: {reason}", soft_wrap=True)
-        for steps in writer.steps(config):
-            asked = [request for request in requests if not isinstance(request, str)]
-            with inference_precision(config):
-                written = iter(writer(asked, wanted.samples, steps))
+        for steps in writer.steps(request.steps):
+            written = iter(writer([asked for asked in requests if not isinstance(asked, str)], wanted.samples, steps))
             answers = [
-                [[""] * len(problem.solution)] * wanted.samples if isinstance(request, str) else next(written)
-                for problem, request in zip(problems, requests, strict=True)
+                [[""] * len(problem.solution)] * wanted.samples if isinstance(asked, str) else next(written)
+                for problem, asked in zip(problems, requests, strict=True)
             ]
             answers = [
                 [[p.cut(text) for text in texts] if p.is_continuation else texts for texts in given]
                 for p, given in zip(problems, answers, strict=True)
             ]
-            results["by_steps"][str(steps)] = run(problems, answers, sandbox, config, folder / f"samples-{steps}.jsonl")
+            results["by_steps"][str(steps)] = judged(answers, str(steps))
     else:
-        common = provenance(config)
         answers = [[p.solution if wanted.answers == "reference" else [""] * len(p.solution)] for p in problems]
-        results["by_steps"][wanted.answers] = run(
-            problems, answers, sandbox, config, folder / f"samples-{wanted.answers}.jsonl"
-        )
-    write_json(folder / "code_eval.json", common | results)
+        results = run.provenance() | results
+        results["by_steps"][wanted.answers] = judged(answers, wanted.answers)
+    run.write_json("code_eval.json", results)
     console.print(table_of(results))
-    console.print(f"samples and results: {folder}")
+    console.print(f"samples and results: {run.folder}")
     return results
 
 
-def chosen_problems(config: DictConfig) -> list[Problem]:
+def chosen_problems(wanted: CodeEvalOptions, seed: int) -> list[Problem]:
     """What `code_eval` asks for; problems without a number in their name are within no bounds."""
-    wanted = config.code_eval
     if wanted.path is None:
         raise ValueError("code_eval.path is not set: name a file of problems, HumanEval.jsonl.gz for one")
-    if wanted.answers not in ("model", "reference", "empty"):
-        raise ValueError(f"code_eval.answers must be model, reference or empty, not {wanted.answers}")
-    if not isinstance(wanted.samples, int) or wanted.samples < 1:
-        raise ValueError(f"code_eval.samples must be a whole number of at least 1, not {wanted.samples}")
-    if wanted.hole_tokens != "reference" and not (isinstance(wanted.hole_tokens, int) and wanted.hole_tokens >= 1):
-        raise ValueError(f"code_eval.hole_tokens must be reference or a number of at least 1, not {wanted.hole_tokens}")
-    if not (wanted.new_tokens in (None, "reference") or (isinstance(wanted.new_tokens, int) and wanted.new_tokens >= 1)):
-        raise ValueError(f"code_eval.new_tokens must be null, reference or a number of at least 1, not {wanted.new_tokens}")
     if not [k for k in wanted.k if 1 <= k <= wanted.samples]:
         raise ValueError(f"code_eval.k={list(wanted.k)}: none of them is in [1, code_eval.samples={wanted.samples}]")
     problems = load_problems(wanted.path, wanted.shots)
@@ -125,13 +115,16 @@ def chosen_problems(config: DictConfig) -> list[Problem]:
     if wanted.limit is not None:
         count = min(wanted.limit, len(problems))
         problems = [problems[index * len(problems) // count] for index in range(count)]
-    return problems if wanted.hidden_lines is None else hide_lines(problems, wanted.hidden_lines, config.seed)
+    return problems if wanted.hidden_lines is None else hide_lines(problems, wanted.hidden_lines, seed)
 
 
-def request_of(problem: Problem, tokenizer: Tokenizer, length: int, wanted: DictConfig, end: int = 0) -> Pieces | str:
+def request_of(
+    problem: Problem, tokenizer: Tokenizer, length: int, new_tokens: Any, hole_tokens: Any, end: int = 0
+) -> Pieces | str:
     """A problem as token ids and holes, or why it cannot be put to a model of sequences of `length`.
 
     Args:
+        new_tokens, hole_tokens: as in the group `code_eval`.
         end: positions that a text whose end is given takes beside its own.
     """
     try:
@@ -144,17 +137,19 @@ def request_of(problem: Problem, tokenizer: Tokenizer, length: int, wanted: Dict
     if problem.is_continuation:
         left = length - len(given[0])
         sizes = {None: left, "reference": len(given[1]) + 1}  # EOS
-        size = sizes.get(wanted.new_tokens, wanted.new_tokens)
+        size = sizes.get(new_tokens, new_tokens)
         return [given[0], size] if 1 <= size <= left else f"longer than model.length={length}"
-    sizes = [len(ids) if wanted.hole_tokens == "reference" else wanted.hole_tokens for ids in given]
+    sizes = [len(ids) if hole_tokens == "reference" else hole_tokens for ids in given]
     pieces = [size if isinstance(p, Hole) else ids for p, ids, size in zip(problem.pieces, given, sizes, strict=True)]
     return pieces if positions(pieces) + end <= length else f"longer than model.length={length}"
 
 
-def run(problems: list[Problem], answers: Answers, sandbox: Sandbox, config: DictConfig, path: Path) -> dict[str, Any]:
+def judge(
+    problems: list[Problem], answers: Answers, sandbox: Sandbox, workers: int | None, ks: list[int], path: Path
+) -> dict[str, Any]:
     """Verdicts on all answers, written out; their summary."""
     programs = [p.program(texts) for p, given in zip(problems, answers, strict=True) for texts in given]
-    found = iter(sandbox.run_all(programs, config.code_eval.workers or len(os.sched_getaffinity(0))))
+    found = iter(sandbox.run_all(programs, workers or len(os.sched_getaffinity(0))))
     verdicts = [[next(found) for _ in given] for given in answers]
     lines = [
         {"task_id": p.task_id, "completion": "".join(texts) if len(texts) == 1 else texts, "passed": verdict.passed,
@@ -163,7 +158,7 @@ def run(problems: list[Problem], answers: Answers, sandbox: Sandbox, config: Dic
         for texts, verdict in zip(given, judged, strict=True)
     ]  # fmt: skip
     write_text(path, "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines))
-    return {"file": path.name, **summary(problems, answers, verdicts, list(config.code_eval.k))}
+    return {"file": path.name, **summary(problems, answers, verdicts, ks)}
 
 
 def summary(problems: list[Problem], answers: Answers, verdicts: list[list[Verdict]], ks: list[int]) -> dict[str, Any]:

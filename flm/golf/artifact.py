@@ -1,6 +1,5 @@
 """mode=artifact: a checkpoint in few bits and one file, within a limit for code and weights, and evaluated from that file."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +14,18 @@ import flm
 from flm.atomic import write_bytes
 from flm.checkpoints.description import Description
 from flm.checkpoints.export import shareable
-from flm.checkpoints.load import load_algorithm
-from flm.golf.golf_eval import golf_eval
+from flm.golf import golf_eval
 from flm.golf.packed import Packed, has_zstandard, pack
 from flm.ranges import Count, Index, Text, one_of
-from flm.tasks.assemble import load_for_evaluation, run_dir
-from flm.tasks.ppl_eval import ppl_eval
+from flm.tasks import ppl_eval
+from flm.tasks.eval_options import EvalOptions
+from flm.tasks.machine import Machine
+from flm.tasks.model import load_model
 from flm.tasks.processes import check_alone
-from flm.tasks.results import provenance, write_json
+from flm.tasks.run import Run
 
 FILE = "model.flmpack"
-EVALUATIONS = {"ppl_eval": ppl_eval, "golf_eval": golf_eval}
+EVALUATIONS = {"ppl_eval": ppl_eval.evaluate, "golf_eval": golf_eval.evaluate}
 
 
 @dataclass(frozen=True)
@@ -45,28 +45,27 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     Whatever is reported of the model afterwards is of the file, read back. Writes run_dir/artifact.json.
     """
     check_alone("artifact")
-    wanted = config.artifact
+    run, console = Run.of(config), Console()
+    wanted, evaluation = run.options(ArtifactOptions, "artifact"), run.options(EvalOptions, "eval")
     num_code = code_bytes(wanted.code)
     left = None if wanted.limit_bytes is None else wanted.limit_bytes - num_code
     if left is not None and left <= 0:
         raise ValueError(
             f"artifact.limit_bytes={wanted.limit_bytes:,}: the code alone has {num_code:,}: name in artifact.code what counts"
         )
-    console = Console()
     if not has_zstandard():
         console.print("note: zstandard is not installed: compressed with zlib, a few percent larger")
-    lm = load_for_evaluation(config)
-    algorithm, file = lm.algorithm, lm.source
+    lm = load_model(evaluation, Machine.of(run["trainer"], run["model"]))
     # where the text lies, which a recipe for others leaves out, is what the evaluation below asks of the file
-    recipe = shareable(file.config) | {key: file.config[key] for key in ("data",) if key in file.config}
-    about = Description(recipe, file.tokenizer, algorithm.vocab_size, algorithm.length, file.step)
+    recipe = shareable(lm.config) | {key: lm.config[key] for key in ("data",) if key in lm.config}
+    about = Description(recipe, lm.source.tokenizer, lm.algorithm.vocab_size, lm.length, lm.source.step)
     try:
-        packed = pack(algorithm, about, left, wanted.scale_floor, wanted.kept_elements)
+        packed = pack(lm.algorithm, about, left, wanted.scale_floor, wanted.kept_elements)
     except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from error
-    path = run_dir(config) / FILE
+        raise ValueError(f"{lm.source.path}: {error}") from error
+    path = run.folder / FILE
     write_bytes(path, packed.content)
-    loaded, _ = load_algorithm(path, None, config.eval.trusted_modules)
+    loaded = flm.load(path, lm.device, None, evaluation.trusted_modules).algorithm
     weights = {name: parameter for name, parameter in loaded.named_parameters() if name in packed.plan.bits}
     size = path.stat().st_size
     result = {
@@ -81,10 +80,9 @@ def artifact(config: DictConfig) -> dict[str, Any]:
         "tried": [{"blocks_in_5_bits": list(blocks), "model_bytes": tried} for blocks, tried in packed.tried.items()],
     }
     _print(console, result, packed)
-    write_json(run_dir(config) / "artifact.json", provenance(config, file) | {"kind": "artifact", "artifact": result})
+    run.write_json("artifact.json", run.provenance(lm.source) | {"kind": "artifact", "artifact": result})
     if wanted.evaluation is not None:
-        own = copy.deepcopy(config)
-        own.eval.checkpoint_path, own.eval.disable_ema = str(path), False
+        own = run.changed("eval", checkpoint_path=str(path), disable_ema=False)
         result["evaluation"] = EVALUATIONS[wanted.evaluation](own)
     return result
 

@@ -18,11 +18,12 @@ from flm.data.module import TextDataModule
 from flm.draws import mix_seed
 from flm.golf.embedding_likelihood import GRIDS, bound_report, denoising_report
 from flm.ranges import DIFFERENT, OpenShare, one_of
-from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
-from flm.tasks.held_out import check_real_data, held_out_data
+from flm.tasks.eval_options import EvalOptions
+from flm.tasks.held_out import HeldOut
+from flm.tasks.machine import Machine
+from flm.tasks.model import load_model
 from flm.tasks.processes import check_alone
-from flm.tasks.results import provenance, write_json
-from flm.tasks.scoring import head
+from flm.tasks.run import Run
 
 CAUTION = (
     "denoising_ce_bpb is no likelihood and must not be compared with one: at t near 1 the state holds the answer, and v = 0, "
@@ -45,20 +46,20 @@ def flow_lm_eval(config: DictConfig) -> dict[str, Any]:
     The bound's end is chosen on eval.pilot_draws training blocks; every end is a valid bound by itself.
     """
     check_alone("flow_lm_eval")
-    wanted = config.flow_lm_eval
-    check_real_data(config, "flow_lm_eval")
-    lm = load_for_evaluation(config)
-    algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer
-    if not hasattr(algorithm, "denoising_curve"):
-        raise ValueError(
-            f"{file.path}: {type(algorithm).__name__} is no embedding flow, which mode=flow_lm_eval needs: take mode=ppl_eval"
-        )
-    data = held_out_data(config, file, tokenizer, algorithm)
-    table, bos_id, ends = ByteTable.of(tokenizer), tokenizer.bos_id, [float(end) for end in wanted.ends]
+    run = Run.of(config)
+    wanted, evaluation = run.options(FlowLMEvalOptions, "flow_lm_eval"), run.options(EvalOptions, "eval")
+    seed, held_out = run["seed"], HeldOut.of(run)
+    held_out.check_needed("flow_lm_eval")
+    lm = load_model(evaluation, Machine.of(run["trainer"], run["model"]))
+    if not hasattr(lm.algorithm, "denoising_curve"):
+        name = type(lm.algorithm).__name__
+        raise ValueError(f"{lm.source.path}: {name} is no embedding flow, which mode=flow_lm_eval needs: take mode=ppl_eval")
+    data = held_out.data(lm)
+    table, bos_id, ends = ByteTable.of(lm.tokenizer), lm.tokenizer.bos_id, [float(end) for end in wanted.ends]
     batches = list(data.valid_loader())
-    pilot = _training_batches(data, config)
-    draws = config.eval.draws_per_example
-    with Progress(transient=True) as progress, inference_precision(config):
+    pilot = _training_batches(data, evaluation.pilot_draws, run["loader"]["eval_batch_size"])
+    draws = evaluation.draws_per_example
+    with Progress(transient=True) as progress, lm.autocast():
         total = len(batches) * (1 + draws * len(ends)) + len(pilot) * len(ends)
         bar = progress.add_task("evaluating", total=total)
 
@@ -66,9 +67,9 @@ def flow_lm_eval(config: DictConfig) -> dict[str, Any]:
             progress.advance(bar)
 
         times = GRIDS[wanted.grid](wanted.points)
-        curve = denoising_report(algorithm, batches, table, bos_id, times, config.seed, advance)
-        measured = bound_report(algorithm, pilot, table, bos_id, ends, 1, mix_seed(config.seed, 1), advance) if pilot else []
-        bounds = bound_report(algorithm, batches, table, bos_id, ends, draws, config.seed, advance)
+        curve = denoising_report(lm.algorithm, batches, table, bos_id, times, seed, advance)
+        measured = bound_report(lm.algorithm, pilot, table, bos_id, ends, 1, mix_seed(seed, 1), advance) if pilot else []
+        bounds = bound_report(lm.algorithm, batches, table, bos_id, ends, draws, seed, advance)
     chosen = min(measured, key=lambda row: row["nats_per_token"])["t1"] if measured else None
     result = {
         "corpus": data.corpus.describe(),
@@ -76,19 +77,18 @@ def flow_lm_eval(config: DictConfig) -> dict[str, Any]:
         "bound": bounds,
         "chosen_t1": chosen,
     }
-    folder, console = run_dir(config), Console()
-    about = provenance(config, file) | head("flow_lm_eval", config, algorithm, file)
-    write_json(folder / "flow_lm_eval.json", about | {"flow_lm_eval": result})
+    console = Console()
+    path = run.write_json("flow_lm_eval.json", run.about("flow_lm_eval", lm) | {"flow_lm_eval": result})
     _print(console, result)
-    console.print(f"written to {folder / 'flow_lm_eval.json'}", soft_wrap=True)
+    console.print(f"written to {path}", soft_wrap=True)
     return result
 
 
-def _training_batches(data: TextDataModule, config: DictConfig) -> list[Batch]:
-    """eval.pilot_draws training blocks, evenly spaced; none where the corpus has no training split."""
-    if "train" not in data.corpus.splits or not config.eval.pilot_draws:
+def _training_batches(data: TextDataModule, wanted: int, size: int) -> list[Batch]:
+    """`wanted` training blocks, evenly spaced, in batches of `size`; none where the corpus has no training split."""
+    if "train" not in data.corpus.splits or not wanted:
         return []
-    blocks, wanted, size = data.train_blocks(), config.eval.pilot_draws, config.loader.eval_batch_size
+    blocks = data.train_blocks()
     rows = [blocks.row(i * len(blocks) // wanted) for i in range(wanted)]
     groups = [rows[start : start + size] for start in range(0, wanted, size)]
     return [Batch(torch.stack([row.tokens for row in g]), torch.stack([row.weight for row in g])) for g in groups]

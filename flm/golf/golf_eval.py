@@ -4,12 +4,12 @@ Windows without overlap, sliding windows, and sliding windows with test-time tra
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import MinLen
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,11 +22,12 @@ from flm.golf.scored_stream import Reading, score
 from flm.golf.test_time_training import TestTimeTraining, score_then_train
 from flm.likelihood.bits_per_byte import ByteTally
 from flm.ranges import CalledWith, Count
-from flm.tasks.assemble import inference_precision, load_for_evaluation, run_dir
-from flm.tasks.held_out import check_real_data, held_out_data
+from flm.tasks.eval_options import EvalOptions
+from flm.tasks.held_out import HeldOut
+from flm.tasks.machine import Machine
+from flm.tasks.model import load_model
 from flm.tasks.processes import check_alone
-from flm.tasks.results import provenance, write_json
-from flm.tasks.scoring import head
+from flm.tasks.run import Run
 
 BLOCKS, SLIDING, TRAINED = METHODS = ("blocks", "sliding", "test_time_training")
 
@@ -46,31 +47,32 @@ class GolfEvalOptions:
 def golf_eval(config: DictConfig) -> dict[str, Any]:
     """Scores the held-out text of the corpus eval.real_data names. Writes run_dir/golf_eval.json and prints a table."""
     check_alone("golf_eval")
-    wanted = config.golf_eval
-    check_real_data(config, "golf_eval")
-    options = OmegaConf.to_container(wanted.test_time_training, resolve=True)
-    assert isinstance(options, dict)
-    settings = TestTimeTraining(**options, seed=config.seed)
-    lm = load_for_evaluation(config)
-    algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer
-    if not hasattr(algorithm, "predictions"):
+    return evaluate(Run.of(config))
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """The same, of a config in plain values."""
+    wanted, held_out = run.options(GolfEvalOptions, "golf_eval"), HeldOut.of(run)
+    held_out.check_needed("golf_eval")
+    settings = replace(wanted.test_time_training, seed=run["seed"])
+    lm = load_model(run.options(EvalOptions, "eval"), Machine.of(run["trainer"], run["model"]))
+    if not hasattr(lm.algorithm, "predictions"):
         raise ValueError(
-            f"{file.path}: {type(algorithm).__name__} does not read from left to right, which mode=golf_eval needs: "
+            f"{lm.source.path}: {type(lm.algorithm).__name__} does not read from left to right, which mode=golf_eval needs: "
             "take mode=ppl_eval"
         )
-    window = wanted.window or algorithm.length
+    window, batch = wanted.window or lm.length, run["loader"]["eval_batch_size"]
     chunk = wanted.chunk_tokens or 16 * window
     readings = {
-        method: Reading(window, window if method == BLOCKS else wanted.stride, chunk, config.loader.eval_batch_size)
+        method: Reading(window, window if method == BLOCKS else wanted.stride, chunk, batch)
         for method in METHODS
         if method in wanted.methods
     }
-    table = ByteTable.of(tokenizer)
-    data = held_out_data(config, file, tokenizer, algorithm)
+    table, data = ByteTable.of(lm.tokenizer), held_out.data(lm)
     text = _text(data, wanted.max_tokens)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     rows = {}
-    with Progress(*columns, transient=True) as progress, inference_precision(config):
+    with Progress(*columns, transient=True) as progress, lm.autocast():
         for method, reading in readings.items():
             bar = progress.add_task(method, total=reading.num_chunks(len(text) - 1))
 
@@ -78,16 +80,14 @@ def golf_eval(config: DictConfig) -> dict[str, Any]:
                 progress.advance(bar)
 
             if method == TRAINED:
-                tally = score_then_train(algorithm, text, reading, settings, table, after)
+                tally = score_then_train(lm.algorithm, text, reading, settings, table, after)
             else:
-                tally = score(algorithm, text, reading, table, after)
+                tally = score(lm.algorithm, text, reading, table, after)
             rows[method] = _row(tally, reading)
-    result = {"corpus": data.corpus.describe(), "methods": rows}
-    folder, console = run_dir(config), Console()
-    about = provenance(config, file) | head("golf_eval", config, algorithm, file)
-    write_json(folder / "golf_eval.json", about | {"golf_eval": result})
+    result, console = {"corpus": data.corpus.describe(), "methods": rows}, Console()
+    path = run.write_json("golf_eval.json", run.about("golf_eval", lm) | {"golf_eval": result})
     _print(console, rows)
-    console.print(f"written to {folder / 'golf_eval.json'}", soft_wrap=True)
+    console.print(f"written to {path}", soft_wrap=True)
     return result
 
 

@@ -1,9 +1,7 @@
 """Where answers go: files with all of them and a film of the first, and a few on the terminal, cells shaded by probability."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.columns import Columns
@@ -11,11 +9,10 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from flm.atomic import write_text
 from flm.data.tokenizers import Tokenizer
 from flm.measures.film import FilmStrip
 from flm.puzzles.rules import HOLE, Puzzle, Verdict
-from flm.tasks.results import write_json
+from flm.tasks.run import Run, write_lines
 
 _SHOWN = 6  # answers, and moments of a film
 
@@ -28,7 +25,7 @@ class Desk:
         source: the corpus of the puzzles; its `columns` are cells in a line of a board, None: all in one.
     """
 
-    folder: Path
+    run: Run
     about: Mapping[str, Any]
     source: Any
     tokenizer: Tokenizer
@@ -48,12 +45,10 @@ class Desk:
             {"givens": puzzle.givens, "reference": puzzle.answer, "answers": given, "solved": [v.solved for v in judged]}
             for puzzle, given, judged in zip(puzzles, answers, verdicts, strict=True)
         ]
-        write_text(
-            self.folder / f"{name}-{steps}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        )
+        write_lines(self.run.folder / f"{name}-{steps}.jsonl", lines)
         frames = [frame.to_dict(self.tokenizer) for frame in film.frames]
         content = {"steps": steps, "columns": self.source.columns, "frames": frames}
-        write_json(self.folder / f"film-{name}-{steps}.json", {**self.about, **content})
+        self.run.write_json(f"film-{name}-{steps}.json", {**self.about, **content})
         self.console.rule(f"{name}, {steps} step{'s' * (steps > 1)}")
         shown = zip(puzzles[:_SHOWN], answers, verdicts, strict=False)
         self.console.print(Columns(self._board(puzzle, given[0], judged[0]) for puzzle, given, judged in shown))

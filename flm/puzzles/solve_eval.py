@@ -4,13 +4,14 @@ import math
 import random
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig
 
-from flm.checkpoints.model_file import ModelSource
+from flm.language_model import LanguageModel
 from flm.measures.film import FilmStrip
 from flm.puzzles.controls import IdealMaskedDiffusion, propagated, random_fill, searched
 from flm.puzzles.desk import Desk
@@ -18,12 +19,13 @@ from flm.puzzles.rules import HOLE, Puzzle
 from flm.puzzles.scores import coverage, solve_rates, verdicts_on
 from flm.puzzles.solve_tables import puzzle_table, written_table
 from flm.puzzles.writing import Writer
-from flm.tasks.assemble import load_for_evaluation, run_dir
-from flm.tasks.generation import has_fixed_steps, sampler_options, step_counts
+from flm.tasks.eval_options import EvalOptions
+from flm.tasks.held_out import HeldOut
+from flm.tasks.machine import Machine
+from flm.tasks.model import load_model
 from flm.tasks.processes import check_alone
-from flm.tasks.real_text import recorded_corpus
-from flm.tasks.results import provenance, write_json
-from flm.tasks.scoring import head
+from flm.tasks.run import Run
+from flm.tasks.samples import Request
 
 _IDEAL_SOLUTIONS = 1000  # at most so many are compared with every answer, in seconds
 
@@ -34,45 +36,43 @@ def solve_eval(config: DictConfig) -> dict[str, Any]:
     Held-out puzzles are solved, and where all is to be written answers are written from nothing. Every network call counts.
     """
     check_alone("solve_eval")
-    wanted = config.solve_eval
+    run = Run.of(config)
+    wanted, held_out = SimpleNamespace(**run["solve_eval"]), HeldOut.of(run)
     for key, least in (("puzzles", 0), ("written", 0), ("samples", 1)):
-        if not isinstance(wanted[key], int) or wanted[key] < least:
-            raise ValueError(f"solve_eval.{key} must be a whole number of at least {least}, not {wanted[key]}")
-    lm = load_for_evaluation(config)
-    file, options = lm.source, sampler_options(config, lm.source, lm.algorithm)
-    corpus = corpus_of(config, file)
+        if not isinstance(run["solve_eval"][key], int) or run["solve_eval"][key] < least:
+            raise ValueError(f"solve_eval.{key} must be a whole number of at least {least}, not {run['solve_eval'][key]}")
+    request = Request.of(run["sampling"], run["loader"]["eval_batch_size"], run["seed"])
+    lm = load_model(run.options(EvalOptions, "eval"), Machine.of(run["trainer"], run["model"]))
+    request.set_options(lm)
+    corpus = corpus_of(held_out, lm)
     corpus.rules.use(partial(hydra.utils.instantiate, wanted.sandbox))
-    writer = Writer(lm, corpus, options, config.loader.eval_batch_size, config.seed)
-    results = head("solve_eval", config, lm.algorithm, file) | {"options": options, "source": corpus.describe()}
+    writer = Writer(lm, corpus, request.batch_size, request.seed)
+    results = run.about("solve_eval", lm) | {"options": lm.options, "source": corpus.describe()}
     asked = [puzzle for puzzle in corpus.puzzles("valid") if puzzle.givens.replace(HOLE, "")][: wanted.puzzles]
     blank = blank_puzzles(corpus, wanted.written)
     if not asked and not blank:
         raise ValueError("solve_eval: nothing to do: solve_eval.puzzles and solve_eval.written leave none of this data")
-    all_steps = step_counts(config.sampling.steps)
-    if has_fixed_steps(lm.algorithm, options):  # a step of these is a position
+    all_steps = request.steps
+    if lm.has_fixed_steps:  # a step of these is a position
         all_steps = [max(writer.holes(puzzle) for puzzle in blank or asked)]
-    desk = Desk(run_dir(config), provenance(config, file) | head("film", config, lm.algorithm, file), corpus, lm.tokenizer)
+    desk = Desk(run, run.about("film", lm), corpus, lm.tokenizer)
     writer((asked or blank)[: writer.batch], 1, min(all_steps))  # what the first call sets up is no part of the time
     if asked:
-        results["puzzles"] = solved(writer, asked, all_steps, config, desk)
+        results["puzzles"] = solved(writer, asked, all_steps, wanted.samples, list(wanted.k), desk)
         desk.console.print(puzzle_table(results["puzzles"], results["label"]))
     if blank:
-        results["written"] = from_nothing(writer, blank, all_steps, config.seed, desk)
+        results["written"] = from_nothing(writer, blank, all_steps, request.seed, desk)
         desk.console.print(written_table(results["written"], results["label"]))
-    write_json(desk.folder / "solve_eval.json", provenance(config, file) | results)
-    desk.console.print(f"answers and results: {desk.folder}")
+    run.write_json("solve_eval.json", results)
+    desk.console.print(f"answers and results: {run.folder}")
     return results
 
 
-def corpus_of(config: DictConfig, file: ModelSource) -> Any:
+def corpus_of(held_out: HeldOut, lm: LanguageModel) -> Any:
     """The puzzles that eval.real_data names."""
-    wanted = config.eval.real_data
-    if wanted not in ("recorded", "current"):
-        raise ValueError(f"eval.real_data must be recorded or current here, not {wanted}: the puzzles come from there")
-    recorded = file.config.get("data")
-    found = (
-        hydra.utils.instantiate(config.data) if wanted == "current" else recorded_corpus(recorded, config.eval.trusted_modules)
-    )
+    if held_out.which is None:
+        raise ValueError("eval.real_data must be recorded or current here, not null: the puzzles come from there")
+    found = held_out.corpus(lm)
     if not hasattr(found, "rules"):
         raise ValueError(f"{found.describe()} holds no puzzles with rules: set eval.real_data=current data=sudoku, or another")
     return found
@@ -86,23 +86,25 @@ def blank_puzzles(corpus: Any, count: int) -> list[Puzzle]:
     return [Puzzle(HOLE * len(answer), answer)] * count
 
 
-def solved(writer: Writer, puzzles: list[Puzzle], all_steps: list[int], config: DictConfig, desk: Desk) -> dict[str, Any]:
+def solved(
+    writer: Writer, puzzles: list[Puzzle], all_steps: list[int], samples: int, ks: list[int], desk: Desk
+) -> dict[str, Any]:
     """Rates on puzzles by steps, and of the controls."""
-    wanted, rules = config.solve_eval, writer.source.rules
-    found: dict[str, Any] = {"count": len(puzzles), "samples": wanted.samples, "by_steps": {}, "controls": {}}
+    rules = writer.source.rules
+    found: dict[str, Any] = {"count": len(puzzles), "samples": samples, "by_steps": {}, "controls": {}}
     for steps in all_steps:
         film = FilmStrip()
-        written = writer(puzzles, wanted.samples, steps, film)
+        written = writer(puzzles, samples, steps, film)
         verdicts = verdicts_on(puzzles, written.answers, rules)
         found["by_steps"][str(steps)] = {
             "steps": steps,
             "evaluations": written.evaluations,
             "ms_per_puzzle": written.ms_per_answer,
             "left_out": written.left_out,
-            **solve_rates(verdicts, list(wanted.k)),
+            **solve_rates(verdicts, ks),
         }
         desk.keep("solved", steps, puzzles, written.answers, verdicts, film)
-    rng, symbols = random.Random(config.seed), rules.symbols
+    rng, symbols = random.Random(writer.seed), rules.symbols
     controls: dict[str, Callable[[Puzzle], str | None]] = {
         "exact solver": lambda puzzle: searched(puzzle, rules),
         "propagation": lambda puzzle: propagated(puzzle, rules),
@@ -115,7 +117,7 @@ def solved(writer: Writer, puzzles: list[Puzzle], all_steps: list[int], config: 
             found["controls"][name] = solve_rates(verdicts, [1])
     ideal = ideal_masked_diffusion(writer.source)
     if ideal is not None:
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(writer.seed)
         for steps in sorted({min(steps, len(puzzles[0].answer)) for steps in all_steps}):
             answers = ideal([puzzle.givens for puzzle in puzzles], steps, generator)
             verdicts = verdicts_on(puzzles, [[answer] for answer in answers], rules)

@@ -38,14 +38,12 @@ class Writer:
 
     Attributes:
         source: gives `request` and `read`, see `flm.puzzles.corpus.PuzzleCorpus`.
-        options: of the sampler.
         batch: canvases filled at once.
         seed: of the noise, with the number of the batch; it does not depend on the steps.
     """
 
     lm: LanguageModel
     source: Any
-    options: dict[str, Any]
     batch: int
     seed: int
 
@@ -67,7 +65,7 @@ class Writer:
                 ids, holes = zip(*(requests[index] for index, _ in together), strict=True)  # type: ignore[misc]
                 canvas = Canvas(torch.tensor(ids, device=device), torch.tensor(holes, device=device))
                 start = time.perf_counter()
-                rows = self.lm.fill(canvas, steps, self.seed, number, film if number == 0 else None, **self.options).cpu()
+                rows = self.lm.fill(canvas, steps, self.seed, number, film if number == 0 else None).cpu()
                 seconds.append((time.perf_counter() - start, len(together)))
                 for (index, sample), row in zip(together, rows.tolist(), strict=True):
                     answers[index][sample] = self.source.read(row, puzzles[index], self.lm.tokenizer)

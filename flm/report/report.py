@@ -14,8 +14,7 @@ from flm.report.build import Report, make_report
 from flm.report.files import read_results
 from flm.report.sections.quality import Shown
 from flm.report.tables import markdown, plain_columns
-from flm.tasks.assemble import run_dir
-from flm.tasks.results import provenance
+from flm.tasks.run import Run
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,12 @@ def report(config: DictConfig) -> dict[str, Any]:
     wanted = config.report
     limits = {key: wanted[key] for key in ("samples", "characters", "film_tokens")}
     results = read_results(_inputs(wanted.inputs))
-    origin = provenance(config)
+    run = Run.of(config)
+    origin, folder = run.provenance(), run.folder
     versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
     made_by = f"Made by {' '.join(origin['command'])}; code {origin['git_revision']}; {versions}."
     made = make_report(results, str(wanted.title), Shown(**limits), made_by)
 
-    folder = run_dir(config)
-    (folder / "figures").mkdir(exist_ok=True)
     files = {name: folder / "figures" / f"{name}.png" for name in made.figures}
     for name, path in files.items():
         write_bytes(path, made.figures[name])

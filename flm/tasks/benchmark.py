@@ -19,9 +19,10 @@ from flm.algos.dense_twin import TWINS
 from flm.config_files import CONFIGS
 from flm.ranges import Count, Index, Text
 from flm.samplers.template import CANVAS_KEYS
-from flm.tasks.assemble import device_of, plain_config, run_dir, targets
+from flm.tasks.assemble import targets
 from flm.tasks.benchmark_process import SAMPLING, STEP, Job, run
-from flm.tasks.results import provenance, write_json
+from flm.tasks.machine import device_of
+from flm.tasks.run import Run
 from flm.training.hardware import device_name, peak_flops
 
 ALGOS = CONFIGS / "algo"
@@ -52,15 +53,16 @@ def benchmark(config: DictConfig) -> dict[str, Any]:
         `training_step` and `sampling`, by name of the algorithm ("flm_dense" for the twin of flm), `ratios` of seconds and
         memory by name, and `targets`.
     """
-    config = without_teacher_paths(config)
-    folder, device, settings = run_dir(config), device_of(config), config.benchmark
+    run = Run.of(config)
+    settings, loader, model = run["benchmark"], run["loader"], run["model"]
+    device = device_of(run["trainer"]["accelerator"])
+    jobs = _jobs(run.config | {"algo": without_paths(run["algo"])})
     measured: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    jobs = _jobs(config)
-    for _ in range(settings.rounds):
+    for _ in range(settings["rounds"]):
         for key, job in jobs.items():
             measured.setdefault(key, []).append(_in_a_process(job))
-    tokens = (config.loader.batch_size or config.loader.global_batch_size) * config.model.length
-    peak = config.callbacks.throughput.peak_flops_per_second if config.callbacks.get("throughput") else None
+    tokens = (loader["batch_size"] or loader["global_batch_size"]) * model["length"]
+    peak = (run["callbacks"].get("throughput") or {}).get("peak_flops_per_second")
     peak = peak_flops(device) if peak is None else peak
     result: dict[str, Any] = {"kind": "benchmark", "device": device_name(device)}
     result |= {"peak_flops_per_second": peak, STEP: {}, SAMPLING: {}}
@@ -71,37 +73,38 @@ def benchmark(config: DictConfig) -> dict[str, Any]:
         if "failed" in result[what].get(own, {}):
             raise ValueError(f"benchmark: {what} of {own} did not finish: {result[what][own]['failed']}")
     result["ratios"] = ratios(result)
-    result["targets"] = targets_met(config, result)
-    write_json(folder / "benchmark.json", provenance(config) | result)
-    _print(result, config, tokens)
+    result["targets"] = targets_met(settings, result)
+    run.write_json("benchmark.json", run.provenance() | result)
+    size = f"V {settings['vocab_size']}, {tokens // model['length']} x {model['length']} tokens, D {model.get('hidden_size')}"
+    _print(result, size, settings["sampling_steps"])
     return result
 
 
-def without_teacher_paths(config: DictConfig) -> DictConfig:
-    """A copy in which no checkpoint is named: teachers are random, of benchmark.teachers."""
-    config = config.copy()
-    for key in config.algo:
-        if key.endswith("_path"):
-            config.algo[key] = None
-    return config
+def without_paths(algo: Mapping[str, Any]) -> dict[str, Any]:
+    """The group `algo` with no checkpoint named: teachers are random, of benchmark.teachers."""
+    return {key: None if key.endswith("_path") else value for key, value in algo.items()}
 
 
-def _jobs(config: DictConfig) -> dict[tuple[str, str], Job]:
-    """(what, name) to the job that measures it; those of the config's own algorithm come first."""
-    plain, settings = plain_config(config), config.benchmark
+def _jobs(plain: dict[str, Any]) -> dict[tuple[str, str], Job]:
+    """(what, name) to the job that measures it; those of the config's own algorithm come first.
+
+    Args:
+        plain: the whole config, which every job takes to its process.
+    """
+    settings, device = plain["benchmark"], str(device_of(plain["trainer"]["accelerator"]))
     own = _name(plain["algo"])
-    nodes = {own: plain["algo"]} | {name: _node(name) for name in settings.against}
+    nodes = {own: plain["algo"]} | {name: _node(name) for name in settings["against"]}
     jobs: dict[tuple[str, str], Job] = {}
-    wanted = [STEP] if settings.sampling_steps is None else [STEP, SAMPLING]
+    wanted = [STEP] if settings["sampling_steps"] is None else [STEP, SAMPLING]
     options = {key: value for key, value in plain["sampling"].items() if key not in CANVAS_KEYS and value is not None}
     for name, node in nodes.items():
         asked = {key.removesuffix("_path") for key in node if key.endswith("_path")}
-        known = OmegaConf.to_container(settings.teachers).get(name, {})
+        known = settings["teachers"].get(name, {})
         if unknown := asked - set(known):
             raise ValueError(f"benchmark.teachers.{name}: say which algo config {', '.join(sorted(unknown))} is of, or null")
         teachers = {argument: _node(of) for argument, of in known.items() if argument in asked and of is not None}
         trusted = {target.rpartition(".")[0] for part in (node, plain["model"]) for target in targets(part)}
-        twin = settings.dense and hydra.utils.get_class(node["_target_"]) in TWINS
+        twin = settings["dense"] and hydra.utils.get_class(node["_target_"]) in TWINS
         for what in wanted:
             for dense in (False, True)[: 1 + twin]:
                 jobs[what, f"{name}_dense" if dense else name] = Job(
@@ -110,7 +113,7 @@ def _jobs(config: DictConfig) -> dict[tuple[str, str], Job]:
                     teachers,
                     tuple(sorted(trusted)),
                     dense,
-                    str(device_of(config)),
+                    device,
                     options if name == own else {},
                 )
     return jobs
@@ -191,7 +194,7 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def targets_met(config: DictConfig, result: dict[str, Any]) -> list[dict[str, Any]]:
+def targets_met(settings: Mapping[str, Any], result: dict[str, Any]) -> list[dict[str, Any]]:
     """benchmark.at_least and at_most against what was found; a quantity that was not measured has the value None."""
     quantities = dict(result["ratios"])
     for name, row in result[STEP].items():
@@ -199,18 +202,17 @@ def targets_met(config: DictConfig, result: dict[str, Any]) -> list[dict[str, An
             quantities[f"{key} {name}"] = row.get(key)
     found = []
     for kind in ("at_least", "at_most"):
-        for quantity, bound in config.benchmark[kind].items():
+        for quantity, bound in settings[kind].items():
             value = quantities.get(quantity)
             met = None if value is None else value >= bound if kind == "at_least" else value <= bound
             found.append({"quantity": quantity, kind: bound, "value": value, "met": met})
     return found
 
 
-def _print(result: dict[str, Any], config: DictConfig, tokens: int) -> None:
-    console, model = Console(), config.model
-    size = f"V {config.benchmark.vocab_size}, {tokens // model.length} x {model.length} tokens, D {model.get('hidden_size')}"
+def _print(result: dict[str, Any], size: str, sampling_steps: int | None) -> None:
+    console = Console()
     steps = Table(title=f"training step on {result['device']}: {size}")
-    samples = Table(title=f"sampling, {config.benchmark.sampling_steps} steps: {size}")
+    samples = Table(title=f"sampling, {sampling_steps} steps: {size}")
     for table, headings in (
         (steps, ("", "s / step", "of processor", "tokens / s", "utilisation", "peak memory, MB", "loss")),
         (samples, ("", "seconds", "of processor", "over its parts", "peak memory, MB")),

@@ -9,7 +9,6 @@ from typing import Any
 
 import hydra
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch
@@ -17,7 +16,7 @@ from flm.algos.dense_twin import TWINS
 from flm.checkpoints.build import build_algorithm
 from flm.draws import Draws
 from flm.samplers.canvas import Canvas
-from flm.tasks.compiled import compile_networks
+from flm.tasks.machine import compile_mode, compile_networks
 from flm.training.average import Average
 from flm.training.flops import FlopCount
 from flm.training.hardware import peak_memory_mb
@@ -66,7 +65,7 @@ def build(job: Job) -> Algorithm:
     teachers = {name: model(node) for name, node in job.teachers.items()}
     algorithm = model(job.config["algo"], **teachers)
     device = torch.device(job.device)
-    compile_networks(algorithm, OmegaConf.create(job.config), device)
+    compile_networks(algorithm, compile_mode(job.config["model"].get("compile")), device)
     return algorithm.to(device)
 
 

@@ -14,15 +14,16 @@ from omegaconf.errors import InterpolationToMissingValueError
 
 from flm.checkpoints.build import check_algorithm
 from flm.data.module import TextDataModule
+from flm.precision import autocast
 from flm.ranges import Seed, Text
 from flm.schema import MISSING, check, nearest, shown, signature_of, with_nodes
-from flm.tasks.assemble import inference_precision, trusted_by
+from flm.tasks.assemble import trusted_by
 from flm.tasks.benchmark import BenchmarkOptions
-from flm.tasks.compiled import compile_mode
 from flm.tasks.eval_options import EvalOptions
-from flm.tasks.generation import check_sampling
 from flm.tasks.instantiate import check as check_node
 from flm.tasks.instantiate import resolve
+from flm.tasks.machine import Machine, compile_mode
+from flm.tasks.samples import check_sampling
 from flm.tasks.train import WandbOptions, resume_path
 from flm.tasks.trainer import SET, check_strategy, trainer_options
 from flm.training.module import Module
@@ -77,14 +78,15 @@ def check_config(config: DictConfig) -> None:
     if hasattr(module, "check"):
         module.check(config)
     else:
-        inference_precision(config)
+        machine = Machine.of(config.trainer, config.model)
+        autocast(machine.device, machine.precision)  # refuses those that only training takes
 
 
 def _check_model(config: DictConfig) -> None:
     """The nodes `algo` and `model` together; what they still lack is asked for when they are built."""
     plain = {key: {name: v for name, v in _given(_plain(config, key), key).items()} for key in ("algo", "model")}
     check_algorithm(plain, trusted_by(plain), is_complete=False)
-    compile_mode(config)
+    compile_mode(config.model.get("compile"))
 
 
 def _check_callbacks(node: Any) -> None:

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import MinLen
 
 from flm.checkpoints.imported import ImportChoices
-from flm.ranges import DIFFERENT, Count, Index, OpenShare, Text
+from flm.ranges import DIFFERENT, Count, Index, OpenShare, Text, Where
+from flm.registry import entries
 
+JUDGE = Where(lambda name: name in ("ar", *entries("judges")), "ar, or a judge that a wing registers")
 Protocol = Literal["published", "whole_text"]
 
 
@@ -39,7 +41,7 @@ class SampleOptions:
 
     label: Text | None = None
     gen_ppl_eval_model_name_or_path: Text | Sequence[Text] | None = None
-    scorer: Literal["ar"] | None = None
+    scorer: Annotated[str, JUDGE] | None = None
     scorer_checkpoint_path: Text | None = None
     protocols: Protocol | Annotated[Sequence[Protocol], MinLen(1), DIFFERENT] = ("published",)
     scorer_batch_size: Count = 8

@@ -14,7 +14,10 @@ from flm.checkpoints.model_card import model_card
 from flm.checkpoints.model_file import AVERAGE, ModelSource
 from flm.ranges import Text
 from flm.results.files import read_result
-from flm.tasks.assemble import load_for_evaluation, run_dir
+from flm.tasks.eval_options import EvalOptions
+from flm.tasks.machine import Machine
+from flm.tasks.model import load_model
+from flm.tasks.run import Run
 
 
 @dataclass(frozen=True)
@@ -30,23 +33,24 @@ class ExportOptions:
 
 def export(config: DictConfig) -> dict[str, Any]:
     """Writes eval.checkpoint_path to run_dir, with averaged weights unless eval.disable_ema; uploads it to export.repo_id."""
-    wanted = config.export
-    if wanted.repo_id is not None:
-        check_token(wanted.repo_id)  # what is missing is missed before anything is written
-    lm = load_for_evaluation(config)
+    run, console = Run.of(config), Console()
+    wanted = run.options(ExportOptions, "export")
+    repo_id = wanted.repo_id
+    if repo_id is not None:
+        check_token(repo_id)  # what is missing is missed before anything is written
+    lm = load_model(run.options(EvalOptions, "eval"), Machine.of(run["trainer"], run["model"]))
     results = [_result(path, lm.source) for path in wanted.results]
-    folder, console = run_dir(config), Console()
-    name = wanted.repo_id or folder.resolve().name
+    name = repo_id or run.folder.resolve().name
     card = model_card(name, lm.algorithm, lm.source, wanted.license, wanted.citation, results)
-    files = write_folder(folder, lm.algorithm, lm.source, card)
-    console.print(f"exported to {folder}; in Python: flm.load({str(folder)!r})", soft_wrap=True)
+    files = write_folder(run.folder, lm.algorithm, lm.source, card)
+    console.print(f"exported to {run.folder}; in Python: flm.load({str(run.folder)!r})", soft_wrap=True)
     if wanted.license is None:
         console.print("note: the model card names no licence: set export.license=apache-2.0, or another")
     address = None
-    if wanted.repo_id is not None:
-        address = push_to_hub(folder, files, wanted.repo_id, wanted.private)
+    if repo_id is not None:
+        address = push_to_hub(run.folder, files, repo_id, wanted.private)
         console.print(f"uploaded: {address}", soft_wrap=True)
-    return {"folder": str(folder), "commit": address}
+    return {"folder": str(run.folder), "commit": address}
 
 
 def _result(path: str | Path, source: ModelSource) -> dict[str, Any]:

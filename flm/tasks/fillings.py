@@ -1,4 +1,4 @@
-"""Writing into holes of many different texts with one checkpoint: what code_eval and conditional_eval share."""
+"""Writing into holes of many different texts with one model: what code_eval and conditional_eval share."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -6,22 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flm.algos.algorithm import Algorithm
-from flm.checkpoints.model_file import ModelSource
 from flm.data.tokenizers import Tokenizer
-from flm.draws import mix_seed
+from flm.language_model import LanguageModel
 from flm.samplers.canvas import Canvas
-from flm.tasks.generation import has_fixed_steps, step_counts
 
 Pieces = Sequence[Sequence[int] | int]  # given token ids and lengths of holes, in order
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A model with the options of its sampler.
+    """A model that writes.
 
     Attributes:
         batch: canvases filled at once.
@@ -29,27 +25,22 @@ class Writer:
         padding: how the rows of pairs ended that it was trained on, `padding_of`; canvases then end in the same way.
     """
 
-    algorithm: Algorithm
-    tokenizer: Tokenizer
-    options: dict[str, Any]
+    lm: LanguageModel
     batch: int
     seed: int
     padding: str | None = None
 
-    def steps(self, config: DictConfig) -> list[int]:
-        """sampling.steps, or [1] where the sampler takes one step a position whatever it is told."""
-        wanted = step_counts(config.sampling.steps)
-        return [1] if has_fixed_steps(self.algorithm, self.options) else wanted
+    def steps(self, wanted: list[int]) -> list[int]:
+        """Those wanted, or [1] where the sampler takes one step a position whatever it is told."""
+        return [1] if self.lm.has_fixed_steps else wanted
 
-    @torch.no_grad()
     def __call__(self, requests: Sequence[Pieces], samples: int, steps: int) -> list[list[list[str]]]:
         """`samples` answers to every request: the texts of its holes, each up to the first EOS.
 
         Canvases of one length, whosever they are, are filled together.
         """
-        device = next(self.algorithm.parameters()).device
         by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        canvases = [Canvas.from_pieces(self._row(pieces), 1, device) for pieces in requests]
+        canvases = [Canvas.from_pieces(self._row(pieces), 1, self.lm.device) for pieces in requests]
         for index, canvas in enumerate(canvases):
             by_length[canvas.tokens.shape[1]] += [(index, sample) for sample in range(samples)]
         batches = [
@@ -65,10 +56,9 @@ class Writer:
                     torch.cat([canvases[index].tokens for index, _ in jobs]),
                     torch.cat([canvases[index].editable for index, _ in jobs]),
                 )
-                generator = torch.Generator(device).manual_seed(mix_seed(self.seed, number))
-                rows = self.algorithm.generate(together, steps, generator, **self.options).tolist()
+                rows = self.lm.fill(together, steps, self.seed, number).tolist()
                 for (index, sample), row in zip(jobs, rows, strict=True):
-                    answers[index][sample] = holes_of(requests[index], row, self.tokenizer)
+                    answers[index][sample] = holes_of(requests[index], row, self.lm.tokenizer)
         return answers
 
     def _row(self, pieces: Pieces) -> Pieces:
@@ -78,8 +68,8 @@ class Writer:
         """
         if self.padding is None:
             return pieces
-        row = list(pieces) if isinstance(pieces[-1], int) else [*pieces, [self.tokenizer.eos_id]]
-        return [*row, max(0, self.algorithm.length - positions(row))] if self.padding == "target" else row
+        row = list(pieces) if isinstance(pieces[-1], int) else [*pieces, [self.lm.tokenizer.eos_id]]
+        return [*row, max(0, self.lm.length - positions(row))] if self.padding == "target" else row
 
 
 def positions(pieces: Pieces) -> int:
@@ -87,13 +77,13 @@ def positions(pieces: Pieces) -> int:
     return sum(piece if isinstance(piece, int) else len(piece) for piece in pieces)
 
 
-def padding_of(file: ModelSource, algorithm: Algorithm, options: dict[str, Any]) -> str | None:
+def padding_of(lm: LanguageModel) -> str | None:
     """data.layout.padding of the pairs a model was trained on: target or excluded.
 
     None: it was trained on no pairs, or writes one position after the other and sees nothing of what follows.
     """
-    layout = (file.config.get("data") or {}).get("layout")
-    return None if layout is None or has_fixed_steps(algorithm, options) else layout.get("padding")
+    layout = (lm.config.get("data") or {}).get("layout")
+    return None if layout is None or lm.has_fixed_steps else layout.get("padding")
 
 
 def check_hole_is_bounded(padding: str | None, new_tokens: Any, key: str) -> None:

@@ -1,79 +1,37 @@
 """mode=frontier: one or several checkpoints at many settings of the sampler, compared at equal entropy."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import MinLen
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from flm.algos.algorithm import Algorithm
 from flm.atomic import write_bytes, write_text
-from flm.checkpoints.model_file import ModelSource
+from flm.data.real_text import RealText
 from flm.data.tokenizers import Tokenizer
+from flm.language_model import LanguageModel
 from flm.measures.diversity import self_bleu_4, token_diversity
-from flm.measures.estimate import Estimate
 from flm.measures.frontier import Point, curves, frontier_table
 from flm.measures.frontier_figure import frontier_figure, scorer_name
 from flm.measures.plotting import png, run_colours, styled
 from flm.ranges import DIFFERENT, NonNegative, Positive, Share, StepCounts, Text
 from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
-from flm.tasks.assemble import load_for_evaluation, run_dir
+from flm.tasks.eval_options import EvalOptions
 from flm.tasks.frontier_tables import console_table, markdown
-from flm.tasks.generation import (
-    Generation,
-    canvas_of,
-    generate,
-    number_of_samples,
-    possible_steps,
-    sampler_options,
-    step_counts,
-    warm_up,
-)
+from flm.tasks.held_out import HeldOut
+from flm.tasks.machine import Machine
+from flm.tasks.model import load_model
 from flm.tasks.processes import Team, team_of
-from flm.tasks.real_text import RealText, real_text
-from flm.tasks.results import provenance, write_json
-from flm.tasks.sample_eval import say_what_is_missing, write_texts
-from flm.tasks.scoring import Measures, head, judges_of, measures, plain
+from flm.tasks.run import Run
+from flm.tasks.samples import Generation, Request, generate, possible_steps, step_counts, warm_up, write_texts
+from flm.tasks.scoring import Measures, judges_of, measures, plain
 
 AXES = ("temperature", "churn", "gamma")  # what may be swept beside steps, the one to interpolate along first
-
-
-@dataclass(frozen=True)
-class Run:
-    """A checkpoint in the sweep.
-
-    Attributes:
-        steps: numbers of steps to sample with.
-        options: of its sampler, those not swept.
-        sweeps: values by name, of the swept options that its sampler has.
-    """
-
-    label: str
-    algorithm: Algorithm
-    file: ModelSource
-    tokenizer: Tokenizer
-    canvas: Canvas
-    steps: list[int]
-    options: dict[str, Any]
-    sweeps: dict[str, list[float]]
-
-    @property
-    def along(self) -> str:
-        """The setting whose neighbours are interpolated between."""
-        return next((name for name in self.sweeps if len(self.sweeps[name]) > 1), next(iter(self.sweeps), "steps"))
-
-    def settings(self) -> Iterator[dict[str, Any]]:
-        for steps, *values in product(self.steps, *self.sweeps.values()):
-            yield {"run": self.label, "steps": steps, **dict(zip(self.sweeps, values, strict=True))}
-
-    def generate(self, settings: Mapping[str, Any], config: DictConfig, team: Team) -> Generation:
-        swept = {name: settings[name] for name in self.sweeps}
-        return generate(self.algorithm, self.canvas, settings["steps"], config, self.options | swept, team)
 
 
 @dataclass(frozen=True)
@@ -88,159 +46,183 @@ class FrontierOptions:
     entropies: float | Annotated[Sequence[float], DIFFERENT] | None = ()
 
 
+@dataclass(frozen=True)
+class Swept:
+    """A model in the sweep.
+
+    Attributes:
+        steps: numbers of steps to sample with.
+        sweeps: values by name, of the swept options that its sampler has.
+    """
+
+    label: str
+    lm: LanguageModel
+    canvas: Canvas
+    steps: list[int]
+    sweeps: dict[str, list[float]]
+
+    @property
+    def along(self) -> str:
+        """The setting whose neighbours are interpolated between."""
+        return next((name for name in self.sweeps if len(self.sweeps[name]) > 1), next(iter(self.sweeps), "steps"))
+
+    def settings(self) -> Iterator[dict[str, Any]]:
+        for steps, *values in product(self.steps, *self.sweeps.values()):
+            yield {"run": self.label, "steps": steps, **dict(zip(self.sweeps, values, strict=True))}
+
+    def generate(self, settings: Mapping[str, Any], request: Request, team: Team) -> Generation:
+        options = {name: settings[name] for name in self.sweeps}
+        return generate(self.lm, self.canvas, settings["steps"], request.batches, request.seed, team, **options)
+
+
 def frontier(config: DictConfig) -> dict[str, Any]:
-    """Samples every setting of every checkpoint; writes run_dir/frontier.json, .md and .png, and prints the table.
+    """Samples every setting of every model; writes run_dir/frontier.json, .md and .png, and prints the table.
 
     Log perplexity is that of the first scorer under the first protocol; without one, the cross-entropy under 3-grams of the
-    validation text, and called so. Real text is that of the first checkpoint's data. Samples of point i are in
+    validation text, and called so. Real text is that of the first model's data. Samples of point i are in
     run_dir/frontier-samples/<i>.jsonl. Of several processes each generates its share; the first one does all else, and the
     others return nothing.
     """
-    with team_of(config) as team:
-        return _frontier(config, team)
+    run = Run.of(config)
+    evaluation, sweep = run.options(EvalOptions, "eval"), run.options(FrontierOptions, "frontier")
+    request = Request.of(run["sampling"], run["loader"]["eval_batch_size"], run["seed"])
+    axes = {name: numbers(values) for name in AXES if (values := getattr(sweep, name)) is not None}
+    machine, held_out = Machine.of(run["trainer"], run["model"]), HeldOut.of(run)
+    with team_of(machine.device) as team:
+        console = Console(quiet=not team.is_first)
+        models = loaded(evaluation, sweep.checkpoints, machine, request, step_counts(sweep.steps), axes, console)
+        if not team.is_first:
+            for model in models:
+                warm_up(model.lm, model.canvas)
+                for settings in model.settings():
+                    model.generate(settings, request, team)
+            return {}
+        first, length = models[0].lm, models[0].canvas.tokens.shape[1]
+        judges = judges_of(evaluation, first)
+        real = held_out.real_text(first, length, request.count)
+        measured = measures(evaluation, judges, first, length, real)
+        check_scorer(measured, real)
+        points: list[dict[str, Any]] = []
+        for model in models:
+            warm_up(model.lm, model.canvas)
+            for settings in model.settings():
+                name = f"frontier-samples/{len(points):03d}.jsonl"
+                found = model.generate(settings, request, team)
+                points.append({"settings": settings, "file": name} | point_of(found, run.folder / name, measured, model.lm))
+    level = real_level(measured, real, first.tokenizer)
+    targets = {f"{entropy:g}": entropy for entropy in numbers(sweep.entropies)}
+    if level is not None:
+        targets = {"data": level["entropy_nats"]["mean"], **targets}
+    content = run.about("frontier", first, measured.first_scorer)
+    content |= {
+        "label": evaluation.label or ", ".join(model.label for model in models),
+        "algorithm": ", ".join(dict.fromkeys(type(model.lm.algorithm).__name__ for model in models)),
+        "scorer": measured.first_scorer or (measured.ngrams and measured.ngrams.describe()),
+        "checkpoint": first.source.record() if len(models) == 1 else None,
+        "checkpoints": {model.label: checkpoint_entry(model) for model in models},
+        "points": points,
+        "real": level,
+        "matched": matched(models, points, targets),
+    }
+    if isinstance(real, str):
+        content["real_unavailable"] = real
+    run.write_json("frontier.json", content)
+    write_text(run.folder / "frontier.md", markdown(content, request.count, request.seed))
+    write_bytes(run.folder / "frontier.png", drawn(models, points, level, scorer_name(content["scorer"])))
+    console.print(console_table(content))
+    held_out.say_what_is_missing(real, request.count, console)
+    console.print(f"frontier: {run.folder}")
+    return content
 
 
-def _frontier(config: DictConfig, team: Team) -> dict[str, Any]:
-    count, entropies, console = number_of_samples(config), target_entropies(config), Console(quiet=not team.is_first)
-    runs = runs_of(config, console)
-    if not team.is_first:
-        for run in runs:
-            warm_up(run.algorithm, run.canvas, config, run.options)
-            for settings in run.settings():
-                run.generate(settings, config, team)
-        return {}
-    first = runs[0]
-    length = first.canvas.tokens.shape[1]
-    judges = judges_of(config, first.tokenizer)
-    real = real_text(config, first.file, first.tokenizer, length, count)
-    measured = measures(config, judges, first.tokenizer, length, real)
-    if not judges and measured.ngrams is None:
+def loaded(
+    evaluation: EvalOptions,
+    named: Mapping[str, str] | None,
+    machine: Machine,
+    request: Request,
+    steps: list[int],
+    axes: Mapping[str, list[float]],
+    console: Console,
+) -> list[Swept]:
+    """All models, and every option they will be sampled with tried on their samplers.
+
+    Args:
+        named: by label; None: the one of `evaluation`.
+        steps: wanted numbers of steps.
+        axes: wanted values of the options to sweep, by name.
+
+    Raises:
+        ValueError: a swept option that no sampler has, or models whose entropies are not of the same thing.
+    """
+    models: list[Swept] = []
+    for label, path in (named or {None: evaluation.checkpoint_path}).items():
+        lm = load_model(replace(evaluation, checkpoint_path=path), machine)
+        request.set_options(lm)
+        sweeps = {name: values for name, values in axes.items() if refusal(lm, name, values) is None}
+        for values in product(*sweeps.values()):
+            sampler_for(lm.algorithm, lm.options | dict(zip(sweeps, values, strict=True)), "sampling")
+        canvas = request.canvas(lm)
+        label = str(label) if label is not None else evaluation.label or lm.source.label
+        models.append(Swept(label, lm, canvas, possible_steps(steps, lm, canvas, console), sweeps))
+    for name, values in axes.items():
+        if not any(name in model.sweeps for model in models):
+            reason = refusal(models[0].lm, name, values)
+            raise ValueError(f"frontier.{name}: no sampler here takes it ({reason}): set frontier.{name}=null")
+    first = models[0]
+    for model in models[1:]:
+        if model.lm.tokenizer.fingerprint() != first.lm.tokenizer.fingerprint():
+            raise ValueError(
+                f"frontier.checkpoints: {model.label} and {first.label} have different tokenizers: entropies do not compare"
+            )
+        if model.canvas.tokens.shape != first.canvas.tokens.shape:
+            raise ValueError(f"frontier.checkpoints: {model.label} and {first.label} differ in length: set sampling.length")
+    return models
+
+
+def numbers(given: float | Sequence[float] | None) -> list[float]:
+    """A number or several, as a list; None: none."""
+    return [] if given is None else [float(value) for value in ([given] if isinstance(given, int | float) else given)]
+
+
+def refusal(lm: LanguageModel, option: str, values: Sequence[float]) -> str | None:
+    """Why the model's sampler takes none of the values of an option; None where it takes one."""
+    reason = None
+    for value in values:
+        try:
+            sampler_for(lm.algorithm, lm.options | {option: value}, "sampling")
+        except ValueError as error:
+            reason = str(error)
+        else:
+            return None
+    return reason
+
+
+def check_scorer(measured: Measures, real: RealText | str) -> None:
+    """Raises ValueError where nobody scores samples."""
+    if not measured.judges and measured.ngrams is None:
         reason = real if isinstance(real, str) else "one block of it is too little"
         raise ValueError(
             "mode=frontier needs a scorer: eval.gen_ppl_eval_model_name_or_path, eval.scorer=ar, or real text for the 3-gram "
             f"judge ({reason})"
         )
-    folder = run_dir(config)
-    (folder / "frontier-samples").mkdir(exist_ok=True)
-    points: list[dict[str, Any]] = []
-    for run in runs:
-        warm_up(run.algorithm, run.canvas, config, run.options)
-        for settings in run.settings():
-            found = run.generate(settings, config, team)
-            path = folder / "frontier-samples" / f"{len(points):03d}.jsonl"
-            rows = found.tokens.tolist()
-            texts = write_texts(path, rows, run.tokenizer)
-            timing, diversity = found.timing(), token_diversity(rows)
-            points.append(
-                {
-                    "settings": settings,
-                    "count": len(rows),
-                    "file": str(path.relative_to(folder)),
-                    "entropy_nats": plain(diversity.entropy_nats),
-                    "log_ppl": plain(log_ppl(measured, rows, texts, settings)),
-                    "tokens_used": diversity.tokens_used,
-                    "token_js_bits": None if measured.frequencies is None else measured.frequencies.js_bits(rows),
-                    "distinct_2": diversity.distinct_2,
-                    "self_bleu_4": plain(self_bleu_4(texts)),
-                    "ms_per_sample": timing["ms_per_sample"],
-                    "network_evaluations": timing["network_evaluations"],
-                }
-            )
-    level = real_level(measured, real, first.tokenizer)
-    targets = {f"{entropy:g}": entropy for entropy in entropies}
-    if level is not None:
-        targets = {"data": level["entropy_nats"]["mean"], **targets}
-    content = head("frontier", config, first.algorithm, first.file, measured.first_scorer)
-    content |= {
-        "label": config.eval.label or ", ".join(run.label for run in runs),
-        "algorithm": ", ".join(dict.fromkeys(type(run.algorithm).__name__ for run in runs)),
-        "scorer": measured.first_scorer or (measured.ngrams and measured.ngrams.describe()),
-        "checkpoints": {run.label: checkpoint_entry(run) for run in runs},
-        "points": points,
-        "real": level,
-        "matched": matched(runs, points, targets),
+
+
+def point_of(found: Generation, path: Path, measured: Measures, lm: LanguageModel) -> dict[str, Any]:
+    """Samples written to a file, and what the sweep measures on them."""
+    rows = found.tokens.tolist()
+    texts = write_texts(path, rows, lm.tokenizer)
+    timing, diversity, judged = found.timing(), token_diversity(rows), measured.log_ppl(rows, texts)
+    if judged is None:
+        raise ValueError(f"mode=frontier: {path}: every sample is too short for the scorer to have anything to score")
+    return {
+        "count": len(rows),
+        "entropy_nats": plain(diversity.entropy_nats),
+        "log_ppl": plain(judged),
+        "distinct_2": diversity.distinct_2,
+        "self_bleu_4": plain(self_bleu_4(texts)),
+        "ms_per_sample": timing["ms_per_sample"],
+        "network_evaluations": timing["network_evaluations"],
     }
-    if isinstance(real, str):
-        content["real_unavailable"] = real
-    path = folder / "frontier.json"
-    write_json(path, provenance(config, first.file if len(runs) == 1 else None) | content)
-    write_text(folder / "frontier.md", markdown(content, count, config.seed))
-    write_bytes(folder / "frontier.png", drawn(runs, points, level, scorer_name(content["scorer"])))
-    console.print(console_table(content))
-    say_what_is_missing(real, count, config, console)
-    console.print(f"frontier: {folder}")
-    return content
-
-
-def runs_of(config: DictConfig, console: Console) -> list[Run]:
-    """All checkpoints, loaded, and every option they will be sampled with tried on their samplers.
-
-    Raises:
-        ValueError: a swept option that no sampler has, or checkpoints whose entropies are not of the same thing.
-    """
-    named = config.frontier.checkpoints or {}
-    if not isinstance(named, Mapping):
-        raise ValueError(f"frontier.checkpoints must be {{label: path, ...}}, not {named}")
-    all_steps = step_counts(config.frontier.steps)
-    wanted = {name: axis_values(config, name) for name in AXES if config.frontier[name] is not None}
-    runs: list[Run] = []
-    for label, path in (named or {None: config.eval.checkpoint_path}).items():
-        here = OmegaConf.merge(config, {"eval": {"checkpoint_path": path}})
-        lm = load_for_evaluation(here)
-        algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer
-        options = sampler_options(config, file, algorithm)
-        sweeps = {name: values for name, values in wanted.items() if has_option(algorithm, options | {name: values[0]})}
-        for values in product(*sweeps.values()):
-            sampler_for(algorithm, options | dict(zip(sweeps, values, strict=True)), "frontier")
-        canvas = canvas_of(config, algorithm, tokenizer)
-        label = str(label) if label is not None else config.eval.label or file.label
-        steps = possible_steps(all_steps, algorithm, canvas, options, console)
-        runs.append(Run(label, algorithm, file, tokenizer, canvas, steps, options, sweeps))
-    for name in wanted:
-        if not any(name in run.sweeps for run in runs):
-            kinds = ", ".join(sorted({type(run.algorithm).__name__ for run in runs}))
-            raise ValueError(f"frontier.{name}: no sampler here has this option ({kinds}): set frontier.{name}=null")
-    for run in runs[1:]:
-        if run.tokenizer.fingerprint() != runs[0].tokenizer.fingerprint():
-            raise ValueError(
-                f"frontier.checkpoints: {run.label} and {runs[0].label} have different tokenizers: entropies do not compare"
-            )
-        if run.canvas.tokens.shape != runs[0].canvas.tokens.shape:
-            raise ValueError(f"frontier.checkpoints: {run.label} and {runs[0].label} differ in length: set sampling.length")
-    return runs
-
-
-def target_entropies(config: DictConfig) -> list[float]:
-    """frontier.entropies in nats, a number or a list; none where it is null or empty."""
-    given = config.frontier.entropies
-    return [] if given is None or given == [] else axis_values(config, "entropies")
-
-
-def axis_values(config: DictConfig, name: str) -> list[float]:
-    """The values of frontier.<name>, a number or a list."""
-    given = config.frontier[name]
-    values = list(given) if isinstance(given, ListConfig) else [given]
-    numeric = [isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values]
-    if not values or not all(numeric) or len(set(values)) < len(values):
-        raise ValueError(f"frontier.{name} must be different numbers, not {given}")
-    return [float(value) for value in values]
-
-
-def has_option(algorithm: Algorithm, options: Mapping[str, Any]) -> bool:
-    """Whether the algorithm's sampler takes these options."""
-    try:
-        sampler_for(algorithm, options)
-    except ValueError:
-        return False
-    return True
-
-
-def log_ppl(measured: Measures, rows: list[list[int]], texts: list[str], settings: Mapping[str, Any]) -> Estimate:
-    """Nats per token of samples under the judge of the sweep."""
-    found = measured.log_ppl(rows, texts)
-    if found is None:
-        raise ValueError(f"mode=frontier: {dict(settings)}: every sample is too short for the scorer to have anything to score")
-    return found
 
 
 def real_level(measured: Measures, real: RealText | str, tokenizer: Tokenizer) -> dict[str, Any] | None:
@@ -263,7 +245,7 @@ def real_level(measured: Measures, real: RealText | str, tokenizer: Tokenizer) -
     }
 
 
-def own_points(run: Run, points: Sequence[Mapping[str, Any]]) -> list[Point]:
+def own_points(run: Swept, points: Sequence[Mapping[str, Any]]) -> list[Point]:
     """Those of one checkpoint."""
     return [
         Point(
@@ -278,12 +260,12 @@ def own_points(run: Run, points: Sequence[Mapping[str, Any]]) -> list[Point]:
     ]
 
 
-def matched(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], targets: Mapping[str, float]) -> list[dict[str, Any]]:
+def matched(runs: Sequence[Swept], points: Sequence[Mapping[str, Any]], targets: Mapping[str, float]) -> list[dict[str, Any]]:
     """Rows of `frontier_table`, each run interpolated along its own setting."""
     return [row for run in runs for row in frontier_table(own_points(run, points), targets, run.along)]
 
 
-def drawn(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], real: Mapping[str, Any] | None, scorer: str) -> bytes:
+def drawn(runs: Sequence[Swept], points: Sequence[Mapping[str, Any]], real: Mapping[str, Any] | None, scorer: str) -> bytes:
     """frontier.png."""
     found = [curve for run in runs for curve in curves(own_points(run, points), run.along)]
     levels = [] if real is None else [(real["entropy_nats"]["mean"], real["log_ppl"]["mean"])]
@@ -291,7 +273,5 @@ def drawn(runs: Sequence[Run], points: Sequence[Mapping[str, Any]], real: Mappin
         return png(frontier_figure(found, levels, scorer, run_colours([run.label for run in runs])))
 
 
-def checkpoint_entry(run: Run) -> dict[str, Any]:
-    file = run.file
-    kind = type(run.algorithm).__name__
-    return {"path": str(file.path), "sha256": file.sha256, "step": file.step, "algorithm": kind, "options": run.options}
+def checkpoint_entry(model: Swept) -> dict[str, Any]:
+    return model.lm.source.record() | {"algorithm": type(model.lm.algorithm).__name__, "options": model.lm.options}

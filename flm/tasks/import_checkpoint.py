@@ -8,9 +8,9 @@ from rich.console import Console
 from flm.checkpoints import files
 from flm.checkpoints.description import KEY
 from flm.checkpoints.load import PREFIX, load_algorithm, read_model
-from flm.tasks.assemble import run_dir
-from flm.tasks.import_choices import import_choices
-from flm.tasks.results import provenance, write_json
+from flm.tasks.eval_options import EvalOptions
+from flm.tasks.model import checkpoint_path, import_choices
+from flm.tasks.run import Run
 
 
 def import_checkpoint(config: DictConfig) -> dict[str, Any]:
@@ -19,31 +19,30 @@ def import_checkpoint(config: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: it is not a published checkpoint, does not fit, or something that it does not say is not given.
     """
-    path = config.eval.checkpoint_path
-    if path is None:
-        raise ValueError("eval.checkpoint_path is not set: name the checkpoint to import")
-    file = read_model(path, import_choices(config))
+    run = Run.of(config)
+    wanted = run.options(EvalOptions, "eval")
+    path = checkpoint_path(wanted, "import")
+    file = read_model(path, import_choices(wanted))
     if not file.published:
         raise ValueError(f"{path}: is a checkpoint of this project already")
-    folder = run_dir(config)
-    target = folder / "checkpoints" / "imported.ckpt"
+    target = run.folder / "checkpoints" / "imported.ckpt"
     description = file.description.to_dict()
     if file.average is not None:
         description["average"] = {name: tensor.contiguous() for name, tensor in file.average.items()}
     state = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in file.state.items()}
     files.save({"state_dict": state, "global_step": file.step, KEY: description}, target)
-    algorithm, _ = load_algorithm(target, None, config.eval.trusted_modules)
+    algorithm, _ = load_algorithm(target, None, wanted.trusted_modules)
     parameters = sum(parameter.numel() for parameter in algorithm.parameters())
     found = {
         "kind": "import",
-        "file": str(target.relative_to(folder)),
+        "file": str(target.relative_to(run.folder)),
         "algorithm": type(algorithm).__name__,
         "parameters": parameters,
         "averaged": file.average is not None,
         "model": file.config["model"],
         "vocab_size": file.description.vocab_size,
     }
-    write_json(folder / "import.json", provenance(config, file) | found)
+    run.write_json("import.json", run.provenance(file) | found)
     Console().print(
         f"{path}: {type(algorithm).__name__}, {parameters:,} parameters, {file.description.vocab_size:,} tokens, length "
         f"{file.description.length}, step {file.step:,}, {'with' if file.average is not None else 'without'} averaged weights; "

@@ -13,18 +13,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flm.algos.algorithm import Algorithm, Batch, BoundVariant
-from flm.checkpoints.model_file import ModelSource
+from flm.algos.algorithm import Batch, BoundVariant
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
-from flm.draws import Draws, mix_seed
+from flm.language_model import LanguageModel
 from flm.likelihood.bits_per_byte import utf8_bytes
-from flm.likelihood.held_out import likelihood
-from flm.tasks.assemble import load_for_evaluation, plain_config, run_dir
-from flm.tasks.held_out import check_real_data, corpus_of, data_of, held_out_data
+from flm.tasks.eval_options import EvalOptions
+from flm.tasks.held_out import HeldOut, corpus_of
+from flm.tasks.machine import Machine
+from flm.tasks.model import load_model
 from flm.tasks.processes import check_alone
-from flm.tasks.results import provenance, write_json
-from flm.tasks.scoring import head
+from flm.tasks.run import Run
 
 FIRST = "data"  # what the corpus of eval.real_data is called among eval.corpora
 
@@ -35,63 +34,57 @@ def ppl_eval(config: DictConfig) -> dict[str, Any]:
     Writes run_dir/likelihood.json and prints a table.
     """
     check_alone("ppl_eval")
-    if config.eval.max_examples is not None:
-        _check_whole(config, "max_examples", 1, "or null for all")
-    _check_whole(config, "draws_per_example", 1)
-    _check_whole(config, "pilot_draws", 0, "where 0 is no pilot")
-    check_real_data(config, "ppl_eval")
-    others = _other_corpora(config)
-    lm = load_for_evaluation(config)
-    algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer
-    if algorithm.bound_kind is None:
-        raise ValueError(f"{file.path}: {type(algorithm).__name__} has no likelihood bound, which mode=ppl_eval needs")
-    console = Console()
-    sources = {FIRST: held_out_data(config, file, tokenizer, algorithm)}
-    sources |= {name: data_of(corpus_of(node, "eval.corpora"), tokenizer, algorithm, config) for name, node in others.items()}
-    variants = _variants(algorithm, sources[FIRST], config)
-    corpora = {name: _score(name, data, tokenizer, algorithm, variants, config) for name, data in sources.items()}
-    corpora[FIRST]["trained_on"] = _trained_on(config, file)
+    return evaluate(Run.of(config))
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """The same, of a config in plain values."""
+    wanted, held_out = run.options(EvalOptions, "eval"), HeldOut.of(run)
+    held_out.check_needed("ppl_eval")
+    others = _other_corpora(wanted.corpora)
+    lm, console = load_model(wanted, Machine.of(run["trainer"], run["model"])), Console()
+    if lm.algorithm.bound_kind is None:
+        name = type(lm.algorithm).__name__
+        raise ValueError(f"{lm.source.path}: {name} has no likelihood bound, which mode=ppl_eval needs")
+    sources = {FIRST: held_out.data(lm)}
+    sources |= {name: held_out.data_of(corpus_of(node, "eval.corpora"), lm) for name, node in others.items()}
+    pilot = _training_blocks(sources[FIRST], wanted.pilot_draws, run["loader"]["eval_batch_size"])
+    options = {key: getattr(wanted, key) for key in ("exact_evidence", "evidence_share")}
+    variants = lm.bound_variants(pilot, run["seed"], **options)
+    draws, seed = wanted.draws_per_example, run["seed"]
+    corpora = {name: _score(name, data, lm, variants, draws, seed) for name, data in sources.items()}
+    recorded = _without_cache(lm.config.get("data"))
+    same = None if recorded is None else recorded == _without_cache(run["data"])
+    corpora[FIRST]["trained_on"] = True if held_out.which == "recorded" else same
     result = {
-        "kind": algorithm.bound_kind,
+        "kind": lm.algorithm.bound_kind,
         "chosen": _lowest(variants),
         "measured_on_training_text": {name: variant.table for name, variant in variants.items()},
         "corpora": corpora,
     }
-    folder = run_dir(config)
-    about = provenance(config, file) | head("likelihood", config, algorithm, file)
-    write_json(folder / "likelihood.json", about | {"likelihood": result})
-    _print(console, result, algorithm, file)
-    _print_notes(console, result, config, file)
-    console.print(f"written to {folder / 'likelihood.json'}")
+    path = run.write_json("likelihood.json", run.about("likelihood", lm) | {"likelihood": result})
+    _print(console, result, f"{type(lm.algorithm).__name__}, step {lm.source.step}: {result['kind']}")
+    _print_notes(console, result, held_out.which, recorded)
+    console.print(f"written to {path}")
     return result
 
 
-def _check_whole(config: DictConfig, key: str, least: int, remark: str = "") -> None:
-    value = config.eval[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        bounds = f"a whole number of at least {least}{remark and f' ({remark})'}"
-        raise ValueError(f"eval.{key} must be {bounds}, not {'null' if value is None else value}")
-
-
-def _other_corpora(config: DictConfig) -> dict[str, Any]:
+def _other_corpora(named: Mapping[str, Any] | None) -> dict[str, Any]:
     """Config nodes, or paths, by name."""
-    named = config.eval.corpora or {}
-    if not isinstance(named, Mapping) or FIRST in named:
+    named = named or {}
+    if FIRST in named:
         raise ValueError(f"eval.corpora must map names (other than {FIRST}) to files or data configs, not {named}")
     return {str(name): node for name, node in named.items()}
 
 
-def _variants(algorithm: Algorithm, data: TextDataModule, config: DictConfig) -> dict[str, BoundVariant]:
-    """What the bound leaves free, chosen on training blocks of the first corpus, evenly spaced over it."""
-    wanted = config.eval.pilot_draws if "train" in data.corpus.splits else 0  # as without a pilot
-    device = next(algorithm.parameters()).device
-    blocks = data.train_blocks() if wanted else []
+def _training_blocks(data: TextDataModule, wanted: int, size: int) -> list[Batch]:
+    """`wanted` training blocks, evenly spaced, in batches of `size`; none where the corpus has no training split."""
+    if "train" not in data.corpus.splits or not wanted:
+        return []
+    blocks = data.train_blocks()
     rows = [blocks[i * len(blocks) // wanted] for i in range(wanted)]
-    size = config.loader.eval_batch_size
     parts = [torch.stack(rows[start : start + size]) for start in range(0, wanted, size)]
-    training = [Batch(tokens, torch.ones(tokens.shape)).to(device) for tokens in parts]
-    options = {key: config.eval[key] for key in ("exact_evidence", "evidence_share")}
-    return algorithm.bound_variants(training, Draws(mix_seed(config.seed, 1), device=device), **options)
+    return [Batch(tokens, torch.ones(tokens.shape)) for tokens in parts]
 
 
 def _lowest(variants: dict[str, BoundVariant]) -> str | None:
@@ -103,23 +96,16 @@ def _lowest(variants: dict[str, BoundVariant]) -> str | None:
 
 
 def _score(
-    name: str,
-    data: TextDataModule,
-    tokenizer: Tokenizer,
-    algorithm: Algorithm,
-    variants: dict[str, BoundVariant],
-    config: DictConfig,
+    name: str, data: TextDataModule, lm: LanguageModel, variants: dict[str, BoundVariant], draws: int, seed: int
 ) -> dict[str, Any]:
-    draws = config.eval.draws_per_example
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     values = {}
     with Progress(*columns, transient=True) as progress:
         for variant, settings in variants.items():
             loader = data.valid_loader()
-            rounds = 1 if algorithm.bound_kind == "exact" else draws
+            rounds = 1 if lm.algorithm.bound_kind == "exact" else draws
             bar = progress.add_task(f"{name}: {variant}", total=len(loader) * rounds)
-            advance = partial(progress.advance, bar)
-            values[variant] = likelihood(algorithm, loader, draws, config.seed, settings.options, advance)
+            values[variant] = lm.likelihood(loader, draws, seed, settings.options, partial(progress.advance, bar))
     num_tokens = next(iter(values.values())).num_tokens
     num_bytes = data.bytes_per_token() * num_tokens
     num_characters = num_bytes * _characters_per_byte(data)
@@ -128,7 +114,7 @@ def _score(
         "wrap": data.corpus.wrap,
         "bytes_estimated": round(num_bytes),
         "characters_estimated": round(num_characters),
-        "unknown_share": _unknown_share(data, tokenizer),
+        "unknown_share": _unknown_share(data, lm.tokenizer),
         "variants": {variant: value.in_units(num_bytes, num_characters) for variant, value in values.items()},
     }
 
@@ -160,9 +146,9 @@ def _unknown_id(tokenizer: Tokenizer) -> int | None:
     return None if unknown in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) else unknown
 
 
-def _print(console: Console, result: dict[str, Any], algorithm: Algorithm, file: ModelSource) -> None:
+def _print(console: Console, result: dict[str, Any], title: str) -> None:
     narrow = {"box": SIMPLE, "pad_edge": False, "collapse_padding": True}
-    table = Table(title=f"{type(algorithm).__name__}, step {file.step}: {result['kind']}", **narrow)
+    table = Table(title=title, **narrow)
     for heading in ("text", "of", "nats/token", "+-text", "+-draws", "ppl", "bits/byte", "bits/char"):
         words = heading in ("text", "of")
         table.add_column(heading, justify="left" if words else "right", no_wrap=heading != "text", min_width=4)
@@ -192,28 +178,25 @@ def _print(console: Console, result: dict[str, Any], algorithm: Algorithm, file:
         console.print(f"* the lowest on training text: {result['chosen']}")
 
 
-def _print_notes(console: Console, result: dict[str, Any], config: DictConfig, file: ModelSource) -> None:
-    """What a reader of the table should know of the texts."""
+def _print_notes(console: Console, result: dict[str, Any], which: str | None, recorded: Any) -> None:
+    """What a reader of the table should know of the texts.
+
+    Args:
+        which: eval.real_data.
+        recorded: the data node of the model, without its cache.
+    """
     first = result["corpora"][FIRST]
-    if config.eval.real_data == "recorded":
+    if which == "recorded":
         remark = "the corpus the checkpoint records; data=... of this command is not read without eval.real_data=current"
         console.print(f"{FIRST}: {escape(first['corpus'])}: {remark}", soft_wrap=True)
     elif first["trained_on"] is False:
-        recorded = escape(str(_without_cache(file.config["data"])))
-        console.print(f"note: this checkpoint was trained on another data node than is given now: {recorded}", soft_wrap=True)
+        node = escape(str(recorded))
+        console.print(f"note: this checkpoint was trained on another data node than is given now: {node}", soft_wrap=True)
     for name, corpus in result["corpora"].items():
         if corpus["unknown_share"] > 0:
             share = f"{100 * corpus['unknown_share']:.2g}% of the tokens of {escape(name)}"
             remark = "stand for unknown characters: its likelihood is no bound on that of the text"
             console.print(f"warning: {share} {remark}", soft_wrap=True)
-
-
-def _trained_on(config: DictConfig, file: ModelSource) -> bool | None:
-    """Whether the first corpus is the one the checkpoint records; None if it records none."""
-    if config.eval.real_data == "recorded":
-        return True
-    recorded = _without_cache(file.config.get("data"))
-    return None if recorded is None else recorded == _without_cache(plain_config(config)["data"])
 
 
 def _without_cache(node: Any) -> Any:

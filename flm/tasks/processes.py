@@ -8,11 +8,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed
-from omegaconf import DictConfig
 from torch import Tensor
 from torch.distributed import ProcessGroup
-
-from flm.tasks.assemble import device_of
 
 PATIENCE = timedelta(days=7)  # the others wait while the first one scores, which may take hours
 
@@ -57,10 +54,11 @@ def check_alone(mode: str) -> None:
 
 
 @contextmanager
-def team_of(config: DictConfig) -> Iterator[Team]:
+def team_of(device: torch.device) -> Iterator[Team]:
     """The team that torchrun's variables describe (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), or one alone.
 
-    On CUDA each process of a machine takes the device of its number.
+    Args:
+        device: of each; on CUDA every process of a machine takes the one of its number.
 
     Raises:
         ValueError: they are more than the machine has CUDA devices.
@@ -69,7 +67,7 @@ def team_of(config: DictConfig) -> Iterator[Team]:
     if size == 1:
         yield Team()
         return
-    if device_of(config).type == "cuda":
+    if device.type == "cuda":
         local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= devices:
             raise ValueError(f"process {local + 1} of this machine has no CUDA device, there are {devices}: start fewer")

@@ -1,8 +1,6 @@
 """mode=sample_eval: texts from a checkpoint, at one or several numbers of steps, and what they are like beside real text."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -10,23 +8,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flm.atomic import write_text
-from flm.data.tokenizers import Tokenizer
+from flm.data.real_text import RealText
+from flm.language_model import LanguageModel
 from flm.measures.film import FilmStrip
-from flm.tasks.assemble import load_for_evaluation, run_dir
-from flm.tasks.generation import (
-    canvas_of,
-    generate,
-    number_of_samples,
-    possible_steps,
-    sampler_options,
-    step_counts,
-    warm_up,
-)
-from flm.tasks.processes import Team, team_of
-from flm.tasks.real_text import RealText, real_text
-from flm.tasks.results import provenance, write_json
-from flm.tasks.scoring import head, judges_of, measures
+from flm.tasks.eval_options import EvalOptions
+from flm.tasks.held_out import HeldOut
+from flm.tasks.machine import Machine
+from flm.tasks.model import load_model
+from flm.tasks.processes import team_of
+from flm.tasks.run import Run
+from flm.tasks.samples import Request, generate, possible_steps, warm_up, write_texts
+from flm.tasks.scoring import judges_of, measures
 
 
 def sample_eval(config: DictConfig) -> dict[str, Any]:
@@ -35,79 +27,66 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
     Writes run_dir/samples-<steps>.jsonl, real.jsonl, results.json, and with sampling.film film-<steps>.json. Of several
     processes each generates its share; the first one does all else, and the others return nothing.
     """
-    with team_of(config) as team:
-        return _sample_eval(config, team)
-
-
-def _sample_eval(config: DictConfig, team: Team) -> dict[str, Any]:
-    wanted_steps, count = step_counts(config.sampling.steps), number_of_samples(config)
-    lm = load_for_evaluation(config)
-    algorithm, file, tokenizer = lm.algorithm, lm.source, lm.tokenizer
-    canvas = canvas_of(config, algorithm, tokenizer)
-    options = sampler_options(config, file, algorithm)
-    console = Console(quiet=not team.is_first)
-    all_steps = possible_steps(wanted_steps, algorithm, canvas, options, console)
-    if not team.is_first:
-        warm_up(algorithm, canvas, config, options)
+    run = Run.of(config)
+    evaluation = run.options(EvalOptions, "eval")
+    request = Request.of(run["sampling"], run["loader"]["eval_batch_size"], run["seed"])
+    machine, held_out = Machine.of(run["trainer"], run["model"]), HeldOut.of(run)
+    with team_of(machine.device) as team:
+        lm, console = load_model(evaluation, machine), Console(quiet=not team.is_first)
+        request.set_options(lm)
+        canvas = request.canvas(lm)
+        length, all_steps = canvas.tokens.shape[1], possible_steps(request.steps, lm, canvas, console)
+        if not team.is_first:
+            warm_up(lm, canvas)
+            for steps in all_steps:
+                generate(lm, canvas, steps, request.batches, request.seed, team)
+            return {}
+        judges = judges_of(evaluation, lm)  # what is missing is missed before anything is sampled
+        real = held_out.real_text(lm, length, request.count)
+        measured = measures(evaluation, judges, lm, length, real)
+        warm_up(lm, canvas)
+        results = run.about("sample_eval", lm, measured.first_scorer) | {"generated": {}, "real": None}
         for steps in all_steps:
-            generate(algorithm, canvas, steps, config, options, team)
-        return {}
-    length = canvas.tokens.shape[1]
-    judges = judges_of(config, tokenizer)  # what is missing is missed before anything is sampled
-    real = real_text(config, file, tokenizer, length, count)
-    measured = measures(config, judges, tokenizer, length, real)
-    folder = run_dir(config)
-    common = provenance(config, file)
-    generated: dict[str, Any] = {}
-    warm_up(algorithm, canvas, config, options)
-    for steps in all_steps:
-        film = FilmStrip() if config.sampling.film else None
-        found = generate(algorithm, canvas, steps, config, options, team, film)
-        rows = found.tokens.tolist()
-        path = folder / f"samples-{steps}.jsonl"
-        texts = write_texts(path, rows, tokenizer)
-        if film is not None:
-            frames = [frame.to_dict(tokenizer) for frame in film.frames]
-            content = {"steps": steps, "options": options, "frames": frames}
-            about = head("film", config, algorithm, file, measured.first_scorer)
-            write_json(folder / f"film-{steps}.json", common | about | content)
-        generated[str(steps)] = {
-            "steps": steps,
-            "options": options,
-            "count": len(rows),
-            "file": path.name,
-            **found.timing(),
-            "metrics": measured.of_generated(rows, texts),
-        }
-        console.rule(f"{steps} step{'s' * (steps > 1)}")
-        for text in texts[:3]:
-            console.print(escape(text), soft_wrap=True)
-            console.print()
-    results = head("sample_eval", config, algorithm, file, measured.first_scorer) | {"generated": generated, "real": None}
+            film = FilmStrip() if request.canvas_options.film else None
+            found = generate(lm, canvas, steps, request.batches, request.seed, team, film)
+            rows = found.tokens.tolist()
+            texts = write_texts(run.folder / f"samples-{steps}.jsonl", rows, lm.tokenizer)
+            if film is not None:
+                write_film(run, lm, steps, film, measured.first_scorer)
+            results["generated"][str(steps)] = {
+                "steps": steps,
+                "options": lm.options,
+                "count": len(rows),
+                "file": f"samples-{steps}.jsonl",
+                **found.timing(),
+                "metrics": measured.of_generated(rows, texts),
+            }
+            show(texts[:3], steps, console)
     if isinstance(real, RealText):
-        texts = write_texts(folder / "real.jsonl", real.rows, tokenizer)
-        results["real"] = {
-            "count": len(texts),
-            "file": "real.jsonl",
-            "source": real.source,
-            "metrics": measured.of_real(real, texts),
-        }
+        texts = write_texts(run.folder / "real.jsonl", real.rows, lm.tokenizer)
+        metrics = measured.of_real(real, texts)
+        results["real"] = {"count": len(texts), "file": "real.jsonl", "source": real.source, "metrics": metrics}
     else:
         results["real_unavailable"] = real
     results["ngram_judge"] = None if measured.ngrams is None else measured.ngrams.describe()
-    write_json(folder / "results.json", common | results)
+    run.write_json("results.json", results)
     console.print(table_of(results))
-    say_what_is_missing(real, count, config, console)
-    console.print(f"samples and results: {folder}")
+    held_out.say_what_is_missing(real, request.count, console)
+    console.print(f"samples and results: {run.folder}")
     return results
 
 
-def write_texts(path: Path, rows: Sequence[Sequence[int]], tokenizer: Tokenizer) -> list[str]:
-    """One line of JSON a text, with its tokens; the texts."""
-    texts = [tokenizer.decode(row) for row in rows]
-    lines = ({"text": text, "tokens": list(row)} for text, row in zip(texts, rows, strict=True))
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return texts
+def write_film(run: Run, lm: LanguageModel, steps: int, film: FilmStrip, scorer: dict[str, Any] | None) -> None:
+    frames = [frame.to_dict(lm.tokenizer) for frame in film.frames]
+    content = {"steps": steps, "options": lm.options, "frames": frames}
+    run.write_json(f"film-{steps}.json", run.about("film", lm, scorer) | content)
+
+
+def show(texts: Sequence[str], steps: int, console: Console) -> None:
+    console.rule(f"{steps} step{'s' * (steps > 1)}")
+    for text in texts:
+        console.print(escape(text), soft_wrap=True)
+        console.print()
 
 
 def table_of(results: dict[str, Any]) -> Table:
@@ -129,15 +108,3 @@ def table_of(results: dict[str, Any]) -> Table:
 
 def mean(estimate: dict[str, Any] | None) -> float | None:
     return None if estimate is None else estimate["mean"]
-
-
-def say_what_is_missing(real: RealText | str, count: int, config: DictConfig, console: Console) -> None:
-    """One line where real text is missing, or less than samples, although it is wanted."""
-    if isinstance(real, str) and config.eval.real_data is not None:
-        console.print(f"warning: no real text to compare with: {escape(real)}", soft_wrap=True)
-    elif isinstance(real, RealText) and len(real.chosen) < count:
-        console.print(
-            f"warning: only {len(real.chosen)} real texts for {count} samples: distinct-n and self-BLEU depend on the number "
-            "and do not compare",
-            soft_wrap=True,
-        )

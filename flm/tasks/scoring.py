@@ -5,21 +5,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from omegaconf import DictConfig, ListConfig
-
 import flm
-from flm.algos.algorithm import Algorithm
-from flm.checkpoints.model_file import ModelSource
-from flm.data.tokenizers import Tokenizer
+from flm.data.real_text import RealText
 from flm.judges.gen_ppl import PublishedProtocol, Scorer, ScoreResult, ScoringProtocol, TokenScorer, WholeTextProtocol
 from flm.judges.huggingface_scorer import HuggingFaceScorer
 from flm.judges.ngram_judge import HeldOutNGrams
+from flm.language_model import LanguageModel
 from flm.measures.diversity import TokenFrequencies, self_bleu_4, token_diversity
 from flm.measures.estimate import Estimate
 from flm.measures.mauve import Mauve
-from flm.tasks.assemble import device_of
-from flm.tasks.real_text import RealText
+from flm.registry import entries, load
+from flm.tasks.eval_options import EvalOptions, SampleOptions
 
 PROTOCOLS = {"published": PublishedProtocol, "whole_text": lambda length: WholeTextProtocol()}  # of the sample length
 
@@ -115,86 +111,74 @@ class Measures:
         }
 
 
-def measures(config: DictConfig, judges: Sequence[Judge], tokenizer: Tokenizer, length: int, real: RealText | str) -> Measures:
+def measures(wanted: SampleOptions, judges: Sequence[Judge], lm: LanguageModel, length: int, real: RealText | str) -> Measures:
     """Everything that `eval` asks to be measured on samples of `length` tokens.
 
     Args:
+        wanted: what `eval` asks for.
         judges: from `judges_of`.
         real: the real text, or why there is none.
     """
     ngrams = frequencies = mauve = None
     if isinstance(real, RealText) and len(real.blocks) > 1:
-        ngrams = HeldOutNGrams(real.blocks, tokenizer.vocab_size)
+        ngrams = HeldOutNGrams(real.blocks, lm.tokenizer.vocab_size)
     if isinstance(real, RealText) and len(real.chosen) < len(real.blocks):
         frequencies = TokenFrequencies(real.blocks, without=real.rows)
-    if config.eval.mauve:
+    if wanted.mauve:
         if isinstance(real, str):
             raise ValueError(f"eval.mauve=true compares with real text, and there is none: {real}")
-        texts = [tokenizer.decode(row) for row in real.rows]
-        mauve = Mauve(texts, config.eval.mauve_model_name_or_path, device_of(config))
-    names = protocol_names(config)  # a mistake there is one even where nobody scores
-    return Measures(judges, protocols_of(names, length) if judges else {}, ngrams, frequencies, mauve)
+        texts = [lm.tokenizer.decode(row) for row in real.rows]
+        mauve = Mauve(texts, wanted.mauve_model_name_or_path, lm.device)
+    protocols = protocols_of(wanted.protocols, length if judges else None)
+    return Measures(judges, protocols if judges else {}, ngrams, frequencies, mauve)
 
 
-def protocol_names(config: DictConfig) -> list[str]:
-    """eval.protocols, a name or a list of them."""
-    wanted = config.eval.protocols
-    names = [wanted] if isinstance(wanted, str) else list(wanted or ())
-    if not names or not set(names) <= set(PROTOCOLS):
-        raise ValueError(f"eval.protocols={names} must be one or several of {', '.join(PROTOCOLS)}")
-    return names
-
-
-def protocols_of(names: Sequence[str], length: int) -> dict[str, ScoringProtocol]:
-    """Protocols by name; `length` is what the published one cuts after."""
+def protocols_of(wanted: str | Sequence[str], length: int | None) -> dict[str, ScoringProtocol]:
+    """eval.protocols, a name or a list, by name; `length` is what the published one cuts after, None where nobody scores."""
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
     try:
-        return {name: PROTOCOLS[name](length) for name in names}
+        return {} if length is None else {name: PROTOCOLS[name](length) for name in names}
     except ValueError as error:
         raise ValueError(f"sampling.length={length}: {error}") from error
 
 
-def judges_of(config: DictConfig, tokenizer: Tokenizer) -> list[Judge]:
-    """The scorers that `eval` asks for, loaded; `tokenizer` is that of the samples.
+def judges_of(wanted: EvalOptions, lm: LanguageModel) -> list[Judge]:
+    """The scorers that `eval` asks for, loaded, for samples of a model.
 
     Raises:
         ValueError: one of them is not to be had. Another is never taken in its place.
     """
-    wanted, device = config.eval.gen_ppl_eval_model_name_or_path, device_of(config)
-    names = list(wanted) if isinstance(wanted, ListConfig) else [] if wanted is None else [wanted]
-    options = {"device": device, "dtype": config.eval.scorer_dtype, "batch_size": config.eval.scorer_batch_size}
+    names = wanted.gen_ppl_eval_model_name_or_path
+    names = [] if names is None else [names] if isinstance(names, str) else list(names)
+    options = {"device": lm.device, "dtype": wanted.scorer_dtype, "batch_size": wanted.scorer_batch_size}
     judges = [Judge(HuggingFaceScorer(str(name), **options), reads_tokens=False) for name in names]
-    path = config.eval.scorer_checkpoint_path
-    if config.eval.scorer is None:
+    name, path, size = wanted.scorer, wanted.scorer_checkpoint_path, wanted.scorer_batch_size
+    if name is None:
         if path is not None:
             raise ValueError("eval.scorer_checkpoint_path is set and eval.scorer is not: set eval.scorer=ar to score with it")
         return judges
-    if config.eval.scorer != "ar":
-        raise ValueError(f"eval.scorer must be ar or null, not {config.eval.scorer}")
+    others = entries("judges")
+    if name in others:
+        return [*judges, Judge(load(others[name])(path, lm.device, size), reads_tokens=False)]
     if path is None:
         raise ValueError("eval.scorer=ar needs eval.scorer_checkpoint_path, a checkpoint trained with algo=ar")
-    return [*judges, checkpoint_judge(config, str(path), tokenizer, device)]
+    return [*judges, checkpoint_judge(str(path), lm, wanted.trusted_modules, size)]
 
 
-def checkpoint_judge(config: DictConfig, path: str, tokenizer: Tokenizer, device: torch.device) -> Judge:
+def checkpoint_judge(path: str, judged: LanguageModel, trusted_modules: Sequence[str], batch_size: int) -> Judge:
     """A model of this project that gives `nll(tokens (B, L)) -> (B, L)`; its averaged weights where it has any."""
     try:
-        lm = flm.load(path, device, None, config.eval.trusted_modules)
+        lm = flm.load(path, judged.device, None, trusted_modules)
     except ValueError as error:
         raise ValueError(f"eval.scorer_checkpoint_path: {error}") from error
     nll = getattr(lm.algorithm, "nll", None)
     if not callable(nll):
         kind = type(lm.algorithm).__name__
         raise ValueError(f"eval.scorer_checkpoint_path={path}: {kind} gives no next-token likelihood: train one with algo=ar")
-    scorer = TokenScorer(
-        nll,
-        lm.tokenizer,
-        f"ar:{lm.source.label}",
-        lm.length,
-        config.eval.scorer_batch_size,
-        device,
-        revision=lm.source.sha256,
-    )
-    return Judge(scorer, reads_tokens=lm.tokenizer.fingerprint() == tokenizer.fingerprint())
+    assert lm.source is not None
+    name, revision = f"ar:{lm.source.label}", lm.source.sha256
+    scorer = TokenScorer(nll, lm.tokenizer, name, lm.length, batch_size, lm.device, revision=revision)
+    return Judge(scorer, reads_tokens=lm.tokenizer.fingerprint() == judged.tokenizer.fingerprint())
 
 
 def perplexity_entry(result: ScoreResult, protocol: str, reads_tokens: bool) -> dict[str, Any]:
@@ -223,18 +207,3 @@ def nats_of(result: ScoreResult) -> Estimate | None:
 
 def plain(estimate: Estimate | None) -> dict[str, Any] | None:
     return None if estimate is None else asdict(estimate)
-
-
-def head(
-    kind: str, config: DictConfig, algorithm: Algorithm, file: ModelSource, scorer: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """What result files say beside their provenance."""
-    weight = next(algorithm.parameters())
-    return {
-        "kind": kind,
-        "label": config.eval.label or file.label,
-        "algorithm": type(algorithm).__name__,
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "device": weight.device.type,
-        "scorer": scorer,
-    }

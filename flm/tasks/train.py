@@ -14,10 +14,10 @@ from torch import Tensor
 from flm.data.module import TextDataModule
 from flm.ranges import Text
 from flm.samplers.options import check_options
-from flm.tasks.assemble import algorithm_class, data_module, new_algorithm, plain_config, probe, run_dir
-from flm.tasks.generation import given_options
+from flm.tasks.assemble import algorithm_class, data_module, new_algorithm, probe
 from flm.tasks.instantiate import instantiate
-from flm.tasks.results import provenance, write_json
+from flm.tasks.run import Run, plain_config
+from flm.tasks.samples import given_options
 from flm.tasks.trainer import trainer_arguments, trial
 from flm.training.checkpointing import AtomicCheckpointIO
 from flm.training.module import Module
@@ -38,7 +38,7 @@ def train(config: DictConfig) -> dict[str, Any]:
 
     Goes on from checkpointing.resume_ckpt_path if that file exists and checkpointing.resume_from_ckpt allows.
     """
-    folder = run_dir(config)
+    run = Run.of(config)
     logger = instantiate(config.logger, "logger") if config.logger else False
     data = data_module(config)
     data.prepare()
@@ -51,12 +51,12 @@ def train(config: DictConfig) -> dict[str, Any]:
         lr_scheduler=instantiate(config.lr_scheduler, "lr_scheduler") if _has_schedule(config) else None,
         ema=config.training.ema,
         seed=config.seed,
-        config=plain_config(config),
+        config=run.config,
         tokenizer=data.tokenizer.to_dict(),
         token_counts=data.token_counts(),
         max_loss_rise=config.training.max_loss_rise,
     )
-    write_json(folder / "run.json", provenance(config))
+    run.write_json("run.json", run.provenance())
 
     callbacks = _callbacks(config, data)
     trainer = lightning.Trainer(
@@ -77,10 +77,10 @@ def train(config: DictConfig) -> dict[str, Any]:
 
 def check(config: DictConfig) -> None:
     """Raises ValueError for what cannot be trained as asked, as far as that can be known without data or a teacher."""
-    plain_config(config)
+    plain = plain_config(config)
     resume_path(**config.checkpointing, run_dir=config.run_dir)
     kind = algorithm_class(config)
-    check_options(kind, given_options(config.sampling), "sampling")
+    check_options(kind, given_options(plain["sampling"]), "sampling")
     for name, node in config.callbacks.items():
         if node is not None and node.get("options"):
             check_options(kind, dict(node.options), f"callbacks.{name}.options")

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from flm.ranges import Count, Index, Positive, Share
 from flm.schema import merged, nearest, shown
-from flm.tasks.assemble import device_of, precision_of
 from flm.tasks.instantiate import instantiate, resolve
+from flm.tasks.machine import device_of, precision_of
 from flm.training.stopping import MaxTime
 
 # What training sets itself, so that no config may.
@@ -72,7 +72,7 @@ def check_strategy(strategy: Any) -> None:
 
 def trainer_arguments(config: DictConfig) -> dict[str, Any]:
     """The trainer node with its nested objects built and precision decided."""
-    device_of(config)  # refuses a GPU that is not there
+    device = device_of(config.trainer.accelerator)  # refuses a GPU that is not there
     arguments = {
         key: instantiate(value, f"trainer.{key}") if OmegaConf.is_dict(value) and "_target_" in value else value
         for key, value in config.trainer.items()
@@ -80,7 +80,15 @@ def trainer_arguments(config: DictConfig) -> dict[str, Any]:
     if config.callbacks.get("stop") is not None:
         arguments.pop("max_time", None)  # that callback's, which saves; Lightning's timer goes on counting after a resume
     strategy = config.strategy if isinstance(config.strategy, str) else instantiate(config.strategy, "strategy")
-    return arguments | FIXED | {"precision": precision_of(config), "strategy": strategy, "default_root_dir": config.run_dir}
+    return (
+        arguments
+        | FIXED
+        | {
+            "precision": precision_of(config.trainer.precision, device),
+            "strategy": strategy,
+            "default_root_dir": config.run_dir,
+        }
+    )
 
 
 def trial(config: DictConfig) -> lightning.Trainer:

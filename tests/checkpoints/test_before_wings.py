@@ -8,7 +8,7 @@ import pytest
 
 import flm
 from flm.checkpoints.moved import MOVED, current
-from flm.tasks.real_text import recorded_corpus
+from flm.checkpoints.recorded_corpus import recorded_corpus
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "before_wings"
 RECORDED = json.loads((FIXTURES / "recorded.json").read_text())

@@ -104,7 +104,7 @@ def test_every_call_counts_and_givens_stay(corpus, algorithm, steps, calls):
             parameter += torch.randn_like(parameter)
 
     puzzles = corpus.puzzles("valid")
-    written = Writer(LanguageModel(model, tokenizer), corpus, {}, 16, 0)(puzzles, 2, steps)
+    written = Writer(LanguageModel(model, tokenizer), corpus, 16, 0)(puzzles, 2, steps)
     assert written.evaluations == calls and written.left_out == 0
     assert all(len(given) == 2 for given in written.answers)
     rates = solve_rates(verdicts_on(puzzles, written.answers, corpus.rules), [1])

@@ -8,10 +8,16 @@ from flm.algos.dense_twin import TWINS
 from flm.samplers.canvas import Canvas
 from flm.tasks import benchmark as benchmark_task
 from flm.tasks.assemble import new_algorithm
-from flm.tasks.benchmark import _jobs, _summary, benchmark, ratios, targets_met, without_teacher_paths
+from flm.tasks.benchmark import _jobs, _summary, benchmark, ratios, targets_met, without_paths
 from flm.tasks.benchmark_process import SAMPLING, STEP, sampling, step
+from flm.tasks.run import plain_config
 
 QUICK = ["debug=tiny", "benchmark.steps=1", "benchmark.rounds=1", "benchmark.samplings=1", "benchmark.sampling_steps=2"]
+
+
+def without_teachers(config):
+    plain = plain_config(config)
+    return plain | {"algo": without_paths(plain["algo"])}
 
 
 def test_both_ways_are_measured_and_dense_takes_more_memory(tmp_path):
@@ -43,7 +49,7 @@ def test_both_ways_are_measured_and_dense_takes_more_memory(tmp_path):
 @pytest.mark.parametrize("algo", ["flm", "fmlm", "flm_distill_second", "ar"])
 def test_any_algorithm_steps_and_samples_with_a_teacher_where_it_has_one(tmp_path, algo):
     config = config_of(tmp_path, *QUICK, f"algo={algo}", "benchmark.vocab_size=50")
-    jobs = _jobs(without_teacher_paths(config))
+    jobs = _jobs(without_teachers(config))
     for name in (name for what, name in jobs if what == STEP):
         found = step(jobs[STEP, name])
         assert found["seconds"] > 0 and found["flops"] > 0
@@ -55,18 +61,18 @@ def test_any_algorithm_steps_and_samples_with_a_teacher_where_it_has_one(tmp_pat
 
 def test_teachers_of_distillation_are_built_and_used(tmp_path):
     config = config_of(tmp_path, *QUICK, "algo=fmlm", "algo.diagonal_fraction=0.5", "benchmark.vocab_size=50")
-    forward = step(_jobs(config)[STEP, "fmlm"])["flops"]
+    forward = step(_jobs(plain_config(config))[STEP, "fmlm"])["flops"]
     config.benchmark.teachers.fmlm.teacher = None
-    alone = step(_jobs(config)[STEP, "fmlm"])["flops"]
+    alone = step(_jobs(plain_config(config))[STEP, "fmlm"])["flops"]
     assert forward / alone == pytest.approx(4.5 / 4)
     config.benchmark.teachers.fmlm = {}
     with pytest.raises(ValueError, match="benchmark.teachers.fmlm: say which algo config teacher is of"):
-        _jobs(config)
+        _jobs(plain_config(config))
 
 
 def test_an_unknown_algorithm_is_named(tmp_path):
     with pytest.raises(ValueError, match="no algo config fmml; there are ar, "):
-        _jobs(config_of(tmp_path, "benchmark.against=[fmml]"))
+        _jobs(plain_config(config_of(tmp_path, "benchmark.against=[fmml]")))
 
 
 def test_the_fastest_process_counts_and_the_largest_memory():
@@ -100,7 +106,9 @@ def test_ratios_and_targets(tmp_path):
         "+benchmark.at_least={tokens_per_second a: 7, model_flop_utilisation a: 0.4}",
         "+benchmark.at_most={step_seconds a/b: 1.4, sampling_seconds a/parts: 1.3}",
     )
-    met = {entry["quantity"]: entry["met"] for entry in targets_met(config, result | {"ratios": found})}
+    met = {
+        entry["quantity"]: entry["met"] for entry in targets_met(plain_config(config)["benchmark"], result | {"ratios": found})
+    }
     assert met == {
         "tokens_per_second a": True,
         "model_flop_utilisation a": None,

@@ -12,7 +12,7 @@ from flm.algos.algorithm import Batch
 from flm.draws import Draws
 from flm.models.dit import DiT, DiTBlock
 from flm.tasks.assemble import new_algorithm
-from flm.tasks.compiled import MODES, compile_mode, compile_networks
+from flm.tasks.machine import MODES, compile_mode, compile_networks
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
 SMALL = ["model=tiny", "model.hidden_size=32", "model.num_blocks=2", "model.num_heads=2", "model.length=8", "model.dropout=0"]
@@ -36,15 +36,15 @@ def test_the_config_goes_before_the_environment(tmp_path, monkeypatch, wanted, s
     monkeypatch.delenv("DIT_USE_COMPILE", raising=False)
     if switch is not None:
         monkeypatch.setenv("DIT_USE_COMPILE", switch)
-    assert compile_mode(config_of(tmp_path, f"model.compile={wanted}")) == mode
+    assert compile_mode(config_of(tmp_path, f"model.compile={wanted}").model.compile) == mode
 
 
-def test_other_values_are_refused_by_name(tmp_path, monkeypatch):
+def test_other_values_are_refused_by_name(monkeypatch):
     with pytest.raises(ValueError, match="model.compile=reduce-overhead must be"):
-        compile_mode(config_of(tmp_path, "model.compile=reduce-overhead"))  # CUDA graphs
+        compile_mode("reduce-overhead")  # CUDA graphs
     monkeypatch.setenv("DIT_USE_COMPILE", "maybe")
     with pytest.raises(ValueError, match="DIT_USE_COMPILE=maybe must be TRUE or FALSE"):
-        compile_mode(config_of(tmp_path))
+        compile_mode(None)
 
 
 def test_without_a_compiler_one_line_says_so(tmp_path, monkeypatch):
@@ -54,13 +54,12 @@ def test_without_a_compiler_one_line_says_so(tmp_path, monkeypatch):
 
 
 def test_a_network_without_blocks_to_compile_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("flm.tasks.compiled.missing_compiler", lambda device: None)
+    monkeypatch.setattr("flm.tasks.machine.missing_compiler", lambda device: None)
     config = config_of(tmp_path, *SMALL)
     algorithm = new_algorithm(config, 20)
     monkeypatch.delattr(DiT, "compile_blocks")
-    config.model.compile = True
     with pytest.raises(ValueError, match="FLM has no compile_blocks"):
-        compile_networks(algorithm, config, torch.device("cpu"))
+        compile_networks(algorithm, "default", torch.device("cpu"))
 
 
 def pair(tmp_path, *overrides: str):
@@ -76,8 +75,7 @@ def pair(tmp_path, *overrides: str):
             for parameter in (*teacher.parameters(), *student.parameters()):
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
         plain.append(student)
-    config.model.compile = True
-    return *plain, config
+    return plain
 
 
 def step(algorithm, seed=3):
@@ -108,10 +106,10 @@ def test_student_and_teacher_are_compiled_although_a_derivative_may_come_first(t
         original(block, backend=counter)
 
     monkeypatch.setattr(DiTBlock, "compile", counting)
-    monkeypatch.setattr("flm.tasks.compiled.missing_compiler", lambda device: None)
-    eager, compiled, config = pair(tmp_path, f"algo.objective={objective}")
+    monkeypatch.setattr("flm.tasks.machine.missing_compiler", lambda device: None)
+    eager, compiled = pair(tmp_path, f"algo.objective={objective}")
     before = list(compiled.state_dict())
-    compile_networks(compiled, config, torch.device("cpu"))
+    compile_networks(compiled, "default", torch.device("cpu"))
     assert len(compiled_blocks) == 4 and list(compiled.state_dict()) == before
     if objective == "lagrangian":
         compiled._teachers["teacher"], kept = None, compiled._teachers["teacher"]
@@ -124,7 +122,7 @@ def test_student_and_teacher_are_compiled_although_a_derivative_may_come_first(t
 
 
 def test_a_copy_of_a_compiled_model_is_a_plain_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("flm.tasks.compiled.missing_compiler", lambda device: None)
+    monkeypatch.setattr("flm.tasks.machine.missing_compiler", lambda device: None)
     compiled = new_algorithm(config_of(tmp_path, *SMALL, "model.compile=true"), 20)
     twin = copy.deepcopy(compiled)
     assert all(block._compiled_call_impl is not None for block in compiled.backbone.blocks)
@@ -135,7 +133,7 @@ def test_a_copy_of_a_compiled_model_is_a_plain_one(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_machine_code_computes_the_same(tmp_path):
     torch._dynamo.reset()
-    eager, compiled, config = pair(tmp_path)
-    compile_networks(compiled, config, torch.device("cpu"))
+    eager, compiled = pair(tmp_path)
+    compile_networks(compiled, "default", torch.device("cpu"))
     assert_same_step(eager, compiled)
     torch._dynamo.reset()

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from running import config_of, write_corpus
 from tiny_qwen3 import tiny_qwen3
 
-from flm.tasks.assemble import new_algorithm, plain_config
+from flm.tasks.assemble import new_algorithm
 from flm.tasks.command_line import CONFIGS
+from flm.tasks.run import plain_config
 from flm.tasks.train import trainer_arguments
 
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())

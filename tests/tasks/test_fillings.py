@@ -13,7 +13,8 @@ from flm.code.problems import load_problems
 from flm.data.corpora.pairs import PairCorpus
 from flm.data.layouts import LineLayout, ResponseLayout
 from flm.data.tokenizers import ByteTokenizer
-from flm.tasks.conditional_eval import held_out
+from flm.language_model import LanguageModel
+from flm.tasks.conditional_eval import requests_of
 from flm.tasks.fillings import Writer, check_hole_is_bounded, holes_of, padding_of
 
 END = 256
@@ -39,7 +40,7 @@ class Copies(Algorithm):
 def test_answers_go_to_their_questions(batch):
     algorithm, tokenizer = Copies(), ByteTokenizer().build(lambda: iter(()))
     requests = [[[1, 2], 3], [[1], 2, [3], 2], [2, [5, 5, 5]], [[9] * 4, 1], [[7], 0, [8, 8, 8], 1]]
-    answers = Writer(algorithm, tokenizer, {}, batch, 0)(requests, 2, 1)
+    answers = Writer(LanguageModel(algorithm, tokenizer), batch, 0)(requests, 2, 1)
     assert answers == [[["ccc"]] * 2, [["bb", "cc"]] * 2, [["aa"]] * 2, [["e"]] * 2, [["", "e"]] * 2]
     rows = [row for canvas, _ in algorithm.asked for row in canvas.tokens.tolist()]
     assert len(rows) == 10 and all(len(canvas.tokens) <= batch for canvas, _ in algorithm.asked)
@@ -59,19 +60,18 @@ def test_holes_are_shown_as_in_training(padding, tmp_path):
     """Every canvas is what a model sees of a row in training: the same tokens given, the same to write, nothing else."""
     tokenizer, length = ByteTokenizer().build(lambda: iter(())), 160
     algorithm = Copies(length)
-    writer = Writer(algorithm, tokenizer, {}, 1, 0, padding)
+    lm = LanguageModel(algorithm, tokenizer)
+    writer = Writer(lm, 1, 0, padding)
 
     (problem,) = load_problems(write(tmp_path / "code.jsonl", HUMAN_EVAL[2:]))
     prompt, response = (tokenizer.encode(HUMAN_EVAL[2][key]) for key in ("prompt", "canonical_solution"))
     lines = LineLayout(24, levels=1, padding=padding).row(prompt, response, tokenizer, length, 0, Random(0))
-    wanted = SimpleNamespace(hole_tokens=24, new_tokens=None)
-    writer([request_of(problem.with_hidden_lines(1, 0), tokenizer, length, wanted, 1)], 1, 1)
+    writer([request_of(problem.with_hidden_lines(1, 0), tokenizer, length, None, 24, 1)], 1, 1)
 
     pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "two?", "response": "2"}])
     corpus = PairCorpus(pairs, pairs, layout=ResponseLayout(padding))
-    config = SimpleNamespace(conditional_eval=SimpleNamespace(limit=None, new_tokens="reference"))
-    config.conditional_eval.new_tokens = None if padding == "target" else "reference"
-    writer(held_out(config, corpus, tokenizer, length)[2], 1, 1)
+    asked, _ = requests_of(corpus, lm, None, None if padding == "target" else "reference")
+    writer([request.pieces for request in asked], 1, 1)
     whole = corpus.layout.row(tokenizer.encode("two?\n"), [ord("2")], tokenizer, length, 0, Random(0))
 
     for row, (canvas, _) in zip((lines, whole), algorithm.asked, strict=True):
@@ -81,14 +81,20 @@ def test_holes_are_shown_as_in_training(padding, tmp_path):
         assert torch.equal(canvas.tokens[0][given], row.tokens[seen][given]) and given.any()
 
 
+def trained_with(config, algorithm=None):
+    tokenizer = ByteTokenizer().build(lambda: iter(()))
+    source = SimpleNamespace(config=config, generation={"steps": 1, "options": {}})
+    return LanguageModel(algorithm or Copies(), tokenizer, source)
+
+
 def test_how_rows_ended_in_training():
     trained = {"data": {"layout": {"padding": "excluded"}}}
-    assert padding_of(SimpleNamespace(config=trained), Copies(), {}) == "excluded"
+    assert padding_of(trained_with(trained)) == "excluded"
     for config in ({"data": {"path": "x"}}, {"data": None}, {}):
-        assert padding_of(SimpleNamespace(config=config), Copies(), {}) is None
+        assert padding_of(trained_with(config)) is None
     one_by_one = Copies()
     one_by_one.sampler = lambda **_: SimpleNamespace(steps_are_fixed=True)
-    assert padding_of(SimpleNamespace(config=trained), one_by_one, {}) is None
+    assert padding_of(trained_with(trained, one_by_one)) is None
     with pytest.raises(ValueError, match=r"eval\.new=null: .*excluded.*set eval\.new to reference"):
         check_hole_is_bounded("excluded", None, "eval.new")
     for padding, size in (("excluded", "reference"), ("excluded", 3), ("target", None), (None, None)):

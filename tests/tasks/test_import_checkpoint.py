@@ -15,9 +15,18 @@ from published_layouts import L, V, duo, flm_v1, fmlm_v2, ran, tokenizer_folder
 from flm.checkpoints.imported import ImportChoices
 from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.samplers.canvas import Canvas
-from flm.tasks.assemble import load_for_evaluation, new_algorithm
+from flm.tasks.assemble import new_algorithm
+from flm.tasks.eval_options import EvalOptions
 from flm.tasks.import_checkpoint import import_checkpoint
+from flm.tasks.machine import Machine
+from flm.tasks.model import load_model
+from flm.tasks.run import Run
 from flm.training.checkpointing import AtomicCheckpointIO
+
+
+def loaded(folder, path):
+    run = Run.of(config_of(folder, f"eval.checkpoint_path={path}"))
+    return load_model(run.options(EvalOptions, "eval"), Machine.of(run["trainer"], run["model"]))
 
 
 @pytest.mark.parametrize("make", [lambda: flm_v1(compiled=True), fmlm_v2])
@@ -34,7 +43,7 @@ def test_what_is_imported_loads_with_nothing_else_and_is_the_same_model(monkeypa
     folder.rename(tmp_path / "gone")
     source.rename(tmp_path / "gone.ckpt")
 
-    lm = load_for_evaluation(config_of(tmp_path / "eval", f"eval.checkpoint_path={written}"))
+    lm = loaded(tmp_path / "eval", written)
     assert lm.tokenizer.encode("the cat sees a fish .") == [5, 6, 9, 11, 12, 13]
     assert found["checkpoint"]["sha256"] == read_checkpoint(tmp_path / "gone.ckpt").sha256 and lm.source.step == 1234
     torch.load(written, weights_only=True)  # ours are plain
@@ -78,7 +87,7 @@ START = "algo.initialize_student_from_teacher=false"  # it has another shape
 
 
 def evaluate(path, folder):
-    load_for_evaluation(config_of(folder, f"eval.checkpoint_path={path}"))
+    loaded(folder, path)
 
 
 def teach(path, folder):

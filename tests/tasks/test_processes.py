@@ -115,21 +115,21 @@ def test_each_makes_its_share_and_the_first_one_writes(runs):
     assert not (folder / "1").exists()
 
 
-def test_alone_nothing_is_started(tmp_path, monkeypatch):
+def test_alone_nothing_is_started(monkeypatch):
     for size in (None, "1"):
         monkeypatch.delenv("WORLD_SIZE", raising=False) if size is None else monkeypatch.setenv("WORLD_SIZE", size)
-        with team_of(config_of(tmp_path)) as team:
+        with team_of(torch.device("cpu")) as team:
             assert team == Team() and list(team.share(3)) == [0, 1, 2] and not torch.distributed.is_initialized()
 
 
-def test_more_processes_than_devices_are_refused(tmp_path, monkeypatch):
+def test_more_processes_than_devices_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for key, value in (("WORLD_SIZE", "3"), ("RANK", "2"), ("LOCAL_RANK", "2")):
         monkeypatch.setenv(key, value)
     with (
         pytest.raises(ValueError, match="process 3 of this machine has no CUDA device, there are 2"),
-        team_of(config_of(tmp_path)),
+        team_of(torch.device("cuda")),
     ):
         pass
 

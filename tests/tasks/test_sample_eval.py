@@ -13,6 +13,7 @@ from running import command, config_of, tiny, write_corpus
 
 from flm.algos.flm import FLM
 from flm.checkpoints.load import load_algorithm
+from flm.checkpoints.recorded_corpus import recorded_corpus
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
 from flm.judges.gen_ppl import PublishedProtocol, WholeTextProtocol
@@ -23,10 +24,8 @@ from flm.results.files import read_result
 from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import data_module
 from flm.tasks.check import check_config
-from flm.tasks.generation import Generation
-from flm.tasks.real_text import recorded_corpus
-from flm.tasks.results import write_json
 from flm.tasks.sample_eval import sample_eval
+from flm.tasks.samples import Generation
 from flm.tasks.train import train
 
 LENGTH, STEPS, COUNT = 32, (1, 4), 15
@@ -331,7 +330,7 @@ def test_a_result_of_another_version_is_refused(measured, tmp_path):
         "list": ([1], "no format_version"),
     }
     for name, (content, message) in cases.items():
-        write_json(tmp_path / f"{name}.json", content)
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match=f"{name}.json.*{message}"):
             read_result(tmp_path / f"{name}.json")
     (tmp_path / "cut.json").write_text("{")

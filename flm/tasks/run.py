@@ -1,0 +1,102 @@
+"""One run of a mode: its config in plain values, its folder, and where the numbers in its result files come from."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from flm.atomic import write_text
+from flm.checkpoints.description import package_version
+from flm.checkpoints.model_file import ModelFile, ModelSource
+from flm.language_model import LanguageModel
+from flm.results.files import FORMAT_VERSION
+from flm.schema import made
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    Attributes:
+        folder: for all that the run writes; made with the first file.
+        config: resolved, in plain types: every value the run used.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "Run":
+        return cls(Path(config.run_dir), plain_config(config))
+
+    def __getitem__(self, group: str) -> Any:
+        """A group of the config, or a value of its top level."""
+        return self.config[group]
+
+    def options(self, kind: type[Options], group: str) -> Options:
+        """A group of the config as an object of the class whose arguments its keys are."""
+        values = {key: value for key, value in self.config[group].items() if key != "_target_"}
+        return made(kind, values, group)
+
+    def changed(self, group: str, **values: Any) -> "Run":
+        """The same run with other values in a group of its config."""
+        return Run(self.folder, self.config | {group: self.config[group] | values})
+
+    def provenance(self, source: ModelFile | ModelSource | None = None) -> dict[str, Any]:
+        """Command, config, code, machine and, where there is one, the model that a result came from."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "command": sys.argv,
+            "config": self.config,
+            "git_revision": _git_revision(),
+            "versions": {"flm": package_version(), "torch": torch.__version__, "python": sys.version.split()[0]},
+            "checkpoint": None if source is None else source.record(),
+            "seed": self.config["seed"],
+        }
+
+    def about(self, kind: str, lm: LanguageModel, scorer: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The head of a result file on one model, from `flm.load`."""
+        assert lm.source is not None
+        return self.provenance(lm.source) | {
+            "kind": kind,
+            "label": self.config["eval"]["label"] or lm.source.label,
+            "algorithm": type(lm.algorithm).__name__,
+            "dtype": str(next(lm.algorithm.parameters()).dtype).removeprefix("torch."),
+            "device": lm.device.type,
+            "scorer": scorer,
+        }
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
+        """Whole or not at all; the file."""
+        path = self.folder / name
+        write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        return path
+
+
+def plain_config(config: DictConfig) -> dict[str, Any]:
+    """Resolved, in plain types."""
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    return resolved
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """JSON Lines, whole or not at all."""
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _git_revision() -> str | None:
+    """The commit this code stands on, with a mark if files differ from it; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).resolve().parents[2]), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

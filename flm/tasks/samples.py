@@ -1,0 +1,196 @@
+"""Samples as the `sampling` group asks for them: how many, of which text, with which sampler, and their making."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from flm.data.tokenizers import Tokenizer
+from flm.language_model import LanguageModel
+from flm.samplers.canvas import Canvas
+from flm.samplers.options import sampler_for
+from flm.samplers.template import CANVAS_KEYS, CanvasOptions, pieces_of
+from flm.schema import made
+from flm.tasks.processes import Team
+from flm.tasks.run import write_lines
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `sampling` asks for.
+
+    Attributes:
+        canvas_options: what is given and what is to be filled.
+        options: of the sampler, those given now.
+        batch_size: of each batch.
+        seed: of the noise.
+    """
+
+    canvas_options: CanvasOptions
+    options: dict[str, Any]
+    batch_size: int
+    seed: int
+
+    @classmethod
+    def of(cls, sampling: Mapping[str, Any], batch_size: int, seed: int) -> "Request":
+        """Of the group `sampling`."""
+        return cls(check_sampling(sampling), given_options(sampling), batch_size, seed)
+
+    @property
+    def batches(self) -> int:
+        return self.canvas_options.num_sample_batches
+
+    @property
+    def count(self) -> int:
+        return self.batches * self.batch_size
+
+    @property
+    def steps(self) -> list[int]:
+        return step_counts(self.canvas_options.steps)
+
+    def set_options(self, lm: LanguageModel) -> None:
+        """Options of the sampler: given now, else those the model was trained with in its config, else its defaults."""
+        lm.options = lm.options | self.options
+        sampler_for(lm.algorithm, lm.options, "sampling")
+
+    def canvas(self, lm: LanguageModel) -> Canvas:
+        """(batch_size, L)."""
+        wanted = self.canvas_options
+        if wanted.infill is not None:
+            pieces = pieces_of(wanted.infill, lambda text: lm.tokenizer.encode_exactly(text, "sampling.infill"))
+            return Canvas.from_pieces(pieces, self.batch_size, lm.device)
+        length, given = lm.length if wanted.length is None else wanted.length, {}
+        for name, text in (("prompt", wanted.prompt), ("suffix", wanted.suffix)):
+            given[name] = lm.tokenizer.encode_exactly(text, f"sampling.{name}") if text else []
+        return Canvas.between(given["prompt"], given["suffix"], length, self.batch_size, lm.device)
+
+
+def check_sampling(sampling: Mapping[str, Any]) -> CanvasOptions:
+    """The keys of the group `sampling` that are no options of a sampler.
+
+    Raises:
+        ValueError: one of them is not as it may be, or two contradict each other.
+    """
+    canvas = {key: value for key, value in sampling.items() if key in CANVAS_KEYS}
+    if canvas.get("infill") is not None and any(canvas.get(key) is not None for key in ("prompt", "suffix", "length")):
+        raise ValueError("sampling.infill gives the whole text: leave out sampling.prompt, suffix and length")
+    return made(CanvasOptions, canvas, "sampling")
+
+
+def given_options(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the sampler among the keys of the group `sampling`; null leaves one to the sampler."""
+    return {key: value for key, value in sampling.items() if key not in CANVAS_KEYS and value is not None}
+
+
+def step_counts(steps: int | Sequence[int]) -> list[int]:
+    """A number or several, as a list."""
+    return [steps] if isinstance(steps, int) else list(steps)
+
+
+def possible_steps(wanted: list[int], lm: LanguageModel, canvas: Canvas, console: Console) -> list[int]:
+    """Numbers of steps to sample with: those wanted, or the one that the canvas fixes, which is then said."""
+    if not lm.has_fixed_steps:
+        return wanted
+    positions = int(canvas.editable.any(0).sum())
+    if wanted != [positions]:
+        asked, name = ", ".join(map(str, wanted)), type(lm.algorithm).__name__
+        console.print(f"{name} takes one step a position: {positions} steps, not {asked}", soft_wrap=True)
+    return [positions]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Samples of one setting.
+
+    Attributes:
+        tokens: (N, L) on the CPU.
+        batch_seconds: of each batch on the device that made it, the tokens' way back to the CPU included.
+        network_evaluations: calls of the algorithm's `backbone` for one batch; None where it has none, or it is not called
+            as a module.
+    """
+
+    tokens: Tensor
+    batch_seconds: list[float]
+    network_evaluations: int | None
+
+    def timing(self) -> dict[str, float | int | None]:
+        """For result files, of one device. Rates leave out the first batch, which may be filmed, unless it is the only one."""
+        timed = self.batch_seconds[1:] or self.batch_seconds
+        per_sample = sum(timed) / (len(timed) * len(self.tokens) / len(self.batch_seconds))
+        return {
+            "seconds": sum(self.batch_seconds),
+            "ms_per_sample": 1000 * per_sample,
+            "tokens_per_second": self.tokens.shape[1] / per_sample,
+            "network_evaluations": self.network_evaluations,
+        }
+
+
+def generate(
+    lm: LanguageModel,
+    canvas: Canvas,
+    steps: int,
+    batches: int,
+    seed: int,
+    team: Team,
+    film: Callable[[Any], None] | None = None,
+    **options: Any,
+) -> Generation:
+    """All samples, of which each process makes its share of the batches; the first one has them all, the others zeros.
+
+    The noise depends on the seed and the batch, not on the number of steps, the options or the number of processes.
+
+    Args:
+        film: shown every moment of the first batch, whose time it adds to.
+        options: of the sampler, over those of the model.
+    """
+    calls = 0
+
+    def count_call(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    backbone = getattr(lm.algorithm, "backbone", None)
+    counted = backbone.register_forward_pre_hook(count_call) if isinstance(backbone, torch.nn.Module) else None
+    tokens = torch.zeros(batches, *canvas.tokens.shape, dtype=torch.int64)
+    seconds = torch.zeros(batches, dtype=torch.float64)
+    share = team.share(batches)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True, disable=not team.is_first) as progress:
+        bar = progress.add_task(f"sampling, {steps} steps", total=len(share) * steps)
+        for batch in share:
+
+            def on_step(moment: Any, batch: int = batch) -> None:
+                progress.update(bar, advance=1, total=len(share) * moment.steps)
+                if film is not None and batch == 0:
+                    film(moment)
+
+            start = time.perf_counter()
+            tokens[batch] = lm.fill(canvas, steps, seed, batch, on_step, **options).cpu()
+            seconds[batch] = time.perf_counter() - start
+            if counted is not None:  # the first batch says how many; the others run without the hook
+                counted.remove()
+                counted = None
+    if counted is not None:  # a process without a share
+        counted.remove()
+    team.add_up(tokens, seconds)
+    return Generation(tokens.flatten(0, 1), seconds.tolist(), calls or None)
+
+
+def warm_up(lm: LanguageModel, canvas: Canvas) -> None:
+    """One step whose samples are thrown away: what is set up at the first call is no part of the time a sample takes."""
+    if lm.has_fixed_steps:  # a step of these is a position
+        canvas = Canvas.blank(len(canvas.tokens), 1, canvas.tokens.device)
+    lm.fill(canvas, 1).cpu()
+
+
+def write_texts(path: Path, rows: Sequence[Sequence[int]], tokenizer: Tokenizer) -> list[str]:
+    """One line of JSON a text, with its tokens; the texts."""
+    texts = [tokenizer.decode(row) for row in rows]
+    write_lines(path, [{"text": text, "tokens": list(row)} for text, row in zip(texts, rows, strict=True)])
+    return texts
