@@ -160,7 +160,7 @@ def loaded(
         request.set_options(lm)
         sweeps = {name: values for name, values in axes.items() if refusal(lm, name, values) is None}
         for values in product(*sweeps.values()):
-            sampler_for(lm.algorithm, lm.options | dict(zip(sweeps, values, strict=True)), "sampling")
+            sampler_for(lm.algorithm, lm.options | dict(zip(sweeps, values, strict=True)), "frontier")
         canvas = request.canvas(lm)
         label = str(label) if label is not None else evaluation.label or lm.source.label
         models.append(Swept(label, lm, canvas, possible_steps(steps, lm, canvas, console), sweeps))
@@ -218,6 +218,8 @@ def point_of(found: Generation, path: Path, measured: Measures, lm: LanguageMode
         "count": len(rows),
         "entropy_nats": plain(diversity.entropy_nats),
         "log_ppl": plain(judged),
+        "tokens_used": diversity.tokens_used,
+        "token_js_bits": None if measured.frequencies is None else measured.frequencies.js_bits(rows),
         "distinct_2": diversity.distinct_2,
         "self_bleu_4": plain(self_bleu_4(texts)),
         "ms_per_sample": timing["ms_per_sample"],
