@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from flm.compilation import compiled_on_device
-from flm.posterior import Output, RawOutput, TokenPosterior, chunks, compute_copy, softcapped_logits
+from flm.outputs import Output, RawOutput
+from flm.posterior import TokenPosterior, chunks, compute_copy, softcapped_logits
 
 
 def cross_entropy(posterior: TokenPosterior, target: Tensor | Output, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ ROOT = Path(flm.__file__).parent
 # Each layer may import those before it (and itself).
 LAYERS = [
     {"ranges", "schema"},
-    {"atomic", "compilation", "draws", "posterior", "precision", "registry", "vocabulary_losses", "paths"},
+    {"atomic", "compilation", "draws", "outputs", "posterior", "precision", "registry", "vocabulary_losses", "paths"},
     {"models"},
     {"algos", "samplers"},
     {"data"},

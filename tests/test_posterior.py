@@ -12,7 +12,8 @@ import flm.posterior
 import flm.vocabulary_losses
 from flm.algos.dense_twin import dense_log_probabilities
 from flm.compilation import compiled_on_device
-from flm.posterior import Combination, RawOutput, TokenPosterior, truncate
+from flm.outputs import Combination, RawOutput
+from flm.posterior import TokenPosterior, truncate
 from flm.vocabulary_losses import cross_entropy, squared_error
 
 B, L, D, V = 3, 5, 8, 23

@@ -19,9 +19,10 @@ from flm.algos.teacher import Distillation, check_length, copy_weights
 from flm.algos.token_losses import summed
 from flm.algos.uniform_state import UniformState, predict, schedule_or_default
 from flm.draws import Draws
+from flm.outputs import Output
 from flm.paths.gaussian_relaxation import ArgmaxTransform, coupled_states
 from flm.paths.mixture import Schedule
-from flm.posterior import Output, TokenPosterior
+from flm.posterior import TokenPosterior
 from flm.ranges import Count, one_of
 from flm.vocabulary_losses import of_logits
 

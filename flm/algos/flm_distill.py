@@ -23,10 +23,11 @@ from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.models.attention import document_mask
+from flm.outputs import Combination, RawOutput
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.flow_map import PairLaw, draw_time_pairs, semigroup_weight
 from flm.paths.gaussian import Given, State, corrupt, step
-from flm.posterior import Combination, RawOutput, TokenPosterior
+from flm.posterior import TokenPosterior
 from flm.ranges import Count
 from flm.samplers.flow_map import FlowMapSampler
 from flm.vocabulary_losses import squared_error

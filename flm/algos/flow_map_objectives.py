@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from flm.models.attention import forward_mode_attention
+from flm.outputs import Combination, Output
 from flm.paths.flow_map import TimePairs, semigroup_weight
 from flm.paths.gaussian import State, combine, step
-from flm.posterior import Combination, Output, TokenPosterior, compute_copy, softcapped_logits
+from flm.posterior import TokenPosterior, compute_copy, softcapped_logits
 
 Network = Callable[[Tensor, Tensor, Tensor], TokenPosterior]  # (view (B, L, D), tau (B,), tau_to (B,))
 Start = Callable[[State, Tensor], Output]  # the denoiser at the start of the jump

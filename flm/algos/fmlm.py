@@ -15,10 +15,11 @@ from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_
 from flm.algos.token_losses import of_parts, summed, token_loss
 from flm.draws import Draws
 from flm.models.attention import document_mask
+from flm.outputs import Output
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.flow_map import PairLaw, draw_time_pairs
 from flm.paths.gaussian import Given, State, context_free_cross_entropy, corrupt, noise_for
-from flm.posterior import Output, TokenPosterior
+from flm.posterior import TokenPosterior
 from flm.ranges import Count, Share, one_of
 from flm.samplers.flow_map import FlowMapSampler
 from flm.vocabulary_losses import cross_entropy

@@ -20,10 +20,11 @@ from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_
 from flm.algos.token_losses import of_parts, summed, token_loss
 from flm.draws import Draws
 from flm.models.attention import document_mask
+from flm.outputs import Combination, Output
 from flm.paths.flow_map import PairLaw, TimePairs, draw_time_pairs
 from flm.paths.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
 from flm.paths.geodesic_state import Moved, State, corrupt
-from flm.posterior import Combination, Output, TokenPosterior
+from flm.posterior import TokenPosterior
 from flm.ranges import Count, OpenShare, Positive, Share
 from flm.samplers.geodesic_map import GeodesicMapSampler
 from flm.vocabulary_losses import cross_entropy

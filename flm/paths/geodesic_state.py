@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flm.outputs import Output
 from flm.paths.geodesic import Geodesic, log_evidence, log_noise_
-from flm.posterior import Output, TokenPosterior, chunks
+from flm.posterior import TokenPosterior, chunks
 
 
 class Logits(Protocol):

@@ -3,7 +3,8 @@ import torch
 
 from flm.data.tokenizers import ByteTokenizer
 from flm.measures.film import FilmStrip, kept_moments, shown_probability, spelling
-from flm.posterior import Combination, RawOutput, TokenPosterior
+from flm.outputs import Combination, RawOutput
+from flm.posterior import TokenPosterior
 from flm.samplers.autoregressive import Written
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import Moment
