@@ -24,8 +24,9 @@ class Wing:
         model_files: further kinds of model file by name; each an object with `matches(path) -> bool` and
             `read(path) -> (Description, state dict)`.
         transformers_models: by name, `find(algorithm) -> object or None`: models whose network transformers itself opens.
-        judges: by the name that `eval.scorer` takes, `make(...) -> Judge`; see `flm.judges`.
-        result_kinds: by the `kind` that a result file says, how the report reads and shows it.
+        judges: by the name that `eval.scorer` takes, `make(path, device, batch_size) -> flm.judges.gen_ppl.Scorer`; path is
+            eval.scorer_checkpoint_path, which may be None.
+        result_kinds: by the `kind` that a result file says, a `flm.results.kinds.ResultKind`: how it is read and shown.
         commands: `run(arguments) -> exit status` by the word behind `flm`; the first line of its docstring is shown as help.
         resolvers: functions for interpolations in configs, `${name:argument}`.
         configs: a Hydra search path with further options of config groups, "pkg://package.configs"; None: none.

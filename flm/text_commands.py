@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import flm
+from flm.registry import add
 
 COMMANDS = {
     "generate": "write texts",
@@ -22,6 +23,8 @@ def run(arguments: Sequence[str]) -> int:
         ValueError, OSError: what the user can mend.
     """
     given = _parser().parse_args(arguments)
+    for package in given.wing:
+        add(package)
     weights = not given.last_weights
     lm = flm.load(given.model, given.device, weights, given.trusted_module, given.revision, **dict(given.published))
     if given.command == "nll":
@@ -52,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--seed", type=int, default=0)
     shared.add_argument("--last-weights", action="store_true", help="of a checkpoint: not the averaged weights")
     shared.add_argument("--trusted-module", action="append", default=[], help="module whose model classes may be built")
+    shared.add_argument("--wing", action="append", default=[], help="package that adds kinds of model or of model file")
     shared.add_argument("--revision", help="branch, tag or commit on the hub")
     shared.add_argument(
         "--published",

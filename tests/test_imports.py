@@ -72,6 +72,29 @@ def test_layers_and_heavy_libraries():
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_core_knows_no_wing_and_no_wing_another():
+    """Not by an import, and not by a name in a text that a program could import: that is the registry's to say."""
+    table = ROOT / "checkpoints" / "moved.py"  # of paths in old files
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        place = path.relative_to(ROOT).parts[0]
+        others = WINGS - {place}
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+            names = names if path != table and all(name.replace(".", "").isidentifier() for name in names) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names += [f"{node.module}.{alias.name}" for alias in node.names]
+            wrong += [
+                f"{path.relative_to(ROOT)}: {name}" for name in names if name.startswith(tuple(f"flm.{o}." for o in others))
+            ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_wings_are_those_that_say_so():
+    assert WINGS == {path.parent.name for path in ROOT.glob("*/wing.py")}
+
+
 def test_no_circles():
     """No file imports itself by way of others. Imports inside functions count: they only hide a circle."""
     paths = {path: ".".join(("flm", *path.relative_to(ROOT).with_suffix("").parts)) for path in ROOT.rglob("*.py")}

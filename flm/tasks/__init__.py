@@ -1,8 +1,5 @@
-"""Modes, and the resolvers that configs use."""
+"""Modes: one file each, and the parts that they share."""
 
-from omegaconf import OmegaConf
+from flm.tasks.wings import take_in
 
-from flm.registry import entries, load
-
-for _name, _entry in entries("resolvers").items():
-    OmegaConf.register_new_resolver(_name, lambda *given, _entry=_entry: load(_entry)(*given), replace=True)
+take_in()

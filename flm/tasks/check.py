@@ -5,7 +5,7 @@ is the business of the mode: its module may have a function `check(config)`, cal
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -50,7 +50,7 @@ GIVEN: dict[str, tuple[str, ...]] = {
 OPTIONAL = ("lr_scheduler", "logger")  # null, or a mapping without a target, switches them off
 
 
-def top_level(seed: Seed, run_dir: Text, wings: Any = None) -> None:
+def top_level(seed: Seed, run_dir: Text, wings: Sequence[Text] = ()) -> None:
     """The keys of a config that are no groups."""
 
 

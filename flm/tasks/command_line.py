@@ -18,11 +18,13 @@ from flm.config_files import CONFIGS
 from flm.tasks import sampler_help
 from flm.tasks.arguments import prepared
 from flm.tasks.check import check_config
+from flm.tasks.wings import named, take_in
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
 def _run(config: DictConfig) -> None:
     try:
+        take_in(config.wings)
         check_config(config)
         hydra.utils.get_method(config.mode._target_)(config)
     except Exception as error:
@@ -42,6 +44,7 @@ def main() -> int:
     sys.argv[1:] = [prepared(argument, multirun) for argument in sys.argv[1:]]
     _failures.clear()
     try:
+        take_in(named(sys.argv[1:]))
         _run()
         if _failures:
             raise _failures[0]

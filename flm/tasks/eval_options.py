@@ -21,6 +21,8 @@ class LoadOptions:
     checkpoint_path: Text | None = None
     disable_ema: bool = False
     trusted_modules: Sequence[Text] = ()
+    hub_revision: Text | None = None
+    hub_file: Text | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def import_checkpoint(config: DictConfig) -> dict[str, Any]:
     run = Run.of(config)
     wanted = run.options(EvalOptions, "eval")
     path = checkpoint_path(wanted, "import")
-    file = read_model(path, import_choices(wanted))
+    file = read_model(path, import_choices(wanted), wanted.hub_revision, wanted.hub_file)
     if not file.published:
         raise ValueError(f"{path}: is a checkpoint of this project already")
     target = run.folder / "checkpoints" / "imported.ckpt"

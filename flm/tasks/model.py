@@ -18,7 +18,15 @@ def load_model(wanted: EvalOptions, machine: Machine) -> LanguageModel:
     """
     path = checkpoint_path(wanted, "use")
     choices = asdict(import_choices(wanted))
-    lm = flm.load(path, machine.device, not wanted.disable_ema, wanted.trusted_modules, **choices)
+    lm = flm.load(
+        path,
+        machine.device,
+        not wanted.disable_ema,
+        wanted.trusted_modules,
+        wanted.hub_revision,
+        wanted.hub_file,
+        **choices,
+    )
     compile_networks(lm.algorithm, machine.compile_mode, machine.device)
     lm.precision = machine.precision
     return lm
