@@ -21,6 +21,7 @@ from flm.tasks.samples import given_options
 from flm.tasks.trainer import trainer_arguments, trial
 from flm.training.checkpointing import AtomicCheckpointIO
 from flm.training.module import Module
+from flm.training.status import recorded
 
 REFERENCE_BLOCKS = 2000  # of validation text, at most, that callbacks compare samples with
 
@@ -71,7 +72,8 @@ def train(config: DictConfig) -> dict[str, Any]:
     # a run shorter than the interval ends with its one validation
     trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps * trainer.accumulate_grad_batches)
     resume = resume_path(**config.checkpointing, run_dir=config.run_dir)
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    with recorded(folder, trainer):
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return {name: value.item() for name, value in trainer.callback_metrics.items()}
 
 

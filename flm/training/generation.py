@@ -30,6 +30,9 @@ class GenerationMonitor(Callback):
     Has its own random stream, a function of (seed, step): training is the same with and without it. Several processes share
     the sampling, and each measures all samples; all stop together.
 
+    Attributes:
+        reason: why the run was ended by this, None while it was not.
+
     Args:
         reference: the validation text as blocks of tokens, for the 3-gram model.
         folder: for best.ckpt.
@@ -68,6 +71,7 @@ class GenerationMonitor(Callback):
         self._judge: tuple[NGramModel, TokenFrequencies] | None = None
         self._real: _Generated | None = None
         self._validations, self._best = 0, math.inf
+        self.reason: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self._validations, "best": self._best}
@@ -100,7 +104,7 @@ class GenerationMonitor(Callback):
                 f"{real.token_js_bits:.3f}: further than max_token_js_bits={self._max_js} allows"
             )
         if problem is not None:
-            trainer.should_stop = True
+            trainer.should_stop, self.reason = True, "generation has collapsed"
             if trainer.is_global_zero:
                 print(
                     f"stopped at step {trainer.global_step}: generation has collapsed: in {self._steps[0]} step(s) samples "
