@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from flm.measures.estimate import Estimate
 from flm.report.kinds.film import Film
-from flm.report.tables import in_words
+from flm.report.tables import in_words, without_control_characters
 from flm.results.kinds import Cell, Table
 
 _VISIBLE = {"\n": "\u21b5", "\r": "\u21b5", "\t": "\u2192"}
@@ -147,7 +147,12 @@ def document(title: str, introduction: str, sections: Sequence[Section], footer:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("flm.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("flm.report"),
+        autoescape=True,
+        finalize=without_control_characters,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"visible": visible, "in_words": in_words, "sort_key": sort_key}
     environment.filters["trusted"] = Markup

@@ -29,9 +29,17 @@ def in_words(cell: Cell) -> str:
     return number(cell.mean if isinstance(cell, Estimate) else cell)
 
 
+def without_control_characters(value: Any) -> Any:
+    """A text in which only line breaks and tabs are no signs; anything else as it is."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return type(value)("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value))
+
+
 def markdown(table: Table) -> str:
     """A heading and the table, in Markdown."""
-    rows = [table.columns, ["---"] * len(table.columns), *([_text(cell) for cell in row] for row in table.rows)]
+    head = list(map(_text, table.columns))
+    rows = [head, ["---"] * len(head), *([_text(cell) for cell in row] for row in table.rows)]
     lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     return f"## {table.name.replace('_', ' ')}\n\n{lines}"
 
@@ -68,4 +76,4 @@ def _text(cell: Cell) -> str:
     if isinstance(cell, Estimate):
         error = "" if cell.standard_error is None else f" +- {cell.standard_error:.2g}"
         return number(cell.mean) + error
-    return " ".join(in_words(cell).replace("|", "\\|").split())
+    return " ".join(without_control_characters(in_words(cell)).replace("|", "\\|").split())

@@ -106,7 +106,8 @@ def test_perplexities_of_another_judge_stay_out(results, tmp_path):
 def test_the_figure_shows_the_same_numbers(results):
     rows = compared(results)
     colours = {"nano": "#0072B2", "other": "#D55E00"}
-    figure = comparison_figure(rows, real_level(results), "gpt2-large", colours)
+    with styled():
+        figure = comparison_figure(rows, real_level(results), "gpt2-large", colours)
     by_steps, by_time = figure.axes[:2]
     for axes, place in ((by_steps, lambda row, steps: steps), (by_time, lambda row, steps: row.ms_per_sample[steps])):
         for row, marks in zip(rows, axes.collections, strict=True):
@@ -115,6 +116,8 @@ def test_the_figure_shows_the_same_numbers(results):
             hollow = [tuple(face) == (1, 1, 1, 1) for face in marks.get_facecolors()]
             assert hollow == [not one.reached for one in row.quality.values()]
         assert [line.get_ydata()[0] for line in axes.lines if line.get_label() == "real text"] == [3.821]
+    figure.canvas.draw()
+    assert not any("$" in label.get_text() for axes in figure.axes for label in axes.get_xticklabels(which="both"))
 
 
 def test_many_curves_share_a_legend(tmp_path):

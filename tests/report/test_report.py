@@ -4,11 +4,7 @@ import base64
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 
-import matplotlib.image
-import numpy as np
 import pytest
 import result_folders as make
 from report_page import Page
@@ -268,42 +264,3 @@ def test_wandb_offline_gets_the_same_figures_and_tables(tmp_path, monkeypatch):
     assert set(tables) == {"runs", "likelihood", "contribution"}
     row = dict(zip(tables["likelihood"]["columns"], tables["likelihood"]["data"][0], strict=True))
     assert (row["run"], row["nats per token"], row["nats per token, standard error"]) == ("nano", 2.354, 0.013)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no chromium or google-chrome on this machine")
-    return found
-
-
-def opened(chromium, page, folder):
-    """(pixels, standard error) of a page opened without a network."""
-    shot = folder / "page.png"
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-    options += ["--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--virtual-time-budget=2000"]
-    options += [f"--user-data-dir={folder / 'profile'}", "--window-size=1200,6000", f"--screenshot={shot}"]
-    done = subprocess.run([chromium, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    return matplotlib.image.imread(shot)[..., :3], done.stderr
-
-
-def console_errors(log: str) -> list[str]:
-    return [line for line in log.splitlines() if "CONSOLE" in line]
-
-
-def test_chromium_shows_the_page_without_network_or_complaint(made, chromium, tmp_path):
-    pixels, log = opened(chromium, made[0] / "report.html", tmp_path)
-    assert console_errors(log) == []
-    assert pixels.shape == (6000, 1200, 3)
-    bands = pixels[:5000].reshape(10, 500, 1200, 3)
-    assert all(band.var() > 1e-4 for band in bands)  # something in every band
-    for colour in ((0x00, 0x72, 0xB2), (118, 183, 236)):  # a figure's first run, and a film's surest tokens
-        assert (np.abs(pixels - np.array(colour) / 255).max(-1) < 0.03).sum() > 500
-
-
-def test_the_console_check_would_see_a_complaint(chromium, tmp_path):
-    page = tmp_path / "broken.html"
-    page.write_text("<!doctype html><script>nothing.here()</script><img src='https://example.org/x.png'>")
-    pixels, log = opened(chromium, page, tmp_path)
-    assert len(console_errors(log)) >= 1 and pixels[1000:].var() < 1e-6

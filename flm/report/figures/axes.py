@@ -24,19 +24,25 @@ def mean_of(value: Number) -> float:
 def errors(values: Sequence[Number]) -> list[float] | None:
     """Standard errors for error bars, 0 where not known; None if none is known."""
     found = [value.standard_error if isinstance(value, Estimate) else None for value in values]
+    found = [error if error is not None and 0 <= error < 1e100 else None for error in found]
     return None if all(error is None for error in found) else [error or 0.0 for error in found]
 
 
+def drawable(value: Number) -> bool:
+    """Whether axes can reach to a value: there is one, finite, and not so large that its square is not."""
+    return abs(mean_of(value)) < 1e100
+
+
 def line(axes: "Axes", points: Iterable[tuple[float, float]], **style: Any) -> None:
-    """A line through the points that are finite."""
-    kept = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    """A line through the points that can be drawn."""
+    kept = [(x, y) for x, y in points if drawable(x) and drawable(y)]
     if kept:
         axes.plot(*zip(*kept, strict=True), **style)
 
 
 def without_explosions(axes: "Axes", values: Sequence[float]) -> None:
     """An upper end of y that one value out of all proportion does not set: the others stay visible."""
-    finite = sorted(value for value in values if math.isfinite(value))
+    finite = sorted(value for value in values if drawable(value))
     if not finite:
         return
     low, usual = finite[0], finite[math.floor(0.95 * (len(finite) - 1))]

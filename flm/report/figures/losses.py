@@ -15,6 +15,7 @@ POINTS = 600  # of a curve: more than it has pixels
 GENERATED = {
     "gen/entropy_nats": "entropy within a sample, nats",
     "gen/ngram_ce_nats": "cross-entropy under 3-grams, nats",
+    "gen/token_js_bits": "token frequencies against real text, bits",
     "gen/distinct_tokens": "different tokens in a sample",
 }
 
@@ -43,7 +44,8 @@ def learning_figure(trainings: Sequence[Training], colours: Mapping[str, str]) -
 def generation_figure(trainings: Sequence[Training], colours: Mapping[str, str]) -> "Figure":
     """What samples were like while the runs went on: a panel for each measure, a marker for each number of steps."""
     names = [name for name in GENERATED if any(generated(run, name) for run in trainings)]
-    figure, axes = canvas(8.4, 2.9, 1, len(names), squeeze=False)
+    rows, columns = (1, len(names)) if len(names) < 4 else (2, 2)
+    figure, axes = canvas(8.4, 2.9 * rows, rows, columns, squeeze=False)
     steps = sorted({count for run in trainings for name in names for count in generated(run, name)})
     for ax, name in zip(axes.flat, names, strict=True):
         shown: list[float] = []

@@ -1,6 +1,5 @@
 """Diversity of samples, and models side by side."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from flm.measures.estimate import Estimate
 from flm.measures.frontier_figure import perplexity_axis, perplexity_by
 from flm.measures.plotting import INK, canvas
 from flm.report.comparison import Compared
-from flm.report.figures.axes import errors, mean_of, shared_legend, steps_axis
+from flm.report.figures.axes import drawable, errors, mean_of, shared_legend, steps_axis
 from flm.report.kinds.samples import Samples
 
 if TYPE_CHECKING:
@@ -33,14 +32,14 @@ def diversity_figure(samples: Sequence[Samples], colours: Mapping[str, str]) -> 
         common = None not in levels and len(set(map(mean_of, levels))) == 1
         for run, level in zip(samples, levels, strict=True):
             label, colour = run.source.label, colours[run.source.label]
-            found = [(one.steps, one.metrics.get(name)) for one in run.generated if one.metrics.get(name) is not None]
+            found = [(one.steps, one.metrics.get(name)) for one in run.generated if drawable(one.metrics.get(name))]
             values = [value for _, value in found]
             if found:
                 steps = [step for step, _ in found]
                 ax.errorbar(steps, list(map(mean_of, values)), errors(values), color=colour, marker="o", label=label)
-            if level is not None and not common:
+            if drawable(level) and not common:
                 ax.axhline(mean_of(level), color=colour, linestyle="--", linewidth=1.1, label=f"{label}, real text")
-        if common:
+        if common and drawable(levels[0]):
             ax.axhline(mean_of(levels[0]), color=INK, linestyle="--", linewidth=1.1, label="real text")
         steps_axis(ax, [one.steps for run in samples for one in run.generated])
         ax.set_title(title)
@@ -74,6 +73,7 @@ def comparison_figure(
     by_steps.set_title("hollow: not at the entropy of real text")
     by_time.set_xscale("log")
     by_time.xaxis.set_major_formatter("{x:g}")
+    by_time.xaxis.set_minor_formatter("")
     by_time.set_xlabel("milliseconds per sample")
     perplexity_axis(by_time, name)
     shared_legend(figure, by_steps)
@@ -83,7 +83,7 @@ def comparison_figure(
 def _curve(axes: "Axes", row: Compared, places: Mapping[int, float], colours: Mapping[str, str]) -> None:
     """Log perplexity over `places` by steps: full marks where it is at the entropy of real text."""
     colour = colours.get(row.label, INK)
-    kept = [steps for steps in places if row.quality[steps].ppl > 0 and math.isfinite(row.quality[steps].ppl)]
+    kept = [steps for steps in places if row.quality[steps].ppl > 0 and drawable(row.quality[steps].ppl)]
     x = [places[steps] for steps in kept]
     y = [float(np.log(row.quality[steps].ppl)) for steps in kept]
     faces = [colour if row.quality[steps].reached else "white" for steps in kept]

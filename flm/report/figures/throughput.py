@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flm.measures.plotting import COLOURS, canvas, legend
-from flm.report.figures.axes import DASHES, line, steps_axis
+from flm.report.figures.axes import DASHES, drawable, line, steps_axis
 from flm.report.kinds.samples import Samples
 from flm.report.kinds.training import Training
 from flm.results.kinds import Plot
@@ -17,8 +17,8 @@ def throughput_figure(trainings: Sequence[Training], samples: Sequence[Samples],
     """Training tokens per second for each run, and milliseconds per sample by number of steps."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    trained = [run for run in trainings if run.tokens_per_second is not None]
-    sampled = [run for run in samples if any(one.ms_per_sample is not None for one in run.generated)]
+    trained = [run for run in trainings if drawable(run.tokens_per_second)]
+    sampled = [run for run in samples if any(drawable(one.ms_per_sample) for one in run.generated)]
     figure, axes = canvas(8.4, max(3.4, 0.3 * len(trained)), 1, bool(trained) + bool(sampled), squeeze=False)
     panels = iter(axes.flat)
     if trained:

@@ -132,4 +132,4 @@ def _column(one: TextSet, shown: Shown) -> Column:
     if one.texts is None:
         return Column(heading, None)
     cut = [t if len(t) <= shown.characters else t[: shown.characters].rstrip() + " \u2026" for t in one.texts[: shown.samples]]
-    return Column(heading, tuple("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text) for text in cut))
+    return Column(heading, tuple(cut))
