@@ -72,7 +72,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     # a run shorter than the interval ends with its one validation
     trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps * trainer.accumulate_grad_batches)
     resume = resume_path(**config.checkpointing, run_dir=config.run_dir)
-    with recorded(folder, trainer):
+    with recorded(run.folder, trainer):
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return {name: value.item() for name, value in trainer.callback_metrics.items()}
 
