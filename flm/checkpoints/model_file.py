@@ -70,8 +70,8 @@ class ModelFile:
         return sha256_of(self.content)
 
     def record(self) -> dict[str, Any]:
-        """For result files."""
-        return {"path": str(self.path), "sha256": self.sha256, "step": self.step}
+        """For result files: which model it is, and what it was trained with."""
+        return {"path": str(self.path), "sha256": self.sha256, "step": self.step, "config": self.config}
 
     def source(self, label: str, weights: str) -> "ModelSource":
         """What is kept of it beside a model: all but weights."""
@@ -118,8 +118,8 @@ class ModelSource:
         return sha256_of(self.content)
 
     def record(self) -> dict[str, Any]:
-        """For result files."""
-        return {"path": str(self.path), "sha256": self.sha256, "step": self.step}
+        """For result files: which model it is, and what it was trained with."""
+        return {"path": str(self.path), "sha256": self.sha256, "step": self.step, "config": self.config}
 
 
 def sha256_of(path: Path) -> str:

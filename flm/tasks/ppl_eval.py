@@ -62,7 +62,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         "measured_on_training_text": {name: variant.table for name, variant in variants.items()},
         "corpora": corpora,
     }
-    path = run.write_json("likelihood.json", run.about("likelihood", lm) | {"likelihood": result})
+    path = run.write_json("likelihood.json", run.about("likelihood", lm, autocast=False) | {"likelihood": result})
     _print(console, result, f"{type(lm.algorithm).__name__}, step {lm.source.step}: {result['kind']}")
     _print_notes(console, result, held_out.which, recorded)
     console.print(f"written to {path}")

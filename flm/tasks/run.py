@@ -1,6 +1,7 @@
 """One run of a mode: its config in plain values, its folder, and where the numbers in its result files come from."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -61,14 +62,18 @@ class Run:
             "seed": self.config["seed"],
         }
 
-    def about(self, kind: str, lm: LanguageModel, scorer: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The head of a result file on one model, from `flm.load`."""
+    def about(
+        self, kind: str, lm: LanguageModel, scorer: dict[str, Any] | None = None, autocast: bool = True
+    ) -> dict[str, Any]:
+        """The head of a result file on one model, from `flm.load`; `autocast`: networks computed within `lm.autocast()`."""
         assert lm.source is not None
         return self.provenance(lm.source) | {
             "kind": kind,
             "label": self.config["eval"]["label"] or lm.source.label,
             "algorithm": type(lm.algorithm).__name__,
-            "dtype": str(next(lm.algorithm.parameters()).dtype).removeprefix("torch."),
+            "dtype": _computed_in(lm, autocast),
+            "weights": lm.source.weights,
+            "processes": int(os.environ.get("WORLD_SIZE", 1)),
             "device": lm.device.type,
             "scorer": scorer,
         }
@@ -90,6 +95,15 @@ def plain_config(config: DictConfig) -> dict[str, Any]:
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     """JSON Lines, whole or not at all."""
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _computed_in(lm: LanguageModel, autocast: bool) -> str:
+    """The dtype of what networks computed, which under autocast is not that of their weights."""
+    dtype, device = next(lm.algorithm.parameters()).dtype, lm.device.type
+    with lm.autocast():
+        if autocast and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+    return str(dtype).removeprefix("torch.")
 
 
 def _git_revision() -> str | None:

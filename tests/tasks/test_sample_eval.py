@@ -11,6 +11,7 @@ import torch
 from random_gpt2 import random_gpt2
 from running import command, config_of, tiny, write_corpus
 
+import flm
 from flm.algos.flm import FLM
 from flm.checkpoints.load import load_algorithm
 from flm.checkpoints.recorded_corpus import recorded_corpus
@@ -24,6 +25,7 @@ from flm.results.files import read_result
 from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import data_module
 from flm.tasks.check import check_config
+from flm.tasks.run import Run
 from flm.tasks.sample_eval import sample_eval
 from flm.tasks.samples import Generation
 from flm.tasks.train import train
@@ -150,10 +152,20 @@ def test_real_text_is_that_of_the_validation_split(measured, training, tmp_path)
     assert measured[1]["real"]["metrics"]["ngram_ce_nats"]["mean"] < expected / 2  # 25 steps teach no grammar
 
 
+def test_the_dtype_is_that_of_the_computation(checkpoint, tmp_path):
+    lm, run = flm.load(checkpoint), Run.of(config_of(tmp_path))
+    assert run.about("sample_eval", lm)["dtype"] == "float32"
+    lm.precision = "bf16-mixed"
+    assert run.about("sample_eval", lm)["dtype"] == "bfloat16"
+    assert run.about("likelihood", lm, autocast=False)["dtype"] == "float32"  # which is not computed under autocast
+
+
 def test_head_of_the_file(measured, checkpoint, gpt2):
     results = measured[1]
     assert (results["kind"], results["label"], results["algorithm"]) == ("sample_eval", "my_run", "FLM")
     assert results["checkpoint"]["step"] == 25 and results["dtype"] == "float32"
+    assert results["weights"] == "average" and results["processes"] == 1
+    assert results["checkpoint"]["config"]["trainer"]["max_steps"] == 25
     assert results["scorer"]["name"] == str(gpt2) and results["scorer"]["protocol"] == "published"
     assert "real_unavailable" not in results
     for steps in STEPS:
