@@ -2,13 +2,14 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import hydra
 import torch
+from annotated_types import MinLen
 from omegaconf import DictConfig
 
 from flm.language_model import LanguageModel
@@ -19,6 +20,7 @@ from flm.puzzles.rules import HOLE, Puzzle
 from flm.puzzles.scores import coverage, solve_rates, verdicts_on
 from flm.puzzles.solve_tables import puzzle_table, written_table
 from flm.puzzles.writing import Writer
+from flm.ranges import DIFFERENT, Count, Index
 from flm.tasks.eval_options import EvalOptions
 from flm.tasks.held_out import HeldOut
 from flm.tasks.machine import Machine
@@ -30,6 +32,17 @@ from flm.tasks.samples import Request
 _IDEAL_SOLUTIONS = 1000  # at most so many are compared with every answer, in seconds
 
 
+@dataclass(frozen=True)
+class SolveEvalOptions:
+    """The `solve_eval` config; keys explained there."""
+
+    puzzles: Index = 500
+    samples: Count = 1
+    k: Annotated[Sequence[Count], MinLen(1), DIFFERENT] = (1, 10)
+    written: Index = 1000
+    sandbox: Any = None
+
+
 def solve_eval(config: DictConfig) -> dict[str, Any]:
     """Writes run_dir/solve_eval.json, and by steps solved-*.jsonl, written-*.jsonl and film-*.json; prints answers and tables.
 
@@ -37,10 +50,7 @@ def solve_eval(config: DictConfig) -> dict[str, Any]:
     """
     check_alone("solve_eval")
     run = Run.of(config)
-    wanted, held_out = SimpleNamespace(**run["solve_eval"]), HeldOut.of(run)
-    for key, least in (("puzzles", 0), ("written", 0), ("samples", 1)):
-        if not isinstance(run["solve_eval"][key], int) or run["solve_eval"][key] < least:
-            raise ValueError(f"solve_eval.{key} must be a whole number of at least {least}, not {run['solve_eval'][key]}")
+    wanted, held_out = run.options(SolveEvalOptions, "solve_eval"), HeldOut.of(run)
     request = Request.of(run["sampling"], run["loader"]["eval_batch_size"], run["seed"])
     lm = load_model(run.options(EvalOptions, "eval"), Machine.of(run["trainer"], run["model"]))
     request.set_options(lm)
