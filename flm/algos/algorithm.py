@@ -205,6 +205,8 @@ class Algorithm(nn.Module):
             return self.samplers[""](**options)
         return self.samplers[options.pop("solver", next(iter(self.samplers)))](**options)
 
+    context_free_has_weights = False  # whether what it gives depends on weights, and changes with them
+
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor | None:
         """Nats per token of the best decoder that sees only a position's own noised token, at each tau; (len(tau),).
 

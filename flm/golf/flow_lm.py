@@ -144,6 +144,8 @@ class FlowLM(Algorithm):
         z1 = self.denoiser()(state, t.float(), None, document_mask(batch.documents))
         return summed(*self._cross_entropy(z1, batch.tokens, weight), weight, t)
 
+    context_free_has_weights = True  # the embeddings
+
     @torch.no_grad()
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
         """Of the exact posterior of a token given its own noised embedding and the unigram frequencies."""

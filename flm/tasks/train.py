@@ -1,6 +1,8 @@
 """mode=train: a config becomes a trained model, its checkpoints, metrics and samples under run_dir."""
 
 import inspect
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from omegaconf import DictConfig
 from torch import Tensor
 
+from flm.checkpoints.load import read_checkpoint
 from flm.data.module import TextDataModule
 from flm.ranges import Text
 from flm.samplers.options import check_options
 from flm.tasks.assemble import algorithm_class, data_module, new_algorithm, probe
 from flm.tasks.instantiate import instantiate
 from flm.tasks.run import Run, plain_config
+from flm.tasks.run_folder import RECORD, Record, alone_in, check_same_run, differences, is_first_process, shown
 from flm.tasks.samples import given_options
 from flm.tasks.trainer import trainer_arguments, trial
 from flm.training.checkpointing import AtomicCheckpointIO
@@ -37,9 +41,18 @@ class WandbOptions:
 def train(config: DictConfig) -> dict[str, Any]:
     """Trains, and returns the last metrics by name.
 
-    Goes on from checkpointing.resume_ckpt_path if that file exists and checkpointing.resume_from_ckpt allows.
+    Goes on from checkpointing.resume_ckpt_path if that file exists and checkpointing.resume_from_ckpt allows. A run that has
+    finished says so and returns nothing.
     """
     run = Run.of(config)
+    with alone_in(run.folder):
+        resume = resume_path(**config.checkpointing, run_dir=config.run_dir)
+        if resume is not None and _is_finished(config, resume):
+            return {}
+        return _train(config, run, resume)
+
+
+def _train(config: DictConfig, run: Run, resume: str | None) -> dict[str, Any]:
     logger = instantiate(config.logger, "logger") if config.logger else False
     data = data_module(config)
     data.prepare()
@@ -57,9 +70,10 @@ def train(config: DictConfig) -> dict[str, Any]:
         token_counts=data.token_counts(),
         max_loss_rise=config.training.max_loss_rise,
     )
-    run.write_json("run.json", run.provenance())
-
-    callbacks = _callbacks(config, data)
+    record = run.provenance() | {"data_fingerprint": data.corpus.fingerprint()}
+    if resume is not None:
+        _check_data(run.folder, record["data_fingerprint"], config)
+    callbacks = [*_callbacks(config, data), Record(run.folder, record)]
     trainer = lightning.Trainer(
         **trainer_arguments(config),
         logger=logger,
@@ -71,10 +85,47 @@ def train(config: DictConfig) -> dict[str, Any]:
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     # a run shorter than the interval ends with its one validation
     trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps * trainer.accumulate_grad_batches)
-    resume = resume_path(**config.checkpointing, run_dir=config.run_dir)
     with recorded(run.folder, trainer):
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+def _is_finished(config: DictConfig, resume: str) -> bool:
+    """Whether there is nothing left to do; says what differs from the run that is to go on.
+
+    Raises:
+        ValueError: it differs in what makes it another run.
+    """
+    file, allowed = read_checkpoint(resume), list(config.checkpointing.allow_changes)
+    said = check_same_run(file.config, plain_config(config), allowed, resume)
+    if not is_first_process():
+        return file.step >= config.trainer.max_steps
+    for key, old, new in said:
+        if not key.startswith("optim."):  # of which the optimiser's own state wins, and says so
+            print(f"{resume} goes on with {key}={shown(new)}; until step {file.step} it was {shown(old)}", flush=True)
+    if file.step < config.trainer.max_steps:
+        return False
+    print(
+        f"finished: {resume} is of step {file.step}, trainer.max_steps={config.trainer.max_steps}; a larger trainer.max_steps "
+        "goes on from it, another hydra.run.dir begins anew",
+        flush=True,
+    )
+    return True
+
+
+def _check_data(folder: Path, fingerprint: Any, config: DictConfig) -> None:
+    """Raises ValueError if the run in this folder was on other text than what the same config names today."""
+    try:
+        recorded = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("data_fingerprint")
+    except (OSError, ValueError, AttributeError):
+        return  # a run that begins here from a file of elsewhere, or of a version that did not say
+    known = json.loads(json.dumps(fingerprint))
+    if recorded is not None and recorded != known and "data" not in config.checkpointing.allow_changes:
+        changed = [key for key, *_ in differences(recorded, known)] or ["its files"]
+        raise ValueError(
+            f"data: the text has changed since this run began ({', '.join(changed)}): bring it back, name another "
+            "hydra.run.dir, or accept the change with checkpointing.allow_changes=[data]"
+        )
 
 
 def check(config: DictConfig) -> None:
@@ -131,8 +182,13 @@ def _callbacks(config: DictConfig, data: TextDataModule) -> list[lightning.Callb
     return callbacks
 
 
-def resume_path(resume_from_ckpt: bool, resume_ckpt_path: Text | None, run_dir: str) -> str | None:
+def resume_path(
+    resume_from_ckpt: bool, resume_ckpt_path: Text | None, run_dir: str, allow_changes: Sequence[Text] = ()
+) -> str | None:
     """The checkpoint to go on from, if there is one; None: a run begins.
+
+    Args:
+        allow_changes: config keys, or groups of them, that may differ from those of the run that goes on.
 
     Raises:
         ValueError: there is no such file, other than the one that a run in this folder would have written.

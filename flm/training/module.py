@@ -232,13 +232,16 @@ class Module(LightningModule):
         self.log_dict(self.report.metrics(), sync_dist=True)  # equal on all ranks already; Lightning warns otherwise
 
     def _reference(self) -> Tensor | None:
-        if self._context_free is None and self._token_counts is not None:
+        if self._token_counts is None:
+            return None
+        if self._context_free is None or self.algorithm.context_free_has_weights:
             draws = Draws(mix_seed(self.seed, REFERENCE), device=self.device)
             with whole_blocks(self):
                 self._context_free = self.algorithm.context_free_loss(
                     self._token_counts.to(self.device), BUCKET_CENTRES.to(self.device), draws
                 )
-            self._token_counts = None  # once a run, whether the algorithm has such a reference or not
+            if self._context_free is None:
+                self._token_counts = None  # it has none: not to be asked again
         return self._context_free
 
     def _sum_over_ranks(self, sums: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Ending a run early and in good order: when a scheduler says so by a signal, or when its time is up."""
 
+import os
 import signal
 import threading
 import time
@@ -50,23 +51,23 @@ class StopInTime(Callback):
 
     Args:
         max_time: of this process, counted from here: "DD:HH:MM:SS" or seconds; None for no limit.
-        signals: names of those that end the run. SLURM sends SIGTERM before it takes the machine away, and with
-            --signal=USR1@120 SIGUSR1 two minutes before the end.
+        signals: names of those that end the run. A second SIGINT (Ctrl-C) quits at once, without a checkpoint. SLURM sends
+            SIGTERM before it takes the machine away, and with --signal=USR1@120 SIGUSR1 two minutes before the end.
 
     Attributes:
         reason: why the run was ended, None while it was not.
     """
 
-    def __init__(self, max_time: MaxTime | None = None, signals: Sequence[SignalName] = ("SIGTERM", "SIGUSR1")):
+    def __init__(self, max_time: MaxTime | None = None, signals: Sequence[SignalName] = ("SIGINT", "SIGTERM", "SIGUSR1")):
         self._signals = [signal.Signals[name] for name in signals]
         self._deadline = None if max_time is None else time.monotonic() + seconds_of(max_time)
         self.reason: str | None = None
-        self._wanted, self._seen_step = 0, 0
+        self._wanted, self._seen_step, self._interrupted = 0, 0, False
         self._group: Any = None
         self._exchange: tuple[torch.distributed.Work, torch.Tensor] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._wanted, self._seen_step, self.reason = 0, trainer.global_step, None
+        self._wanted, self._seen_step, self.reason, self._interrupted = 0, trainer.global_step, None, False
         if trainer.world_size > 1 and self._group is None:
             # on the CPU, so that no device is waited for
             self._group = torch.distributed.new_group(backend="gloo", timeout=timedelta(hours=6))
@@ -98,6 +99,13 @@ class StopInTime(Callback):
             print(f"stopped at step {trainer.global_step} ({self.reason}): {rest}", flush=True)
 
     def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            os.write(
+                2, b"\nstopping after this step, with a checkpoint; Ctrl-C again quits at once\n"
+            )  # print may be under way
         self._wanted = number
 
     def _agree(self, wanted: int) -> int:

@@ -1,5 +1,6 @@
 """Runs that are ended early leave a file from which they end as if nothing had happened."""
 
+import itertools
 import os
 import signal
 import time
@@ -119,3 +120,42 @@ def test_times_that_are_none(text):
 def test_an_unknown_signal_is_named():
     with pytest.raises(ValueError, match=r"callbacks.stop.signals must be .*not \['SIGUSER'\]"):
         check(StopInTime, {"signals": ["SIGUSER"]}, "callbacks.stop")
+
+
+ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(ALL)), ids=lambda o: "-".join(n.name[3:] for n in o))
+def test_all_signals_in_any_order_leave_a_run_that_goes_on(tmp_path, order):
+    """In one step, one after the other."""
+    before = [signal.getsignal(number) for number in ALL]
+    whole = everything(fit(tmp_path / "whole"))
+    sent = [SignalAt(micro_batch, number) for micro_batch, number in zip((3, 4, 4), order, strict=True)]
+    assert fit(tmp_path, *sent, StopInTime(), CheckpointEvery(tmp_path, 1000)).trainer.global_step in (2, 3)
+    assert [signal.getsignal(number) for number in ALL] == before
+    assert_identical(everything(fit(tmp_path, StopInTime(), path=tmp_path / "last.ckpt")), whole)
+
+
+def test_the_first_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):
+    fit(tmp_path, SignalAt(4, signal.SIGINT), StopInTime(), CheckpointEvery(tmp_path, 1000))
+    printed = capfd.readouterr()
+    assert "Ctrl-C again quits at once" in printed.err
+    assert "stopped at step 3 (SIGINT): the same command goes on from" in printed.out
+
+
+def test_a_second_ctrl_c_quits_and_leaves_the_last_file_whole(tmp_path):
+    class Twice(Callback):
+        def on_before_backward(self, trainer, *_):
+            if trainer.global_step == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            fit(tmp_path, Twice(), StopInTime(), CheckpointEvery(tmp_path, 2))
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores it from then on, to take leave in peace
+    assert sorted(p.name for p in tmp_path.glob("*.ckpt")) == ["last.ckpt", "step_0000002.ckpt", "step_0000004.ckpt"]
+    whole = everything(fit(tmp_path / "whole"))
+    assert_identical(everything(fit(tmp_path, StopInTime(), path=tmp_path / "last.ckpt")), whole)
