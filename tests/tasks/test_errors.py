@@ -91,7 +91,7 @@ def test_resuming_with_another_vocabulary(monkeypatch, capfd, tmp_path, checkpoi
     line = fails(
         monkeypatch,
         capfd,
-        *tiny(other, resume, "trainer.max_steps=5"),
+        *tiny(other, resume, "trainer.max_steps=9", "checkpointing.allow_changes=[data]"),
         f"hydra.run.dir={tmp_path / 'run'}",
     )
     assert "vocabulary" in line and checkpoint.name in line
