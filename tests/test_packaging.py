@@ -23,7 +23,8 @@ def test_every_range_admits_the_version_that_was_tested():
     tested = lock()
     ranges = [Requirement(text) for text in project()["dependencies"]]
     ranges += [Requirement(text) for text in project()["optional-dependencies"]["dev"] if not text.startswith(("flm", "ruff"))]
-    ranges += [Requirement(text) for text in project()["optional-dependencies"]["eval"]]
+    for extra in ("eval", "serve"):
+        ranges += [Requirement(text) for text in project()["optional-dependencies"][extra]]
     for item in ranges:
         if item.name == "torch":
             continue  # installed first, for the machine
