@@ -1,10 +1,11 @@
 """Several processes of one evaluation, one a device, as torchrun starts them: all generate, the first one does the rest."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed
@@ -34,6 +35,17 @@ class Team:
     def share(self, count: int) -> range:
         """Which of `count` pieces of work are this process's."""
         return range(self.rank, count, self.size)
+
+    def all_of(self, mine: Sequence[Any]) -> list[Any]:
+        """The results of all pieces of work in order, each process having given those of its share; every process has them."""
+        if self.group is None:
+            return list(mine)
+        parts: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(parts, list(mine), group=self.group)
+        whole: list[Any] = [None] * sum(map(len, parts))
+        for rank, part in enumerate(parts):
+            whole[rank :: self.size] = part
+        return whole
 
     def add_up(self, *tensors: Tensor) -> None:
         """Adds CPU tensors up over all processes, in place; only the first process may read them afterwards."""
