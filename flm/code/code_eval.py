@@ -1,7 +1,5 @@
 """mode=code_eval: programs written by a checkpoint, run against the tests of a benchmark."""
 
-import json
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -9,27 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from annotated_types import MinLen
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from flm.atomic import write_text
+from flm.code.judging import Answers, check_references, judge, summary, write_verdicts
 from flm.code.problems import Hole, Problem, hide_lines, load_problems
 from flm.code.sandbox import Limits, Sandbox, Verdict
 from flm.data.tokenizers import Tokenizer
-from flm.measures.estimate import Estimate
-from flm.measures.pass_at_k import mean_pass_at_k
+from flm.language_model import LanguageModel
 from flm.ranges import DIFFERENT, Count, Index, Share, Text
 from flm.tasks.eval_options import EvalOptions
 from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of, positions
 from flm.tasks.machine import Machine
 from flm.tasks.model import load_model
-from flm.tasks.processes import check_alone
+from flm.tasks.processes import Team, team_of
 from flm.tasks.run import Run
 from flm.tasks.samples import Request
-
-Answers = list[list[list[str]]]  # [problem][sample][hole]
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,7 @@ class CodeEvalOptions:
     first: Index | None = None
     last: Index | None = None
     limit: Count | None = None
+    skip: Sequence[Text | Index] = ()
     answers: Literal["model", "reference", "empty"] = "model"
     samples: Count = 1
     k: Annotated[Sequence[Count], MinLen(1), DIFFERENT] = (1, 10, 100)
@@ -55,49 +52,84 @@ def code_eval(config: DictConfig) -> dict[str, Any]:
     """Writes run_dir/samples-<steps>.jsonl and code_eval.json; prints a table.
 
     A problem that cannot be put to the model (too long, or of characters its tokenizer lacks) counts as failed, and is counted.
+    Of several processes each writes and judges its share; the first one does all else, and the others return nothing.
     """
-    check_alone("code_eval")
-    run, console = Run.of(config), Console()
+    run = Run.of(config)
     wanted = run.options(CodeEvalOptions, "code_eval")
     problems, sandbox = chosen_problems(wanted, run["seed"]), Sandbox(wanted.limits)
-    results: dict[str, Any] = {"kind": "code_eval", "sandbox": sandbox.describe(), "problems": len(problems), "by_steps": {}}
+    machine = Machine.of(run["trainer"], run["model"]) if wanted.answers == "model" else None
+    with team_of(torch.device("cpu") if machine is None else machine.device) as team:
+        sheet = Sheet(problems, sandbox, wanted, run.folder, team)
+        results: dict[str, Any] = {"kind": "code_eval", "sandbox": sandbox.describe(), "problems": len(problems)}
+        if machine is None:
+            results = run.provenance() | results | sheet.without_model()
+        else:
+            lm = load_model(run.options(EvalOptions, "eval"), machine)
+            request = Request.of(run["sampling"], run["loader"]["eval_batch_size"], run["seed"])
+            request.set_options(lm)
+            results = run.about("code_eval", lm) | results | {"options": lm.options} | sheet.of_model(lm, request)
+        if not team.is_first:
+            return {}
+        run.write_json("code_eval.json", results)
+        sheet.console.print(table_of(results))
+        sheet.console.print(f"samples and results: {run.folder}")
+        return results
 
-    def judged(answers: Answers, name: str) -> dict[str, Any]:
-        return judge(problems, answers, sandbox, wanted.workers, list(wanted.k), run.folder / f"samples-{name}.jsonl")
 
-    if wanted.answers == "model":
-        request = Request.of(run["sampling"], run["loader"]["eval_batch_size"], run["seed"])
-        lm = load_model(run.options(EvalOptions, "eval"), Machine.of(run["trainer"], run["model"]))
-        request.set_options(lm)
-        padding = padding_of(lm)
-        if any(problem.is_continuation for problem in problems):
+class Sheet:
+    """What is asked, and what the answers to it come to. The answers' files are written by the first process."""
+
+    def __init__(self, problems: list[Problem], sandbox: Sandbox, wanted: CodeEvalOptions, folder: Path, team: Team):
+        self.problems, self.sandbox, self.wanted, self.folder, self.team = problems, sandbox, wanted, folder, team
+        self.console = Console(quiet=not team.is_first)
+
+    def without_model(self) -> dict[str, Any]:
+        """Of the references, or of nothing."""
+        references = [[problem.solution] for problem in self.problems]
+        verdicts = self._judged(self.problems, references)
+        found = check_references(self.problems, verdicts)
+        answers = references
+        if self.wanted.answers == "empty":
+            answers = [[[""] * len(problem.solution)] for problem in self.problems]
+            verdicts = self._judged(self.problems, answers)
+        return {"references": found, "by_steps": {self.wanted.answers: self._scored(answers, verdicts, self.wanted.answers, 1)}}
+
+    def of_model(self, lm: LanguageModel, request: Request) -> dict[str, Any]:
+        """By numbers of sampling steps."""
+        wanted, padding = self.wanted, padding_of(lm)
+        if any(problem.is_continuation for problem in self.problems):
             check_hole_is_bounded(padding, wanted.new_tokens, "code_eval.new_tokens")
-        writer = Writer(lm, request.batch_size, request.seed, padding)
+        writer = Writer(lm, request.batch_size, request.seed, padding, self.team)
         sizes, end = (wanted.new_tokens, wanted.hole_tokens), int(padding is not None)
-        requests = [request_of(problem, lm.tokenizer, lm.length, *sizes, end) for problem in problems]
+        requests = [request_of(problem, lm.tokenizer, lm.length, *sizes, end) for problem in self.problems]
         reasons = Counter(asked for asked in requests if isinstance(asked, str))
-        results = run.about("code_eval", lm) | results | {"options": lm.options, "not_asked": dict(reasons)}
         for reason, count in reasons.items():
-            console.print(f"warning: {count} of {len(problems)} problems count as failed: {reason}", soft_wrap=True)
+            self.console.print(f"warning: {count} of {len(requests)} problems count as failed: {reason}", soft_wrap=True)
+        asked = [p for p, pieces in zip(self.problems, requests, strict=True) if not isinstance(pieces, str)]
+        references = check_references(asked, self._judged(asked, [[problem.solution] for problem in asked]))
+        by_steps = {}
         for steps in writer.steps(request.steps):
-            written = iter(writer([asked for asked in requests if not isinstance(asked, str)], wanted.samples, steps))
-            answers = [
-                [[""] * len(problem.solution)] * wanted.samples if isinstance(asked, str) else next(written)
-                for problem, asked in zip(problems, requests, strict=True)
+            written = iter(writer([pieces for pieces in requests if not isinstance(pieces, str)], wanted.samples, steps))
+            answers: list[list[list[str]]] = [
+                [] if isinstance(pieces, str) else [self._cut(problem, texts) for texts in next(written)]
+                for problem, pieces in zip(self.problems, requests, strict=True)
             ]
-            answers = [
-                [[p.cut(text) for text in texts] if p.is_continuation else texts for texts in given]
-                for p, given in zip(problems, answers, strict=True)
-            ]
-            results["by_steps"][str(steps)] = judged(answers, str(steps))
-    else:
-        answers = [[p.solution if wanted.answers == "reference" else [""] * len(p.solution)] for p in problems]
-        results = run.provenance() | results
-        results["by_steps"][wanted.answers] = judged(answers, wanted.answers)
-    run.write_json("code_eval.json", results)
-    console.print(table_of(results))
-    console.print(f"samples and results: {run.folder}")
-    return results
+            verdicts = self._judged(self.problems, answers)
+            by_steps[str(steps)] = self._scored(answers, verdicts, str(steps), wanted.samples)
+        return {"not_asked": dict(reasons), "references": references, "by_steps": by_steps}
+
+    @staticmethod
+    def _cut(problem: Problem, texts: list[str]) -> list[str]:
+        return [problem.cut(text) for text in texts] if problem.is_continuation else texts
+
+    def _judged(self, problems: list[Problem], answers: Answers) -> list[list[Verdict]]:
+        return judge(problems, answers, self.sandbox, self.wanted.workers, self.team)
+
+    def _scored(self, answers: Answers, verdicts: list[list[Verdict]], name: str, samples: int) -> dict[str, Any]:
+        path = self.folder / f"samples-{name}.jsonl"
+        if self.team.is_first:
+            write_verdicts(path, self.problems, answers, verdicts, samples)
+        return {"file": path.name, **summary(self.problems, answers, verdicts, self.wanted.k, samples)}
 
 
 def chosen_problems(wanted: CodeEvalOptions, seed: int) -> list[Problem]:
@@ -110,6 +142,12 @@ def chosen_problems(wanted: CodeEvalOptions, seed: int) -> list[Problem]:
     if wanted.first is not None or wanted.last is not None:
         first, last = (bound if bound is not None else other for bound, other in ((wanted.first, 0), (wanted.last, 1 << 62)))
         problems = [p for p in problems if (n := re.search(r"\d+$", p.task_id)) and first <= int(n.group()) <= last]
+    skipped = set(map(str, wanted.skip))
+    if unknown := skipped - {problem.task_id for problem in problems}:
+        raise ValueError(
+            f"code_eval.skip: {wanted.path} holds no {', '.join(sorted(unknown))} (within code_eval.first and last)"
+        )
+    problems = [problem for problem in problems if problem.task_id not in skipped]
     if not problems:
         raise ValueError(f"code_eval.first={wanted.first}, last={wanted.last}: {wanted.path} holds no such task")
     if wanted.limit is not None:
@@ -144,46 +182,13 @@ def request_of(
     return pieces if positions(pieces) + end <= length else f"longer than model.length={length}"
 
 
-def judge(
-    problems: list[Problem], answers: Answers, sandbox: Sandbox, workers: int | None, ks: list[int], path: Path
-) -> dict[str, Any]:
-    """Verdicts on all answers, written out; their summary."""
-    programs = [p.program(texts) for p, given in zip(problems, answers, strict=True) for texts in given]
-    found = iter(sandbox.run_all(programs, workers or len(os.sched_getaffinity(0))))
-    verdicts = [[next(found) for _ in given] for given in answers]
-    lines = [
-        {"task_id": p.task_id, "completion": "".join(texts) if len(texts) == 1 else texts, "passed": verdict.passed,
-         "result": verdict.stage, "detail": verdict.detail}
-        for p, given, judged in zip(problems, answers, verdicts, strict=True)
-        for texts, verdict in zip(given, judged, strict=True)
-    ]  # fmt: skip
-    write_text(path, "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines))
-    return {"file": path.name, **summary(problems, answers, verdicts, ks)}
-
-
-def summary(problems: list[Problem], answers: Answers, verdicts: list[list[Verdict]], ks: list[int]) -> dict[str, Any]:
-    """pass@k and compiled@k over problems, the share of answers that are the reference's to the letter, and their ends."""
-    exact = [
-        sum([t.strip() for t in texts] == [t.strip() for t in p.solution] for texts in given) / len(given)
-        for p, given in zip(problems, answers, strict=True)
-    ]
-    passed = mean_pass_at_k([[verdict.passed for verdict in judged] for judged in verdicts], ks)
-    compiled = mean_pass_at_k([[verdict.compiled for verdict in judged] for judged in verdicts], ks)
-    return {
-        "samples": len(answers[0]),
-        "pass_at": {k: vars(estimate) for k, estimate in passed.items()},
-        "compiled_at": {k: vars(estimate) for k, estimate in compiled.items()},
-        "exact_match": vars(Estimate.of(exact)),
-        "outcomes": dict(Counter(verdict.stage for judged in verdicts for verdict in judged)),
-    }
-
-
 def table_of(results: dict[str, Any]) -> Table:
     table = Table(title=f"{results['problems']} problems, %")
     ks = list(next(iter(results["by_steps"].values()))["pass_at"])
-    for heading in ("steps", *(f"pass@{k}" for k in ks), *(f"compiled@{k}" for k in ks), "exact match"):
+    for heading in ("steps", *(f"pass@{k}" for k in ks), *(f"compiled@{k}" for k in ks), "exact match", "suspicious"):
         table.add_column(heading, justify="right")
     for steps, entry in results["by_steps"].items():
-        means = [entry[name][k]["mean"] for name in ("pass_at", "compiled_at") for k in ks] + [entry["exact_match"]["mean"]]
-        table.add_row(steps, *(f"{100 * mean:.1f}" for mean in means))
+        found = [entry[name].get(k) for name in ("pass_at", "compiled_at") for k in ks] + [entry["exact_match"]]
+        scores = ("" if estimate is None else f"{100 * estimate['mean']:.1f}" for estimate in found)
+        table.add_row(steps, *scores, str(entry["suspicious"]))
     return table

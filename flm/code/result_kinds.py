@@ -15,6 +15,7 @@ class _Answers(Content):
     pass_at: _AtK
     compiled_at: _AtK
     exact_match: EstimateContent
+    suspicious: Count | None = None
 
 
 class _CodeEval(Content):
@@ -32,9 +33,12 @@ def read(source: Source) -> Reading:
         scores: dict[str, Cell] = {f"pass@{k}": value.estimate() for k, value in entry.pass_at.items()}
         scores |= {f"compiled@{k}": value.estimate() for k, value in entry.compiled_at.items()}
         scores["exact match"] = entry.exact_match.estimate()
+        told: dict[str, Cell] = {} if entry.suspicious is None else {"suspicious": entry.suspicious}
         # in words where no model wrote
         by: Cell = int(steps) if steps.isdecimal() and len(steps) < 10 else steps
-        rows.append({"sampling": options, "steps": by, "problems": content.problems, "answers to each": entry.samples} | scores)
+        rows.append(
+            {"sampling": options, "steps": by, "problems": content.problems, "answers to each": entry.samples} | scores | told
+        )
         setting = f"{steps} steps" if isinstance(by, int) else steps
         numbers += [KeyNumber(name, setting, value, "higher") for name, value in scores.items()]
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
@@ -47,5 +51,6 @@ CODE_EVAL = ResultKind(
     read=read,
     heading="Programs",
     note="Run against the tests of each problem. pass@k is the chance that one of k answers passes, compiled@k that one is "
-    "a program at all; exact match is to the reference, letter by letter.",
+    "a program at all; exact match is to the reference, letter by letter. Suspicious answers pass beside their test and "
+    "not apart from it: cheats, or programs whose values do not cross.",
 )

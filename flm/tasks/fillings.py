@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
 from flm.samplers.canvas import Canvas
+from flm.tasks.processes import Team
 
 Pieces = Sequence[Sequence[int] | int]  # given token ids and lengths of holes, in order
 
@@ -23,12 +24,14 @@ class Writer:
         batch: canvases filled at once.
         seed: of the noise; batch after batch draws from it.
         padding: how the rows of pairs ended that it was trained on, `padding_of`; canvases then end in the same way.
+        team: each process fills its share of the batches; all of them have all answers, whatever their number.
     """
 
     lm: LanguageModel
     batch: int
     seed: int
     padding: str | None = None
+    team: Team = Team()
 
     def steps(self, wanted: list[int]) -> list[int]:
         """Those wanted, or [1] where the sampler takes one step a position whatever it is told."""
@@ -48,17 +51,21 @@ class Writer:
             for _, jobs in sorted(by_length.items())
             for start in range(0, len(jobs), self.batch)
         ]
-        answers: list[list[list[str]]] = [[[] for _ in range(samples)] for _ in requests]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, transient=True) as progress:
-            for number, jobs in enumerate(progress.track(batches, description=f"writing, {steps} steps")):
+        filled: list[list[list[str]]] = []
+        with Progress(*columns, transient=True, disable=not self.team.is_first) as progress:
+            for number in progress.track(self.team.share(len(batches)), description=f"writing, {steps} steps"):
                 together = Canvas(
-                    torch.cat([canvases[index].tokens for index, _ in jobs]),
-                    torch.cat([canvases[index].editable for index, _ in jobs]),
+                    torch.cat([canvases[index].tokens for index, _ in batches[number]]),
+                    torch.cat([canvases[index].editable for index, _ in batches[number]]),
                 )
                 rows = self.lm.fill(together, steps, self.seed, number).tolist()
-                for (index, sample), row in zip(jobs, rows, strict=True):
-                    answers[index][sample] = holes_of(requests[index], row, self.lm.tokenizer)
+                texts = zip(batches[number], rows, strict=True)
+                filled.append([holes_of(requests[index], row, self.lm.tokenizer) for (index, _), row in texts])
+        answers: list[list[list[str]]] = [[[] for _ in range(samples)] for _ in requests]
+        for jobs, found in zip(batches, self.team.all_of(filled), strict=True):
+            for (index, sample), texts_of_holes in zip(jobs, found, strict=True):
+                answers[index][sample] = texts_of_holes
         return answers
 
     def _row(self, pieces: Pieces) -> Pieces:

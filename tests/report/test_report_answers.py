@@ -5,7 +5,7 @@ import json
 import result_folders as make
 from running import config_of
 
-from flm.code.code_eval import summary
+from flm.code.judging import summary
 from flm.code.problems import Hole, Problem
 from flm.code.sandbox import Verdict
 from flm.measures.responses import response_scores
@@ -23,7 +23,7 @@ def responses(folder, label, scheme, answers):
 
 def programs(folder, label, stages):
     answers = [[["    return 0\n"]] * 2 for _ in PROBLEMS]
-    found = summary(PROBLEMS, answers, [[Verdict(stage) for stage in row] for row in stages], [1, 2])
+    found = summary(PROBLEMS, answers, [[Verdict(stage) for stage in row] for row in stages], [1, 2], 2)
     content = make.head("code_eval", label, "KLFlow", problems=2, options={}, by_steps={"64": {"file": "x", **found}})
     return make.write(folder / "code_eval.json", content)
 

@@ -1,12 +1,17 @@
 """From pairs to scores through the command line: train, respond, score; and code from the same sort of file."""
 
 import json
+import os
+import socket
 
 import pytest
+import torch
+import torch.multiprocessing
 from code_files import HUMAN_EVAL, write
 from running import command, config_of
 
 from flm.code.cell import seccomp
+from flm.code.code_eval import code_eval
 from flm.tasks.train import train
 
 WORDS = {"red": "rot", "blue": "blau", "green": "gruen", "black": "schwarz"}
@@ -97,6 +102,8 @@ def test_code_learned_by_heart_passes(programmer, tmp_path, monkeypatch):
         and "5" not in scores["pass_at"]
     )
     assert scores["exact_match"]["mean"] == pytest.approx(2 / 3) and list(found["not_asked"].values()) == [1]
+    assert scores["compiled_at"]["1"]["mean"] == 1 and scores["compiled_at"]["1"]["count"] == 2  # of what was asked
+    assert scores["suspicious"] == 0
     lines = [json.loads(line) for line in (tmp_path / scores["file"]).read_text().splitlines()]
     assert [line["passed"] for line in lines] == [True] * 4 + [False] * 2
     assert lines[0]["completion"].startswith("    return 2 * x") and lines[0]["task_id"] == "HumanEval/0"
@@ -121,6 +128,47 @@ def test_references_and_nothing_need_no_model(tmp_path, monkeypatch):
         assert command(monkeypatch, *run, "code_eval.first=1") == 0
         found = json.loads((tmp_path / "code_eval.json").read_text())
         assert found["problems"] == 2 and found["by_steps"][answers]["pass_at"]["1"]["mean"] == value
+
+
+def _member(rank, port, folder, options):
+    """What torchrun would start; each process with a folder of its own, to see who writes."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    code_eval(config_of(folder / str(rank), *options))
+
+
+@needs_sandbox
+def test_two_processes_write_and_judge_what_one_does(programmer, tmp_path):
+    problems = write(tmp_path / "problems.jsonl", [*HUMAN_EVAL[::2], {**HUMAN_EVAL[0], "task_id": "again/3"}])
+    options = ["mode=code_eval", f"eval.checkpoint_path={programmer}", f"code_eval.path={problems}", "code_eval.samples=3",
+               "code_eval.k=[1,3]", "trainer.accelerator=cpu", "loader.eval_batch_size=2", "eval.disable_ema=true",
+               "sampling.temperature=2.0"]  # fmt: skip
+    code_eval(config_of(tmp_path / "alone", *options))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    torch.multiprocessing.start_processes(_member, (port, tmp_path, options), nprocs=2, start_method="fork")
+    name = "samples-1.jsonl"
+    texts = (tmp_path / "alone" / name).read_text()
+    assert (tmp_path / "0" / name).read_text() == texts and len(set(texts.splitlines())) > 4
+    alone, pair = (json.loads((tmp_path / who / "code_eval.json").read_text()) for who in ("alone", "0"))
+    assert alone["by_steps"] == pair["by_steps"] and not (tmp_path / "1").exists()
+
+
+@needs_sandbox
+def test_broken_problems_stop_the_run_before_anything_is_written(tmp_path, monkeypatch, capfd):
+    problems = write(
+        tmp_path / "p.jsonl",
+        [*HUMAN_EVAL, {**HUMAN_EVAL[0], "test": "def check(c):\n    assert c(1) == 7\n", "task_id": "b/9"}],
+    )
+    run = ["mode=code_eval", f"code_eval.path={problems}", f"hydra.run.dir={tmp_path / 'run'}"]
+    for answers in ("reference", "empty"):
+        assert command(monkeypatch, *run, f"code_eval.answers={answers}") == 1
+        assert "b/9: failed" in capfd.readouterr().err and not list((tmp_path / "run").glob("*.json*"))
+    assert command(monkeypatch, *run, "code_eval.answers=reference", "code_eval.skip=[b/9]") == 0
+    found = json.loads((tmp_path / "run" / "code_eval.json").read_text())
+    assert found["problems"] == 3 and found["references"] == {"timeout": [], "suspicious": []}
+    assert command(monkeypatch, *run, "code_eval.answers=reference", "code_eval.skip=[b/8]") == 1
+    assert "code_eval.skip" in capfd.readouterr().err
 
 
 def test_mistakes_in_code_eval(tmp_path, monkeypatch, capfd):

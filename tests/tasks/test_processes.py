@@ -134,7 +134,7 @@ def test_more_processes_than_devices_are_refused(monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("mode", ["ppl_eval", "code_eval", "conditional_eval", "golf_eval", "flow_lm_eval", "artifact"])
+@pytest.mark.parametrize("mode", ["ppl_eval", "conditional_eval", "golf_eval", "flow_lm_eval", "artifact"])
 def test_what_shares_nothing_out_refuses_several(mode, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = config_of(tmp_path, f"mode={mode}")
