@@ -136,6 +136,7 @@ def _arguments(network: DiT) -> dict[str, Any]:
         "two_times": network.second_time_embedding is not None,
         "causal": network.causal,
         "grid": None if network.cells is None else list(network.cells.shape),
+        "neighbours": 0 if network.neighbours is None else network.neighbours.reach,
     }
 
 

@@ -33,6 +33,7 @@ DOCUMENTS = ["A cat sees, a dog hears.", "one  bird sees the sea. na\u00efve caf
 SIZES = {"length": LENGTH, "hidden_size": 16, "num_blocks": 2, "num_heads": 2, "cond_dim": 8}
 KINDS = {
     "flm": ({"_target_": "flm.algos.flm.FLM", "clock": None}, {"time_scale": 100.0, "grid": [2, 3]}, CharacterTokenizer()),
+    "flm_evidence": ({"_target_": "flm.algos.flm.FLM", "reads": "evidence"}, {"neighbours": 2}, CharacterTokenizer()),
     "fmlm": (
         {"_target_": "flm.algos.fmlm.FMLM", "learnable_loss_weighting": True, "teacher_path": "/home/someone/teacher.ckpt"},
         {"attention_softcap": 5.0, "output_softcap": 2.0, "mlp_ratio": 3},

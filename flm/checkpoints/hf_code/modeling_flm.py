@@ -4,8 +4,10 @@
     logits = model(inputs_embeds=state, tau=tau).logits
 
 A flow language model reads a noised sequence x_t = (1 - t) noise + t onehot(tokens) through the network's table, as
-`state = x_t @ model.backbone.input_table`, and predicts the token at every position. This file holds the prediction alone:
-samplers, clock and likelihood are in the package `flm`, whose `flm.load(folder)` opens the same folder.
+`state = x_t @ model.backbone.input_table`, and predicts the token at every position. One trained with algo.reads=evidence reads
+`state = softmax(evidence) @ model.backbone.input_table` with evidence = log_prior + t x_t / (1 - t)^2, log_prior in the weights'
+file, and its prediction is softmax(logits + evidence). This file holds the networks alone: samplers, clock and likelihood are
+in the package `flm`, whose `flm.load(folder)` opens the same folder.
 
 B batch, L positions, D width, V vocabulary, H heads of width Dh.
 """
@@ -135,6 +137,19 @@ class CellVectors(nn.Module):
         return state + torch.where(rest[:, None] == 0, total, 0.0)
 
 
+class Neighbours(nn.Module):
+    """Adds to each position a linear map of every position up to `reach` away, one map a distance."""
+
+    def __init__(self, width: int, reach: int):
+        super().__init__()
+        self.reach = reach
+        self.weight = nn.Parameter(torch.empty(2 * reach + 1, width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved = F.conv1d(x.transpose(1, 2), self.weight.permute(1, 2, 0), padding=self.reach)
+        return x + moved.transpose(1, 2)
+
+
 class DiT(nn.Module):
     """Predicts the token at every position from a noised sequence and where on the clock it stands."""
 
@@ -153,9 +168,11 @@ class DiT(nn.Module):
         two_times: bool,
         causal: bool,
         grid: list[int] | None = None,
+        neighbours: int = 0,
     ):
         super().__init__()
         self.cells = None if grid is None else CellVectors(grid, hidden_size)
+        self.neighbours = Neighbours(hidden_size, neighbours) if neighbours else None
         self.head_dim, self.output_softcap = hidden_size // num_heads, output_softcap
         self.input_table = nn.Parameter(torch.empty(vocab_size, hidden_size))
         self.time_embedding = None if cond_dim is None else TimeEmbedding(cond_dim, frequencies, time_scale)
@@ -180,6 +197,8 @@ class DiT(nn.Module):
         cos, sin = rotary_table(state.shape[1], self.head_dim, state.device)
         if self.cells is not None:
             state = self.cells(state)
+        if self.neighbours is not None:
+            state = self.neighbours(state)
         for block in self.blocks:
             state = block(state, condition, cos, sin)
         logits = self.output_layer(state, condition)
