@@ -227,8 +227,9 @@ class Module(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         # here and not in on_validation_end: callbacks may save in that hook, before the module's turn
+        reference = self._reference()  # with the weights that were validated
         self._during_validation.close()
-        self.report = self._tally.report(self._reference(), self._sum_over_ranks)
+        self.report = self._tally.report(reference, self._sum_over_ranks)
         self.log_dict(self.report.metrics(), sync_dist=True)  # equal on all ranks already; Lightning warns otherwise
 
     def _reference(self) -> Tensor | None:

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from lightning.pytorch import Callback
-from toy import BATCH, ToyData, assert_identical, everything, make_batch, make_module, make_trainer
+from toy import BATCH, ToyAlgorithm, ToyData, assert_identical, everything, make_batch, make_module, make_trainer
 
 from flm.checkpoints.load import read_checkpoint
 from flm.draws import Draws, mix_seed
@@ -198,3 +198,32 @@ def test_validation_shares_are_counted_by_token(tmp_path):
     # sequences with half of their tokens masked weigh half
     module = run(tmp_path, 3, **VALIDATING)
     assert float(module._tally.sums[1].sum()) == 3 * (BATCH * 6 - 3)
+
+
+class Moving(ToyAlgorithm):
+    """Its reference depends on its weights."""
+
+    def context_free_loss(self, token_counts, tau, draws):
+        return self.backbone.out.weight.double().square().sum().expand(tau.shape)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_reference_belongs_to_the_weights_that_were_validated(tmp_path, fixed):
+    """Computed again at each validation where it depends on the weights, and with their average, as the loss beside it."""
+    module = make_module()
+    module.algorithm.__class__, module.algorithm.context_free_has_weights = Moving, not fixed
+    seen = []
+
+    class Watch(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            seen.append(pl_module.report.context_free[0])
+
+    run(tmp_path, 4, [Watch()], module, limit_val_batches=1, val_check_interval=2)
+    with module.average_weights():
+        averaged = module.algorithm.backbone.out.weight.double().square().sum().item()
+    raw = module.algorithm.backbone.out.weight.double().square().sum().item()
+    assert len(seen) == 2 and averaged != raw
+    if fixed:
+        assert seen[0] == seen[1] != averaged
+    else:
+        assert seen[1] == pytest.approx(averaged, rel=1e-12) and seen[0] != seen[1]
