@@ -57,6 +57,7 @@ class TextDataModule(lightning.LightningDataModule):
         self.corpus, self.builder, self.length, self.seed = corpus, tokenizer, length, seed
         self.global_batch_size, self.batch_size, self.eval_batch_size = global_batch_size, batch_size, eval_batch_size
         self.num_workers, self.max_eval_examples = num_workers, max_eval_examples
+        self.valid_limit: int | float | None = None  # as trainer.limit_val_batches, over all processes together
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._tokenizer: Tokenizer | None = None
         self._cache: TokenCache | None = None
@@ -159,7 +160,14 @@ class TextDataModule(lightning.LightningDataModule):
 
         Rows that only even out the processes' shares have weight 0 (`EvaluationShare`).
         """
-        share = EvaluationShare(Rows(self.valid_blocks()), rank, world_size, self.max_eval_examples)
+        blocks, first = self.valid_blocks(), None
+        if self.valid_limit is not None:
+            # so many batches of one process: the examples of several are the same
+            size, count = self.eval_batch_size or self.batch_size or self.global_batch_size, len(blocks)
+            count = count if self.max_eval_examples is None else min(count, self.max_eval_examples)
+            whole = isinstance(self.valid_limit, int)
+            first = self.valid_limit * size if whole else math.ceil(self.valid_limit * count)
+        share = EvaluationShare(Rows(blocks), rank, world_size, self.max_eval_examples, first)
         size = self.eval_batch_size or self.batch_size or math.ceil(self.global_batch_size / world_size)
         return DataLoader(share, size, shuffle=False, collate_fn=collate_numbered, **self._loader_options())
 

@@ -80,13 +80,22 @@ class EvaluationShare(Dataset[tuple[Tensor, float, int]]):
     Args:
         dataset: blocks (L,).
         max_items: use only this many, evenly spaced over the dataset; None: all.
+        first: of these only so many, from the beginning; None: all.
     """
 
-    def __init__(self, dataset: Dataset[Tensor], rank: int = 0, world_size: int = 1, max_items: int | None = None):
+    def __init__(
+        self,
+        dataset: Dataset[Tensor],
+        rank: int = 0,
+        world_size: int = 1,
+        max_items: int | None = None,
+        first: int | None = None,
+    ):
         self.dataset, self.rank, self.world_size = dataset, rank, world_size
         available = len(dataset)  # type: ignore[arg-type]
         self._available = available
-        self.items = available if max_items is None else min(max_items, available)
+        self._spread = available if max_items is None else min(max_items, available)
+        self.items = self._spread if first is None else min(first, self._spread)
 
     def __len__(self) -> int:
         return -(-self.items // self.world_size)
@@ -96,4 +105,4 @@ class EvaluationShare(Dataset[tuple[Tensor, float, int]]):
             raise IndexError(f"item {index} is not in [0, {len(self)})")
         item = index * self.world_size + self.rank
         weight = float(item < self.items)
-        return self.dataset[min(item, self.items - 1) * self._available // self.items], weight, item
+        return self.dataset[min(item, self.items - 1) * self._available // self._spread], weight, item

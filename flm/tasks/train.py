@@ -85,6 +85,8 @@ def _train(config: DictConfig, run: Run, resume: str | None) -> dict[str, Any]:
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     # a run shorter than the interval ends with its one validation
     trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps * trainer.accumulate_grad_batches)
+    if trainer.limit_val_batches:  # Lightning counts those of each process: more processes would validate on more
+        data.valid_limit, trainer.limit_val_batches = trainer.limit_val_batches, 1.0
     with recorded(run.folder, trainer):
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return {name: value.item() for name, value in trainer.callback_metrics.items()}

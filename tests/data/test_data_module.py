@@ -187,3 +187,17 @@ def test_endless_training_is_refused(build):
     data.trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1)
     with pytest.raises(ValueError, match=r"trainer\.max_steps must be set"):
         data.train_dataloader()
+
+
+@pytest.mark.parametrize("limit,expected", [(2, 8), (1.0, None), (0.5, None), (100, None)])
+def test_a_limit_on_validation_means_the_same_examples_for_any_number_of_processes(build, limit, expected):
+    found = []
+    for world in (1, 2, 3):
+        data = build(eval_batch_size=4)
+        data.valid_limit = limit
+        batches = [batch for rank in range(world) for batch in data.valid_loader(rank, world)]
+        found.append(sorted(n for b in batches for n in b.numbers[b.weight.sum(1) > 0].tolist()))
+    count = len(build().valid_blocks())
+    share = limit * 4 if isinstance(limit, int) else -(-count * limit // 1)
+    assert found[0] == found[1] == found[2] == list(range(int(min(count, share))))
+    assert expected is None or len(found[0]) == expected
