@@ -53,19 +53,19 @@ def read(source: Source) -> Reading:
     content = checked(_SolveEval, source.content)
     tables, plots, numbers = [], [], []
     if content.written is not None:
-        table, drawn, found = _from_nothing(content.written, source.label)
+        table, drawn, found = _from_nothing(content.written)
         tables.append(table)
         plots += drawn
         numbers += found
     if content.puzzles is not None:
-        table, drawn, found = _puzzles(content.puzzles, source.label)
+        table, drawn, found = _puzzles(content.puzzles)
         tables.append(table)
         plots += drawn
         numbers += found
     return Reading(tables=tuple(tables), plots=tuple(plots), numbers=tuple(numbers))
 
 
-def _puzzles(found: _Puzzles, label: str) -> tuple[Table, list[Plot], list[KeyNumber]]:
+def _puzzles(found: _Puzzles) -> tuple[Table, list[Plot], list[KeyNumber]]:
     rows: list[dict[str, Cell]] = []
     for name, entry in {**found.by_steps, **found.controls}.items():
         row: dict[str, Cell] = {"steps, or control": name, "evaluations": entry.evaluations, "puzzles": found.count}
@@ -77,11 +77,12 @@ def _puzzles(found: _Puzzles, label: str) -> tuple[Table, list[Plot], list[KeyNu
         KeyNumber("puzzles solved, share", _calls(entry.evaluations, name), entry.solved.estimate(), "higher")
         for name, entry in found.by_steps.items()
     ]
+    ideal = _ideal({name: entry.solved for name, entry in found.controls.items()})
     points = [(entry.evaluations, entry.ms_per_puzzle, entry.solved.mean) for entry in found.by_steps.values()]
-    return _table("puzzles_solved", rows), _plots("solved", "puzzles solved, share", points, label), numbers
+    return _table("puzzles_solved", rows), _plots("solved", "puzzles solved, share", points, ideal), numbers
 
 
-def _from_nothing(found: _FromNothing, label: str) -> tuple[Table, list[Plot], list[KeyNumber]]:
+def _from_nothing(found: _FromNothing) -> tuple[Table, list[Plot], list[KeyNumber]]:
     rows: list[dict[str, Cell]] = []
     for name, entry in {**found.by_steps, **found.controls}.items():
         rows.append(
@@ -102,8 +103,9 @@ def _from_nothing(found: _FromNothing, label: str) -> tuple[Table, list[Plot], l
         KeyNumber("valid from nothing, share", _calls(entry.evaluations, name), entry.valid.estimate(), "higher")
         for name, entry in found.by_steps.items()
     ]
+    ideal = _ideal({name: entry.valid for name, entry in found.controls.items()})
     points = [(entry.evaluations, entry.ms_per_answer, entry.valid.mean) for entry in found.by_steps.values()]
-    return _table("written_from_nothing", rows), _plots("written", "valid answers from nothing, share", points, label), numbers
+    return _table("written_from_nothing", rows), _plots("written", "valid answers from nothing, share", points, ideal), numbers
 
 
 def _calls(evaluations: float | None, steps: str) -> str:
@@ -117,15 +119,26 @@ def _table(name: str, rows: list[dict[str, Cell]]) -> Table:
     return Table(name, columns, tuple(tuple(row.get(key) for key in columns) for row in rows)).without_empty_columns()
 
 
-def _plots(name: str, title: str, points: list[tuple[float | None, float | None, float]], label: str) -> list[Plot]:
-    """Against evaluations and against milliseconds."""
+def _plots(
+    name: str, title: str, points: list[tuple[float | None, float | None, float]], ideal: dict[int, float]
+) -> list[Plot]:
+    """Against evaluations, with what masked diffusion could do at best, and against milliseconds."""
     drawn = []
     for axis, key, x_label in ((0, "evaluations", "network evaluations"), (1, "ms", "milliseconds an answer")):
-        line = sorted((point[axis], point[2]) for point in points if point[axis] is not None)
-        if line:
-            x, y = zip(*line, strict=True)
-            drawn.append(Plot(f"{name}_by_{key}", title, x_label, "share", (Line(label, x, y),)))
+        found = sorted((point[axis], point[2]) for point in points if point[axis])
+        if found:
+            x, y = zip(*found, strict=True)
+            lines = [Line("", x, y)]
+            if ideal and key == "evaluations":
+                lines.append(Line("ideal masked diffusion", tuple(ideal), tuple(ideal.values()), is_reference=True))
+            drawn.append(Plot(f"{name}_by_{key}", title, x_label, "share", tuple(lines), x_is_log=True))
     return drawn
+
+
+def _ideal(controls: dict[str, EstimateContent]) -> dict[int, float]:
+    """Shares of ideal masked diffusion by evaluations."""
+    found = {name.rpartition(" ")[2]: value.mean for name, value in controls.items() if name.startswith("ideal masked")}
+    return dict(sorted((int(steps), mean) for steps, mean in found.items() if steps.isdecimal() and len(steps) < 10))
 
 
 SOLVE_EVAL = ResultKind(

@@ -65,7 +65,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Line:
-    """Points of a plot, joined in order; `is_reference`: not of the model itself, drawn dashed."""
+    """Points of a plot, joined in order. label: "" where a run has but one; `is_reference`: not of the model itself, dashed."""
 
     label: str
     x: tuple[float, ...]
@@ -75,13 +75,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Plot:
-    """Lines over one axis; plots of one name, of several files, are drawn as one."""
+    """Lines over one axis, `x_is_log` for powers of two; plots of one name, of several files, are drawn as one."""
 
     name: str
     title: str
     x_label: str
     y_label: str
     lines: tuple[Line, ...]
+    x_is_log: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from flm.measures.plotting import INK, bulk, png, run_colours, styled
 from flm.report.figures import losses, quality
 from flm.report.figures.drawing import Art, themed_svg
 from flm.report.figures.film_strip import LINE, LINES, _lines, film_figure, shade, visible
-from flm.report.figures.throughput import throughput_figure
+from flm.report.figures.throughput import lines_figure, throughput_figure
 from flm.report.files import read_results
 from flm.report.kinds.film import Film, Frame
 from flm.report.kinds.frontier import Frontier
 from flm.report.kinds.likelihood import Likelihood
 from flm.report.kinds.samples import Samples
 from flm.report.kinds.training import Training
+from flm.results.kinds import Line, Plot
 
 
 @pytest.fixture(scope="module")
@@ -307,3 +308,19 @@ def test_a_label_is_text_whatever_it_holds(tmp_path):
     assert results.runs == ["$x^2$ <b>&", "hidden\\frac"]
     svg = Art.of(results.runs).picture("odd", lambda: sweep(results.of(Frontier)), "odd").svg
     assert "$x^2$ &lt;b&gt;&amp;, 8 steps" in svg and "hidden\\frac, 8 steps" in svg
+
+
+def test_lines_of_several_runs_share_a_reference_and_show_single_points():
+    """A model with one number of evaluations is seen; what is the same for all runs is drawn once, and no run's own."""
+
+    def plot(x, y, ideal=(0.0, 1.0)):
+        reference = Line("ideal", (1, 16), ideal, is_reference=True)
+        return Plot("solved", "solved", "evaluations", "share", (Line("", x, y), reference), x_is_log=True)
+
+    (axes,) = axes_of(lines_figure([("a", plot((1, 4), (0.2, 0.6))), ("b", plot((16,), (0.9,)))], {"a": INK, "b": INK}))
+    lines = lines_by_label(axes)
+    assert set(lines) == {"a", "b", "ideal"} and axes.get_xscale() == "log"
+    assert lines["b"].get_marker() == "o" and lines["ideal"].get_linestyle() == "--"
+    apart = [("a", plot((1,), (0.2,))), ("b", plot((1,), (0.2,), (0.1, 1.0)))]
+    (axes,) = axes_of(lines_figure(apart, {"a": INK, "b": INK}))
+    assert set(lines_by_label(axes)) == {"a", "b", "a, ideal", "b, ideal"}

@@ -1,9 +1,10 @@
 """Speed: of training for each run, and of sampling by number of steps; and lines that readers of other kinds hand over."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flm.measures.plotting import COLOURS, canvas, legend
+from flm.measures.plotting import COLOURS, INK, canvas, legend
 from flm.report.figures.axes import DASHES, drawable, line, steps_axis
 from flm.report.kinds.samples import Samples
 from flm.report.kinds.training import Training
@@ -50,16 +51,28 @@ def throughput_figure(trainings: Sequence[Training], samples: Sequence[Samples],
     return figure
 
 
+_MARKED = 12  # points of a line, at most, that are marked one by one: a line of one would not be seen
+
+
 def lines_figure(plots: Sequence[tuple[str, Plot]], colours: Mapping[str, str]) -> "Figure":
     """Plots of one name, (run, plot) each, on one pair of axes; dashes tell the lines of a run apart."""
     figure, axes = canvas(8.4, 3.8)
     several = len({run for run, _ in plots}) > 1
+    references = Counter(one for _, plot in plots for one in plot.lines if one.is_reference)
+    shared = {one for one, count in references.items() if count > 1}  # by several runs: drawn once, and no run's own
     for run, plot in plots:
-        for index, one in enumerate(plot.lines):
+        for index, one in enumerate(one for one in plot.lines if one not in shared):
             colour = colours[run] if several else COLOURS[index % len(COLOURS)]
             dash = "--" if one.is_reference else DASHES[2 * (index % 2)] if several else "-"
-            line(axes, zip(one.x, one.y, strict=True), color=colour, linestyle=dash, label=f"{run}, {one.label}")
+            label = f"{run}, {one.label}" if one.label else run
+            marker = "o" if len(one.x) <= _MARKED else None
+            line(axes, zip(one.x, one.y, strict=True), color=colour, linestyle=dash, marker=marker, label=label)
+    for one in shared:
+        line(axes, zip(one.x, one.y, strict=True), color=INK, linestyle="--", label=one.label)
     first = plots[0][1]
+    if first.x_is_log:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title(first.title)
     axes.set_xlabel(first.x_label)
     axes.set_ylabel(first.y_label)
