@@ -8,7 +8,6 @@ lm.generate(n=4, steps=8)
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +20,13 @@ from flm.checkpoints.load import load_algorithm
 from flm.checkpoints.model_file import ModelSource, generation_defaults
 from flm.data.tokenizers import Tokenizer
 from flm.draws import Draws, mix_seed
-from flm.likelihood.held_out import Likelihood, drawn_bounds, likelihood
+from flm.likelihood.held_out import Likelihood, NegativeLogLikelihood, drawn_bounds, likelihood
 from flm.precision import autocast, device_named
 from flm.ranges import Count, Index, Seed
 from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
 from flm.samplers.template import pieces_of
 from flm.schema import check, check_call
-
-
-@dataclass(frozen=True)
-class NegativeLogLikelihood:
-    """-log p(text) in nats; float() gives `nats`.
-
-    Attributes:
-        nats: of the whole text.
-        kind: "exact", or the sort of bound that `nats` estimates: the text is then at least as probable as it says.
-        standard_error: of the estimate, from drawing it; 0 where it is exact, None where one draw was made.
-        num_tokens: of the text.
-    """
-
-    nats: float
-    kind: str
-    standard_error: float | None
-    num_tokens: int
-
-    @property
-    def nats_per_token(self) -> float:
-        return self.nats / self.num_tokens
-
-    def __float__(self) -> float:
-        return self.nats
 
 
 class LanguageModel:

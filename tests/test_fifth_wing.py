@@ -134,7 +134,7 @@ FILES = {
 
 
         def loudness(config):
-            run = Run.of(config)
+            run = Run(config)
             wanted = run.options(LoudnessOptions, "loudness")
             lm = load_model(run.options(EvalOptions, "eval"), Machine.of(run["trainer"], run["model"]))
             (text,) = lm.generate(seed=run["seed"])

@@ -54,7 +54,7 @@ def code_eval(config: DictConfig) -> dict[str, Any]:
     A problem that cannot be put to the model (too long, or of characters its tokenizer lacks) counts as failed, and is counted.
     Of several processes each writes and judges its share; the first one does all else, and the others return nothing.
     """
-    run = Run.of(config)
+    run = Run(config)
     wanted = run.options(CodeEvalOptions, "code_eval")
     problems, sandbox = chosen_problems(wanted, run["seed"]), Sandbox(wanted.limits)
     machine = Machine.of(run["trainer"], run["model"]) if wanted.answers == "model" else None

@@ -45,7 +45,7 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     Whatever is reported of the model afterwards is of the file, read back. Writes run_dir/artifact.json.
     """
     check_alone("artifact")
-    run, console = Run.of(config), Console()
+    run, console = Run(config), Console()
     wanted, evaluation = run.options(ArtifactOptions, "artifact"), run.options(EvalOptions, "eval")
     num_code = code_bytes(wanted.code)
     left = None if wanted.limit_bytes is None else wanted.limit_bytes - num_code

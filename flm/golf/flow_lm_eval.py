@@ -46,9 +46,9 @@ def flow_lm_eval(config: DictConfig) -> dict[str, Any]:
     The bound's end is chosen on eval.pilot_draws training blocks; every end is a valid bound by itself.
     """
     check_alone("flow_lm_eval")
-    run = Run.of(config)
+    run = Run(config)
     wanted, evaluation = run.options(FlowLMEvalOptions, "flow_lm_eval"), run.options(EvalOptions, "eval")
-    seed, held_out = run["seed"], HeldOut.of(run)
+    seed, held_out = run["seed"], HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     held_out.check_needed("flow_lm_eval")
     lm = load_model(evaluation, Machine.of(run["trainer"], run["model"]))
     if not hasattr(lm.algorithm, "denoising_curve"):

@@ -47,15 +47,16 @@ class GolfEvalOptions:
 def golf_eval(config: DictConfig) -> dict[str, Any]:
     """Scores the held-out text of the corpus eval.real_data names. Writes run_dir/golf_eval.json and prints a table."""
     check_alone("golf_eval")
-    return evaluate(Run.of(config))
+    return evaluate(Run(config))
 
 
 def evaluate(run: Run) -> dict[str, Any]:
     """The same, of a config in plain values."""
-    wanted, held_out = run.options(GolfEvalOptions, "golf_eval"), HeldOut.of(run)
+    wanted, evaluation = run.options(GolfEvalOptions, "golf_eval"), run.options(EvalOptions, "eval")
+    held_out = HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     held_out.check_needed("golf_eval")
     settings = replace(wanted.test_time_training, seed=run["seed"])
-    lm = load_model(run.options(EvalOptions, "eval"), Machine.of(run["trainer"], run["model"]))
+    lm = load_model(evaluation, Machine.of(run["trainer"], run["model"]))
     if not hasattr(lm.algorithm, "predictions"):
         raise ValueError(
             f"{lm.source.path}: {type(lm.algorithm).__name__} does not read from left to right, which mode=golf_eval needs: "

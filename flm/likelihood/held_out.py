@@ -16,6 +16,30 @@ from flm.measures.estimate import Estimate
 
 
 @dataclass(frozen=True)
+class NegativeLogLikelihood:
+    """-log p(text) in nats; float() gives `nats`.
+
+    Attributes:
+        nats: of the whole text.
+        kind: "exact", or the sort of bound that `nats` estimates: the text is then at least as probable as it says.
+        standard_error: of the estimate, from drawing it; 0 where it is exact, None where one draw was made.
+        num_tokens: of the text.
+    """
+
+    nats: float
+    kind: str
+    standard_error: float | None
+    num_tokens: int
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nats / self.num_tokens
+
+    def __float__(self) -> float:
+        return self.nats
+
+
+@dataclass(frozen=True)
 class Likelihood:
     """Nats per token of N sequences of L tokens.
 

@@ -49,10 +49,11 @@ def solve_eval(config: DictConfig) -> dict[str, Any]:
     Held-out puzzles are solved, and where all is to be written answers are written from nothing. Every network call counts.
     """
     check_alone("solve_eval")
-    run = Run.of(config)
-    wanted, held_out = run.options(SolveEvalOptions, "solve_eval"), HeldOut.of(run)
+    run = Run(config)
+    wanted, evaluation = run.options(SolveEvalOptions, "solve_eval"), run.options(EvalOptions, "eval")
+    held_out = HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     request = Request.of(run["sampling"], run["loader"]["eval_batch_size"], run["seed"])
-    lm = load_model(run.options(EvalOptions, "eval"), Machine.of(run["trainer"], run["model"]))
+    lm = load_model(evaluation, Machine.of(run["trainer"], run["model"]))
     request.set_options(lm)
     corpus = corpus_of(held_out, lm)
     corpus.rules.use(partial(hydra.utils.instantiate, wanted.sandbox))

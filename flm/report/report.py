@@ -34,7 +34,7 @@ def report(config: DictConfig) -> dict[str, Any]:
     wanted = config.report
     limits = {key: wanted[key] for key in ("samples", "characters", "film_tokens")}
     results = read_results(_inputs(wanted.inputs))
-    run = Run.of(config)
+    run = Run(config)
     origin, folder = run.provenance(), run.folder
     versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
     made_by = f"Made by {' '.join(origin['command'])}; code {origin['git_revision']}; {versions}."

@@ -53,7 +53,7 @@ def benchmark(config: DictConfig) -> dict[str, Any]:
         `training_step` and `sampling`, by name of the algorithm ("flm_dense" for the twin of flm), `ratios` of seconds and
         memory by name, and `targets`.
     """
-    run = Run.of(config)
+    run = Run(config)
     settings, loader, model = run["benchmark"], run["loader"], run["model"]
     device = device_of(run["trainer"]["accelerator"])
     jobs = _jobs(run.config | {"algo": without_paths(run["algo"])})

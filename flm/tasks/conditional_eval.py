@@ -40,12 +40,13 @@ def conditional_eval(config: DictConfig) -> dict[str, Any]:
     Prompts that leave no room for the reference response in model.length are left out, as they are in training, and counted.
     """
     check_alone("conditional_eval")
-    run = Run.of(config)
-    wanted, held_out = run.options(ConditionalEvalOptions, "conditional_eval"), HeldOut.of(run)
+    run = Run(config)
+    wanted, evaluation = run.options(ConditionalEvalOptions, "conditional_eval"), run.options(EvalOptions, "eval")
+    held_out = HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     request = Request.of(run["sampling"], run["loader"]["eval_batch_size"], run["seed"])
     if held_out.which is None:
         raise ValueError("eval.real_data must be recorded or current here, not null: the prompts come from there")
-    lm = load_model(run.options(EvalOptions, "eval"), Machine.of(run["trainer"], run["model"]))
+    lm = load_model(evaluation, Machine.of(run["trainer"], run["model"]))
     request.set_options(lm)
     padding = padding_of(lm)
     check_hole_is_bounded(padding, wanted.new_tokens, "conditional_eval.new_tokens")

@@ -33,7 +33,7 @@ class ExportOptions:
 
 def export(config: DictConfig) -> dict[str, Any]:
     """Writes eval.checkpoint_path to run_dir, with averaged weights unless eval.disable_ema; uploads it to export.repo_id."""
-    run, console = Run.of(config), Console()
+    run, console = Run(config), Console()
     wanted = run.options(ExportOptions, "export")
     repo_id = wanted.repo_id
     if repo_id is not None:

@@ -83,11 +83,12 @@ def frontier(config: DictConfig) -> dict[str, Any]:
     run_dir/frontier-samples/<i>.jsonl. Of several processes each generates its share; the first one does all else, and the
     others return nothing.
     """
-    run = Run.of(config)
+    run = Run(config)
     evaluation, sweep = run.options(EvalOptions, "eval"), run.options(FrontierOptions, "frontier")
     request = Request.of(run["sampling"], run["loader"]["eval_batch_size"], run["seed"])
     axes = {name: numbers(values) for name in AXES if (values := getattr(sweep, name)) is not None}
-    machine, held_out = Machine.of(run["trainer"], run["model"]), HeldOut.of(run)
+    machine = Machine.of(run["trainer"], run["model"])
+    held_out = HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     with team_of(machine.device) as team:
         console = Console(quiet=not team.is_first)
         models = loaded(evaluation, sweep.checkpoints, machine, request, step_counts(sweep.steps), axes, console)

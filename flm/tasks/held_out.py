@@ -16,7 +16,6 @@ from flm.data.tokenizers import Tokenizer, TokenizerBuilder
 from flm.language_model import LanguageModel
 from flm.tasks.eval_options import EvalOptions
 from flm.tasks.instantiate import instantiate
-from flm.tasks.run import Run
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,10 @@ class HeldOut:
     seed: int
 
     @classmethod
-    def of(cls, run: Run) -> "HeldOut":
-        evaluation, loader = run.options(EvalOptions, "eval"), run["loader"]
-        return cls(
-            evaluation.real_data,
-            run["data"],
-            evaluation.trusted_modules,
-            loader["eval_batch_size"],
-            loader["num_workers"],
-            evaluation.max_examples,
-            run["seed"],
-        )
+    def of(cls, wanted: EvalOptions, data: Mapping[str, Any], loader: Mapping[str, Any], seed: int) -> "HeldOut":
+        """As the groups `eval`, `data` and `loader` say."""
+        batch, workers = loader["eval_batch_size"], loader["num_workers"]
+        return cls(wanted.real_data, data, wanted.trusted_modules, batch, workers, wanted.max_examples, seed)
 
     def check_needed(self, mode: str) -> None:
         """Raises ValueError unless eval.real_data names a text."""

@@ -19,7 +19,7 @@ def import_checkpoint(config: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: it is not a published checkpoint, does not fit, or something that it does not say is not given.
     """
-    run = Run.of(config)
+    run = Run(config)
     wanted = run.options(EvalOptions, "eval")
     path = checkpoint_path(wanted, "import")
     file = read_model(path, import_choices(wanted), wanted.hub_revision, wanted.hub_file)

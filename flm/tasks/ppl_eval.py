@@ -34,12 +34,13 @@ def ppl_eval(config: DictConfig) -> dict[str, Any]:
     Writes run_dir/likelihood.json and prints a table.
     """
     check_alone("ppl_eval")
-    return evaluate(Run.of(config))
+    return evaluate(Run(config))
 
 
 def evaluate(run: Run) -> dict[str, Any]:
     """The same, of a config in plain values."""
-    wanted, held_out = run.options(EvalOptions, "eval"), HeldOut.of(run)
+    wanted = run.options(EvalOptions, "eval")
+    held_out = HeldOut.of(wanted, run["data"], run["loader"], run["seed"])
     held_out.check_needed("ppl_eval")
     others = _other_corpora(wanted.corpora)
     lm, console = load_model(wanted, Machine.of(run["trainer"], run["model"])), Console()

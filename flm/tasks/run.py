@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +21,6 @@ from flm.schema import made
 Options = TypeVar("Options")
 
 
-@dataclass(frozen=True)
 class Run:
     """
     Attributes:
@@ -30,12 +28,9 @@ class Run:
         config: resolved, in plain types: every value the run used.
     """
 
-    folder: Path
-    config: dict[str, Any]
-
-    @classmethod
-    def of(cls, config: DictConfig) -> "Run":
-        return cls(Path(config.run_dir), plain_config(config))
+    def __init__(self, config: DictConfig | dict[str, Any]):
+        self.config = plain_config(config) if OmegaConf.is_config(config) else config
+        self.folder = Path(self.config["run_dir"])
 
     def __getitem__(self, group: str) -> Any:
         """A group of the config, or a value of its top level."""
@@ -48,7 +43,7 @@ class Run:
 
     def changed(self, group: str, **values: Any) -> "Run":
         """The same run with other values in a group of its config."""
-        return Run(self.folder, self.config | {group: self.config[group] | values})
+        return Run(self.config | {group: self.config[group] | values})
 
     def provenance(self, source: ModelFile | ModelSource | None = None) -> dict[str, Any]:
         """Command, config, code, machine and, where there is one, the model that a result came from."""

@@ -27,10 +27,11 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
     Writes run_dir/samples-<steps>.jsonl, real.jsonl, results.json, and with sampling.film film-<steps>.json. Of several
     processes each generates its share; the first one does all else, and the others return nothing.
     """
-    run = Run.of(config)
+    run = Run(config)
     evaluation = run.options(EvalOptions, "eval")
     request = Request.of(run["sampling"], run["loader"]["eval_batch_size"], run["seed"])
-    machine, held_out = Machine.of(run["trainer"], run["model"]), HeldOut.of(run)
+    machine = Machine.of(run["trainer"], run["model"])
+    held_out = HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     with team_of(machine.device) as team:
         lm, console = load_model(evaluation, machine), Console(quiet=not team.is_first)
         request.set_options(lm)

@@ -44,7 +44,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     Goes on from checkpointing.resume_ckpt_path if that file exists and checkpointing.resume_from_ckpt allows. A run that has
     finished says so and returns nothing.
     """
-    run = Run.of(config)
+    run = Run(config)
     with alone_in(run.folder):
         resume = resume_path(**config.checkpointing, run_dir=config.run_dir)
         if resume is not None and _is_finished(config, resume):

@@ -25,7 +25,7 @@ from flm.training.checkpointing import AtomicCheckpointIO
 
 
 def loaded(folder, path):
-    run = Run.of(config_of(folder, f"eval.checkpoint_path={path}"))
+    run = Run(config_of(folder, f"eval.checkpoint_path={path}"))
     return load_model(run.options(EvalOptions, "eval"), Machine.of(run["trainer"], run["model"]))
 
 
@@ -91,7 +91,7 @@ def evaluate(path, folder):
 
 
 def teach(path, folder):
-    new_algorithm(config_of(folder, "algo=fmlm", f"algo.teacher_path={path}", "debug=tiny", START), V)
+    new_algorithm(config_of(folder, "algo=fmlm", f"algo.teacher_path={path}", "debug=tiny", f"model.length={L}", START), V)
 
 
 def bring_in(path, folder):

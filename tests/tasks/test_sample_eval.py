@@ -153,7 +153,7 @@ def test_real_text_is_that_of_the_validation_split(measured, training, tmp_path)
 
 
 def test_the_dtype_is_that_of_the_computation(checkpoint, tmp_path):
-    lm, run = flm.load(checkpoint), Run.of(config_of(tmp_path))
+    lm, run = flm.load(checkpoint), Run(config_of(tmp_path))
     assert run.about("sample_eval", lm)["dtype"] == "float32"
     lm.precision = "bf16-mixed"
     assert run.about("sample_eval", lm)["dtype"] == "bfloat16"
