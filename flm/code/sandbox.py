@@ -199,7 +199,8 @@ class Sandbox:
             return verdict
         judge = Cell("judge", {"test": program.test, "remote": program.remote, "reference": program.reference}, (1, 3, 4))
         candidate = Cell("candidate", {"source": program.source, "remote": program.remote}, (2, 5))
-        apart, _ = self._heard(forker, [judge, candidate], needs_numpy, _VERDICT_BYTES)
+        # what passes just within the time is not to be suspected for the calls between two processes
+        apart, _ = self._heard(forker, [judge, candidate], needs_numpy, _VERDICT_BYTES, patience=2)
         return verdict if apart.passed else replace(verdict, suspicious=True, detail=f"apart {apart.stage}: {apart.detail}")
 
     def _answered(self, forker: Forker, question: tuple[str, str | None]) -> Answer:
@@ -212,12 +213,13 @@ class Sandbox:
         except Exception as error:  # data of no program's making: by a forged message only
             return Answer("died", detail=f"no value ({type(error).__name__})")
 
-    def _heard(self, forker: Forker, cells: list[Cell], numpy: bool, max_bytes: int) -> tuple[Verdict, Any]:
+    def _heard(self, forker: Forker, cells: list[Cell], numpy: bool, max_bytes: int, patience: int = 1) -> tuple[Verdict, Any]:
         nonce = secrets.token_hex(16)
-        outcome = forker.run(cells, self._confine, nonce, self.limits.wall_seconds, numpy, max_bytes)
+        confine = self._confine | {"cpu_seconds": patience * self.limits.cpu_seconds}
+        outcome = forker.run(cells, confine, nonce, patience * self.limits.wall_seconds, numpy, max_bytes)
         verdict, value = _verdict(outcome, nonce)
         # the kernel's end of a program that computes for too long looks like any other death
-        if verdict.stage == "died" and max(outcome.cpu_seconds) > 0.9 * self.limits.cpu_seconds:
+        if verdict.stage == "died" and max(outcome.cpu_seconds) > 0.9 * patience * self.limits.cpu_seconds:
             return Verdict("timeout", "CPU"), None
         return verdict, value
 
