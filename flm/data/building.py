@@ -79,6 +79,7 @@ def build(corpus: Documents, tokenizer: Tokenizer, fingerprint: dict[str, Any], 
         },
         "splits": splits,
     }
+    manifest["digest"] = manifest_digest(manifest)
     write_text(draft / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     _keep_only(draft, manifest)
     try:
@@ -87,6 +88,11 @@ def build(corpus: Documents, tokenizer: Tokenizer, fingerprint: dict[str, Any], 
         if not folder.exists():
             raise
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of all that a manifest says but for this."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def clear_abandoned(root: Path, but: Path | None = None) -> None:

@@ -23,13 +23,15 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from flm.data.building import build
+from flm.atomic import writable_folder
+from flm.data.building import build, manifest_digest
 from flm.data.documents import Documents, Split
 from flm.data.shards import CHUNK_BYTES
 from flm.data.tokenizers import Tokenizer
 
 FORMAT = 2
 _VERIFY_BYTES = 1 << 30  # about a second; more would be minutes at every start
+_MANIFEST_BYTES = 1 << 28
 _MAX_OPEN = 256  # every map holds a file open, and a process may have 1,024
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,12 @@ class TokenCache:
         self.folder = folder
         manifest = folder / "manifest.json"
         try:
+            if manifest.stat().st_size > _MANIFEST_BYTES:
+                raise ValueError(f"larger than {_MANIFEST_BYTES:,} bytes")
             self.manifest: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+            said = self.manifest.pop("digest", None)
+            if said is not None and said != manifest_digest(self.manifest):
+                raise ValueError("changed after it was written")
             self.vocab_size: int = self.manifest["vocab_size"]
             dtype = np.dtype(self.manifest["dtype"])
             found = self.manifest.get("format")
@@ -60,15 +67,32 @@ class TokenCache:
                     )
                     for split, facts in self.manifest["splits"].items()
                 }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                if dtype.str not in ("<u2", "<u4") or type(self.vocab_size) is not int or not 0 < self.vocab_size <= 1 << 32:
+                    raise ValueError(f"dtype {dtype}, vocab_size {self.vocab_size!r}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise damaged(manifest, repr(error)) from error
         if found != FORMAT:
             raise damaged(manifest, f"format {found}, not {FORMAT}")
         for stream in self._streams.values():
             stream.check_sizes()
+        self._check_counts(manifest)
         if sum(len(stream) for stream in self._streams.values()) * dtype.itemsize <= _VERIFY_BYTES:
             for stream in self._streams.values():
                 stream.verify()
+
+    def _check_counts(self, manifest: Path) -> None:
+        """Raises ValueError where the manifest says other numbers than its shards hold."""
+        end = (self.manifest.get("wrapping") or {}).get("after_each_document")
+        for split, stream in self._streams.items():
+            facts, counts = self.manifest["splits"][split], stream.counts(self.vocab_size)
+            numbers = {key: facts.get(key) for key in ("documents", "bytes", "tokens")}
+            if not all(type(number) is int and number >= 0 for number in numbers.values()):
+                raise damaged(manifest, f"{split}: documents, bytes and tokens must be whole numbers")
+            if not numbers["tokens"] == len(stream) == counts.sum() or counts.min() < 0:
+                raise damaged(manifest, f"{split}: {numbers['tokens']} tokens, its shards hold {len(stream)}")
+            ends = counts[end] if end is not None else numbers["documents"]
+            if numbers["documents"] > ends:
+                raise damaged(manifest, f"{split}: {numbers['documents']} documents, of which {ends} end")
 
     def tokens(self, split: Split) -> "TokenStream":
         """All tokens of a split as one stream, an EOS after each document."""
@@ -124,11 +148,15 @@ class TokenStream:
         if stop < len(self) // 2:
             return self._count(0, stop, vocab_size)
         total = self._stored_counts()
+        if len(total) > vocab_size:
+            raise damaged(self._folder / self._totals[0], f"{len(total)} ids, where the vocabulary has {vocab_size}")
         return np.pad(total, (0, vocab_size - len(total))) - self._count(stop, len(self), vocab_size)
 
     def check_sizes(self) -> None:
         """Raises ValueError where a file is missing or has another size than it should."""
         for shard, name in enumerate(self._names):
+            if not _is_plain(name):
+                raise damaged(self._folder / "manifest.json", f"names {name!r}, which is no file of this folder")
             path, tokens = self._folder / name, self._starts[shard + 1] - self._starts[shard]
             if not path.is_file() or path.stat().st_size != tokens * self._dtype.itemsize:
                 raise damaged(path, f"not {tokens} tokens of {self._dtype}")
@@ -154,11 +182,13 @@ class TokenStream:
 
     def _stored_counts(self) -> np.ndarray:
         name, sha256 = self._totals
+        if not _is_plain(name):
+            raise damaged(self._folder / "manifest.json", f"names {name!r}, which is no file of this folder")
         try:
             raw = (self._folder / name).read_bytes()
         except OSError as error:
             raise damaged(self._folder / name, error.strerror or repr(error)) from error
-        if hashlib.sha256(raw).hexdigest() != sha256:
+        if hashlib.sha256(raw).hexdigest() != sha256 or len(raw) % 8:
             raise damaged(self._folder / name, "SHA-256 differs from the manifest's")
         return np.frombuffer(raw, dtype="<i8").astype(np.int64)
 
@@ -185,7 +215,7 @@ def open_cache(corpus: Documents, tokenizer: Tokenizer, root: Path) -> TokenCach
     name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / name
     if not folder.exists():
-        root.mkdir(parents=True, exist_ok=True)
+        writable_folder(root, "data.cache_dir")  # before the long part
         lock = FileLock(root / f"{name}.lock")  # released by the system when a builder dies
         try:
             lock.acquire(timeout=0)
@@ -202,3 +232,8 @@ def open_cache(corpus: Documents, tokenizer: Tokenizer, root: Path) -> TokenCach
 
 def damaged(file: Path, what: str) -> ValueError:
     return ValueError(f"{file} is damaged or incomplete ({what}): delete the folder {file.parent} to build it anew")
+
+
+def _is_plain(name: Any) -> bool:
+    """Whether a name is one of a file in a folder, and of no other place."""
+    return isinstance(name, str) and Path(name).name == name

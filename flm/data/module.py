@@ -219,9 +219,4 @@ class TextDataModule(lightning.LightningDataModule):
         if self.corpus.cache_dir is None:
             self._temporary = self._temporary or tempfile.TemporaryDirectory(prefix="flm-data-")
             return Path(self._temporary.name)
-        root = Path(self.corpus.cache_dir)
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"data.cache_dir={root} cannot be made ({error.strerror})") from error
-        return root
+        return Path(self.corpus.cache_dir)

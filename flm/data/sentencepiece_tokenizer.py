@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from flm.data.sentencepiece_model import SentencePieceModel
+from flm.data.sentencepiece_model import MAX_BYTES, SentencePieceModel
 from flm.data.tokenizers import Documents, LearnedTokenizer, Tokenizer
 from flm.ranges import Text
 
@@ -35,9 +35,12 @@ class SentencePieceTokenizer(LearnedTokenizer):
         if self.path is None:
             return super().build(documents, cache_dir, source)
         try:
-            raw = Path(self.path).read_bytes()
+            with open(self.path, "rb") as file:
+                raw = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise ValueError(f"tokenizer.path={self.path} cannot be read ({error.strerror})") from error
+        if len(raw) > MAX_BYTES:
+            raise ValueError(f"tokenizer.path={self.path}: larger than {MAX_BYTES:,} bytes, so no SentencePiece model")
         try:
             return SentencePieceModel.parse(raw).tokenizer(Path(self.path).name)
         except ValueError as error:

@@ -160,6 +160,7 @@ class LearnedTokenizer(TokenizerBuilder):
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         path = Path(cache_dir) / f"tokenizer-{digest[:16]}.json"
         if not path.exists():
+            atomic.writable_folder(cache_dir, "data.cache_dir")  # before the long part
             atomic.write_text(path, json.dumps(self.learn(documents()).to_dict()), shared=True)
         try:
             return Tokenizer.from_dict(json.loads(path.read_text(encoding="utf-8")))

@@ -11,6 +11,7 @@ import torch
 
 from flm.data.byte_table import ByteTable
 from flm.data.corpora.corpus import Corpus
+from flm.data.corpora.kinds import found_instead
 from flm.data.documents import SPLITS, Split
 from flm.data.frames import FrameName
 from flm.data.tokenizers import Tokenizer
@@ -106,7 +107,9 @@ class TokenShardCorpus(Corpus):
             raise ValueError(f"data.path={self.path} is no folder: name one with *_train_*.bin and *_val_*.bin")
         found = {split: sorted(self.path.glob(f"*_{name}_*.bin")) for split, name in _NAMES.items()}
         if not any(found.values()):
-            raise ValueError(f"data.path={self.path} holds no *_train_*.bin or *_val_*.bin")
+            raise ValueError(
+                f"data.path={self.path} holds no *_train_*.bin or *_val_*.bin{found_instead(self.path, ('.bin',))}"
+            )
         return found
 
 

@@ -5,10 +5,11 @@ from collections import Counter
 
 import pytest
 
+from flm.data.corpora.pairs import PairCorpus
 from flm.data.corpora.prose import is_prose, prose
 from flm.data.corpora.pydoc import PydocCorpus
-from flm.data.corpora.random_split import RandomSplitCorpus
-from flm.data.corpora.text import TextCorpus, pieces
+from flm.data.corpora.random_split import RandomSplitCorpus, pieces
+from flm.data.corpora.text import TextCorpus
 from flm.data.corpora.text8 import Text8Normaliser
 from flm.schema import check
 
@@ -38,14 +39,14 @@ def pydoc():
 
 
 def test_split_is_a_partition_of_the_wanted_size_in_corpus_order():
-    texts = [f"document {i}" for i in range(200)]
+    texts = [f"document {i:03d}" for i in range(200)]
     train, valid = both(ListCorpus(texts, valid_fraction=0.1))
     assert len(valid) == 20 and sorted(train + valid) == sorted(texts)
     assert valid == [t for t in texts if t in set(valid)] and train == [t for t in texts if t in set(train)]
 
 
 def test_split_is_fixed_by_seed_and_text_alone():
-    texts = [f"document {i}" for i in range(200)]
+    texts = [f"document {i:03d}" for i in range(200)]
     valid = set(both(ListCorpus(texts, valid_fraction=0.1))[1])
     assert valid == set(both(ListCorpus(texts[::-1], valid_fraction=0.1))[1])
     other = set(both(ListCorpus(texts, valid_fraction=0.1, split_seed=-3))[1])
@@ -53,7 +54,7 @@ def test_split_is_fixed_by_seed_and_text_alone():
 
 
 def test_copies_of_a_document_stay_on_one_side():
-    texts = [f"document {i % 40}" for i in range(200)]
+    texts = [f"document {i % 40:02d}" for i in range(200)]
     train, valid = both(ListCorpus(texts, valid_fraction=0.25))
     assert not set(train) & set(valid) and len(set(valid)) == 10 and len(valid) == 50
 
@@ -62,6 +63,45 @@ def test_copies_of_a_document_stay_on_one_side():
 def test_both_sides_get_at_least_one_document(fraction):
     train, valid = both(ListCorpus(["a", "b", "c"], valid_fraction=fraction))
     assert sorted([len(train), len(valid)]) == [1, 2]
+
+
+def size(documents):
+    return sum(map(len, documents))
+
+
+def test_the_share_is_of_text_not_of_documents():
+    """Texts of very different lengths, none most of a side: the share is met to within one of them, whatever the seed."""
+    texts = [f"{i:04d}" + "x" * (i * i % 1900) for i in range(600)]
+    for seed in range(8):
+        for fraction in (0.05, 0.3, 0.9):
+            train, valid = both(ListCorpus(texts, valid_fraction=fraction, split_seed=seed))
+            assert sorted(train + valid) == sorted(texts)
+            assert abs(size(valid) - fraction * size(texts)) <= 1900
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.1, 0.5, 0.95])
+def test_a_huge_document_is_cut_and_it_is_said(caplog, fraction):
+    huge = "\n\n".join(f"Paragraph {i}. " + "word " * 40 + "end." for i in range(4000))
+    texts = [huge, *(f"document {i}. " + "text " * 20 for i in range(60))]
+    for seed in range(6):  # wherever the huge one would have fallen
+        caplog.clear()
+        train, valid = both(ListCorpus(texts, valid_fraction=fraction, split_seed=seed))
+        smaller = min(fraction, 1 - fraction) * size(texts)
+        assert abs(size(valid) - fraction * size(texts)) < smaller / 4 + 2500
+        said = [record.message for record in caplog.records if "most of the" in record.message]
+        assert len(said) == 1 and said[0].startswith("data: 1 documents of")
+        words = [word for document in train + valid for word in document.split()]
+        assert sorted(words) == sorted(word for document in texts for word in document.split())  # nothing lost, nothing twice
+        again = both(ListCorpus(texts, valid_fraction=fraction, split_seed=seed))
+        assert again == (train, valid)
+
+
+def test_pairs_are_not_cut(tmp_path):
+    lines = [{"prompt": f"p{i}", "response": "word " * (40_000 if i == 3 else 4)} for i in range(40)]
+    path = write(tmp_path / "pairs.jsonl", "\n".join(map(json.dumps, lines)))
+    corpus = PairCorpus(path, valid_fraction=0.1)
+    found = [pair for split in ("train", "valid") for pair in corpus.pairs(split)]
+    assert sorted(found) == sorted((f"{line['prompt']}\n", line["response"]) for line in lines)
 
 
 def test_split_errors():
@@ -168,7 +208,7 @@ def test_folder_of_all_kinds(tmp_path):
     corpus = TextCorpus(tmp_path, valid_fraction=0.5)
     assert list(corpus.source()) == ["text c\r\nline two", "text b", "text d1", "text d2 \u00e9"]
     train, valid = both(corpus)
-    assert len(train) == len(valid) == 2
+    assert train and valid and sorted(train + valid) == sorted(corpus.source())
 
 
 def test_single_text_is_cut_into_pieces_that_hold_all_of_it(tmp_path):

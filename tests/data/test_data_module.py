@@ -118,7 +118,7 @@ def test_wrong_wrap_is_told_before_the_work(build, tmp_path):
 
 
 def test_cache_folder_that_cannot_be(build, corpus_path):
-    with pytest.raises(ValueError, match=r"data\.cache_dir=.* cannot be made"):
+    with pytest.raises(ValueError, match=r"data\.cache_dir=.* cannot be written"):
         build(cache_dir=corpus_path / "below").prepare()
 
 

@@ -1,12 +1,13 @@
 """Files of JSON Lines, one object a line, plain or gzip."""
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from flm.data.corpora.kinds import found_instead
+from flm.data.corpora.opened import decoded, lines, opened
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 LINE_BYTES = 64 << 20
@@ -29,22 +30,14 @@ def records(
     """
     empty, seen = True, 0
     for file in files_of(path, key):
-        try:
-            with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-                for number, line in enumerate(iter(lambda: stream.readline(line_bytes + 1), b""), start=1):
-                    seen += len(line)
-                    if len(line) > line_bytes:
-                        raise ValueError(f"{key}: {file}, line {number}: longer than {line_bytes >> 20} MB")
-                    if total_bytes is not None and seen > total_bytes:
-                        raise ValueError(f"{key}: {file}, line {number}: more than {total_bytes >> 20} MB up to here")
-                    if line.strip():
-                        empty = False
-                        place = f"{key}: {file}, line {number}"
-                        yield place, _record(line, place)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{key}: {file} is no readable gzip file ({error})") from error
-        except OSError as error:
-            raise ValueError(f"{key}: cannot read {file} ({error.strerror or error})") from error
+        with opened(file, key) as stream:
+            for number, line in lines(stream, f"{key}: {file}", line_bytes):
+                seen += len(line)
+                place = f"{key}: {file}, line {number}"
+                if total_bytes is not None and seen > total_bytes:
+                    raise ValueError(f"{place}: more than {total_bytes >> 20} MB up to here")
+                empty = False
+                yield place, record_of(line, place)
     if empty:
         raise ValueError(f"{key}: {path} holds no lines")
 
@@ -59,7 +52,7 @@ def text_of(record: dict[str, Any], name: str, place: str) -> str:
     for part in name.split("."):
         found = found.get(part) if isinstance(found, dict) else None
     if not isinstance(found, str):
-        raise ValueError(f'{place}: needs a string under "{name}"; there is {", ".join(sorted(record))}')
+        raise ValueError(f'{place}: needs a string under "{name}"; there is {_shown(record)}')
     try:
         found.encode()
     except UnicodeEncodeError as error:
@@ -70,13 +63,13 @@ def text_of(record: dict[str, Any], name: str, place: str) -> str:
 def files_of(path: Path, key: str) -> list[Path]:
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            raise ValueError(f"{key}: {path} is neither .jsonl nor .jsonl.gz")
+            raise ValueError(f"{key}: {path} is neither .jsonl nor .jsonl.gz{found_instead(path, SUFFIXES)}")
         return [path]
     if not path.is_dir():
         raise ValueError(f"{key}: no file or folder {path} (seen from {Path.cwd()})")
     files = [file for file in sorted(path.rglob("*")) if file.name.endswith(SUFFIXES) and file.is_file()]
     if not files:
-        raise ValueError(f"{key}: folder {path} holds no .jsonl or .jsonl.gz")
+        raise ValueError(f"{key}: folder {path} holds no .jsonl or .jsonl.gz{found_instead(path, SUFFIXES)}")
     return files
 
 
@@ -90,13 +83,19 @@ def digest(path: Path, key: str) -> str:
     return whole.hexdigest()
 
 
-def _record(line: bytes, place: str) -> dict[str, Any]:
+def record_of(line: bytes, place: str) -> dict[str, Any]:
+    """The object in a line; raises ValueError where there is none."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    except (ValueError, RecursionError) as error:
+        record = json.loads(decoded(line, place))
+    except json.JSONDecodeError as error:
         raise ValueError(f"{place}: no valid JSON ({error})") from error
+    except RecursionError as error:
+        raise ValueError(f"{place}: JSON nested too deep") from error
     if not isinstance(record, dict):
         raise ValueError(f"{place}: needs a JSON object, not {type(record).__name__}")
     return record
+
+
+def _shown(record: dict[str, Any]) -> str:
+    keys = ", ".join(sorted(record)) or "nothing"
+    return keys if len(keys) < 200 else f"{keys[:200]}..."

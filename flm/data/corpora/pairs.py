@@ -27,6 +27,8 @@ class Pairs(RandomSplitCorpus):
         valid_fraction, split_seed, cache_dir, processes: see `RandomSplitCorpus`.
     """
 
+    divisible = False
+
     def __init__(
         self,
         prompt_key: str | None,

@@ -1,29 +1,45 @@
 """Holding out documents by chance, once and for all.
 
 A document's side depends on its text and the split seed alone, so copies of one document never stand on both sides, and
-the order of files does not matter.
+the order of files does not matter. A document that would be most of a side is cut into pieces, which count as documents.
 """
 
 import hashlib
+import logging
 import os
+import re
 from array import array
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from flm.data.corpora.corpus import Corpus
 from flm.data.documents import Normaliser, Split
 from flm.data.frames import FrameName
 from flm.ranges import Count, Index, OpenShare, Text
 
+PIECE_CHARACTERS = 2000  # at least
+_PIECES_OF_A_SIDE = 16  # at least so many pieces make the smaller side
+_BLANK_LINE = re.compile(r"\n\s*\n")
+_SPACE = re.compile(r"\s+")
+
+log = logging.getLogger(__name__)
+
 
 class RandomSplitCorpus(Corpus):
     """Base of corpora that have one source: subclasses give `source()`, `source_fingerprint()` and `describe()`.
 
     Args:
-        valid_fraction: share of the documents held out, in (0, 1); at least one document on each side.
+        valid_fraction: share of the text held out, in (0, 1), in characters; at least one document on each side.
         split_seed: which documents they are.
         normaliser, wrap, cache_dir, processes: see `Corpus`.
+
+    Attributes:
+        divisible: whether a document may be cut.
     """
+
+    divisible = True
 
     def __init__(
         self,
@@ -37,6 +53,7 @@ class RandomSplitCorpus(Corpus):
         super().__init__(normaliser, wrap, cache_dir, processes)
         self.valid_fraction, self.split_seed = valid_fraction, split_seed
         self._threshold: int | None = None
+        self._longest: int | None = None  # characters; a longer document is cut. None: none is
 
     def source(self) -> Iterator[str]:
         """All documents before the split, always in the same order."""
@@ -46,22 +63,63 @@ class RandomSplitCorpus(Corpus):
         if self._threshold is None:
             self._threshold = self._find_threshold()
         held_out = split == "valid"
-        return (text for text in self.source() if (self._score(text) <= self._threshold) == held_out)
+        return (text for text in self._documents() if (self._score(text) <= self._threshold) == held_out)
 
     def fingerprint(self) -> dict[str, Any]:
-        return super().fingerprint() | {"valid_fraction": self.valid_fraction, "split_seed": self.split_seed}
+        rule = {"valid_fraction": self.valid_fraction, "split_seed": self.split_seed, "split_by": "characters"}
+        return super().fingerprint() | rule
+
+    def _documents(self) -> Iterator[str]:
+        for document in self.source():
+            if self._longest is not None and len(document) > self._longest:
+                yield from pieces(document, max(PIECE_CHARACTERS, 2 * self._longest // _PIECES_OF_A_SIDE))
+            else:
+                yield document
 
     def _find_threshold(self) -> int:
-        """The score up to which a document is held out, so that the wanted number of documents is."""
-        scores = sorted(set(array("Q", map(self._score, self.source()))))
-        if len(scores) < 2:
+        """The score up to which a document is held out, so that the wanted amount of text is, as nearly as documents allow."""
+        scores, sizes = self._scores_and_sizes()
+        side = min(self.valid_fraction, 1 - self.valid_fraction) * sizes.sum()
+        longest = max(PIECE_CHARACTERS, int(side / 2))
+        if self.divisible and (sizes > longest).any():
+            self._longest = longest
+            log.warning(
+                "data: %d documents of %s would each be most of the %s side: they are cut into pieces, so that some can be "
+                "held out and most trained on",
+                int((sizes > longest).sum()),
+                self.describe(),
+                "held-out" if self.valid_fraction <= 0.5 else "training",
+            )
+            scores, sizes = self._scores_and_sizes()
+        distinct, group = np.unique(scores, return_inverse=True)
+        if len(distinct) < 2:
             raise ValueError(
-                f"data: {self.describe()} holds {len(scores)} different document(s): validation needs at least 2; add "
+                f"data: {self.describe()} holds {len(distinct)} different document(s): validation needs at least 2; add "
                 "text, or name a file of held-out text with data.valid_path"
             )
-        held_out = min(max(1, round(self.valid_fraction * len(scores))), len(scores) - 1)
-        return scores[held_out - 1]
+        held_out = np.cumsum(np.bincount(group, weights=sizes))[:-1]  # if the first 1, 2, ... are, in the order of scores
+        return int(distinct[np.abs(held_out - self.valid_fraction * sizes.sum()).argmin()])
+
+    def _scores_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        scores, sizes = array("Q"), array("Q")
+        for text in self._documents():
+            scores.append(self._score(text))
+            sizes.append(max(1, len(text)))
+        return np.array(scores), np.array(sizes)
 
     def _score(self, text: str) -> int:
         key = self.split_seed.to_bytes(8, "little", signed=True)
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")
+
+
+def pieces(text: str, characters: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """Cuts at the first blank line after `characters`, else at the first white space, else at four times that."""
+    start = 0
+    while len(text) - start > characters:
+        earliest, latest = start + characters, start + 4 * characters
+        cut = _BLANK_LINE.search(text, earliest, latest) or _SPACE.search(text, earliest, latest)
+        stop, following = cut.span() if cut else (latest, latest)
+        yield text[start:stop]
+        start = following
+    if text[start:].strip():
+        yield text[start:]

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from flm.atomic import write_text
+from flm.data.corpora.tables import row_batches
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".txt": "text"}
 KINDS = ".parquet, .jsonl or .txt (a line is a document), the latter two also with .gz or .zst"
@@ -98,7 +99,7 @@ def count_documents(file: Path, key: str) -> int:
 
         try:
             return pyarrow.parquet.ParquetFile(file).metadata.num_rows
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the library raises its own
             raise _unreadable(file, error) from error
     return sum(1 for _ in _documents(file, key))
 
@@ -162,7 +163,7 @@ def records(place: str | Path, keys: list[str], named_by: str = "data.text_key")
     path = glob.escape(str(place) if "://" in str(place) else os.path.abspath(place))
     try:
         if reader == "parquet" and "://" not in str(place):
-            batches = _row_batches(Path(place), keys)
+            batches = row_batches(Path(place), keys)
         else:
             stream = datasets.load_dataset(reader, data_files=[path], split="train", streaming=True, **options)
             batches = stream.iter(batch_size=_BATCH)
@@ -174,17 +175,6 @@ def records(place: str | Path, keys: list[str], named_by: str = "data.text_key")
                 yield dict(zip(columns, values, strict=True))
     except Exception as error:  # every reader raises its own
         raise _unreadable(place, error) from error
-
-
-def _row_batches(file: Path, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
-    """A local parquet file, a row group at a time: the library reads ahead of a slow consumer without end."""
-    from pyarrow.parquet import ParquetFile
-
-    with ParquetFile(file, pre_buffer=False) as rows:
-        if not set(columns) <= set(rows.schema_arrow.names):
-            yield dict.fromkeys(rows.schema_arrow.names, [])  # whose names the error tells
-        for batch in rows.iter_batches(batch_size=_BATCH, columns=columns, use_threads=False):
-            yield batch.to_pydict()
 
 
 def _unreadable(file: str | Path, error: Exception) -> ValueError:

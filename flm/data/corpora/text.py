@@ -1,27 +1,24 @@
-"""Text of one's own: a file or a folder of .txt, .md and .jsonl, each also compressed as .gz."""
+"""Text of one's own: a file or a folder of .txt, .md and .jsonl, each also compressed as .gz, of .parquet or of .arrow."""
 
-import gzip
 import hashlib
-import json
 import os
-import re
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from flm.data.corpora.random_split import RandomSplitCorpus
+from flm.data.corpora.json_lines import record_of, text_of
+from flm.data.corpora.kinds import found_instead
+from flm.data.corpora.opened import decoded, lines, opened, whole
+from flm.data.corpora.random_split import PIECE_CHARACTERS, RandomSplitCorpus, pieces
+from flm.data.corpora.tables import table_column
 from flm.data.documents import Normaliser, Split
 from flm.data.frames import FrameName
 from flm.ranges import Count, Index, OpenShare, Text
 
-PIECE_CHARACTERS = 2000
-_BLANK_LINE = re.compile(r"\n\s*\n")
-_SPACE = re.compile(r"\s+")
-
 
 class TextCorpus(RandomSplitCorpus):
-    """A .txt or .md file is one document; every line of a .jsonl file is one, under the key `text`.
+    """A .txt or .md file is one document; every line of a .jsonl file is one, under the key `text`, and every row of a .parquet
+    file or of a folder that `datasets` wrote by `save_to_disk`, in the column `text`.
 
     A corpus of a single document without `valid_path` is cut into pieces of about 2,000 characters, at blank lines
     where there are any, and each piece counts as a document, so that some can be held out.
@@ -74,56 +71,49 @@ class TextCorpus(RandomSplitCorpus):
         return _read(self.path, "data.path") if split == "train" else _read(self.valid_path, "data.valid_path")
 
 
-def pieces(text: str, characters: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Cuts at the first blank line after `characters`, else at the first white space, else at four times that."""
-    start = 0
-    while len(text) - start > characters:
-        earliest, latest = start + characters, start + 4 * characters
-        cut = _BLANK_LINE.search(text, earliest, latest) or _SPACE.search(text, earliest, latest)
-        stop, following = cut.span() if cut else (latest, latest)
-        yield text[start:stop]
-        start = following
-    if text[start:].strip():
-        yield text[start:]
-
-
 def _read(path: Path, key: str) -> Iterator[str]:
     empty = True
     for file in _files(path, key):
-        try:
-            with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-                for document in _KINDS[_kind(file)](stream, f"{key}: {file}"):
-                    if document.strip():
-                        empty = False
-                        yield document
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{key}: {file} is no readable gzip file ({error})") from error
-        except OSError as error:
-            raise ValueError(f"{key}: cannot read {file} ({error.strerror or error})") from error
+        for document in _KINDS[_kind(file)](file, key):
+            if document.strip():
+                empty = False
+                yield document
     if empty:
         raise ValueError(f"{key}: {path} holds no text")
 
 
 def _files(path: Path, key: str) -> list[Path]:
-    supported = ", ".join(_KINDS)
+    supported = f"{', '.join(_KINDS)}, the first three also with .gz"
     if path.is_file():
         if _kind(path) not in _KINDS:
-            raise ValueError(f"{key}: {path} is of no supported kind: {supported}, each also with .gz")
+            raise ValueError(f"{key}: {path} is of no supported kind: {supported}{found_instead(path, tuple(_KINDS))}")
         return [path]
     if not path.is_dir():
         raise ValueError(f"{key}: no file or folder {path} (seen from {Path.cwd()})")
+    splits = sorted(file.parent.name for file in path.glob("*/state.json")) if (path / "dataset_dict.json").is_file() else []
+    if len(splits) > 1:
+        first = "train" if "train" in splits else splits[0]
+        other = next(name for name in splits if name != first)
+        raise ValueError(
+            f"{key}: {path} holds the splits {', '.join(splits)}: name two of them, as in data.path={path / first} "
+            f"data.valid_path={path / other}"
+        )
     files = [
         file
         for file in sorted(path.rglob("*"))
         if _kind(file) in _KINDS and file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
+    files = [file for file in files if not (file.suffix == ".arrow" and file.name.startswith("cache-"))]
     if not files:
-        raise ValueError(f"{key}: folder {path} holds no file of a supported kind: {supported}, each also with .gz")
+        raise ValueError(
+            f"{key}: folder {path} holds no file of a supported kind: {supported}{found_instead(path, tuple(_KINDS))}"
+        )
     return files
 
 
 def _kind(file: Path) -> str:
-    return (file.with_suffix("") if file.suffix == ".gz" else file).suffix
+    inner = file.with_suffix("").suffix if file.suffix == ".gz" else file.suffix
+    return "" if file.suffix == ".gz" and inner in (".parquet", ".arrow") else inner
 
 
 def _content(path: Path, key: str) -> str:
@@ -136,39 +126,34 @@ def _content(path: Path, key: str) -> str:
     return digest.hexdigest()
 
 
-def _whole(stream: BinaryIO, where: str) -> Iterator[str]:
-    yield _decode(stream.read(), where)
+def _whole(file: Path, key: str) -> Iterator[str]:
+    with opened(file, key) as stream:
+        yield decoded(whole(stream, f"{key}: {file}"), f"{key}: {file}")
 
 
-def _json_lines(stream: BinaryIO, where: str) -> Iterator[str]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        place = f"{where}, line {number}"
-        text = _decode(line, place)
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: no valid JSON ({error})") from error
-        document = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(document, str):
-            raise ValueError(f'{place}: needs a JSON object with a string under the key "text"')
+def _json_lines(file: Path, key: str) -> Iterator[str]:
+    with opened(file, key) as stream:
+        for number, line in lines(stream, f"{key}: {file}"):
+            place = f"{key}: {file}, line {number}"
+            record = record_of(line, place)
+            if "text" not in record and {"prompt", "response"} <= record.keys():
+                raise ValueError(f"{place}: prompts with responses are read by data=pairs")
+            yield text_of(record, "text", place)
+
+
+def _table(file: Path, key: str) -> Iterator[str]:
+    for document in table_column(file, "text", key):
         try:
             document.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"{place}: half a surrogate pair at character {error.start} of the text") from error
+            raise ValueError(f"{key}: {file}: half a surrogate pair at character {error.start} of a text") from error
         yield document
 
 
-def _decode(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}): convert it first") from error
-
-
-_KINDS: dict[str, Callable[[BinaryIO, str], Iterator[str]]] = {
+_KINDS: dict[str, Callable[[Path, str], Iterator[str]]] = {
     ".txt": _whole,
     ".md": _whole,
     ".jsonl": _json_lines,
+    ".parquet": _table,
+    ".arrow": _table,
 }
