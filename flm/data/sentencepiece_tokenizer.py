@@ -43,8 +43,9 @@ class SentencePieceTokenizer(LearnedTokenizer):
             raise ValueError(f"tokenizer.path={self.path}: larger than {MAX_BYTES:,} bytes, so no SentencePiece model")
         try:
             return SentencePieceModel.parse(raw).tokenizer(Path(self.path).name)
-        except ValueError as error:
-            raise ValueError(f"tokenizer.path={self.path}: {error}") from error
+        except Exception as error:  # besides ours, the library's, which raises nothing narrower for rules that are none
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(f"tokenizer.path={self.path}: {reason}") from error
 
     def learn(self, documents: Iterator[str]) -> Tokenizer:
         return SentencePieceModel.parse(self.train(documents)).tokenizer("sentencepiece")

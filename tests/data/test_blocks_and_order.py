@@ -48,8 +48,6 @@ def test_impossible_blocks(stream):
     assert len(TokenBlocks(stream, 103)) == 1 == len(TokenBlocks(stream, 105, Frame((1,), (2,))))
     with pytest.raises(ValueError, match="leaves no room"):
         TokenBlocks(stream, 2, Frame((1,), (2,)))
-    with pytest.raises(ValueError, match="data.wrap=packed is unknown: one of plain, bos_eos"):
-        frame_of("packed", ByteTokenizer().build(lambda: iter(())))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 1000, 4097])

@@ -19,6 +19,7 @@ from flm.data.cache import open_cache
 from flm.data.corpora.text import TextCorpus
 from flm.data.corpora.text8 import Text8Normaliser
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer
+from flm.schema import check
 
 FORK = multiprocessing.get_context("fork")
 
@@ -136,7 +137,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(source, expected, tmp_
 
 def test_interrupted_again_and_again_it_goes_on(source, expected, tmp_path):
     tokenised = []
-    for at in (20, 20, 20, 20, 20, 20, 20, 20):
+    for at in (20, 20, 20, 20, 20):
         if in_a_child(_build_interrupted, source, tmp_path / "cache", at, kill) == 0:
             break
         tokenised.append(len(list((tmp_path / "cache").glob("*.draft/*.json"))))
@@ -269,8 +270,8 @@ def test_errors_of_a_process_are_those_of_the_builder(source, tmp_path):
 
 
 def test_wrong_number_of_processes(source):
-    with pytest.raises(ValueError, match=r"data\.processes must be at least 1"):
-        corpus(source, processes=0)
+    with pytest.raises(ValueError, match=r"data\.processes must be"):
+        check(TextCorpus, {"path": str(source), "processes": 0}, "data")
 
 
 def _open(path, root, start, results):

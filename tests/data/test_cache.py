@@ -7,7 +7,7 @@ import pytest
 
 import flm.data.cache as cache_module
 import flm.data.shards as shards
-from flm.data.cache import open_cache
+from flm.data.cache import TokenCache, open_cache
 from flm.data.corpora.text import TextCorpus
 from flm.data.shards import document_groups, encode_documents
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer
@@ -65,7 +65,9 @@ def test_large_vocabulary_takes_four_bytes(corpus, tmp_path):
     backend = tokenizers.Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     cache = open_cache(corpus, Tokenizer(backend, "large", "test", size - 1, size - 1), tmp_path / "cache")
     stream = cache.tokens("valid")
-    assert cache.manifest["dtype"] == "<u4" and stream.read(0, len(stream)).tolist() == [0, size - 1] * len(list(corpus.documents("valid")))
+    assert cache.manifest["dtype"] == "<u4" and stream.read(0, len(stream)).tolist() == [0, size - 1] * len(
+        list(corpus.documents("valid"))
+    )
 
 
 def test_built_again_it_has_the_same_bytes_and_is_not_built_twice(corpus, tokenizer, tmp_path, monkeypatch):
@@ -140,6 +142,50 @@ def test_large_caches_are_verified_where_they_are_read(corpus, tokenizer, tmp_pa
     path.write_bytes(raw + raw[:2])
     with pytest.raises(ValueError, match="train-00000.bin is damaged"):
         open_cache(corpus, tokenizer, tmp_path / "cache")
+
+
+def test_a_manifest_that_disagrees_with_its_shards_is_noticed(corpus, tokenizer, tmp_path):
+    folder = open_cache(corpus, tokenizer, tmp_path / "cache").folder
+    whole = json.loads((folder / "manifest.json").read_text())
+
+    def edit(change, honest):
+        content = json.loads(json.dumps(whole))
+        change(content)
+        content.pop("digest")
+        if not honest:  # a file of before the digest, or an edit by who knows of it
+            (folder / "manifest.json").write_text(json.dumps(content))
+        else:
+            (folder / "manifest.json").write_text(json.dumps(content | {"digest": whole["digest"]}))
+
+    train = whole["splits"]["train"]
+    lies = [
+        lambda m: m["splits"]["train"].update(tokens=train["tokens"] + 1),
+        lambda m: m["splits"]["train"].update(documents=train["documents"] + 1),
+        lambda m: m["splits"]["train"].update(documents=-1),
+        lambda m: m["splits"]["train"].update(bytes="many"),
+        lambda m: m["splits"]["train"].update(shards=[]),
+        lambda m: m["splits"]["train"]["counts"].update(m["splits"]["valid"]["counts"]),
+        lambda m: m["splits"]["train"]["shards"][0].update(file="../x.bin"),
+        lambda m: m["splits"]["train"]["counts"].update(file="/etc/passwd"),
+        lambda m: m.update(vocab_size=3),
+        lambda m: m.update(vocab_size=1 << 60),
+        lambda m: m.update(dtype="O"),
+        lambda m: m.update(dtype="<f8"),
+    ]
+    for honest in (False, True):
+        for lie in lies:
+            edit(lie, honest)
+            with pytest.raises(ValueError, match="is damaged or incomplete .*: delete the folder") as caught:
+                TokenCache(folder)
+            assert "\n" not in str(caught.value)
+    edit(lambda m: m["splits"]["train"].update(bytes=7), True)  # which nothing else could tell
+    with pytest.raises(ValueError, match="changed after it was written"):
+        TokenCache(folder)
+    edit(lambda m: None, False)
+    assert len(TokenCache(folder).tokens("train")) == train["tokens"]  # a cache of before the digest
+    (folder / "manifest.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        TokenCache(folder)
 
 
 def test_manifest_says_what_it_holds(corpus, tokenizer, tmp_path):

@@ -154,7 +154,7 @@ def test_pydoc_is_a_megabyte_of_ascii_english(pydoc):
 
 def test_pydoc_split_holds_out_text(pydoc):
     train, valid = both(pydoc)
-    assert not set(train) & set(valid) and len(valid) == round(0.05 * (len(train) + len(valid)))
+    assert not set(train) & set(valid) and abs(size(valid) / (size(train) + size(valid)) - 0.05) < 0.01
     assert sum(map(len, valid)) > 10_000
 
 
@@ -251,7 +251,7 @@ def test_fingerprint_follows_content_not_place(tmp_path):
         ("x.txt", b"abc\xff", r"data\.path: .*x\.txt: not UTF-8 \(.* at byte 3\)"),
         ("x.csv", "abc", r"data\.path: .*x\.csv is of no supported kind: \.txt, \.md, \.jsonl"),
         ("x.jsonl", '{"text": "a"}\n{"body": "b"}', r'x\.jsonl, line 2: .*"text"'),
-        ("x.jsonl", '{"text": "a"}\n["text"]', r'x\.jsonl, line 2: .*"text"'),
+        ("x.jsonl", '{"text": "a"}\n["text"]', r"x\.jsonl, line 2: needs a JSON object"),
         ("x.jsonl", '{"text": "a"}\n{"text": 3}', r'x\.jsonl, line 2: .*"text"'),
         ("x.jsonl", '{"text": "a"}\n\n{"text": ', r"x\.jsonl, line 3: no valid JSON"),
         ("x.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', r"x\.jsonl, line 2: not UTF-8"),

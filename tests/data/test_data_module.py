@@ -6,6 +6,7 @@ from flm.data.corpora.text import TextCorpus
 from flm.data.corpora.text8 import Text8Normaliser
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import ByteTokenizer, CharacterTokenizer
+from flm.schema import check
 
 
 @pytest.fixture
@@ -68,8 +69,8 @@ def test_accumulation(build):
     for options, world in (({"batch_size": 5}, 1), ({"batch_size": 4}, 2), ({}, 5), ({"batch_size": 24}, 1), ({}, 24)):
         with pytest.raises(ValueError, match=r"loader\.global_batch_size=12 .*loader\.batch_size"):
             build(**options).accumulation(world)
-    with pytest.raises(ValueError, match=r"loader\.batch_size must be at least 1"):
-        build(batch_size=0)
+    with pytest.raises(ValueError, match=r"loader\.batch_size must be"):
+        check(TextDataModule, {"length": 4, "batch_size": 0}, "loader", ("corpus", "tokenizer"))
 
 
 @pytest.mark.parametrize("world", [1, 2, 5])
@@ -111,10 +112,9 @@ def test_text8_characters(build):
     assert module.vocab_size <= 29 and module.tokenizer.vocab_size == len(module.token_counts())
 
 
-def test_wrong_wrap_is_told_before_the_work(build, tmp_path):
-    with pytest.raises(ValueError, match=r"data\.wrap=both"):
-        build(wrap="both").prepare()
-    assert list((tmp_path / "cache").iterdir()) == []
+def test_wrong_wrap_is_told():
+    with pytest.raises(ValueError, match=r"data\.wrap must be"):
+        check(TextCorpus, {"path": "x", "wrap": "both"}, "data")
 
 
 def test_cache_folder_that_cannot_be(build, corpus_path):

@@ -24,6 +24,7 @@ from flm.data.corpora.source_files import Digests, files_of_split, read_document
 from flm.data.module import TextDataModule
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
 from flm.data.tokenizers import ByteTokenizer
+from flm.schema import check
 from flm.tasks.command_line import CONFIGS
 
 TEXTS = [f"document {i} ." if i % 7 else "" for i in range(40)]
@@ -208,9 +209,11 @@ def test_errors_name_the_file(files, message, tmp_path):
 
 
 def test_wrong_keys(tmp_path):
-    for options in ({"valid": None}, {"valid_documents": 5}, {"valid": None, "valid_documents": 0}):
+    for options in ({"valid": None}, {"valid_documents": 5}):
         with pytest.raises(ValueError, match=r"data\.valid"):
             HubCorpus("own", "some/set", **options)
+    with pytest.raises(ValueError, match=r"data\.valid_documents must be"):
+        check(HubCorpus, {"name": "own", "hub": "some/set", "valid": None, "valid_documents": 0}, "data")
     with pytest.raises(ValueError, match=r"data\.path=.*no such folder"):
         HubCorpus("own", "some/set", path=tmp_path / "nowhere").fingerprint()
     with pytest.raises(ValueError, match=r"data\.cache_dir"):

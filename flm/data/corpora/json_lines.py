@@ -85,9 +85,10 @@ def digest(path: Path, key: str) -> str:
 
 def record_of(line: bytes, place: str) -> dict[str, Any]:
     """The object in a line; raises ValueError where there is none."""
+    text = decoded(line, place)
     try:
-        record = json.loads(decoded(line, place))
-    except json.JSONDecodeError as error:
+        record = json.loads(text)
+    except ValueError as error:  # no JSON, or a number of more digits than Python reads
         raise ValueError(f"{place}: no valid JSON ({error})") from error
     except RecursionError as error:
         raise ValueError(f"{place}: JSON nested too deep") from error
