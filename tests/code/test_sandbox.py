@@ -27,18 +27,21 @@ def sandbox():
 
 
 @pytest.fixture(autouse=True)
-def nothing_left():
+def nothing_left(monkeypatch):
+    """Cells live in a folder of this test's own, since others may run programs on this machine at the same time."""
+    folder = Path(tempfile.mkdtemp(prefix="flm-tests-"))
+    folder.chmod(0o711)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+
     def surroundings():
         children = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
-        folders = [Path(place) for place in (tempfile.gettempdir(), "/dev/shm", "/var/tmp")]
-        ours = [
-            str(path) for folder in folders for path in folder.glob("flm-*") if path.name.startswith(("flm-code", "flm-attack"))
-        ]
-        return len(sum(children, [])), sorted(ours), len(os.listdir("/proc/self/fd"))
+        escaped = [path for place in ("/tmp", "/dev/shm", "/var/tmp") for path in Path(place).glob("flm-attack*")]
+        return len(sum(children, [])), escaped, os.listdir(folder), len(os.listdir("/proc/self/fd"))
 
     before = surroundings()
     yield
     assert surroundings() == before
+    folder.rmdir()
 
 
 def test_cheats_do_not_pass_or_are_told():
