@@ -27,8 +27,9 @@ def sandbox():
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(monkeypatch):
+def nothing_left(monkeypatch, tmp_path_factory):
     """Cells live in a folder of this test's own, since others may run programs on this machine at the same time."""
+    tmp_path_factory.getbasetemp()  # pytest's own is made where it always is
     folder = Path(tempfile.mkdtemp(prefix="flm-tests-"))
     folder.chmod(0o711)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
