@@ -6,27 +6,20 @@ plain types, Literal, sequences, mappings, dataclasses and unions of them are un
 `Annotated[float, Gt(0)]` (`flm.ranges`). Where any other class is annotated, or nothing is, an object is not looked into.
 """
 
-import collections.abc
 import dataclasses
 import difflib
 import functools
 import inspect
-import os
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
-
-from flm.ranges import CalledWith, Text, Where
+from flm.annotations import MAPPINGS, Node, describe, fits, members, metadata, shown
+from flm.ranges import CalledWith
 
 EMPTY = inspect.Parameter.empty
-_SEQUENCES = (list, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
-_MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 MISSING = "???"  # a config value that has to be given
 _MARKS = ("_target_", "_partial_", "_convert_", "_recursive_")  # the last two are Hydra's, and not read elsewhere
-_LARGEST = 2**63 - 1  # of whole numbers: what torch and numpy can hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +33,6 @@ class Signature:
 
     parameters: dict[str, inspect.Parameter]
     is_open: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """Stands for an object that will be built from a config node (`_target_`)."""
-
-    target: str
 
 
 def check(
@@ -132,7 +118,7 @@ def check_value(parameter: inspect.Parameter, value: Any, key: str) -> None:
         for name, item in value.items():
             check_value(parameter.replace(annotation=inner, default=EMPTY), item, _key(key, str(name)))
         return
-    if not _fits(parameter.annotation, value):
+    if not fits(parameter.annotation, value):
         raise ValueError(f"{key} must be {describe(parameter.annotation)}, not {shown(value)}")
 
 
@@ -189,17 +175,6 @@ def merged(*targets: Callable[..., Any], without: Iterable[str] = ()) -> inspect
     return inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in found.values()])
 
 
-def describe(annotation: Any) -> str:
-    """What an annotation allows, in words: "a number above 0, or null"."""
-    members = [words for member in _members(annotation) if (words := _describe(*member))]
-    return ", or ".join(dict.fromkeys(members)) if members else "anything"
-
-
-def metadata(annotation: Any, kind: type) -> list[Any]:
-    """What an annotation carries of a kind, at its top."""
-    return [note for note in getattr(annotation, "__metadata__", ()) if isinstance(note, kind)]
-
-
 def nearest(name: str, known: Iterable[str], path: str = "") -> str:
     """; did you mean ...? with the nearest known name, or nothing."""
     close = difflib.get_close_matches(name, list(known), 1, 0.6)
@@ -209,28 +184,6 @@ def nearest(name: str, known: Iterable[str], path: str = "") -> str:
 def listing(known: Iterable[str]) -> str:
     names = ", ".join(known)
     return f"; it takes {names}" if names else "; it takes nothing"
-
-
-def shown(value: Any) -> str:
-    """A value as a command line would have it, cut short."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, Node):
-        return f"an object of {value.target}"
-    if isinstance(value, str):
-        plain = value.isprintable() and value.strip() == value and not _like_other_types(value)
-        text = value if plain else repr(value)
-    else:
-        text = repr(value)
-    return text if len(text) <= 120 else f"{text[:120]}..."
-
-
-def _like_other_types(text: str) -> bool:
-    try:
-        float(text)
-        return True
-    except ValueError:
-        return text.lower() in ("", "true", "false", "null", "none")
 
 
 def _of_function(function: Callable[..., Any], skip: int) -> Signature:
@@ -260,22 +213,12 @@ def _same(value: Any, default: Any) -> bool:
     return type(value) is type(default) and isinstance(value, str | int | float | bool | None) and value == default
 
 
-def _members(annotation: Any) -> list[tuple[Any, tuple[Any, ...]]]:
-    """(type, metadata) of each member of a union, or of the one."""
-    if typing.get_origin(annotation) is Annotated:
-        base, *notes = typing.get_args(annotation)
-        return [(kind, (*inner, *notes) if kind is not type(None) else ()) for kind, inner in _members(base)]
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return [member for part in typing.get_args(annotation) for member in _members(part)]
-    return [(type(None) if annotation is None else annotation, ())]
-
-
 def _given(annotation: Any) -> set[str]:
     return {name for note in metadata(annotation, CalledWith) for name in note.names}
 
 
 def _dataclass_in(annotation: Any) -> type | None:
-    for kind, _ in _members(annotation):
+    for kind, _ in members(annotation):
         if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
             return kind
     return None
@@ -283,123 +226,8 @@ def _dataclass_in(annotation: Any) -> type | None:
 
 def _dataclass_in_mapping(annotation: Any) -> Any:
     """The annotation of a mapping's values, where they are dataclasses."""
-    for kind, _ in _members(annotation):
+    for kind, _ in members(annotation):
         inner = typing.get_args(kind)
-        if typing.get_origin(kind) in _MAPPINGS and _dataclass_in(inner[1]) is not None:
+        if typing.get_origin(kind) in MAPPINGS and _dataclass_in(inner[1]) is not None:
             return inner[1]
     return None
-
-
-def _describe(kind: Any, notes: tuple[Any, ...]) -> str:
-    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
-    further = "".join(f", {note.says}" for note in notes if isinstance(note, Where))
-    if kind is type(None):
-        return "null"
-    if kind is bool:
-        return "true or false"
-    if kind in (int, float):
-        return ("a whole number" if kind is int else "a number") + _range(kind, notes) + further
-    if kind is str:
-        return further.removeprefix(", ") or "text"
-    if inspect.isclass(origin) and issubclass(origin, os.PathLike):
-        return "text that is not empty"
-    if origin is Literal:
-        names = dict.fromkeys(str(choice) if isinstance(choice, str) else shown(choice) for choice in inner)
-        return f"one of {', '.join(names)}" if len(names) > 1 else next(iter(names))
-    if origin is tuple and inner[-1:] != (...,) and inner:
-        return f"a list of {len(inner)}: {'; '.join(map(describe, inner))}"
-    if origin in _SEQUENCES or origin is tuple:
-        least = max((note.min_length for note in notes if isinstance(note, MinLen)), default=0)
-        start = "a list" if not least else "a list that is not empty" if least == 1 else f"a list of at least {least}"
-        return start + (f", each {describe(inner[0])}" if inner and inner[0] is not Any else "") + further
-    if origin in _MAPPINGS:
-        values = f", each value {describe(inner[1])}" if inner and inner[1] is not Any else ""
-        return "a mapping {name: value}" + values + further
-    if kind is Any or isinstance(kind, typing.TypeVar):
-        return "anything"
-    if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
-        return f"a mapping with {', '.join(signature_of(kind).parameters)}"
-    return "an object ({_target_: ...})"
-
-
-def _range(kind: type, notes: tuple[Any, ...]) -> str:
-    low = [note for note in notes if isinstance(note, Ge | Gt)]
-    high = [note for note in notes if isinstance(note, Le | Lt)]
-    if low and high and kind is float:
-        ends = ("(" if isinstance(low[0], Gt) else "["), (")" if isinstance(high[0], Lt) else "]")
-        return f" in {ends[0]}{_bound(low[0]):g}, {_bound(high[0]):g}{ends[1]}"
-    words = [f"{'above' if isinstance(note, Gt) else 'of at least'} {_bound(note)}" for note in low]
-    words += [f"{'below' if isinstance(note, Lt) else 'at most'} {_bound(note)}" for note in high]
-    steps = "".join(f", a multiple of {note.multiple_of}" for note in notes if isinstance(note, MultipleOf))
-    return (" " + " and ".join(words) if words else "") + steps
-
-
-def _bound(note: Any) -> Any:
-    return getattr(note, type(note).__name__.lower())
-
-
-def _fits(annotation: Any, value: Any) -> bool:
-    from pydantic import ValidationError
-
-    try:
-        _adapter(annotation).validate_python(value)
-    except ValidationError:
-        return False
-    return True
-
-
-@functools.cache
-def _adapter(annotation: Any) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(_strict(annotation))
-
-
-def _strict(annotation: Any) -> Any:
-    """The annotation as pydantic enforces what the head of this file says."""
-    return typing.Union[tuple(_strict_member(*member) for member in _members(annotation))]  # noqa: UP007
-
-
-def _strict_member(kind: Any, notes: tuple[Any, ...]) -> Any:
-    from pydantic import AfterValidator, AllowInfNan, PlainValidator, Strict
-
-    def that_holds(where: Where) -> Any:
-        def validated(value: Any) -> Any:
-            if not where.holds(value):
-                raise ValueError(where.says)
-            return value
-
-        return AfterValidator(validated)
-
-    limits = [that_holds(note) if isinstance(note, Where) else note for note in notes if isinstance(note, _RANGES)]
-    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if kind is type(None):
-        return None
-    if kind is int:
-        return Annotated[(int, Strict(), Ge(-_LARGEST), Le(_LARGEST), *limits)]
-    if kind is float:
-        return Annotated[(float, Strict(), AllowInfNan(False), *limits)]
-    if kind is bool or kind is str:
-        return Annotated[(kind, Strict(), *limits)]
-    if inspect.isclass(origin) and issubclass(origin, os.PathLike):
-        return _strict(Text) | Annotated[Any, PlainValidator(_no_plain_value)]
-    if origin is Literal:
-        return kind
-    if origin is tuple and inner and inner[-1] is not ...:
-        return Annotated[(tuple[tuple(map(_strict, inner))], *limits, tuple)]
-    if origin in _SEQUENCES or origin is tuple:
-        return Annotated[(list[_strict(inner[0]) if inner else Any], *limits, list)]
-    if origin in _MAPPINGS:
-        return Annotated[(dict[tuple(map(_strict, inner)) if inner else (Any, Any)], *limits, dict)]
-    if kind is Any or isinstance(kind, typing.TypeVar):
-        return Any
-    return Annotated[Any, PlainValidator(_no_plain_value)]
-
-
-_RANGES = (Ge, Gt, Le, Lt, MinLen, MultipleOf, Where)
-
-
-def _no_plain_value(value: Any) -> Any:
-    if value is None or isinstance(value, str | bytes | int | float | list | tuple | dict):
-        raise ValueError("an object is needed")
-    return value

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from flm.algos.algorithm import Algorithm
+from flm.annotations import metadata, shown
 from flm.checkpoints.moved import current
 from flm.ranges import CalledWith
 from flm.registry import trusted
-from flm.schema import check_node, metadata, nearest, shown, signature_of
+from flm.schema import check_node, nearest, signature_of
 
 
 def build(node: Mapping[str, Any], trusted_modules: Sequence[str] = (), **extra: Any) -> Any:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from flm.schema import check, nearest, shown
+from flm.annotations import shown
+from flm.schema import check, nearest
 
 
 class _Algorithm(Protocol):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from flm.schema import describe, shown, signature_of
+from flm.annotations import describe, shown
+from flm.schema import signature_of
 
 
 @dataclass(frozen=True)

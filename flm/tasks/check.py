@@ -12,11 +12,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
+from flm.annotations import shown
 from flm.checkpoints.build import check_algorithm
 from flm.data.module import TextDataModule
 from flm.precision import autocast
 from flm.ranges import Seed, Text
-from flm.schema import MISSING, check, nearest, shown, signature_of, with_nodes
+from flm.schema import MISSING, check, nearest, signature_of, with_nodes
 from flm.tasks.assemble import trusted_by
 from flm.tasks.benchmark import BenchmarkOptions
 from flm.tasks.eval_options import EvalOptions

@@ -6,7 +6,8 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 
-from flm.schema import check_node, shown
+from flm.annotations import shown
+from flm.schema import check_node
 
 
 def instantiate(node: Any, path: str, **given: Any) -> Any:

@@ -10,8 +10,9 @@ from annotated_types import Ge, MinLen
 from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 
+from flm.annotations import shown
 from flm.ranges import Count, Index, Positive, Share
-from flm.schema import merged, nearest, shown
+from flm.schema import merged, nearest
 from flm.tasks.instantiate import instantiate, resolve
 from flm.tasks.machine import device_of, precision_of
 from flm.training.stopping import MaxTime

@@ -1,0 +1,184 @@
+"""What an annotation allows: said in words, and asked of a value. `flm.schema` checks whole calls by it."""
+
+import collections.abc
+import dataclasses
+import functools
+import inspect
+import os
+import types
+import typing
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
+
+from flm.ranges import Text, Where
+
+_SEQUENCES = (list, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
+
+MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+
+_LARGEST = 2**63 - 1  # of whole numbers: what torch and numpy can hold
+_RANGES = (Ge, Gt, Le, Lt, MinLen, MultipleOf, Where)
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """Stands for an object that will be built from a config node (`_target_`)."""
+
+    target: str
+
+
+def describe(annotation: Any) -> str:
+    """What an annotation allows, in words: "a number above 0, or null"."""
+    words = [said for member in members(annotation) if (said := _describe(*member))]
+    return ", or ".join(dict.fromkeys(words)) if words else "anything"
+
+
+def metadata(annotation: Any, kind: type) -> list[Any]:
+    """What an annotation carries of a kind, at its top."""
+    return [note for note in getattr(annotation, "__metadata__", ()) if isinstance(note, kind)]
+
+
+def shown(value: Any) -> str:
+    """A value as a command line would have it, cut short."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Node):
+        return f"an object of {value.target}"
+    if isinstance(value, str):
+        plain = value.isprintable() and value.strip() == value and not _like_other_types(value)
+        text = value if plain else repr(value)
+    else:
+        text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."
+
+
+def _like_other_types(text: str) -> bool:
+    try:
+        float(text)
+        return True
+    except ValueError:
+        return text.lower() in ("", "true", "false", "null", "none")
+
+
+def fits(annotation: Any, value: Any) -> bool:
+    """Whether a value is one that an annotation allows."""
+    from pydantic import ValidationError
+
+    try:
+        _adapter(annotation).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def members(annotation: Any) -> list[tuple[Any, tuple[Any, ...]]]:
+    """(type, metadata) of each member of a union, or of the one."""
+    if typing.get_origin(annotation) is Annotated:
+        base, *notes = typing.get_args(annotation)
+        return [(kind, (*inner, *notes) if kind is not type(None) else ()) for kind, inner in members(base)]
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return [member for part in typing.get_args(annotation) for member in members(part)]
+    return [(type(None) if annotation is None else annotation, ())]
+
+
+def _describe(kind: Any, notes: tuple[Any, ...]) -> str:
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    further = "".join(f", {note.says}" for note in notes if isinstance(note, Where))
+    if kind is type(None):
+        return "null"
+    if kind is bool:
+        return "true or false"
+    if kind in (int, float):
+        return ("a whole number" if kind is int else "a number") + _range(kind, notes) + further
+    if kind is str:
+        return further.removeprefix(", ") or "text"
+    if inspect.isclass(origin) and issubclass(origin, os.PathLike):
+        return "text that is not empty"
+    if origin is Literal:
+        names = dict.fromkeys(str(choice) if isinstance(choice, str) else shown(choice) for choice in inner)
+        return f"one of {', '.join(names)}" if len(names) > 1 else next(iter(names))
+    if origin is tuple and inner[-1:] != (...,) and inner:
+        return f"a list of {len(inner)}: {'; '.join(map(describe, inner))}"
+    if origin in _SEQUENCES or origin is tuple:
+        least = max((note.min_length for note in notes if isinstance(note, MinLen)), default=0)
+        start = "a list" if not least else "a list that is not empty" if least == 1 else f"a list of at least {least}"
+        return start + (f", each {describe(inner[0])}" if inner and inner[0] is not Any else "") + further
+    if origin in MAPPINGS:
+        values = f", each value {describe(inner[1])}" if inner and inner[1] is not Any else ""
+        return "a mapping {name: value}" + values + further
+    if kind is Any or isinstance(kind, typing.TypeVar):
+        return "anything"
+    if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
+        return f"a mapping with {', '.join(field.name for field in dataclasses.fields(kind))}"
+    return "an object ({_target_: ...})"
+
+
+def _range(kind: type, notes: tuple[Any, ...]) -> str:
+    low = [note for note in notes if isinstance(note, Ge | Gt)]
+    high = [note for note in notes if isinstance(note, Le | Lt)]
+    if low and high and kind is float:
+        ends = ("(" if isinstance(low[0], Gt) else "["), (")" if isinstance(high[0], Lt) else "]")
+        return f" in {ends[0]}{_bound(low[0]):g}, {_bound(high[0]):g}{ends[1]}"
+    words = [f"{'above' if isinstance(note, Gt) else 'of at least'} {_bound(note)}" for note in low]
+    words += [f"{'below' if isinstance(note, Lt) else 'at most'} {_bound(note)}" for note in high]
+    steps = "".join(f", a multiple of {note.multiple_of}" for note in notes if isinstance(note, MultipleOf))
+    return (" " + " and ".join(words) if words else "") + steps
+
+
+def _bound(note: Any) -> Any:
+    return getattr(note, type(note).__name__.lower())
+
+
+@functools.cache
+def _adapter(annotation: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(_strict(annotation))
+
+
+def _strict(annotation: Any) -> Any:
+    """The annotation as pydantic enforces what the head of this file says."""
+    return typing.Union[tuple(_strict_member(*member) for member in members(annotation))]  # noqa: UP007
+
+
+def _strict_member(kind: Any, notes: tuple[Any, ...]) -> Any:
+    from pydantic import AfterValidator, AllowInfNan, PlainValidator, Strict
+
+    def that_holds(where: Where) -> Any:
+        def validated(value: Any) -> Any:
+            if not where.holds(value):
+                raise ValueError(where.says)
+            return value
+
+        return AfterValidator(validated)
+
+    limits = [that_holds(note) if isinstance(note, Where) else note for note in notes if isinstance(note, _RANGES)]
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if kind is type(None):
+        return None
+    if kind is int:
+        return Annotated[(int, Strict(), Ge(-_LARGEST), Le(_LARGEST), *limits)]
+    if kind is float:
+        return Annotated[(float, Strict(), AllowInfNan(False), *limits)]
+    if kind is bool or kind is str:
+        return Annotated[(kind, Strict(), *limits)]
+    if inspect.isclass(origin) and issubclass(origin, os.PathLike):
+        return _strict(Text) | Annotated[Any, PlainValidator(_no_plain_value)]
+    if origin is Literal:
+        return kind
+    if origin is tuple and inner and inner[-1] is not ...:
+        return Annotated[(tuple[tuple(map(_strict, inner))], *limits, tuple)]
+    if origin in _SEQUENCES or origin is tuple:
+        return Annotated[(list[_strict(inner[0]) if inner else Any], *limits, list)]
+    if origin in MAPPINGS:
+        return Annotated[(dict[tuple(map(_strict, inner)) if inner else (Any, Any)], *limits, dict)]
+    if kind is Any or isinstance(kind, typing.TypeVar):
+        return Any
+    return Annotated[Any, PlainValidator(_no_plain_value)]
+
+
+def _no_plain_value(value: Any) -> Any:
+    if value is None or isinstance(value, str | bytes | int | float | list | tuple | dict):
+        raise ValueError("an object is needed")
+    return value
