@@ -7,6 +7,7 @@ models, defined in this package or in modules the caller trusts, are ever import
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from flm.algos.algorithm import Algorithm
 from flm.annotations import metadata, shown
 from flm.checkpoints.moved import current
+from flm.checkpoints.room import Room
 from flm.ranges import CalledWith
 from flm.registry import trusted
 from flm.schema import check_node, nearest, signature_of
@@ -43,6 +45,7 @@ def build_algorithm(
     trusted_modules: Sequence[str] = (),
     model_extra: Mapping[str, Any] | None = None,
     on_meta: bool = False,
+    room: Room | None = None,
     **extra: Any,
 ) -> Algorithm:
     """The algorithm of a resolved config: node `algo`, over the backbone of node `model`.
@@ -52,17 +55,21 @@ def build_algorithm(
     Args:
         model_extra: further arguments of the backbone that do not travel with the model, where its weights begin for one.
         on_meta: build the backbone without memory for its weights, to see whether it can be built.
+        room: how large it may be, where a file describes it; None: as large as the config says.
         extra: further arguments of the algorithm that are not plain values, a teacher for one.
 
     Raises:
-        ValueError: as `build`; or the config lacks `algo`, `model` or `model.length`.
+        ValueError: as `build`; or the config lacks `algo`, `model` or `model.length`; or the model is larger than `room`.
     """
     check_algorithm(config, trusted_modules, model_extra or {}, extra)
     backbone = _built({**_arguments(config["model"]), "_partial_": True}, trusted_modules, model_extra or {})
     if on_meta:
         backbone = _on_meta(backbone)
+    if room is not None:
+        backbone = room.checked(backbone)
     rest = {"backbone": backbone, "vocab_size": vocab_size, "length": config["model"]["length"], **extra}
-    algorithm = _built(_arguments(config["algo"]), trusted_modules, rest)
+    with nullcontext() if room is None else room.counted():
+        algorithm = _built(_arguments(config["algo"]), trusted_modules, rest)
     if not isinstance(algorithm, Algorithm):
         raise ValueError(f"algo._target_={config['algo']['_target_']} is not an Algorithm")
     return algorithm

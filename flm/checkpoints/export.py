@@ -16,8 +16,18 @@ from torch import nn
 from flm import atomic
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints.description import package_version
-from flm.checkpoints.folder import CONFIG, FORMAT_VERSION, GENERATION, READ, TOKENIZER, WEIGHTS, transformers_model
-from flm.checkpoints.model_file import ModelSource
+from flm.checkpoints.folder import (
+    CONFIG,
+    DIGESTED,
+    FORMAT_VERSION,
+    GENERATION,
+    READ,
+    SHA256,
+    TOKENIZER,
+    WEIGHTS,
+    transformers_model,
+)
+from flm.checkpoints.model_file import ModelSource, sha256_of
 from flm.data.tokenizers import Tokenizer
 from flm.models.causal import CausalTransformer
 from flm.models.dit import DiT
@@ -82,6 +92,7 @@ def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: 
             "step": source.step,
             "weights": source.weights,
             "checkpoint_sha256": source.sha256,
+            SHA256: {name: sha256_of(folder / name) for name in DIGESTED},
             "tokenizer": tokenizer,
             "config": shareable(source.config),
         },

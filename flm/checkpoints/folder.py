@@ -13,12 +13,15 @@ from torch import Tensor
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import Description
-from flm.checkpoints.model_file import AVERAGE, LAST_STEP, ModelFile
+from flm.checkpoints.model_file import AVERAGE, LAST_STEP, ModelFile, sha256_of
+from flm.checkpoints.room import Room
 from flm.registry import objects
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, GENERATION, TOKENIZER = "model.safetensors", "config.json", "generation_config.json", "tokenizer.json"
 READ = (WEIGHTS, CONFIG, TOKENIZER, GENERATION)  # what `read_folder` needs
+SHA256 = "sha256"  # in config.json under `flm`: digests of these files by name; older folders have none
+DIGESTED = (WEIGHTS, TOKENIZER)
 
 
 class TransformersModel(Protocol):
@@ -74,7 +77,8 @@ class ExportedFolder(ModelFile):
 
     def algorithm(self, trusted_modules: Sequence[str], **extra: Any) -> Algorithm:
         try:
-            return build_algorithm(self.config, self.description.vocab_size, trusted_modules, **extra)
+            room = Room.of(self.state)
+            return build_algorithm(self.config, self.description.vocab_size, trusted_modules, room=room, **extra)
         except Exception as error:  # constructors raise anything for values that make no sense: too much memory, a width of 0
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise ValueError(f"{self.path / CONFIG}: no model can be built from it: {reason}") from error
@@ -113,6 +117,7 @@ def read_folder(folder: str | Path) -> ExportedFolder:
         weights = safetensors.torch.load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{folder / WEIGHTS}: not a readable safetensors file ({error})") from error
+    _check_digests(folder, own.get(SHA256, {}))
     defaults = _read_json(folder / GENERATION).get("flm") if (folder / GENERATION).is_file() else None
     if defaults is not None and not (
         isinstance(defaults, dict) and isinstance(defaults.get("options"), dict) and "steps" in defaults
@@ -122,6 +127,17 @@ def read_folder(folder: str | Path) -> ExportedFolder:
     vocab_size = own.get("vocab_size", content["vocab_size"])  # a table may have rows to spare, which the outer one counts
     description = Description(own["config"], tokenizer, vocab_size, content["length"], own["step"])
     return ExportedFolder(folder, description, weights, weights=own["weights"], defaults=defaults)
+
+
+def _check_digests(folder: Path, recorded: Any) -> None:
+    if not (isinstance(recorded, dict) and set(recorded) <= set(DIGESTED)):
+        raise ValueError(f"{folder / CONFIG}: damaged: flm.{SHA256} must hold digests of {' and '.join(DIGESTED)}")
+    for name, digest in recorded.items():
+        if sha256_of(folder / name) != digest:
+            raise ValueError(
+                f"{folder / name}: changed since it was exported: its SHA-256 is not that in {CONFIG}: export or download it "
+                f"again, or remove flm.{SHA256} from {CONFIG} if you changed it"
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

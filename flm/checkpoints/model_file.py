@@ -12,6 +12,7 @@ from torch import Tensor
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import Description
+from flm.checkpoints.room import Room
 from flm.samplers.template import CANVAS_KEYS
 
 AVERAGE, LAST_STEP = "average", "last step"
@@ -80,7 +81,8 @@ class ModelFile:
     def algorithm(self, trusted_modules: Sequence[str], **extra: Any) -> Algorithm:
         """The described model, with fresh weights; arguments and errors as of `build_algorithm`."""
         try:
-            return build_algorithm(self.config, self.description.vocab_size, trusted_modules, **extra)
+            room = Room.of(self.state)
+            return build_algorithm(self.config, self.description.vocab_size, trusted_modules, room=room, **extra)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
 

@@ -41,7 +41,21 @@ _HEADER = struct.Struct("<8sBI32s")
 ZSTD, ZLIB = 1, 2
 LEVELS = (16, 1, 17, 2)  # of zstandard: which is smallest changes from model to model, by a thousandth
 _SCALES = "|scales"  # after the name of a weight; no module has such a name
+# A promise beyond both is no model: codes of 5 bits do not shrink to a two-hundredth.
+_MOST_TIMES, _SPARE_BYTES = 256, 1 << 26
 _NOT_KEPT = {"average", "average_updates"}  # of a description: the weights are one set
+
+
+# what comes of bytes that are not the content of an artifact
+_NOT_ONE = (
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,  # with RecursionError
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    safetensors.SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,7 @@ def read(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
         state |= {alias: state[key] for alias, key in aliases.items()}
         average = {key: state[key] for key in parameters}
         description = Description.of({KEY: about | {"average": average, "average_updates": 0}}, name)
-    except (KeyError, TypeError, AttributeError, RuntimeError, RecursionError, safetensors.SafetensorError) as error:
+    except _NOT_ONE as error:
         raise ValueError(f"{name}: damaged artifact: its content is not that of one ({type(error).__name__})") from error
     return description, state
 
@@ -221,15 +235,23 @@ def _uncompressed(content: bytes, name: str) -> bytes:
         raise ValueError(f"{name}: damaged artifact: its checksum does not match, it is cut short or was changed")
     if codec == ZSTD and not has_zstandard():
         raise ValueError(f"{name}: compressed with zstandard: pip install zstandard")
+    if length > _MOST_TIMES * len(compressed) + _SPARE_BYTES:
+        raise ValueError(f"{name}: damaged artifact: {len(compressed):,} bytes promise {length:,}, refused before reading them")
     try:
-        if codec == ZSTD:
-            import zstandard
-
-            raw = zstandard.ZstdDecompressor().decompressobj().decompress(compressed)
-        else:
-            raw = zlib.decompress(compressed)
+        raw = _at_most(compressed, codec, length + 1)
     except Exception as error:  # zstandard.ZstdError and zlib.error share no base
         raise ValueError(f"{name}: damaged artifact: it does not decompress ({error})") from error
     if len(raw) != length:
-        raise ValueError(f"{name}: damaged artifact: {len(raw):,} bytes in place of {length:,}")
+        found = f"{len(raw):,}" if len(raw) < length else "more"
+        raise ValueError(f"{name}: damaged artifact: {found} bytes in place of {length:,}")
     return raw
+
+
+def _at_most(compressed: bytes, codec: int, size: int) -> bytes:
+    """The first `size` bytes, or all: what lies behind them is not decompressed."""
+    if codec != ZSTD:
+        return zlib.decompressobj().decompress(compressed, size)
+    import zstandard
+
+    with zstandard.ZstdDecompressor().stream_reader(compressed) as stream:
+        return stream.read(size)
