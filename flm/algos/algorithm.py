@@ -45,6 +45,12 @@ class Batch:
         given = self.weight == 0
         return given if self.documents is None else given & (self.documents >= 0)
 
+    @property
+    def scored(self) -> Tensor:
+        """(B, L) bool, what a likelihood is of: tokens that count. What is given conditions them; padding is not there."""
+        scored = self.weight > 0
+        return scored if self.documents is None else scored & (self.documents >= 0)
+
     def rows(self, index: Tensor, counted: Tensor | None = None) -> "Batch":
         """Some of its sequences, as index (n,) says; where counted (n,) is 0, without weight."""
         batch = self._each(lambda tensor: tensor[index])
@@ -111,7 +117,7 @@ class Bound:
     """What one draw says about -log p(tokens).
 
     Attributes:
-        nats: (B,) of whole sequences, all L positions: its mean over draws is the bound (or the exact value).
+        nats: (B,) of each sequence's scored positions together: its mean over draws is the bound (or the exact value).
         parts: where the nats come from: (B,) by name, adding up to `nats`; empty where nothing is told apart.
     """
 
@@ -216,7 +222,7 @@ class Algorithm(nn.Module):
         return None
 
     def bound(self, batch: Batch, draws: Draws, **options: Any) -> Bound:
-        """One draw of -log p(tokens) or an upper bound on it; `bound_kind` says which. Weights are not read."""
+        """One draw of -log p(scored tokens | given ones) or an upper bound on it; `bound_kind` says which."""
         raise NotImplementedError
 
     def bound_variants(self, training: Sequence[Batch], draws: Draws, **options: Any) -> dict[str, BoundVariant]:

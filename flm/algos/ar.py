@@ -50,8 +50,9 @@ class AR(Algorithm):
         return -self.predictions(tokens).log_prob(tokens)
 
     def bound(self, batch: Batch, draws: Draws) -> Bound:
-        """-log p(tokens) itself, of whole blocks in float64; nothing is drawn."""
-        return Bound(self.nll(batch.tokens).double().sum(1))
+        """-log p of the scored tokens given all before them, in float64; nothing is drawn. What comes after is not read."""
+        nats = -by_document(self.predictions, batch.tokens, batch.documents).log_prob(batch.tokens).double()
+        return Bound((nats * batch.scored).sum(1))
 
     def denoiser(self) -> LeftToRight:
         return self.backbone

@@ -130,13 +130,13 @@ class DFM(Algorithm):
         After a uniform source, the model jumps up to t = 1 - eps and then draws all positions from its posterior: a network
         that is not sure of a token it sees pays w for that at every moment, and up to 1 without limit.
         """
-        everywhere = torch.ones_like(batch.tokens, dtype=torch.bool)
-        jumps = self._bound_draw(batch, everywhere, draws)[0].sum(1)
+        scored = batch.scored
+        jumps = self._bound_draw(batch, scored, draws)[0].sum(1)
         if self.source.visible:
             return Bound(jumps)
         t = torch.full((len(jumps),), 1 - self.eps, dtype=torch.float64, device=jumps.device)
-        noisy = draws.per_sequence(*everywhere.shape) >= self.schedule.kappa(t)[:, None]
-        counted = Batch(batch.tokens, torch.ones_like(batch.weight), batch.documents)
+        noisy = scored & (draws.per_sequence(*scored.shape) >= self.schedule.kappa(t)[:, None])
+        counted = Batch(batch.tokens, scored.to(batch.weight), batch.documents)
         last = self._scored(counted, noisy, torch.ones_like(t), t, draws, False)[1].sum(1)
         return Bound(jumps + last, {"jumps": jumps, "last_draw": last})
 

@@ -8,7 +8,10 @@ from torch import Tensor
 
 from flm.algos.algorithm import Batch, Bound, BoundVariant
 from flm.draws import Draws
+from flm.models.attention import document_mask
+from flm.paths.gaussian import Given, State
 from flm.paths.gaussian_bound import GaussianDenoiser, Plan, estimate, measure
+from flm.posterior import TokenPosterior
 
 
 @dataclass
@@ -27,14 +30,15 @@ class GaussianLikelihood:
 
     bound_kind = "variational upper bound"
     vocab_size: int
+    clean_given: bool
 
-    def denoiser(self) -> Any:
+    def denoiser(self, mask: Tensor | None = None) -> Any:
         raise NotImplementedError
 
     def bound(self, batch: Batch, draws: Draws, plan: Plan | None = None) -> DrawnBound:
         """One draw of the variational bound. plan: None draws evenly along the whole path."""
         plan = Plan.even(self.vocab_size) if plan is None else plan
-        return DrawnBound(*estimate(self._gaussian(), batch.tokens, plan, draws))
+        return DrawnBound(*estimate(self._gaussian(batch), batch.tokens, plan, draws, batch.scored))
 
     def bound_variants(
         self, training: Sequence[Batch], draws: Draws, exact_evidence: bool = False, evidence_share: float = 0.5
@@ -54,11 +58,17 @@ class GaussianLikelihood:
             if not training:
                 variants[name] = BoundVariant({"plan": Plan.even(self.vocab_size, share)})
                 continue
-            pilot = measure(self._gaussian(), [batch.tokens for batch in training], draws, share)
+            pilot = measure([(self._gaussian(batch), batch.tokens, batch.scored) for batch in training], draws, share)
             variants[name] = BoundVariant({"plan": pilot.plan()}, pilot.bounds().min().item(), pilot.rows())
         return variants
 
-    def _gaussian(self) -> GaussianDenoiser:
-        denoiser = self.denoiser()
-        (table,) = denoiser.tables
-        return GaussianDenoiser(denoiser, table, denoiser.clock, self.vocab_size)
+    def _gaussian(self, batch: Batch) -> GaussianDenoiser:
+        """D for the rows of a batch: attention stays within documents, and given tokens are shown as in training."""
+        denoiser = self.denoiser(document_mask(batch.documents))
+        tables, given = denoiser.tables, Given(batch.tokens, batch.given, self.clean_given)
+        (table,) = tables
+
+        def predict(state: State, tau: Tensor) -> TokenPosterior:
+            return denoiser(given.seen(state, tables), tau)
+
+        return GaussianDenoiser(predict, table, denoiser.clock, self.vocab_size)

@@ -91,9 +91,8 @@ class MDLM(Algorithm):
         return summed(total, nats, batch.weight, 1 - u, scale)
 
     def bound(self, batch: Batch, draws: Draws) -> Bound:
-        """One draw: -log p of the tokens behind a random number of masks, scaled up to all."""
-        everywhere = torch.ones_like(batch.tokens, dtype=torch.bool)
-        masked, scale = random_masks(everywhere, draws.stratified(len(batch.tokens)), draws.rows)
+        """One draw: -log p of the scored tokens behind a random number of masks, scaled up to all of them."""
+        masked, scale = random_masks(batch.scored, draws.stratified(len(batch.tokens)), draws.rows)
         _, nats = self._cross_entropy(batch, masked, masked.to(scale))
         return Bound(nats.sum(1) * scale)
 

@@ -72,7 +72,7 @@ class UniformState:
         drawn, reference, mean = self._draw_density(batch, draws)
         start = self.schedule.kappa(torch.zeros((), dtype=torch.float64, device=drawn.device))
         diffusion = drawn - control * (reference - mean)
-        prior = torch.full_like(diffusion, batch.tokens.shape[1]) * prior_nats(start, self.vocab_size)
+        prior = batch.scored.sum(1) * prior_nats(start, self.vocab_size)
         return Bound(diffusion + prior, {"diffusion": diffusion, "prior": prior})
 
     def bound_variants(self, training: Sequence[Batch], draws: Draws, **options: Any) -> dict[str, BoundVariant]:
@@ -92,12 +92,16 @@ class UniformState:
         start = self.schedule.kappa(torch.zeros((), dtype=torch.float64, device=root.device))
         noise = (1 - start) * root.square()
         kappa, weight = 1 - noise, (1 - start) * 2 * root
-        state = corrupt(batch.tokens, kappa, self.source, draws.rows)
+        scored = batch.scored
+        state = torch.where(scored, corrupt(batch.tokens, kappa, self.source, draws.rows), batch.tokens)
         posterior = self._predict(F.embedding(state, self.backbone.input_table), kappa, batch)
-        ones = torch.ones(state.shape, dtype=torch.float64, device=root.device)
-        _, density = bound_density(posterior, batch.tokens, state, kappa, noise, ones)
-        uniform = uniform_density(state == batch.tokens, kappa, noise, self.vocab_size)
-        mean = state.shape[1] * (math.log(self.vocab_size) - prior_nats(start, self.vocab_size))
+        weight_of = scored.to(torch.float64)
+        _, density = bound_density(posterior, batch.tokens, state, kappa, noise, weight_of)
+        density, uniform = (
+            density * weight_of,
+            uniform_density(state == batch.tokens, kappa, noise, self.vocab_size) * weight_of,
+        )
+        mean = scored.sum(1) * (math.log(self.vocab_size) - prior_nats(start, self.vocab_size))
         return density.double().sum(1) * weight, uniform.sum(1) * weight, mean
 
     def _bound_loss(self, batch: Batch, t: Tensor, draws: Draws) -> Loss:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,6 +99,11 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of ids; special tokens are written out unless `skip_special`."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def text_after(self, before: Sequence[int], ids: Sequence[int], skip_special: bool = False) -> str:
+        """What the ids add to the text: some tokenizers drop a space at the beginning of whatever they decode."""
+        head, whole = (self.decode(part, skip_special) for part in (before, [*before, *ids]))
+        return whole[len(head) :] if whole.startswith(head) else self.decode(ids, skip_special)
 
     def token(self, token_id: int) -> str:
         """The vocabulary entry of one id, in the tokenizer's own spelling."""

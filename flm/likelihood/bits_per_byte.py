@@ -7,13 +7,18 @@ were averaged over, `num_bytes` the UTF-8 length of the text those tokens spell,
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from flm.algos.algorithm import Batch
 from flm.data.byte_table import ByteTable
+from flm.data.tokenizers import Tokenizer
+
+_CONTEXT = 8  # tokens before a run that decide how it is spelled
 
 
 def perplexity(nats_per_token: float) -> float:
@@ -46,6 +51,17 @@ def nats_per_token(bits_per_byte: float, num_tokens: int, num_bytes: float) -> f
 def utf8_bytes(texts: Iterable[str]) -> int:
     """Bytes of the texts in UTF-8."""
     return sum(len(text.encode("utf-8", errors="surrogatepass")) for text in texts)
+
+
+def scored_texts(batch: Batch, tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of each run of scored tokens in the rows of a batch; ends and other special tokens stand for no text."""
+    for row, scored in zip(batch.tokens.tolist(), batch.scored.tolist(), strict=True):
+        start = 0
+        for counts, run in groupby(scored):
+            end = start + len(list(run))
+            if counts:
+                yield tokenizer.text_after(row[max(0, start - _CONTEXT) : start], row[start:end], skip_special=True)
+            start = end
 
 
 @dataclass

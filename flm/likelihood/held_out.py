@@ -41,15 +41,15 @@ class NegativeLogLikelihood:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Nats per token of N sequences of L tokens.
+    """Nats per scored token of N sequences.
 
     Attributes:
-        nats_per_token: over sequences: its error says how far other text of the same kind might differ.
+        nats_per_token: all nats over all scored tokens; its error, over sequences, says how far other text might differ.
         monte_carlo_error: of the mean over draws, for this very text, in nats per token; 0 where the value is exact, None
             where one draw was made. Draws are stratified, which it does not see: it errs on the large side.
         parts: nats per token by part of the bound, adding up to the mean; None where no draw fell.
         draws_by_part: how many draws, of all sequences together, fell there.
-        num_tokens: N * L.
+        num_tokens: scored ones, of all sequences.
         num_draws: for each sequence.
     """
 
@@ -89,9 +89,9 @@ class DrawnBound:
     """Draws of the bound of one batch.
 
     Attributes:
-        nats: (B, num_draws) float64 on the CPU, of whole sequences.
+        nats: (B, num_draws) float64 on the CPU, of each sequence's scored tokens together.
         parts: by part of the bound, the sum over the batch of the mean over draws, and how many draws fell there.
-        num_tokens: of the batch.
+        num_tokens: scored ones of the batch.
     """
 
     nats: Tensor
@@ -128,7 +128,7 @@ def drawn_bounds(
             if on_draw is not None:
                 on_draw()
         parts = {name: (value, fallen[name]) for name, value in sums.items()}
-        yield DrawnBound(torch.stack(columns, 1), parts, batch.tokens.numel())
+        yield DrawnBound(torch.stack(columns, 1), parts, int(batch.scored.sum()))
 
 
 def likelihood(
@@ -148,7 +148,10 @@ def likelihood(
         for name, (value, count) in drawn.parts.items():
             parts[name] += value
             fallen[name] += count
-    values = torch.cat(nats) * (sum(len(rows) for rows in nats) / num_tokens)  # per token
+    if not num_tokens:
+        raise ValueError("no token of the text is to be scored: all are given, or padding")
+    # of one token: their mean over sequences is all nats over all tokens, however unlike sequences are in length
+    values = torch.cat(nats) * (sum(len(rows) for rows in nats) / num_tokens)
     error: float | None = 0.0
     if algorithm.bound_kind != "exact":
         error = math.sqrt((values.var(1) / num_draws).sum().item()) / len(values) if num_draws > 1 else None

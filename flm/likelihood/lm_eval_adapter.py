@@ -5,13 +5,15 @@ from flm.likelihood.lm_eval_adapter import adapter
 lm_eval.simple_evaluate(model=adapter(flm.load("RUN/checkpoints/last.ckpt"), steps=64), tasks=["humaneval"])
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from flm.algos.algorithm import Batch
-from flm.draws import Draws
+from flm.likelihood.held_out import drawn_bounds
+from flm.samplers.canvas import Canvas
 
 
 class TextModel(Protocol):
@@ -21,21 +23,21 @@ class TextModel(Protocol):
     tokenizer: Any
     length: int
     device: torch.device
-    generate: Callable[..., list[str]]
+    fill: Callable[..., Tensor]
 
 
 def adapter(model: TextModel, new_tokens: int = 256, draws: int = 32, seed: int = 0, **options: Any) -> Any:
     """An `lm_eval.api.model.LM`.
 
-    generate_until writes at most new_tokens after each context (its last tokens, where it is too long) and cuts the answer at
-    the first stop string. loglikelihood is minus the algorithm's bound on the continuation; whether that is the
-    greedy one is not told, so False.
+    generate_until writes at most new_tokens after each context (its last tokens, where it is too long). An answer ends at the
+    end token and before the first stop string. loglikelihood is minus the algorithm's bound on the continuation; whether
+    that is the greedy one is not told, so False. Texts longer than the model are scored in windows (`windows`).
 
     Args:
         new_tokens: unless a request says max_gen_toks.
         draws: of the bound, for each request.
         seed: of both.
-        options: of `generate`: steps and what the sampler takes.
+        options: of `LanguageModel.fill`: steps and what the sampler takes.
 
     Raises:
         ImportError: lm_eval is not installed.
@@ -44,7 +46,10 @@ def adapter(model: TextModel, new_tokens: int = 256, draws: int = 32, seed: int 
 
     class Adapter(LM):
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            return [self._answer(*request.args) for request in requests]
+            return [
+                answer(model, context, wanted.get("max_gen_toks", new_tokens), wanted.get("until") or [], seed, **options)
+                for context, wanted in (request.args for request in requests)
+            ]
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             return [(-conditional_nats(model, *request.args, draws, seed), False) for request in requests]
@@ -52,14 +57,23 @@ def adapter(model: TextModel, new_tokens: int = 256, draws: int = 32, seed: int 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
             return [-conditional_nats(model, "", request.args[0], draws, seed) for request in requests]
 
-        def _answer(self, context: str, wanted: dict[str, Any]) -> str:
-            count = min(wanted.get("max_gen_toks", new_tokens), model.length - 1)
-            ids = model.tokenizer.encode(context)[-(model.length - count) :]
-            prompt = model.tokenizer.decode(ids)
-            (text,) = model.generate(prompt=prompt, length=len(ids) + count, seed=seed, **options)
-            return cut(text.removeprefix(prompt), wanted.get("until", []))
-
     return Adapter()
+
+
+def answer(model: TextModel, context: str, count: int, until: str | list[str], seed: int, **options: Any) -> str:
+    """What the model writes after a context, at most `count` tokens, up to its end token or the first stop string.
+
+    A context that leaves no room for so many loses its first tokens; it is cut as tokens and never encoded again.
+    """
+    count = min(count, model.length)
+    if count < 1:
+        return ""
+    ids = model.tokenizer.encode(context)
+    ids = ids[max(0, len(ids) + count - model.length) :]
+    (row,) = model.fill(Canvas.from_pieces([ids, count], 1, model.device), seed=seed, **options).tolist()
+    written = row[len(ids) :]
+    written = written[: written.index(model.tokenizer.eos_id)] if model.tokenizer.eos_id in written else written
+    return cut(model.tokenizer.text_after(ids, written), until)
 
 
 def cut(text: str, until: str | list[str]) -> str:
@@ -68,23 +82,40 @@ def cut(text: str, until: str | list[str]) -> str:
     return text[: min((place for stop in stops if stop and (place := text.find(stop)) >= 0), default=len(text))]
 
 
+def windows(given: list[int], text: list[int], length: int) -> Iterator[tuple[list[int], list[int]]]:
+    """What is read and what is scored, at most `length` tokens together; each token of the text is scored once.
+
+    All of it in one window, with as much of what is given as fits, unless the text alone is too long. Then every window but the
+    first reads the half of a window that stands before what it scores: the sum of their nats is -log p of the whole text
+    where each token needs no more context than that.
+    """
+    if len(text) <= length:
+        yield given[max(0, len(given) + len(text) - length) :], text
+        return
+    context, done = given[-(length // 2) :] if length > 1 else [], 0
+    while done < len(text):
+        part = text[done : done + length - len(context)]
+        yield context, part
+        done += len(part)
+        context = (context + part)[-(length // 2) :] if length > 1 else []
+
+
 @torch.no_grad()
 def conditional_nats(model: TextModel, context: str, continuation: str, draws: int, seed: int) -> float:
     """The bound on -log p(continuation | context) in nats, a mean over draws; the context is read, and not scored.
 
     Raises:
-        ValueError: the continuation has no tokens or does not fit, or the algorithm's validation loss is not a likelihood.
+        ValueError: the continuation has no tokens, or the algorithm has no likelihood.
     """
     algorithm = model.algorithm
-    if algorithm.bound_kind is None or algorithm.validation_metric not in ("nelbo_nats", "nll_nats"):
+    if algorithm.bound_kind is None:
         raise ValueError(f"{type(algorithm).__name__} gives no likelihood of a continuation")
     text = model.tokenizer.encode(continuation)
-    if not 0 < len(text) <= model.length:
-        raise ValueError(f"a continuation of {len(text)} tokens; the model reads 1 to {model.length}")
-    given = model.tokenizer.encode(context)
-    given = given[max(0, len(given) + len(text) - model.length) :]
-    tokens = torch.tensor(given + text, device=model.device).expand(draws, -1)
-    weight = torch.zeros(tokens.shape, device=model.device)
-    weight[:, len(given) :] = 1
-    loss = algorithm.validation_loss(Batch(tokens, weight), Draws(seed, device=model.device))
-    return loss.per_sequence.double().mean().item() * len(text)
+    if not text:
+        raise ValueError("a continuation without tokens has no likelihood")
+    rows = 1 if algorithm.bound_kind == "exact" else draws
+    batches = []
+    for given, scored in windows(model.tokenizer.encode(context), text, model.length):
+        weight = torch.tensor([0.0] * len(given) + [1.0] * len(scored))
+        batches.append(Batch(torch.tensor(given + scored).expand(rows, -1), weight.expand(rows, -1)))
+    return sum(drawn.nats[:, 0].mean().item() for drawn in drawn_bounds(algorithm, batches, 1, seed))

@@ -80,15 +80,19 @@ class Plan:
 
 @torch.no_grad()
 def estimate(
-    denoiser: GaussianDenoiser, tokens: Tensor, plan: Plan, draws: Draws
+    denoiser: GaussianDenoiser, tokens: Tensor, plan: Plan, draws: Draws, scored: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """One unbiased draw of the bound for tokens (B, L).
+    """One unbiased draw of the bound for tokens (B, L), of those that are scored (B, L) bool; None: of all.
+
+    What is not scored may be read by the denoiser: the noise of given tokens does not depend on the scored ones, so a bound
+    given that noise, averaged over it, is one given the tokens.
 
     Returns:
         Nats (B,) float64; the same by part of the path, adding up to it; and by part, where the draw fell: (B,) bool.
     """
     m, weight, decoding = plan.place(draws.stratified(len(tokens)).cpu())
-    squared, surprise = (values.sum(1) for values in _errors(denoiser, tokens, m, plan.evidence, draws))
+    scored = torch.ones_like(tokens, dtype=torch.bool) if scored is None else scored
+    squared, surprise = ((values * scored).sum(1) for values in _errors(denoiser, tokens, m, plan.evidence, draws))
     device = tokens.device
     nats = torch.where(decoding.to(device), surprise, m.to(device) * squared) * weight.to(device)
     bounds = torch.linspace(0, largest_ratio(denoiser.vocab_size), BUCKETS + 1, dtype=torch.float64)
@@ -148,24 +152,27 @@ class Pilot:
 
 
 @torch.no_grad()
-def measure(denoiser: GaussianDenoiser, batches: Sequence[Tensor], draws: Draws, evidence: float = 0.0) -> Pilot:
-    """A pilot from one draw for each sequence of the batches (each (B, L)).
+def measure(batches: Sequence[tuple[GaussianDenoiser, Tensor, Tensor]], draws: Draws, evidence: float = 0.0) -> Pilot:
+    """A pilot from one draw for each sequence.
+
+    Args:
+        batches: what denoises a batch, its tokens (B, L), and which of them are scored (B, L) bool.
 
     Raises:
         ValueError: there are fewer sequences than cells.
     """
-    count = sum(len(tokens) for tokens in batches)
+    count = sum(len(tokens) for _, tokens, _ in batches)
     if count < CELLS:
         raise ValueError(f"eval.pilot_draws={count} is too few: at least {CELLS}, or 0 for no pilot")
-    edges = _edges(denoiser.vocab_size)
+    edges = _edges(batches[0][0].vocab_size)
     cell = torch.arange(count) % CELLS
     m = edges[cell] + draws.uniform(count, dtype=torch.float64).cpu() * edges.diff()[cell]
     integrand, surprise, start = [], [], 0
-    for tokens in batches:
-        here = m[start : start + len(tokens)]
-        squared, surprises = _errors(denoiser, tokens, here, evidence, draws)
-        integrand.append(here * squared.mean(1).cpu())
-        surprise.append(surprises.mean(1).cpu())
+    for denoiser, tokens, scored in batches:
+        here, share = m[start : start + len(tokens)], scored.double() / scored.sum(1, keepdim=True).clamp_min(1)
+        squared, surprises = ((values * share).sum(1).cpu() for values in _errors(denoiser, tokens, here, evidence, draws))
+        integrand.append(here * squared)
+        surprise.append(surprises)
         start += len(tokens)
 
     def by_cell(values: Tensor) -> Tensor:

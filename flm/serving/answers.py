@@ -23,12 +23,6 @@ def error_body(status: int, line: str) -> dict[str, Any]:
     return {"error": {"message": line, "type": kind, "param": None, "code": None}}
 
 
-def text_after(before: Sequence[int], ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """What the ids add to the text: some tokenizers drop a space at the beginning of whatever they decode."""
-    head, whole = tokenizer.decode(before, skip_special=True), tokenizer.decode([*before, *ids], skip_special=True)
-    return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids, skip_special=True)
-
-
 @dataclass
 class Answer:
     """How the rows of one prompt become choices.
@@ -66,7 +60,7 @@ class Answer:
         ids, ended = list(row[start:end]), "length"
         if self.tokenizer.eos_id in ids:
             ids, ended = ids[: ids.index(self.tokenizer.eos_id)], "stop"
-        text = text_after(row[:start], ids, self.tokenizer)
+        text = self.tokenizer.text_after(row[:start], ids, skip_special=True)
         for stop in self.stops:
             if stop and stop in text:
                 text, ended = text[: text.index(stop)], "stop"

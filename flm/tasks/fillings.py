@@ -114,12 +114,6 @@ def holes_of(pieces: Pieces, row: Sequence[int], tokenizer: Tokenizer) -> list[s
         if isinstance(piece, int):
             ids = list(row[place : place + size])
             ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
-            texts.append(text_after(row[max(0, place - 8) : place], ids, tokenizer))
+            texts.append(tokenizer.text_after(row[max(0, place - 8) : place], ids))
         place += size
     return texts
-
-
-def text_after(before: Sequence[int], ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """What the ids add to the text: some tokenizers drop a space at the beginning of whatever they decode."""
-    head, whole = tokenizer.decode(before), tokenizer.decode([*before, *ids])
-    return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from rich.box import SIMPLE
 from rich.console import Console
@@ -14,10 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from flm.algos.algorithm import Batch, BoundVariant
+from flm.data.loaders import collate
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
-from flm.likelihood.bits_per_byte import utf8_bytes
+from flm.likelihood.bits_per_byte import scored_texts, utf8_bytes
 from flm.tasks.eval_options import EvalOptions
 from flm.tasks.held_out import HeldOut, corpus_of
 from flm.tasks.machine import Machine
@@ -83,9 +83,8 @@ def _training_blocks(data: TextDataModule, wanted: int, size: int) -> list[Batch
     if "train" not in data.corpus.splits or not wanted:
         return []
     blocks = data.train_blocks()
-    rows = [blocks[i * len(blocks) // wanted] for i in range(wanted)]
-    parts = [torch.stack(rows[start : start + size]) for start in range(0, wanted, size)]
-    return [Batch(tokens, torch.ones(tokens.shape)) for tokens in parts]
+    rows = [blocks.row(i * len(blocks) // wanted) for i in range(wanted)]
+    return [collate(rows[start : start + size]) for start in range(0, wanted, size)]
 
 
 def _lowest(variants: dict[str, BoundVariant]) -> str | None:
@@ -108,8 +107,7 @@ def _score(
             bar = progress.add_task(f"{name}: {variant}", total=len(loader) * rounds)
             values[variant] = lm.likelihood(loader, draws, seed, settings.options, partial(progress.advance, bar))
     num_tokens = next(iter(values.values())).num_tokens
-    num_bytes = data.bytes_per_token() * num_tokens
-    num_characters = num_bytes * _characters_per_byte(data)
+    num_bytes, num_characters = _scored_size(data, lm.tokenizer, num_tokens)
     return {
         "corpus": data.corpus.describe(),
         "wrap": data.corpus.wrap,
@@ -118,6 +116,19 @@ def _score(
         "unknown_share": _unknown_share(data, lm.tokenizer),
         "variants": {variant: value.in_units(num_bytes, num_characters) for variant, value in values.items()},
     }
+
+
+def _scored_size(data: TextDataModule, tokenizer: Tokenizer, num_tokens: int) -> tuple[float, float]:
+    """UTF-8 bytes and characters of what was scored.
+
+    Blocks cut anywhere out of a text have those of the documents in proportion, with what the tokenizer cannot spell.
+    Rows of which only a part is scored, answers to prompts for one, are decoded and counted.
+    """
+    if all(bool(batch.scored.all()) for batch in data.valid_loader()):
+        estimated = data.bytes_per_token() * num_tokens
+        return estimated, estimated * _characters_per_byte(data)
+    texts = [text for batch in data.valid_loader() for text in scored_texts(batch, tokenizer)]
+    return utf8_bytes(texts), sum(map(len, texts))
 
 
 def _characters_per_byte(data: TextDataModule) -> float:
@@ -134,8 +145,11 @@ def _unknown_share(data: TextDataModule, tokenizer: Tokenizer) -> float:
     unknown = _unknown_id(tokenizer)
     if unknown is None:
         return 0.0
-    found = [(batch.tokens == unknown).double().mean(1) for batch in data.valid_loader()]
-    return torch.cat(found).mean().item()
+    lost = scored = 0
+    for batch in data.valid_loader():
+        lost += int((batch.scored & (batch.tokens == unknown)).sum())
+        scored += int(batch.scored.sum())
+    return lost / scored
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
