@@ -181,11 +181,17 @@ def test_draws_fill_the_plan_evenly_and_weights_are_inverse_densities():
     assert (torch.where(decoding, 0.0, m**2) * weight).mean() == pytest.approx(64 / 3, rel=1e-4)
 
 
+def asked(algorithm, tokens):
+    """What the pilot is given of one batch, all of it scored."""
+    batch = Batch(tokens, torch.ones(tokens.shape))
+    return algorithm._gaussian(batch), tokens, batch.scored
+
+
 def test_the_pilot_measures_and_cuts_at_the_least_bound():
     world = words()
     algorithm = spoilt(world, deaf_from=1.0)
     batches = [world.sample(4000, torch.Generator().manual_seed(k)) for k in range(4)]
-    pilot = measure(algorithm._gaussian(), batches, Draws(0))
+    pilot = measure([asked(algorithm, tokens) for tokens in batches], Draws(0))
     k = 12  # the middle of the cell, against the bound's own estimator cut there
     plan = Plan(pilot.edges[: k + 1], Plan.even(3).mass[-k - 1 :] / Plan.even(3).mass[-k - 1 :].sum())
     mean, error = average(world, bounds_of(algorithm, world, REPEATS, plan=plan))
@@ -209,4 +215,4 @@ def test_a_network_that_never_listens_is_cut_at_the_start():
 def test_too_small_a_pilot_is_refused():
     world = three_tokens()
     with pytest.raises(ValueError, match="eval.pilot_draws=31"):
-        measure(spoilt(world)._gaussian(), [world.sample(31, torch.Generator())], Draws(0))
+        measure([asked(spoilt(world), world.sample(31, torch.Generator()))], Draws(0))
