@@ -173,7 +173,7 @@ ALL = torch.tensor(list(itertools.product(range(3), repeat=3)))
 def bound_draws(algorithm, tokens, count, seed=5):
     """(count, len(tokens)) draws of the bound."""
     repeated = tokens.repeat(count, 1)
-    return algorithm.bound(Batch(repeated, torch.zeros(repeated.shape)), Draws(seed)).nats.view(count, -1)
+    return algorithm.bound(Batch(repeated, torch.ones(repeated.shape)), Draws(seed)).nats.view(count, -1)
 
 
 def within(draws, exact, limit=4.5):

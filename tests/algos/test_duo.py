@@ -185,7 +185,7 @@ def test_draws_of_the_bound_average_to_it(control):
     """For each sequence, and over all; whatever share of the control is used."""
     algorithm = duo()
     exact = exact_bound(algorithm)
-    batch = Batch(SEQUENCES.repeat(20, 1), torch.zeros(len(SEQUENCES) * 20, L))  # weights are not read
+    batch = Batch(SEQUENCES.repeat(20, 1), torch.ones(len(SEQUENCES) * 20, L))
     found = torch.stack([algorithm.bound(batch, Draws(1, i), control).nats.view(20, -1) for i in range(20)]).flatten(0, 1)
     error = found.std(0) / len(found) ** 0.5
     assert ((found.mean(0) - exact) / error).abs().max() < 4.5

@@ -128,7 +128,7 @@ def order_nats(algorithm):
 def bound_draws(algorithm, count):
     """(count, 27) draws of the bound of every sequence."""
     tokens = ALL.repeat(count, 1)
-    found = algorithm.bound(Batch(tokens, torch.zeros(tokens.shape)), Draws(5))  # weights are not read
+    found = algorithm.bound(Batch(tokens, torch.ones(tokens.shape)), Draws(5))
     return found.nats.view(count, 27)
 
 
