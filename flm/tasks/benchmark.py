@@ -53,10 +53,10 @@ def benchmark(config: DictConfig) -> dict[str, Any]:
         `training_step` and `sampling`, by name of the algorithm ("flm_dense" for the twin of flm), `ratios` of seconds and
         memory by name, and `targets`.
     """
-    run = Run(config)
+    run = Run(without_paths(config))
     settings, loader, model = run["benchmark"], run["loader"], run["model"]
     device = device_of(run["trainer"]["accelerator"])
-    jobs = _jobs(run.config | {"algo": without_paths(run["algo"])})
+    jobs = _jobs(run.config)
     measured: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for _ in range(settings["rounds"]):
         for key, job in jobs.items():
@@ -80,9 +80,13 @@ def benchmark(config: DictConfig) -> dict[str, Any]:
     return result
 
 
-def without_paths(algo: Mapping[str, Any]) -> dict[str, Any]:
-    """The group `algo` with no checkpoint named: teachers are random, of benchmark.teachers."""
-    return {key: None if key.endswith("_path") else value for key, value in algo.items()}
+def without_paths(config: DictConfig) -> DictConfig:
+    """A copy in which `algo` names no checkpoint: teachers are random, of benchmark.teachers."""
+    config = config.copy()
+    for key in config.algo:
+        if key.endswith("_path"):
+            config.algo[key] = None
+    return config
 
 
 def _jobs(plain: dict[str, Any]) -> dict[tuple[str, str], Job]:

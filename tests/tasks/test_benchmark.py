@@ -16,8 +16,7 @@ QUICK = ["debug=tiny", "benchmark.steps=1", "benchmark.rounds=1", "benchmark.sam
 
 
 def without_teachers(config):
-    plain = plain_config(config)
-    return plain | {"algo": without_paths(plain["algo"])}
+    return plain_config(without_paths(config))
 
 
 def test_both_ways_are_measured_and_dense_takes_more_memory(tmp_path):
