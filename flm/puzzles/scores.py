@@ -52,7 +52,7 @@ def coverage(answers: Sequence[str], rules: Rules, is_held_out: Callable[[str], 
     return {
         "valid": asdict(Estimate.of([float(answer in right) for answer in answers])),
         "distinct": len(counts),
-        "entropy_nats": -sum(c / total * math.log(c / total) for c in counts.values()) if valid else None,
+        "entropy_nats": sum(c / total * math.log(total / c) for c in counts.values()) if valid else None,
         "largest_share": max(counts.values()) / total if valid else None,
         "held_out": sum(map(is_held_out, valid)) / total if valid and is_held_out is not None else None,
     }
