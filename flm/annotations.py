@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 
-from flm.ranges import Text, Where
+from flm.ranges import OfVocabulary, Text, Where
 
 _SEQUENCES = (list, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 
@@ -23,9 +23,18 @@ _RANGES = (Ge, Gt, Le, Lt, MinLen, MultipleOf, Where)
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """Stands for an object that will be built from a config node (`_target_`)."""
+    """Stands for an object that will be built from a config node: its target's name, and the class, if it is one's instance."""
 
     target: str
+    kind: type | None = None
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Node) or isinstance(value, collections.abc.Mapping) and isinstance(value.get("_target_"), str)
+
+
+# A node that its reader builds later, of a class that the reader's package does not know.
+NodeValue = Annotated[Any, Where(_is_node, "a mapping with _target_")]
 
 
 def describe(annotation: Any) -> str:
@@ -37,6 +46,13 @@ def describe(annotation: Any) -> str:
 def metadata(annotation: Any, kind: type) -> list[Any]:
     """What an annotation carries of a kind, at its top."""
     return [note for note in getattr(annotation, "__metadata__", ()) if isinstance(note, kind)]
+
+
+def names_tokens(annotation: Any) -> bool:
+    """Whether the values of an annotation, or of the items of its sequence, are ids of tokens (`flm.ranges.TokenId`)."""
+    outer = members(annotation)
+    inner = [member for kind, _ in outer for part in typing.get_args(kind) for member in members(part)]
+    return any(isinstance(note, OfVocabulary) for _, notes in outer + inner for note in notes)
 
 
 def shown(value: Any) -> str:
@@ -108,7 +124,7 @@ def _describe(kind: Any, notes: tuple[Any, ...]) -> str:
         values = f", each value {describe(inner[1])}" if inner and inner[1] is not Any else ""
         return "a mapping {name: value}" + values + further
     if kind is Any or isinstance(kind, typing.TypeVar):
-        return "anything"
+        return further.removeprefix(", ") or "anything"
     if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
         return f"a mapping with {', '.join(field.name for field in dataclasses.fields(kind))}"
     return "an object ({_target_: ...})"
@@ -164,7 +180,7 @@ def _strict_member(kind: Any, notes: tuple[Any, ...]) -> Any:
     if kind is bool or kind is str:
         return Annotated[(kind, Strict(), *limits)]
     if inspect.isclass(origin) and issubclass(origin, os.PathLike):
-        return _strict(Text) | Annotated[Any, PlainValidator(_no_plain_value)]
+        return _strict(Text) | Annotated[Any, PlainValidator(functools.partial(_object, kind=origin))]
     if origin is Literal:
         return kind
     if origin is tuple and inner and inner[-1] is not ...:
@@ -174,11 +190,15 @@ def _strict_member(kind: Any, notes: tuple[Any, ...]) -> Any:
     if origin in MAPPINGS:
         return Annotated[(dict[tuple(map(_strict, inner)) if inner else (Any, Any)], *limits, dict)]
     if kind is Any or isinstance(kind, typing.TypeVar):
-        return Any
-    return Annotated[Any, PlainValidator(_no_plain_value)]
+        return Annotated[(Any, *limits, Any)]
+    return Annotated[Any, PlainValidator(functools.partial(_object, kind=origin))]
 
 
-def _no_plain_value(value: Any) -> Any:
+def _object(value: Any, kind: Any) -> Any:
+    """Refuses plain values, and nodes of a class that is none of the kind; protocols are not looked into."""
     if value is None or isinstance(value, str | bytes | int | float | list | tuple | dict):
         raise ValueError("an object is needed")
+    is_known = isinstance(kind, type) and not getattr(kind, "_is_protocol", False)
+    if isinstance(value, Node) and value.kind is not None and is_known and not issubclass(value.kind, kind):
+        raise ValueError("an object of another class is needed")
     return value

@@ -40,6 +40,14 @@ class CalledWith:
 
 
 DIFFERENT = Where(lambda values: len(set(values)) == len(values), "all different")
+
+
+@dataclass(frozen=True)
+class OfVocabulary:
+    """Metadata of a token id: below the number of tokens, which is known once there is a model."""
+
+
+TokenId = Annotated[int, Ge(0), OfVocabulary()]
 Text = Annotated[str, Where(lambda text: bool(text.strip()), "text that is not empty")]
 
 

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from flm.annotations import MAPPINGS, Node, describe, fits, members, metadata, shown
+from flm.annotations import MAPPINGS, Node, describe, fits, members, shown
 from flm.ranges import CalledWith
 
 EMPTY = inspect.Parameter.empty
@@ -86,8 +86,11 @@ def check_node(
     for mark in node:
         if str(mark).startswith("_") and mark not in _MARKS:
             raise ValueError(f"{_key(path, mark)}: not understood; only {', '.join(_MARKS)} are")
-    if not isinstance(node.get("_partial_", False), bool):
-        raise ValueError(f"{_key(path, '_partial_')} must be true or false, not {shown(node['_partial_'])}")
+    for mark in ("_partial_", "_recursive_"):
+        if not isinstance(node.get(mark, False), bool):
+            raise ValueError(f"{_key(path, mark)} must be true or false, not {shown(node[mark])}")
+    if node.get("_convert_", "none") not in ("none", "partial", "object", "all"):
+        raise ValueError(f"{_key(path, '_convert_')} must be one of none, partial, object, all, not {shown(node['_convert_'])}")
     found = resolve(target, _key(path, "_target_"))
 
     arguments = {name: with_nodes(value, _key(path, name), resolve) for name, value in node.items() if name not in _MARKS}
@@ -99,7 +102,9 @@ def with_nodes(value: Any, key: str, resolve: Callable[[Any, str], Callable[...,
     if isinstance(value, Mapping):
         if "_target_" in value:
             check_node(value, key, resolve)
-            return Node(str(value["_target_"]))
+            found = resolve(value["_target_"], _key(key, "_target_"))
+            is_instance = isinstance(found, type) and not value.get("_partial_", False)
+            return Node(str(value["_target_"]), found if is_instance else None)
         return {name: with_nodes(item, _key(key, str(name)), resolve) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [with_nodes(item, f"{key}[{index}]", resolve) for index, item in enumerate(value)]
@@ -177,7 +182,7 @@ def merged(*targets: Callable[..., Any], without: Iterable[str] = ()) -> inspect
 
 def nearest(name: str, known: Iterable[str], path: str = "") -> str:
     """; did you mean ...? with the nearest known name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), 1, 0.6)
+    close = difflib.get_close_matches(str(name), list(known), 1, 0.6)
     return f"; did you mean {_key(path, close[0])}?" if close else ""
 
 
@@ -205,7 +210,7 @@ def _of_function(function: Callable[..., Any], skip: int) -> Signature:
     return Signature(parameters, is_open)
 
 
-def _key(path: str, name: str) -> str:
+def _key(path: str, name: Any) -> str:
     return f"{path}.{name}" if path else name
 
 
@@ -214,7 +219,8 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def _given(annotation: Any) -> set[str]:
-    return {name for note in metadata(annotation, CalledWith) for name in note.names}
+    notes = [note for _, found in members(annotation) for note in found if isinstance(note, CalledWith)]
+    return {name for note in notes for name in note.names}
 
 
 def _dataclass_in(annotation: Any) -> type | None:

@@ -16,9 +16,10 @@ from flm.draws import Draws
 from flm.ranges import CalledWith
 from flm.samplers.canvas import Canvas
 
-# What an algorithm makes its networks of: a class like `DiT` with all of its arguments but those named here.
-Backbone = Annotated[Callable[..., nn.Module], CalledWith.of("vocab_size")]
-FlowMapBackbone = Annotated[Callable[..., nn.Module], CalledWith.of("vocab_size", "two_times")]
+# What an algorithm makes its networks of: a class like `DiT` with all of its arguments but those named here, which follow from
+# the algorithm.
+Backbone = Annotated[Callable[..., nn.Module], CalledWith.of("vocab_size", "two_times", "conditioned")]
+MaybeTimedBackbone = Annotated[Callable[..., nn.Module], CalledWith.of("vocab_size", "two_times")]
 LeftToRightBackbone = Annotated[Callable[..., nn.Module], CalledWith.of("vocab_size", "causal", "conditioned")]
 
 

@@ -24,7 +24,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flm.algos.algorithm import Algorithm, Backbone, Batch, Bound, Loss
+from flm.algos.algorithm import Algorithm, Batch, Bound, Loss, MaybeTimedBackbone
 from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.models.token_backbone import TokenBackbone, token_backbone
@@ -77,7 +77,7 @@ class DFM(Algorithm):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: MaybeTimedBackbone,
         vocab_size: Count,
         length: Count,
         source: Annotated[str, one_of(SOURCES)] = "mask",

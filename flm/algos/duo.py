@@ -67,6 +67,10 @@ class Duo(UniformState, Algorithm):
             raise ValueError(
                 f"algo.curriculum_start={curriculum_start} and algo.curriculum_end={curriculum_end} must be steps in this order"
             )
+        if curriculum_end == 0 and (gamma_min is not None or gamma_max is not None):
+            raise ValueError(
+                "algo.gamma_min and algo.gamma_max are of the curriculum, which algo.curriculum_end=0 switches off"
+            )
         self.backbone = backbone(vocab_size=vocab_size)
         self.schedule = schedule_or_default(schedule)
         self.curriculum_start, self.curriculum_end = curriculum_start, curriculum_end

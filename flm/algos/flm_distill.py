@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm, Batch, FlowMapBackbone, Loss
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.flm import SingleTimeDenoiser
 from flm.algos.loss_weight import LossWeight, apply_loss_weight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
@@ -82,7 +82,7 @@ class FLMDistill(Distillation):
 
     def __init__(
         self,
-        backbone: FlowMapBackbone,
+        backbone: Backbone,
         vocab_size: Count,
         length: Count,
         teacher: Algorithm | None = None,

@@ -7,7 +7,7 @@ cancels and |X^{fg}_{s,t} - X_{s,t}|^2 = ((t-s)/(1-s))^2 |delta^{fg}_{s,t} - del
 import torch
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm, Batch, FlowMapBackbone, Loss
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.flm import SingleTimeDenoiser
 from flm.algos.flm_distill import ResidualDenoiser, jump_fraction, jump_loss
 from flm.algos.fmlm import TwoTimeDenoiser
@@ -46,7 +46,7 @@ class FLMDistillSecond(Distillation):
 
     def __init__(
         self,
-        backbone: FlowMapBackbone,
+        backbone: Backbone,
         vocab_size: Count,
         length: Count,
         teacher_f: Algorithm | None = None,

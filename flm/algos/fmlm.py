@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm, Batch, FlowMapBackbone, Loss
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.flm import SingleTimeDenoiser
 from flm.algos.flow_map_objectives import OBJECTIVES, Network
 from flm.algos.gaussian_likelihood import GaussianLikelihood
@@ -61,7 +61,7 @@ class FMLM(GaussianLikelihood, Distillation):
 
     def __init__(
         self,
-        backbone: FlowMapBackbone,
+        backbone: Backbone,
         vocab_size: Count,
         length: Count,
         teacher: Algorithm | None = None,
@@ -78,6 +78,8 @@ class FMLM(GaussianLikelihood, Distillation):
     ):
         super().__init__(vocab_size, length, teacher=teacher)
         self.clean_given = clean_given
+        if random_middle and objective != "semigroup":
+            raise ValueError(f"algo.random_middle is for algo.objective=semigroup: {objective} has no midpoints")
         self.backbone = backbone(vocab_size=vocab_size, two_times=True)
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
         self.check_teacher("teacher", SingleTimeDenoiser, "algo=flm", self.clock, clean_given)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flm.algos.algorithm import Algorithm, Batch, FlowMapBackbone, Loss
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.kl_flow import FeatureName, GeodesicDenoiser
 from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_on
 from flm.algos.token_losses import of_parts, summed, token_loss
@@ -72,7 +72,7 @@ class KLFlowMap(Distillation):
 
     def __init__(
         self,
-        backbone: FlowMapBackbone,
+        backbone: Backbone,
         vocab_size: Count,
         length: Count,
         teacher: Algorithm | None = None,

@@ -149,16 +149,16 @@ def _value(value: Any, trusted_modules: Sequence[str]) -> Any:
 
 
 def _resolver(trusted_modules: Sequence[str]) -> Callable[[str, str], type[nn.Module]]:
-    return lambda target, key: _resolve(target, trusted_modules)
+    return lambda target, key: _resolve(target, trusted_modules, key)
 
 
-def _resolve(target: Any, trusted_modules: Sequence[str]) -> type[nn.Module]:
+def _resolve(target: Any, trusted_modules: Sequence[str], key: str = "_target_") -> type[nn.Module]:
     allowed = trusted(trusted_modules)
     refusal = (
-        f"_target_ {target!r} refused: only nn.Module classes defined in {', '.join(allowed)} are built; "
+        f"{key}={target} refused: only nn.Module classes defined in {', '.join(allowed)} are built; "
         "to allow more, name their module in eval.trusted_modules"
     )
-    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
+    if not isinstance(target, str) or "." not in target or not _is_dotted(target):
         raise ValueError(refusal)
     module_name, _, class_name = current(target).rpartition(".")
     if not _inside(module_name, allowed):
@@ -174,6 +174,10 @@ def _resolve(target: Any, trusted_modules: Sequence[str]) -> type[nn.Module]:
     if not (inspect.isclass(found) and issubclass(found, nn.Module) and _inside(found.__module__, allowed)):
         raise ValueError(refusal)
     return found
+
+
+def _is_dotted(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
 
 
 def _inside(module_name: str, allowed: Sequence[str]) -> bool:

@@ -4,10 +4,11 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,7 +21,9 @@ from flm.data.loaders import Share, StreamLoader, TrainLoader, collate_numbered
 from flm.data.order import EvaluationShare
 from flm.data.tokenizers import Tokenizer, TokenizerBuilder
 from flm.data.workers import ignore_stop_signals
-from flm.ranges import Count, Index
+from flm.ranges import Count
+
+BatchSize = Annotated[int, Ge(1), Le(1 << 24)]
 
 
 class TextDataModule(lightning.LightningDataModule):
@@ -47,10 +50,10 @@ class TextDataModule(lightning.LightningDataModule):
         tokenizer: TokenizerBuilder,
         length: int,
         seed: int = 1,
-        global_batch_size: Count = 512,
-        batch_size: Count | None = None,
-        eval_batch_size: Count | None = None,
-        num_workers: Index = 0,
+        global_batch_size: BatchSize = 512,
+        batch_size: BatchSize | None = None,
+        eval_batch_size: BatchSize | None = None,
+        num_workers: Annotated[int, Ge(0), Le(1024)] = 0,
         max_eval_examples: Count | None = None,
     ):
         super().__init__()

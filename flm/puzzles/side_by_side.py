@@ -7,14 +7,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
 from flm.puzzles.solve_tables import percent
+from flm.ranges import Text
 from flm.results.files import read_json, read_result
 
 
@@ -34,6 +36,13 @@ class Run:
     def entries(self, part: str) -> dict[float, Mapping[str, Any]]:
         """What was measured, by network evaluations; nothing of a part that was not."""
         return {entry["evaluations"]: entry for entry in (self.content.get(part) or {"by_steps": {}})["by_steps"].values()}
+
+
+@dataclass(frozen=True)
+class SideBySideOptions:
+    """The `side_by_side` config; keys explained there."""
+
+    runs: Annotated[Sequence[Text], MinLen(1)]
 
 
 def side_by_side(config: DictConfig) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch
 from annotated_types import MinLen
 from omegaconf import DictConfig
 
+from flm.annotations import NodeValue
 from flm.language_model import LanguageModel
 from flm.measures.film import FilmStrip
 from flm.puzzles.controls import IdealMaskedDiffusion, propagated, random_fill, searched
@@ -40,7 +41,7 @@ class SolveEvalOptions:
     samples: Count = 1
     k: Annotated[Sequence[Count], MinLen(1), DIFFERENT] = (1, 10)
     written: Index = 1000
-    sandbox: Any = None
+    sandbox: NodeValue | None = None
 
 
 def solve_eval(config: DictConfig) -> dict[str, Any]:

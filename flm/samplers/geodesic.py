@@ -66,6 +66,10 @@ class GeodesicSampler:
     ):
         if t_split is not None and scheme != "hybrid":
             raise ValueError(f"sampling.t_split is for sampling.scheme=hybrid, not {scheme}")
+        if solver == "euler" and scheme == "sampling":
+            raise ValueError("sampling.solver is of the basic scheme, and sampling.scheme=sampling has none of it")
+        if scheme == "basic" and read_out != "categorical" and (top_k is not None or top_p is not None):
+            raise ValueError("sampling.top_k and top_p are of draws: scheme=basic draws with read_out=categorical alone")
         self.scheme, self.t_split, self.euler = scheme, t_split, solver == "euler"
         self.temperature, self.top_k, self.top_p, self.read_out = temperature, top_k, top_p, read_out
 

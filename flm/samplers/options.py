@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from flm.annotations import shown
-from flm.schema import check, nearest
+from flm.annotations import names_tokens, shown
+from flm.schema import check, nearest, signature_of
 
 
 class _Algorithm(Protocol):
     samplers: Mapping[str, Callable[..., Any]]
+    vocab_size: int
 
     def sampler(self, **options: Any) -> Any: ...
 
@@ -46,3 +47,15 @@ def check_options(algorithm: _Algorithm | type, options: Mapping[str, Any], path
             raise ValueError(f"{prefix}solver must be one of {', '.join(solvers)}, not {shown(solver)}{near}")
     name = algorithm.__name__ if isinstance(algorithm, type) else type(algorithm).__name__
     check(solvers[solver], options, path, takes=f"{name} with solver={solver}" if solver else f"the sampler of {name}")
+    if not isinstance(algorithm, type):
+        _check_tokens(solvers[solver], options, algorithm.vocab_size, prefix)
+
+
+def _check_tokens(sampler: Callable[..., Any], options: Mapping[str, Any], vocab_size: int, prefix: str) -> None:
+    """Raises ValueError for the id of a token that the model does not have."""
+    parameters = signature_of(sampler).parameters
+    for name, value in options.items():
+        if names_tokens(parameters[name].annotation):
+            for token in value if isinstance(value, list | tuple) else [value]:
+                if token is not None and token >= vocab_size:
+                    raise ValueError(f"{prefix}{name}: token id {token} is beyond the model's vocabulary of {vocab_size}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flm.posterior import TokenPosterior, draw_from, truncate
-from flm.ranges import Count, Index, Positive, PositiveShare
+from flm.ranges import Count, Positive, PositiveShare, TokenId
 from flm.samplers.canvas import Canvas
 
 
@@ -26,8 +26,8 @@ class TokenPolicy:
     temperature: Positive = 1.0
     top_k: Count | None = None
     top_p: PositiveShare | None = None
-    suppress: Sequence[Index] = ()
-    begin_suppress: Sequence[Index] = ()
+    suppress: Sequence[TokenId] = ()
+    begin_suppress: Sequence[TokenId] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Ending:
         ValueError: one of the others without end_id.
     """
 
-    end_id: Index | None = None
+    end_id: TokenId | None = None
     end_penalty: float = 0.0
     end_last: bool = False
     stop_at_end: bool = False

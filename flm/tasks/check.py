@@ -6,18 +6,25 @@ is the business of the mode: its module may have a function `check(config)`, cal
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from flm.annotations import shown
 from flm.checkpoints.build import check_algorithm
+from flm.data.corpora.corpus import Corpus
 from flm.data.module import TextDataModule
+from flm.data.tokenizers import TokenizerBuilder
 from flm.precision import autocast
 from flm.ranges import Seed, Text
-from flm.schema import MISSING, check, nearest, signature_of, with_nodes
+from flm.schema import MISSING, check, made, nearest, signature_of, with_nodes
 from flm.tasks.assemble import trusted_by
 from flm.tasks.benchmark import BenchmarkOptions
 from flm.tasks.eval_options import EvalOptions
@@ -28,6 +35,7 @@ from flm.tasks.samples import check_sampling
 from flm.tasks.train import WandbOptions, resume_path
 from flm.tasks.trainer import SET, check_strategy, trainer_options
 from flm.training.module import Module
+from flm.training.schedules import linear_warmdown
 
 # What the groups without a `_target_` are arguments of, and which of its arguments the program gives itself.
 ARGUMENTS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
@@ -39,16 +47,15 @@ ARGUMENTS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "wandb": (WandbOptions, ()),
     "eval": (EvalOptions, ("tokenizer",)),
 }
-# Nodes with a `_target_`, and what the program gives beside them.
-GIVEN: dict[str, tuple[str, ...]] = {
-    "mode": ("config",),
-    "data": (),
-    "tokenizer": (),
-    "optim": ("params",),
-    "lr_scheduler": ("optimizer",),
-    "logger": (),
+# Nodes with a `_target_`: what it makes, where it is a class, and what the program gives beside the node.
+GIVEN: dict[str, tuple[type, tuple[str, ...]]] = {
+    "mode": (object, ("config",)),
+    "data": (Corpus, ()),
+    "tokenizer": (TokenizerBuilder, ()),
+    "optim": (Optimizer, ("params",)),
+    "lr_scheduler": (LRScheduler, ("optimizer",)),
+    "logger": (Logger, ()),
 }
-OPTIONAL = ("lr_scheduler", "logger")  # null, or a mapping without a target, switches them off
 
 
 def top_level(seed: Seed, run_dir: Text, wings: Sequence[Text] = ()) -> None:
@@ -60,27 +67,39 @@ def check_config(config: DictConfig) -> None:
 
     Values that are still to be given (`???`) are let pass: not every mode reads every group.
     """
-    plain = {key: _plain(config, key) for key in config}
-    _check_added(plain)
-    check(top_level, {key: plain[key] for key in signature_of(top_level).parameters if key in plain}, "")
-    for key, node in plain.items():
-        if key in CHECKS:
-            CHECKS[key](node)
-        elif key in ARGUMENTS:
-            target, given = ARGUMENTS[key]
-            values = {name: with_nodes(value, f"{key}.{name}", resolve) for name, value in _given(node, key).items()}
-            check(target, values, key, given, takes=key)
-        elif key in GIVEN and not (node is None and key in OPTIONAL) and not (key in OPTIONAL and "_target_" not in node):
-            check_node(node, key, GIVEN[key])
-        elif isinstance(node, Mapping) and "_target_" in node and key not in ("algo", "model"):
-            check_node(node, key)
-    _check_model(config)
-    module = importlib.import_module(plain["mode"]["_target_"].rpartition(".")[0])
+    _check_added(config)
+    for key in config:
+        check_group(config, str(key))
+    module = importlib.import_module(config.mode._target_.rpartition(".")[0])
     if hasattr(module, "check"):
         module.check(config)
     else:
         machine = Machine.of(config.trainer, config.model)
         autocast(machine.device, machine.precision)  # refuses those that only training takes
+
+
+def check_group(config: DictConfig, key: str) -> None:
+    """As `check_config`, of one key at the top of a config by itself."""
+    if key in ("algo", "model"):
+        _check_model(config)
+        return
+    node = _plain(config, key)
+    if key in CHECKS:
+        CHECKS[key](node)
+    elif key in ARGUMENTS:
+        target, given = ARGUMENTS[key]
+        values = {name: with_nodes(value, f"{key}.{name}", resolve) for name, value in _given(node, key).items()}
+        check(target, values, key, given, takes=key)
+        if is_dataclass(target):
+            made(target, values, key)  # says what does not go together
+    elif key in signature_of(top_level).parameters:
+        check(top_level, {key: node}, "", is_partial=True)
+    elif key in GIVEN:
+        _check_target(node, key, *GIVEN[key])
+    elif isinstance(node, Mapping) and "_target_" in node:
+        check_node(node, key)
+    elif node is not None and not isinstance(node, Mapping):
+        raise ValueError(f"{key} must be a mapping of its keys, not {shown(node)}")
 
 
 def _check_model(config: DictConfig) -> None:
@@ -90,11 +109,25 @@ def _check_model(config: DictConfig) -> None:
     compile_mode(config.model.get("compile"))
 
 
+def _check_target(node: Any, key: str, kind: type, given: tuple[str, ...] = ()) -> None:
+    """A node that makes an object of a kind; null, which switches it off, where there may be none."""
+    if key in ("logger", "lr_scheduler") and node is None:
+        return
+    if key == "lr_scheduler" and isinstance(node, Mapping) and "_target_" not in node:
+        # switched off too, and some other config set a value of the schedule that there might have been
+        check(linear_warmdown, node, key, given, is_partial=True)
+        return
+    check_node(node, key, given)
+    target = resolve(node["_target_"], f"{key}._target_")
+    if isinstance(target, type) and not issubclass(target, kind):
+        raise ValueError(f"{key}._target_={node['_target_']} must be a {kind.__name__}")
+
+
 def _check_callbacks(node: Any) -> None:
     for name, callback in _given(node, "callbacks").items():
         if callback is not None:
             completed = isinstance(callback, Mapping) and callback.get("_partial_") is True
-            check_node(callback, f"callbacks.{name}", ("decode", "reference") if completed else ())
+            _check_target(callback, f"callbacks.{name}", Callback, ("decode", "reference") if completed else ())
 
 
 CHECKS: dict[str, Callable[[Any], None]] = {
@@ -129,18 +162,15 @@ def _given(node: Any, key: str) -> dict[str, Any]:
     return {name: value for name, value in node.items() if value != MISSING}
 
 
-def _check_added(plain: Mapping[str, Any]) -> None:
+def _check_added(config: DictConfig) -> None:
     """Groups that the command line adds (`+name`) and nobody reads."""
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     added = {override.lstrip("+").partition("=")[0] for override in given if override.startswith("+")}
+    known = {*ARGUMENTS, *GIVEN, *CHECKS, *signature_of(top_level).parameters, "algo", "model"}
     for key in added:
         root = key.partition(".")[0]
-        if (
-            "/" in key
-            or root not in plain
-            or root in signature_of(top_level).parameters
-            or root in {*ARGUMENTS, *GIVEN, *CHECKS}
-        ):
+        if "/" in key or root not in config or root in known:
             continue
-        if not (isinstance(plain[root], Mapping) and "_target_" in plain[root]):
-            raise ValueError(f"{root}: there is no such key{nearest(root, [*ARGUMENTS, *GIVEN, *CHECKS])}")
+        node = _plain(config, root)
+        if not (isinstance(node, Mapping) and "_target_" in node):
+            raise ValueError(f"{root}: there is no such key{nearest(root, known)}")

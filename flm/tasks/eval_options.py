@@ -56,3 +56,11 @@ class SampleOptions:
 @dataclass(frozen=True)
 class EvalOptions(SampleOptions, LikelihoodOptions, LoadOptions, ImportChoices):
     """The whole node; keys explained in configs/eval/default.yaml."""
+
+    def __post_init__(self) -> None:
+        if self.scorer is None and self.scorer_checkpoint_path is not None:
+            raise ValueError("eval.scorer_checkpoint_path is set and eval.scorer is not: set eval.scorer=ar to score with it")
+        if self.scorer == "ar" and self.scorer_checkpoint_path is None:
+            raise ValueError("eval.scorer=ar needs eval.scorer_checkpoint_path, a checkpoint trained with algo=ar")
+        if self.mauve and self.real_data is None:
+            raise ValueError("eval.mauve compares with real text: it needs eval.real_data")

@@ -1,5 +1,6 @@
 """Objects from config nodes of the user's own command: what `_target_` names, checked against its signature first."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,6 @@ def resolve(target: Any, key: str) -> Any:
     except Exception as error:  # the import of a module of the user's own may raise anything
         reason = str(error.__cause__ or error).strip().splitlines()
         raise ValueError(f"{key}={target}: cannot be imported ({reason[-1] if reason else type(error).__name__})") from error
-    if not callable(found):
-        raise ValueError(f"{key}={target} must be a class or function, not {type(found).__name__}")
+    if not callable(found) or inspect.isbuiltin(found):  # a built-in does not say what it takes
+        raise ValueError(f"{key}={target} must be a class, or a function written in Python")
     return found

@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal
 
 import lightning
 from annotated_types import Ge, MinLen
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import Strategy, StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 
 from flm.annotations import shown
 from flm.ranges import Count, Index, Positive, Share
 from flm.schema import merged, nearest
+from flm.tasks.instantiate import check as check_node
 from flm.tasks.instantiate import instantiate, resolve
 from flm.tasks.machine import device_of, precision_of
 from flm.training.stopping import MaxTime
@@ -61,7 +62,10 @@ trainer_options.__signature__ = merged(trainer_options, lightning.Trainer, witho
 def check_strategy(strategy: Any) -> None:
     """Raises ValueError unless it is a name of Lightning's or a node of a strategy."""
     if isinstance(strategy, Mapping):
-        resolve(strategy.get("_target_"), "strategy._target_")
+        check_node(strategy, "strategy")
+        found = resolve(strategy["_target_"], "strategy._target_")
+        if isinstance(found, type) and not issubclass(found, Strategy):
+            raise ValueError(f"strategy._target_={strategy['_target_']} must be a Strategy of Lightning's")
         return
     known = ["auto", *StrategyRegistry.available_strategies()]
     if strategy not in known:

@@ -69,6 +69,8 @@ class MuonWithAdamW(Optimizer):
         self._muon = Muon(matrices, lr=lr, weight_decay=weight_decay, momentum=momentum)
         groups = _by_rate(others, adamw_lr, adamw_lrs or {})
         self._adamw = AdamW(groups, lr=adamw_lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        if momentum_start is None and momentum_steps:
+            raise ValueError(f"optim.momentum_steps={momentum_steps} needs optim.momentum_start, where the momentum begins")
         if momentum_start is not None:
             if momentum_steps < 1:
                 raise ValueError(f"optim.momentum_steps={momentum_steps} must be at least 1 with a momentum_start")

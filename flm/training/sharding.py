@@ -10,12 +10,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+
+
+def ddp(find_unused_parameters: bool = False, gradient_as_bucket_view: bool = True, static_graph: bool = False) -> DDPStrategy:
+    """Every process has the whole model; arguments as of torch.nn.parallel.DistributedDataParallel."""
+    return DDPStrategy(
+        find_unused_parameters=find_unused_parameters,
+        gradient_as_bucket_view=gradient_as_bucket_view,
+        static_graph=static_graph,
+    )
 
 
 class FullyShardedStrategy(ModelParallelStrategy):

@@ -87,7 +87,7 @@ def test_no_average_to_use(tmp_path):
 
 def test_without_trust_a_foreign_class_is_refused(tmp_path):
     write(tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match=r"x.ckpt: _target_ .* refused.*eval.trusted_modules"):
+    with pytest.raises(ValueError, match=r"x.ckpt: algo._target_=.* refused.*eval.trusted_modules"):
         load_algorithm(tmp_path / "x.ckpt")
 
 
