@@ -77,5 +77,3 @@ def test_attention_opens_with_the_optimiser_steps(tmp_path):
     assert algorithm.seen == [share for share in (0.0, 0.25, 0.5, 0.75, None, None) for _ in range(2)]
     with pytest.raises(ValueError, match="cannot look back alone"):
         make_trainer(tmp_path, 1, callbacks=[AttentionAnnealing(4)]).fit(make_module(), datamodule=ToyData())
-    with pytest.raises(ValueError, match="at least 1"):
-        AttentionAnnealing(0)

@@ -9,7 +9,7 @@ from tasks.running import config_of
 from flm.tasks.command_line import CONFIGS
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
-PUBLISHED = [name for name in EXPERIMENTS if name.startswith(("lm1b_", "owt_"))]
+PUBLISHED = [name for name in EXPERIMENTS if name.startswith(("lm1b_", "owt_")) and not name.endswith("_fitted")]
 
 
 def composed(name: str, *overrides: str):
@@ -86,3 +86,12 @@ def test_debug_shrinks_every_experiment(name):
     overfit = composed(name, "debug=overfit")
     assert overfit.trainer.overfit_batches == 1 and overfit.model.dropout == 0 and overfit.training.ema is None
     assert OmegaConf.select(overfit, "callbacks.generation") is None
+
+
+@pytest.mark.parametrize("corpus", ["lm1b", "owt"])
+def test_a_fitted_recipe_is_the_published_one_but_for_what_the_network_reads(corpus):
+    published, fitted = (OmegaConf.to_container(composed(f"{corpus}_flm{end}"), resolve=False) for end in ("", "_fitted"))
+    assert fitted["algo"].pop("reads") == "evidence" and fitted["model"].pop("neighbours") == 2
+    for node, key in (("algo", "reads"), ("model", "neighbours")):
+        published[node].pop(key, None)
+    assert fitted == published

@@ -43,7 +43,7 @@ def test_schemes_and_their_network_evaluations(runs):
 
 def test_infilling_keeps_its_text(runs):
     _, folder = sampled(
-        runs, runs[1], "infill", "sampling.steps=3", "sampling.infill='the [4] sees [5].'", "sampling.scheme=sampling"
+        runs, runs[1], "infill", "sampling.steps=3", "sampling.infill=the [4] sees [5].", "sampling.scheme=sampling"
     )
     texts = [json.loads(line)["text"] for line in (folder / "samples-3.jsonl").read_text().splitlines()]
     assert len(texts) == 4

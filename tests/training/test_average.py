@@ -73,9 +73,3 @@ def test_load_continues_and_checks():
         average.load({k: v for k, v in stored.items() if k != "0.bias"}, 7)
     with pytest.raises(ValueError, match="other parameters"):
         average.load(stored | {"0.bias": torch.zeros(5)}, 7)
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.0, 2])
-def test_decay_is_checked(decay):
-    with pytest.raises(ValueError, match="training.ema"):
-        Average(net(), decay)

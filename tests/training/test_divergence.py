@@ -56,11 +56,6 @@ def test_what_is_no_number_stops_at_once(loss):
     assert first_problem(DivergenceCheck(None), [1.0, 1.0, loss]) == (2, "is not finite")
 
 
-def test_a_factor_must_be_above_one():
-    with pytest.raises(ValueError, match="training.max_loss_rise=1"):
-        DivergenceCheck(1.0)
-
-
 def test_an_exploding_run_names_step_batch_and_file(tmp_path, monkeypatch):
     monkeypatch.setattr("flm.training.finite.FIRST", 10)
     module = make_module(lr=0.0)
