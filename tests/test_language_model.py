@@ -242,6 +242,11 @@ def test_a_tokenizer_of_another_size_is_refused(folder, tmp_path):
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["@"] = len(tokenizer["model"]["vocab"])
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="tokenizer.json: changed since it was exported"):
+        flm.load(other)
+    config = json.loads((other / "config.json").read_text())
+    del config["flm"]["sha256"]
+    (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"{other}: its tokenizer has .* tokens, its model"):
         flm.load(other)
 
