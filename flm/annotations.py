@@ -159,7 +159,7 @@ def _strict(annotation: Any) -> Any:
 
 
 def _strict_member(kind: Any, notes: tuple[Any, ...]) -> Any:
-    from pydantic import AfterValidator, AllowInfNan, PlainValidator, Strict
+    from pydantic import AfterValidator, AllowInfNan, BeforeValidator, PlainValidator, Strict
 
     def that_holds(where: Where) -> Any:
         def validated(value: Any) -> Any:
@@ -176,7 +176,7 @@ def _strict_member(kind: Any, notes: tuple[Any, ...]) -> Any:
     if kind is int:
         return Annotated[(int, Strict(), Ge(-_LARGEST), Le(_LARGEST), *limits)]
     if kind is float:
-        return Annotated[(float, Strict(), AllowInfNan(False), *limits)]
+        return Annotated[(float, Strict(), AllowInfNan(False), *limits, BeforeValidator(_no_endless_integer))]
     if kind is bool or kind is str:
         return Annotated[(kind, Strict(), *limits)]
     if inspect.isclass(origin) and issubclass(origin, os.PathLike):
@@ -192,6 +192,12 @@ def _strict_member(kind: Any, notes: tuple[Any, ...]) -> Any:
     if kind is Any or isinstance(kind, typing.TypeVar):
         return Annotated[(Any, *limits, Any)]
     return Annotated[Any, PlainValidator(functools.partial(_object, kind=origin))]
+
+
+def _no_endless_integer(value: Any) -> Any:
+    if isinstance(value, int) and abs(value) > _LARGEST:  # no number that a tensor could hold
+        raise ValueError("too large")
+    return value
 
 
 def _object(value: Any, kind: Any) -> Any:

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 Count = Annotated[int, Ge(1)]  # a whole number of at least 1
 Index = Annotated[int, Ge(0)]  # a whole number of at least 0: an id, a number of steps that may be none
+Width = Annotated[int, Ge(1), Le(1 << 16)]  # of layers: beyond it a matrix alone takes more than any machine has
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]

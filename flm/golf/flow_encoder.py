@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flm.models.attention import attention
 from flm.models.layers import TimeEmbedding
-from flm.ranges import Count, Positive
+from flm.ranges import Count, Positive, Width
 
 EMBED_NORMS = ("none", "unit", "frozen")
 OUT_HEADS = ("ln", "linear")
@@ -74,10 +74,10 @@ class FlowEncoder(nn.Module):
         self,
         vocab_size: Count,
         length: Count,
-        hidden_size: Count = 512,
-        num_blocks: Count = 6,
-        num_heads: Count = 8,
-        mlp_ratio: Count = 4,
+        hidden_size: Width = 512,
+        num_blocks: Width = 6,
+        num_heads: Width = 8,
+        mlp_ratio: Width = 4,
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.1,
         time_scale: Positive = 1000.0,
         out_head: Literal["linear", "ln"] = "linear",

@@ -91,7 +91,7 @@ class FlowLM(Algorithm):
     ):
         super().__init__(vocab_size, length)
         self.backbone = backbone(vocab_size=vocab_size)
-        if self_condition and self.backbone.estimate is None:
+        if self_condition and getattr(self.backbone, "estimate", None) is None:
             raise ValueError("algo.self_condition=true needs a network that reads an estimate: model.self_condition=true")
         self.source_length = int(source_fraction * length)
         self.predicts_velocity = param == "velocity"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flm.draws import Draws
 from flm.golf.parts import rms_norm
-from flm.ranges import Count, Positive, PositiveShare
+from flm.ranges import Count, Positive, PositiveShare, Width
 
 
 class NativeFlowMatcher(nn.Module):
@@ -50,7 +50,7 @@ class NativeFlowMatcher(nn.Module):
     def __init__(
         self,
         dim: Count,
-        hidden_dim: Count = 256,
+        hidden_dim: Width = 256,
         t_eval: PositiveShare = 1.0,
         n_steps: Count = 1,
         t_start: Annotated[float, Ge(0), Lt(1)] = 0.0,

@@ -16,7 +16,7 @@ from flm.golf.parts import BigramTable, LeakySquareMLP, SmearGate, rms_norm
 from flm.models.attention import rotary_table
 from flm.models.causal import KeyValues
 from flm.posterior import TokenPosterior
-from flm.ranges import Count, Index, NonNegative, Positive
+from flm.ranges import Count, Index, NonNegative, Positive, Width
 
 
 class GolfBlock(nn.Module):
@@ -104,11 +104,11 @@ class GolfTransformer(nn.Module):
         self,
         vocab_size: Count,
         length: Count,
-        hidden_size: Count = 512,
-        num_blocks: Count = 11,
-        num_heads: Count = 8,
-        queries_per_key: Count = 2,
-        mlp_ratio: Count = 3,
+        hidden_size: Width = 512,
+        num_blocks: Width = 11,
+        num_heads: Width = 8,
+        queries_per_key: Width = 2,
+        mlp_ratio: Width = 3,
         start_id: Index = 1,
         rotary_dims: Annotated[int, Ge(2), MultipleOf(2)] | None = 16,
         rotary_native_length: Count | None = 1024,
@@ -122,7 +122,7 @@ class GolfTransformer(nn.Module):
         smear: bool = True,
         smear_stop_id: Index | None = None,
         bigram_rows: Annotated[int, Ge(2)] | None = 4096,
-        bigram_width: Count = 128,
+        bigram_width: Width = 128,
         bigram_multipliers: tuple[int, int] = (36313, 27191),
         leaky_slope: float = 0.5,
         output_softcap: Positive | None = 30.0,

@@ -16,7 +16,7 @@ from flm.models.causal import KeyValues, triangle_after
 from flm.models.layers import CellVectors, LayerNorm, Modulation, TimeEmbedding
 from flm.models.neighbours import Neighbours
 from flm.posterior import TokenPosterior
-from flm.ranges import Count, Index, Positive
+from flm.ranges import Count, Index, Positive, Width
 
 
 class DiTBlock(nn.Module):
@@ -135,11 +135,11 @@ class DiT(nn.Module):
         self,
         vocab_size: Count,
         length: Count,
-        hidden_size: Count,
-        num_blocks: Count,
-        num_heads: Count,
-        cond_dim: Count = 128,
-        mlp_ratio: Count = 4,
+        hidden_size: Width,
+        num_blocks: Width,
+        num_heads: Width,
+        cond_dim: Width = 128,
+        mlp_ratio: Width = 4,
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.1,
         output_softcap: Positive | None = 30.0,
         attention_softcap: Positive | None = None,

@@ -125,6 +125,8 @@ def _check_target(node: Any, key: str, kind: type, given: tuple[str, ...] = ()) 
 
 def _check_callbacks(node: Any) -> None:
     for name, callback in _given(node, "callbacks").items():
+        if name.startswith("_"):
+            raise ValueError(f"callbacks.{name}: no name of a callback")
         if callback is not None:
             completed = isinstance(callback, Mapping) and callback.get("_partial_") is True
             _check_target(callback, f"callbacks.{name}", Callback, ("decode", "reference") if completed else ())
@@ -159,6 +161,8 @@ def _given(node: Any, key: str) -> dict[str, Any]:
     """The values of a group that are there."""
     if not isinstance(node, Mapping):
         raise ValueError(f"{key} must be a mapping of its keys, not {shown(node)}")
+    if not all(isinstance(name, str) for name in node):
+        raise ValueError(f"{key} has keys that are no names: {shown(node)}")
     return {name: value for name, value in node.items() if value != MISSING}
 
 

@@ -77,6 +77,9 @@ def check_sampling(sampling: Mapping[str, Any]) -> CanvasOptions:
     Raises:
         ValueError: one of them is not as it may be, or two contradict each other.
     """
+    marked = next((key for key in sampling if key.startswith("_")), None)
+    if marked is not None:
+        raise ValueError(f"sampling.{marked}: no sampler has such an option")
     canvas = {key: value for key, value in sampling.items() if key in CANVAS_KEYS}
     if canvas.get("infill") is not None and any(canvas.get(key) is not None for key in ("prompt", "suffix", "length")):
         raise ValueError("sampling.infill gives the whole text: leave out sampling.prompt, suffix and length")

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import Strategy, StrategyRegistry
 from omegaconf import DictConfig, OmegaConf
 
 from flm.annotations import shown
-from flm.ranges import Count, Index, Positive, Share
+from flm.ranges import Count, Index, Positive, Share, Width
 from flm.schema import merged, nearest
 from flm.tasks.instantiate import check as check_node
 from flm.tasks.instantiate import instantiate, resolve
@@ -33,14 +33,15 @@ SET = (
     "enable_checkpointing",
     "accumulate_grad_batches",
     "default_root_dir",
+    "barebones",
 )
 
 
 def trainer_options(
     *,
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto",
-    devices: Literal["auto"] | Count | Annotated[Sequence[Index], MinLen(1)] = "auto",
-    num_nodes: Count = 1,
+    devices: Literal["auto"] | Width | Annotated[Sequence[Index], MinLen(1)] = "auto",
+    num_nodes: Width = 1,
     max_steps: Count = 1_000_000,
     max_time: MaxTime | None = None,
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true", "32", "bf16", "16", "64", 32, 16, 64] | None = None,
@@ -100,7 +101,7 @@ def trial(config: DictConfig) -> lightning.Trainer:
     """A Trainer of the config without logger and callbacks: it refuses what does not go together, and says how many
     processes there will be."""
     with _silent_lightning():
-        return lightning.Trainer(**trainer_arguments(config), logger=False, enable_checkpointing=False, barebones=False)
+        return lightning.Trainer(**trainer_arguments(config), logger=False, enable_checkpointing=False)
 
 
 @contextmanager
