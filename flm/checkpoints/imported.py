@@ -14,7 +14,7 @@ from flm.checkpoints.fit import check_state
 from flm.checkpoints.published import Layout
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
 from flm.data.tokenizers import Tokenizer
-from flm.ranges import Count, Positive, PositiveShare, Text, one_of
+from flm.ranges import Count, PositiveShare, Scale, Text, one_of
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,8 @@ class ImportChoices:
     imported_ema: PositiveShare | None = None
     tokenizer_name_or_path: Text | None = None
     length: Count | None = None
-    output_softcap: Positive | Literal["auto"] | None = "auto"
-    attention_softcap: Positive | Literal["auto"] | None = "auto"
+    output_softcap: Scale | Literal["auto"] | None = "auto"
+    attention_softcap: Scale | Literal["auto"] | None = "auto"
     tokenizer: bool = True
 
 

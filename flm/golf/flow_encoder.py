@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flm.models.attention import attention
 from flm.models.layers import TimeEmbedding
-from flm.ranges import Count, Positive, Width
+from flm.ranges import Count, Scale, Width
 
 EMBED_NORMS = ("none", "unit", "frozen")
 OUT_HEADS = ("ln", "linear")
@@ -79,7 +79,7 @@ class FlowEncoder(nn.Module):
         num_heads: Width = 8,
         mlp_ratio: Width = 4,
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.1,
-        time_scale: Positive = 1000.0,
+        time_scale: Scale = 1000.0,
         out_head: Literal["linear", "ln"] = "linear",
         embed_norm: Literal["none", "unit", "frozen"] = "unit",
         logit_bias: bool = False,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flm.draws import Draws
 from flm.golf.parts import rms_norm
-from flm.ranges import Count, Positive, PositiveShare, Width
+from flm.ranges import Count, PositiveShare, Scale, Width
 
 
 class NativeFlowMatcher(nn.Module):
@@ -59,7 +59,7 @@ class NativeFlowMatcher(nn.Module):
         target: Literal["hidden", "token"] = "hidden",
         condition: Literal["none", "hidden"] = "none",
         gate_init: float = -5.0,
-        time_scale: Positive = 1.0,
+        time_scale: Scale = 1.0,
         init: Literal["orthogonal", "normal"] = "orthogonal",
     ):
         super().__init__()

@@ -16,7 +16,7 @@ from flm.golf.parts import BigramTable, LeakySquareMLP, SmearGate, rms_norm
 from flm.models.attention import rotary_table
 from flm.models.causal import KeyValues
 from flm.posterior import TokenPosterior
-from flm.ranges import Count, Index, NonNegative, Positive, Width
+from flm.ranges import Count, Index, NonNegative, Scale, Width
 
 
 class GolfBlock(nn.Module):
@@ -112,7 +112,7 @@ class GolfTransformer(nn.Module):
         start_id: Index = 1,
         rotary_dims: Annotated[int, Ge(2), MultipleOf(2)] | None = 16,
         rotary_native_length: Count | None = 1024,
-        query_gain: Positive = 1.5,
+        query_gain: Scale = 1.5,
         exclusive: bool = True,
         value_residual: bool = True,
         gated: bool = True,
@@ -125,7 +125,7 @@ class GolfTransformer(nn.Module):
         bigram_width: Width = 128,
         bigram_multipliers: tuple[int, int] = (36313, 27191),
         leaky_slope: float = 0.5,
-        output_softcap: Positive | None = 30.0,
+        output_softcap: Scale | None = 30.0,
         embedding_std: NonNegative = 0.005,
         causal: bool = False,
         conditioned: bool = True,

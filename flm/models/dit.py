@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
 
 from flm.models.attention import attention, in_forward_mode, rotary_table, rotate
@@ -16,7 +16,7 @@ from flm.models.causal import KeyValues, triangle_after
 from flm.models.layers import CellVectors, LayerNorm, Modulation, TimeEmbedding
 from flm.models.neighbours import Neighbours
 from flm.posterior import TokenPosterior
-from flm.ranges import Count, Index, Positive, Width
+from flm.ranges import Count, Scale, Width
 
 
 class DiTBlock(nn.Module):
@@ -141,14 +141,14 @@ class DiT(nn.Module):
         cond_dim: Width = 128,
         mlp_ratio: Width = 4,
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.1,
-        output_softcap: Positive | None = 30.0,
-        attention_softcap: Positive | None = None,
-        time_scale: Positive = 1.0,
+        output_softcap: Scale | None = 30.0,
+        attention_softcap: Scale | None = None,
+        time_scale: Scale = 1.0,
         two_times: bool = False,
         causal: bool = False,
         conditioned: bool = True,
         grid: Sequence[int] | None = None,
-        neighbours: Index = 0,
+        neighbours: Annotated[int, Ge(0), Le(256)] = 0,
     ):
         super().__init__()
         if hidden_size % (2 * num_heads):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.nn import Parameter
 
-from flm.ranges import BelowOne, NonNegative, Positive
+from flm.ranges import BelowOne, NonNegative, PositiveShare, Rate
 from flm.training.adamw import AdamW
 
 
@@ -14,9 +14,9 @@ from flm.training.adamw import AdamW
 class GroupOptions:
     """What a group may have of its own; None: as all others."""
 
-    lr: Positive | None = None
+    lr: Rate | None = None
     betas: tuple[BelowOne, BelowOne] | None = None
-    eps: NonNegative | None = None
+    eps: PositiveShare | None = None
     weight_decay: NonNegative | None = None
 
 

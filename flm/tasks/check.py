@@ -118,6 +118,11 @@ def _check_target(node: Any, key: str, kind: type, given: tuple[str, ...] = ()) 
         check(linear_warmdown, node, key, given, is_partial=True)
         return
     check_node(node, key, given)
+    is_partial = bool(given) and key != "mode"
+    if bool(node.get("_partial_", False)) != is_partial:
+        raise ValueError(
+            f"{key}._partial_ must be {str(is_partial).lower()}: {'more' if is_partial else 'nothing'} is added to it"
+        )
     target = resolve(node["_target_"], f"{key}._target_")
     if isinstance(target, type) and not issubclass(target, kind):
         raise ValueError(f"{key}._target_={node['_target_']} must be a {kind.__name__}")

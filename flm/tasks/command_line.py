@@ -5,6 +5,7 @@ import re
 import sys
 
 import hydra
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -70,6 +71,8 @@ def user_error(error: BaseException) -> str | None:
         return _one_line(error)
     if isinstance(error, ValueError | OSError | MisconfigurationException):
         return _one_line(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return f"not enough memory, take a smaller model or batch: {_one_line(error)}"
     return None
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from flm.ranges import BelowOne, NonNegative, Positive
+from flm.ranges import BelowOne, NonNegative, PositiveShare, Rate
 
 FUSED_ON = {"cpu", "cuda", "xpu", "mps"}
 
@@ -19,19 +19,19 @@ class AdamW(torch.optim.AdamW):
 
     Args:
         params: parameters, (name, parameter) pairs or groups of either.
-        options: lr, betas, eps, weight_decay, amsgrad of torch.optim.AdamW.
+        lr, betas, eps, weight_decay, amsgrad: as of torch.optim.AdamW.
     """
 
     def __init__(
         self,
         params: Iterable[Any],
-        lr: Positive = 1e-3,
+        lr: Rate = 1e-3,
         betas: tuple[BelowOne, BelowOne] = (0.9, 0.999),
-        eps: NonNegative = 1e-8,
+        eps: PositiveShare = 1e-8,
         weight_decay: NonNegative = 1e-2,
-        **options: Any,
+        amsgrad: bool = False,
     ):
-        super().__init__(params, lr, betas, eps, weight_decay, **options)
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad)
         tensors = [p for group in self.param_groups for p in group["params"]]
         if all(p.device.type in FUSED_ON and p.is_floating_point() for p in tensors):
             for group in self.param_groups:

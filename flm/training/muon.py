@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.optim import Muon, Optimizer
 
-from flm.ranges import BelowOne, Index, NonNegative, Positive, Text
+from flm.ranges import BelowOne, Index, NonNegative, PositiveShare, Rate, Text
 from flm.training.adamw import AdamW
 from flm.training.sharding import like, local, whole
 
@@ -40,17 +40,17 @@ class MuonWithAdamW(Optimizer):
     def __init__(
         self,
         params: Iterable[tuple[str, Parameter]],
-        lr: Positive = 0.02,
+        lr: Rate = 0.02,
         momentum: BelowOne = 0.95,
         momentum_start: BelowOne | None = None,
         momentum_steps: Index = 0,
-        adamw_lr: Positive = 3e-4,
+        adamw_lr: Rate = 3e-4,
         betas: tuple[BelowOne, BelowOne] = (0.9, 0.999),
-        eps: NonNegative = 1e-8,
+        eps: PositiveShare = 1e-8,
         weight_decay: NonNegative = 0.0,
         muon_on: Text | Annotated[Sequence[Text], MinLen(1)] = "blocks.",
         muon_not: Sequence[Text] = (),
-        adamw_lrs: Mapping[str, Positive] | None = None,
+        adamw_lrs: Mapping[str, Rate] | None = None,
     ):
         named = list(params)
         parts = [muon_on] if isinstance(muon_on, str) else list(muon_on)

@@ -1,5 +1,8 @@
 """Whatever a user gets wrong: one clear line that names it, exit status 1, and nothing half-written."""
 
+import io
+import sys
+
 import pytest
 from running import command, config_of, tiny, write_corpus
 
@@ -120,3 +123,35 @@ def test_a_defect_of_the_program_is_not_hidden(monkeypatch, tmp_path, corpus):
     monkeypatch.setattr("flm.tasks.train.train", broken)
     with pytest.raises(KeyError):
         command(monkeypatch, *tiny(corpus), f"hydra.run.dir={tmp_path}")
+
+
+def test_the_error_has_a_line_of_its_own_after_a_progress_bar(monkeypatch, tmp_path, corpus):
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    def diverges(self):
+        return "is too high"
+
+    monkeypatch.setattr("flm.training.finite.DivergenceCheck.problem", diverges)
+    run = [*tiny(corpus, "trainer.max_steps=6", "logger=none"), f"hydra.run.dir={tmp_path / 'run'}"]
+    assert command(monkeypatch, *run) == 1
+    shown = terminal.getvalue()
+    assert "Training" in shown and "\nerror: the loss is too high" in shown
+
+
+def test_unknown_keys_name_the_nearest_and_the_plus_form(monkeypatch, capfd, tmp_path, corpus):
+    run = f"hydra.run.dir={tmp_path}"
+    cases = {
+        "trainer.max_stps=3": "trainer.max_stps: trainer takes no max_stps; did you mean trainer.max_steps?",
+        "algo.clean_gven=true": "algo.clean_gven: FLM takes no clean_gven; did you mean algo.clean_given?",
+        "loader.bach_size=3": "did you mean loader.batch_size?",
+        "sampling.temprature=1": "the sampler of FLM takes no temprature; did you mean sampling.temperature?",
+        "optim.amsgrad=true": "optim.amsgrad: the config has no such key; +optim.amsgrad=... adds it",
+        "optim.amsgrd=true": "did you mean optim.amsgrad?",
+        "callbacks.sampl.count=3": "callbacks.sampl",
+        "+lodaer.batch_size=3": "lodaer: there is no such key; did you mean loader?",
+        "eval.checkpont_path=x": "did you mean eval.checkpoint_path?",
+    }
+    for override, line in cases.items():
+        assert line in fails(monkeypatch, capfd, *tiny(corpus), override, run), override
