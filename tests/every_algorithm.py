@@ -27,7 +27,8 @@ VARIANTS: dict[str, list[str]] = {
     "dfm": ["algo.source=uniform", "algo.objective=generalized_kl"],
     "dfm masking": ["algo.masking={_target_: flm.paths.masking.MaskingCurriculum, steps: 10, prefix: 0.5, windows: 0.5}"],
     "fmlm": ["algo.objective=lagrangian", "algo.learnable_loss_weighting=true"],
-    "fmlm eulerian": ["algo.objective=eulerian", "algo.random_middle=true"],
+    "fmlm eulerian": ["algo.objective=eulerian"],
+    "fmlm middle": ["algo.random_middle=true"],
     "fmlm clean": ["algo.clean_given=true"],
     "flm_distill clean": ["algo.clean_given=true"],
     "flm_distill_second clean": ["algo.clean_given=true", "algo.learnable_loss_weighting=true"],
@@ -39,7 +40,8 @@ VARIANTS: dict[str, list[str]] = {
     "native_flow": ["algo.flow.per_position_t=false", "algo.flow.target=token"],
 }
 CASES = [(name, ()) for name in NAMES] + [(key.split()[0], tuple(options)) for key, options in VARIANTS.items()]
-IDS = [" ".join([name, *(option.partition("=")[2][:20] for option in options)]) for name, options in CASES]
+IDS = [" ".join([name, *(option.removeprefix("algo.")[:30] for option in options)]) for name, options in CASES]
+assert len(set(IDS)) == len(IDS)  # results of several processes are told apart by them
 SHARED = (
     "algo.clean_given",
     "algo.clock",

@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import os
 import re
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import pytest
 from code_files import HUMAN_EVAL, MBPP
@@ -33,9 +35,9 @@ HOSTILE = {
         member(line(HUMAN_EVAL[0])[:-2] + b', "x": [' + b"[]," * (3 * MEGABYTE) + b"[]]}\n", 3) + member(b"[1]", 1),
         "needs a JSON object",
     ),
-    "blank lines.jsonl.gz": (member(b"\n" * MEGABYTE + b" " * 15 * MEGABYTE, 5), "MB up to here"),
+    "blank lines.jsonl.gz": (member(b"\n" * MEGABYTE + b" " * 15 * MEGABYTE, 5), "MB up to here|holds no lines"),
     "many problems.jsonl.gz": (member(line(HUMAN_EVAL[0]) * 1000, 25), "more than 20000 problems"),
-    "nested.jsonl": (b'{"test_list": ' + b"[" * MEGABYTE, "no valid JSON"),
+    "nested.jsonl": (b'{"test_list": ' + b"[" * MEGABYTE, "no valid JSON|nested too deep"),
     "nested well.jsonl": (b'{"test_list": ' + b"[" * 500 + b"]" * 500 + b"}", 'needs a string under "code"'),
     "a number too long.jsonl": (b'{"test_list": ' + b"9" * MEGABYTE + b"}", "no valid JSON"),
     "truncated.jsonl.gz": (gzip.compress(line(HUMAN_EVAL[0]) * 100)[:-30], "no readable gzip"),
@@ -83,8 +85,10 @@ def said(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     for name, (raw, _) in HOSTILE.items():
         (folder / name).write_bytes(raw)
+    here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}  # the folder of the child is that of the files
+    names = json.dumps(list(HOSTILE))
     done = subprocess.run(
-        [sys.executable, "-c", CHILD], input=json.dumps(list(HOSTILE)), capture_output=True, text=True, cwd=folder, check=True
+        [sys.executable, "-c", CHILD], input=names, capture_output=True, text=True, cwd=folder, env=here, check=True
     )
     return json.loads(done.stdout)
 
