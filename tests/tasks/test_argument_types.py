@@ -27,7 +27,7 @@ def run(corpus, tmp_path_factory):
     [
         ("optim.lr=abc", "optim.lr must be"),
         ("model.length=abc", "model.length must be a whole number of at least 1, not abc"),
-        ("model.hidden_size=wide", "model.hidden_size must be a whole number of at least 1, not wide"),
+        ("model.hidden_size=wide", "model.hidden_size must be a whole number of at least 1 and at most 65536, not wide"),
         ("loader.global_batch_size=big", "loader.global_batch_size must be"),
         ("lr_scheduler.warmup_steps=abc", "lr_scheduler.warmup_steps must be"),
         ("trainer.max_steps=1e6x", "trainer.max_steps must be"),
