@@ -91,7 +91,7 @@ def test_the_page_generates_scrubs_and_says_what_is_wrong(served, width, tmp_pat
     usual = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"]
     usual += [
         "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-        "--virtual-time-budget=20000",
+        "--virtual-time-budget=3000000",
         f"--window-size={width},900",
     ]
     command = [chromium, *usual, f"--user-data-dir={tmp_path}", "--dump-dom", f"{url}/driven"]
