@@ -1,5 +1,6 @@
-"""Writes what can be read off the code into docs/: `python scripts/describe_tree.py` (`--check`: only says what is out of date).
+"""Writes what can be read off the code into docs/: `python scripts/describe_tree.py`.
 
+`--check` only says what is out of date.
 docs/files.md gets the first sentence of each file's docstring, docs/architecture.md the picture of which room imports which.
 """
 

@@ -2,6 +2,8 @@
 
 MOVED = {
     "flm.algos.flow_lm.FlowLM": "flm.golf.flow_lm.FlowLM",
+    "flm.algos.kl_flow.KLFlow": "flm.kl_flow.kl_flow.KLFlow",
+    "flm.algos.kl_flow_map.KLFlowMap": "flm.kl_flow.kl_flow_map.KLFlowMap",
     "flm.algos.native_flow.NativeFlow": "flm.golf.native_flow.NativeFlow",
     "flm.data.chat.Chats": "flm.qwen.chat.Chats",
     "flm.data.corpora.token_shards.TokenShardCorpus": "flm.golf.shard_corpus.TokenShardCorpus",
@@ -18,6 +20,8 @@ MOVED = {
     "flm.models.modeling_flow_qwen3.TimeEmbedding": "flm.qwen.modeling_flow_qwen3.TimeEmbedding",
     "flm.models.native_flow_matcher.NativeFlowMatcher": "flm.golf.native_flow_matcher.NativeFlowMatcher",
     "flm.models.qwen.QwenBackbone": "flm.qwen.backbone.QwenBackbone",
+    "flm.paths.geodesic.Geodesic": "flm.kl_flow.geodesic.Geodesic",
+    "flm.paths.geodesic.GeodesicClock": "flm.kl_flow.geodesic.GeodesicClock",
     "flm.training.annealing.AttentionAnnealing": "flm.qwen.annealing.AttentionAnnealing",
     "flm.training.grouped_adamw.GroupedAdamW": "flm.qwen.grouped_adamw.GroupedAdamW",
 }

@@ -8,8 +8,8 @@ import torch
 from code_files import write
 from running import command
 
-from flm.algos.kl_flow import KLFlow
 from flm.code.cell import seccomp
+from flm.kl_flow.kl_flow import KLFlow
 
 LETTERS = "abcde"
 PAIRS = [{"prompt": a + b, "response": b + a} for a, b in itertools.product(LETTERS, LETTERS)]

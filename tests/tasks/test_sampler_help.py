@@ -29,7 +29,7 @@ def test_every_option_of_every_sampler_is_on_it_with_its_meaning():
 
 
 def test_options_are_those_of_the_signatures():
-    from flm.samplers.geodesic import GeodesicSampler
+    from flm.kl_flow.geodesic_sampler import GeodesicSampler
 
     options = next(options for algos, options in sampler_help.sections() if algos == ["kl_flow"])
     assert [option.name for option in options] == list(signature_of(GeodesicSampler).parameters)

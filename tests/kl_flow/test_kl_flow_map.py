@@ -6,20 +6,20 @@ import pytest
 import torch
 from algos.dense_flow_map import dense, rough, small_dit
 from algos.exact_world import ExactWorld, ToyBackbone, train
-from algos.geodesic_world import ExactBackbone, exact_denoiser, exact_map, path_to
 from chi_square import chi_square_limit
+from kl_flow.geodesic_world import ExactBackbone, exact_denoiser, exact_map, path_to
 
 import flm.posterior
 from flm.algos.algorithm import Batch
 from flm.algos.flm import FLM
-from flm.algos.kl_flow import KLFlow
-from flm.algos.kl_flow_map import KLFlowMap
 from flm.draws import Draws
+from flm.kl_flow.geodesic_map_sampler import GeodesicMapSampler
+from flm.kl_flow.geodesic_sampler import GeodesicSampler
+from flm.kl_flow.geodesic_state import Noise, corrupt
+from flm.kl_flow.kl_flow import KLFlow
+from flm.kl_flow.kl_flow_map import KLFlowMap
 from flm.paths.flow_map import TimePairs, draw_time_pairs
-from flm.paths.geodesic_state import Noise, corrupt
 from flm.samplers.canvas import Canvas
-from flm.samplers.geodesic import GeodesicSampler
-from flm.samplers.geodesic_map import GeodesicMapSampler
 
 V, L, B = 7, 5, 6
 DOUBLE = {"dtype": torch.float64}

@@ -5,8 +5,8 @@ import torch
 from algos.test_flm import LiveMemory
 
 import flm.posterior
-from flm.paths.geodesic import Geodesic
-from flm.paths.geodesic_state import FEATURES, Carried, Moved, Noise, Signalled, State, corrupt, embed
+from flm.kl_flow.geodesic import Geodesic
+from flm.kl_flow.geodesic_state import FEATURES, Carried, Moved, Noise, Signalled, State, corrupt, embed
 from flm.posterior import TokenPosterior
 
 B, L, V, D = 3, 5, 11, 4

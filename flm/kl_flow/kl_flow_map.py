@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
-from flm.algos.kl_flow import FeatureName, GeodesicDenoiser
 from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_on
 from flm.algos.token_losses import of_parts, summed, token_loss
 from flm.draws import Draws
+from flm.kl_flow.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
+from flm.kl_flow.geodesic_map_sampler import GeodesicMapSampler
+from flm.kl_flow.geodesic_state import Moved, State, corrupt
+from flm.kl_flow.kl_flow import FeatureName, GeodesicDenoiser
 from flm.models.attention import document_mask
 from flm.outputs import Combination, Output
 from flm.paths.flow_map import PairLaw, TimePairs, draw_time_pairs
-from flm.paths.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
-from flm.paths.geodesic_state import Moved, State, corrupt
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, OpenShare, Positive, Share
-from flm.samplers.geodesic_map import GeodesicMapSampler
 from flm.vocabulary_losses import cross_entropy
 
 

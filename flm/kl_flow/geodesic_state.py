@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flm.kl_flow.geodesic import Geodesic, log_evidence, log_noise_
 from flm.outputs import Output
-from flm.paths.geodesic import Geodesic, log_evidence, log_noise_
 from flm.posterior import TokenPosterior, chunks
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from flm.paths.geodesic import (
+from flm.kl_flow.geodesic import (
     Geodesic,
     GeodesicClock,
     context_free_cross_entropy,

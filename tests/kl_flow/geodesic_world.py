@@ -7,9 +7,9 @@ import torch
 from algos.exact_world import ExactWorld
 from torch import Tensor, nn
 
-from flm.algos.kl_flow import GeodesicDenoiser
-from flm.algos.kl_flow_map import TwoTimeGeodesicDenoiser
-from flm.paths.geodesic import Geodesic, GeodesicClock, log_evidence
+from flm.kl_flow.geodesic import Geodesic, GeodesicClock, log_evidence
+from flm.kl_flow.kl_flow import GeodesicDenoiser
+from flm.kl_flow.kl_flow_map import TwoTimeGeodesicDenoiser
 from flm.posterior import TokenPosterior
 
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.token_losses import token_loss
 from flm.draws import Draws
+from flm.kl_flow.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
+from flm.kl_flow.geodesic_sampler import GeodesicSampler
+from flm.kl_flow.geodesic_state import FEATURES, State, corrupt, embed
 from flm.models.attention import document_mask
-from flm.paths.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
-from flm.paths.geodesic_state import FEATURES, State, corrupt, embed
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, OpenShare, Positive, one_of
-from flm.samplers.geodesic import GeodesicSampler
 
 
 class GeodesicDenoiser:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from flm.draws import mix_seed
-from flm.paths.geodesic import Geodesic, GeodesicClock
-from flm.paths.geodesic_state import Carried, Logits, State, corrupt
+from flm.kl_flow.geodesic import Geodesic, GeodesicClock
+from flm.kl_flow.geodesic_state import Carried, Logits, State, corrupt
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, NonNegative, Positive, PositiveShare
 from flm.samplers.canvas import Canvas

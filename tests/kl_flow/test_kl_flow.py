@@ -7,14 +7,14 @@ import pytest
 import torch
 from algos.dense_flow_map import rough, small_dit
 from algos.exact_world import ExactWorld, ToyBackbone, train
-from algos.geodesic_world import ExactBackbone
+from kl_flow.geodesic_world import ExactBackbone
 
 import flm.posterior
 from flm.algos.algorithm import Batch
 from flm.algos.dense_twin import dense_log_probabilities
-from flm.algos.kl_flow import KLFlow
 from flm.draws import Draws
-from flm.paths.geodesic_state import Noise
+from flm.kl_flow.geodesic_state import Noise
+from flm.kl_flow.kl_flow import KLFlow
 from flm.samplers.canvas import Canvas
 from flm.schema import check
 

@@ -3,16 +3,16 @@
 import pytest
 import torch
 from algos.exact_world import ExactWorld
-from algos.geodesic_world import exact_denoiser, path_to
 from chi_square import chi_square_limit
+from kl_flow.geodesic_world import exact_denoiser, path_to
 
-from flm.algos.kl_flow import GeodesicDenoiser
+from flm.kl_flow.geodesic import Geodesic, GeodesicClock
+from flm.kl_flow.geodesic_sampler import GeodesicSampler, noised
+from flm.kl_flow.geodesic_state import Carried, State, embed
+from flm.kl_flow.kl_flow import GeodesicDenoiser
 from flm.models.dit import DiT
-from flm.paths.geodesic import Geodesic, GeodesicClock
-from flm.paths.geodesic_state import Carried, State, embed
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
-from flm.samplers.geodesic import GeodesicSampler, noised
 from flm.schema import check
 
 V, L, B = 7, 6, 3
@@ -72,7 +72,7 @@ def test_one_basic_step_written_out(solver, expected):
 def test_one_sampling_step_written_out(monkeypatch):
     """To t' = 0.292893 with fresh E' = (1.5, 0.3, 0.7, 0.9) around token 3."""
     fresh = torch.tensor([[1.5, 0.3, 0.7, 0.9]], **DOUBLE)
-    monkeypatch.setattr("flm.paths.geodesic_state.log_noise_", lambda out, *_: out.copy_(fresh.log()))
+    monkeypatch.setattr("flm.kl_flow.geodesic_state.log_noise_", lambda out, *_: out.copy_(fresh.log()))
     path = Geodesic.of(4, 0.5, smoothing=0.1)
     denoiser = Constant(path, [1e-9, 1e-9, 1e-9, 1.0])
     GeodesicSampler("sampling")(denoiser, Canvas.blank(1, 1), 4, generator())

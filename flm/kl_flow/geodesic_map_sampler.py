@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flm.paths.geodesic_state import Moved, State
+from flm.kl_flow.geodesic_sampler import GeodesicSampler, Scheme, most_probable
+from flm.kl_flow.geodesic_state import Moved, State
 from flm.posterior import TokenPosterior
 from flm.ranges import NonNegative, Positive
-from flm.samplers.geodesic import GeodesicSampler, Scheme, most_probable
 
 
 class GeodesicMapSampler(GeodesicSampler):
