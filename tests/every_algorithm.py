@@ -62,7 +62,7 @@ def composed(name: str, options: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def _teachers() -> dict[str, dict[str, str]]:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return plain_config(compose("config", ["run_dir=."]))["benchmark"]["teachers"]
+        return plain_config(compose("config", ["run_dir=.", "mode=benchmark"]))["benchmark"]["teachers"]
 
 
 TEACHERS = _teachers()

@@ -10,7 +10,7 @@ from chi_square import chi_square_limit
 import flm.compilation
 import flm.posterior
 import flm.vocabulary_losses
-from flm.algos.dense_twin import dense_log_probabilities
+from flm.benchmark.dense_twin import dense_log_probabilities
 from flm.compilation import compiled_on_device
 from flm.outputs import Combination, RawOutput
 from flm.posterior import TokenPosterior, truncate

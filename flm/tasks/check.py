@@ -26,7 +26,6 @@ from flm.precision import autocast
 from flm.ranges import Seed, Text
 from flm.schema import MISSING, check, made, nearest, signature_of, with_nodes
 from flm.tasks.assemble import trusted_by
-from flm.tasks.benchmark import BenchmarkOptions
 from flm.tasks.eval_options import EvalOptions
 from flm.tasks.instantiate import check as check_node
 from flm.tasks.instantiate import resolve
@@ -43,7 +42,6 @@ ARGUMENTS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "training": (Module, tuple("algorithm optimizer lr_scheduler seed config tokenizer token_counts".split())),
     "checkpointing": (resume_path, ("run_dir",)),
     "trainer": (trainer_options, SET),
-    "benchmark": (BenchmarkOptions, ()),
     "wandb": (WandbOptions, ()),
     "eval": (EvalOptions, ("tokenizer",)),
 }

@@ -6,14 +6,14 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 
+from flm.config_files import CONFIGS
 from flm.samplers.reference import Option, options_of
-from flm.tasks.benchmark import ALGOS
 
 
 def sections() -> Iterator[tuple[list[str], list[Option]]]:
     """Names of algo configs that take the same options, and these."""
     kinds: dict[tuple[Any, ...], tuple[list[str], Mapping[str, Any]]] = {}
-    for path in sorted(ALGOS.glob("*.yaml")):
+    for path in sorted((CONFIGS / "algo").glob("*.yaml")):
         samplers = hydra.utils.get_object(OmegaConf.load(path)._target_).samplers
         kinds.setdefault(tuple(samplers.items()), ([], samplers))[0].append(path.stem)
     for names, samplers in kinds.values():

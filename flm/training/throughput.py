@@ -12,8 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from flm.algos.algorithm import Algorithm, Batch
 from flm.ranges import Positive
-from flm.training.flops import FlopCount
-from flm.training.hardware import device_name, peak_flops, peak_memory_mb
+from flm.training.cost import FlopCount, device_name, peak_flops, peak_memory_mb
 
 
 @dataclass(frozen=True)

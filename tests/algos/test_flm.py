@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 import flm.posterior
 from flm.algos.algorithm import Batch
-from flm.algos.dense_twin import dense_loss
 from flm.algos.flm import FLM
+from flm.benchmark.dense_twin import dense_loss
 from flm.draws import Draws
 from flm.models.dit import DiT
 from flm.paths import gaussian

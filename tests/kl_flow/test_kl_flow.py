@@ -11,7 +11,7 @@ from kl_flow.geodesic_world import ExactBackbone
 
 import flm.posterior
 from flm.algos.algorithm import Batch
-from flm.algos.dense_twin import dense_log_probabilities
+from flm.benchmark.dense_twin import dense_log_probabilities
 from flm.draws import Draws
 from flm.kl_flow.geodesic_state import Noise
 from flm.kl_flow.kl_flow import KLFlow

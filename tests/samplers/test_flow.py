@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flm.algos.dense_twin import dense_euler
+from flm.benchmark.dense_twin import dense_euler
 from flm.models.dit import DiT
 from flm.paths import gaussian
 from flm.paths.clock import DecodingErrorClock, IdentityClock

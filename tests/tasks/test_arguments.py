@@ -41,7 +41,7 @@ def test_what_hydra_reads_is_left_to_it(tmp_path, monkeypatch):
     "override, expected",
     [
         ("eval.corpora={web: runs/a=1/x.txt, more: data}", {"web": "runs/a=1/x.txt", "more": "data"}),
-        ("benchmark.at_least={seconds flm: 450000, step_seconds a/b: 2.0}", {"seconds flm": 450000, "step_seconds a/b": 2.0}),
+        ("eval.corpora={two words: a b/c.txt, x/y: data}", {"two words": "a b/c.txt", "x/y": "data"}),
         ("callbacks.sample.options={temperature: 0.8}", {"temperature": 0.8}),
         ("callbacks.generation.options={}", {}),
     ],

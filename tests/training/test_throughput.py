@@ -11,7 +11,7 @@ from flm.draws import Draws
 from flm.models.dit import DiT
 from flm.training import throughput
 from flm.training.checkpointing import CheckpointEvery
-from flm.training.flops import FlopCount
+from flm.training.cost import FlopCount
 from flm.training.throughput import Throughput
 
 

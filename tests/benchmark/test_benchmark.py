@@ -4,15 +4,16 @@ import pytest
 import torch
 from running import config_of
 
-from flm.algos.dense_twin import TWINS
+from flm.benchmark import benchmark as benchmark_task
+from flm.benchmark.benchmark import _jobs, _summary, benchmark, ratios, targets_met, without_paths
+from flm.benchmark.benchmark_process import SAMPLING, STEP, sampling, step
+from flm.benchmark.dense_twin import TWINS
 from flm.samplers.canvas import Canvas
-from flm.tasks import benchmark as benchmark_task
 from flm.tasks.assemble import new_algorithm
-from flm.tasks.benchmark import _jobs, _summary, benchmark, ratios, targets_met, without_paths
-from flm.tasks.benchmark_process import SAMPLING, STEP, sampling, step
 from flm.tasks.run import plain_config
 
-QUICK = ["debug=tiny", "benchmark.steps=1", "benchmark.rounds=1", "benchmark.samplings=1", "benchmark.sampling_steps=2"]
+SMALL = ["benchmark.steps=1", "benchmark.rounds=1", "benchmark.samplings=1", "benchmark.sampling_steps=2"]
+QUICK = ["mode=benchmark", "debug=tiny", *SMALL]
 
 
 def without_teachers(config):
@@ -71,7 +72,7 @@ def test_teachers_of_distillation_are_built_and_used(tmp_path):
 
 def test_an_unknown_algorithm_is_named(tmp_path):
     with pytest.raises(ValueError, match="no algo config fmml; there are ar, "):
-        _jobs(plain_config(config_of(tmp_path, "benchmark.against=[fmml]")))
+        _jobs(plain_config(config_of(tmp_path, "mode=benchmark", "benchmark.against=[fmml]")))
 
 
 def test_the_fastest_process_counts_and_the_largest_memory():

@@ -15,15 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from flm.algos.dense_twin import TWINS
+from flm.benchmark.benchmark_process import SAMPLING, STEP, Job, run
+from flm.benchmark.dense_twin import TWINS
 from flm.config_files import CONFIGS
 from flm.ranges import Count, Index, Text
 from flm.samplers.template import CANVAS_KEYS
 from flm.tasks.assemble import targets
-from flm.tasks.benchmark_process import SAMPLING, STEP, Job, run
 from flm.tasks.machine import device_of
 from flm.tasks.run import Run
-from flm.training.hardware import device_name, peak_flops
+from flm.training.cost import device_name, peak_flops
 
 ALGOS = CONFIGS / "algo"
 PARTS = "parts"  # of sampling: see `benchmark_process.sampling`

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch
-from flm.algos.dense_twin import TWINS
+from flm.benchmark.dense_twin import TWINS
 from flm.checkpoints.build import build_algorithm
 from flm.draws import Draws
 from flm.samplers.canvas import Canvas
 from flm.tasks.machine import compile_mode, compile_networks
 from flm.training.average import Average
-from flm.training.flops import FlopCount
-from flm.training.hardware import peak_memory_mb
+from flm.training.cost import FlopCount, peak_memory_mb
 
 STEP, SAMPLING = "training_step", "sampling"
 
