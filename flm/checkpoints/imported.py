@@ -1,6 +1,5 @@
 """A published checkpoint as one of ours: which algorithm its weights are of, and what the file leaves to be told."""
 
-import importlib.util
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from flm.checkpoints.fit import check_state
 from flm.checkpoints.published import Layout
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
 from flm.data.tokenizers import Tokenizer
-from flm.ranges import Count, PositiveShare, Scale, Text, one_of
+from flm.ranges import Count, PositiveShare, Scale, Text, Where
+from flm.registry import objects
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ class Kind:
 
     Attributes:
         title: for people.
+        names: what such files' configs call it, under `algo.name`.
         target: its class here.
         two_times: whether its network is a flow map.
         output_softcap, attention_softcap: of its network, as published; None for none.
@@ -36,6 +37,7 @@ class Kind:
     title: str
     target: str
     two_times: bool
+    names: tuple[str, ...] = ()
     output_softcap: float | None = None
     attention_softcap: float | None = None
     network: str = "backbone"
@@ -44,20 +46,25 @@ class Kind:
 
 
 KINDS = {
-    "flm": Kind("FLM (arXiv 2602.16813)", "flm.algos.flm.FLM", False, 30.0, 50.0),
-    "fmlm": Kind("FMLM (arXiv 2602.16813)", "flm.algos.fmlm.FMLM", True, 30.0, 50.0, loss_weight=True),
+    "flm": Kind("FLM (arXiv 2602.16813)", "flm.algos.flm.FLM", False, (), 30.0, 50.0),
+    "fmlm": Kind("FMLM (arXiv 2602.16813)", "flm.algos.fmlm.FMLM", True, (), 30.0, 50.0, loss_weight=True),
     "flm_distill": Kind(
         "the residual network of two-stage FMLM (arXiv 2602.16813, first version)",
-        "flm.algos.flm_distill.FLMDistill", True, 30.0, 50.0, network="residual", loss_weight=True,
+        "flm.algos.flm_distill.FLMDistill", True, (), 30.0, 50.0, network="residual", loss_weight=True,
     ),
-    "mdlm": Kind("MDLM (masked diffusion, arXiv 2406.07524)", "flm.algos.mdlm.MDLM", False, masked=True),
-    "duo": Kind("Duo (uniform-state diffusion, arXiv 2506.10892)", "flm.algos.duo.Duo", False),
+    "mdlm": Kind("MDLM (masked diffusion, arXiv 2406.07524)", "flm.algos.mdlm.MDLM", False, ("mdlm",), masked=True),
 }  # fmt: skip
-# `algo.name` in a file's config. FLM's authors renamed theirs often: whatever is not another method's is told by its shape.
-_OTHER_METHODS = {"mdlm": "mdlm", "duo": "duo", "duo_base": "duo", "distillation": "duo"}
 _NOT_IMPORTED = {"ar", "sedd", "sedd_absorb", "d3pm", "d3pm_absorb", "udlm", "ot-finetune"}
 _TOKENIZERS = {30522: "bert-base-uncased", 50257: "gpt2", 50258: "gpt2"}  # names on the Hugging Face hub, by V
 _MASKS = {30522: 103}  # the id of [MASK] by V, for where the tokenizer is not read
+
+
+def kinds() -> dict[str, Kind]:
+    """All that can be imported, by the name that `eval.imported_as` takes: those of the core and of wings."""
+    return KINDS | dict(objects("published_models"))
+
+
+IMPORTED = Where(lambda name: name in kinds(), f"{', '.join(KINDS)}, or one that a wing registers")
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class ImportChoices:
     """What the user says of a published checkpoint; keys of `eval`. What is left out is inferred where it can be.
 
     Attributes:
-        imported_as: one of KINDS. Needed where the file cannot tell: a one-time network without a config, a residual.
+        imported_as: one of `kinds`. Needed where the file cannot tell: a one-time network without a config, a residual.
         imported_base_path: for imported_as=flm_distill, the checkpoint of the FLM that the residual was trained beside.
         imported_ema: of several averages in the file, the decay of the one to take; None: the first.
         tokenizer_name_or_path: as of `HuggingFaceTokenizer`; None: by the number of tokens.
@@ -74,7 +81,7 @@ class ImportChoices:
         tokenizer: whether one is wanted at all; a teacher needs none.
     """
 
-    imported_as: Annotated[str, one_of(KINDS)] | None = None
+    imported_as: Annotated[str, IMPORTED] | None = None
     imported_base_path: Text | None = None
     imported_ema: PositiveShare | None = None
     tokenizer_name_or_path: Text | None = None
@@ -85,31 +92,35 @@ class ImportChoices:
 
 
 def kind_of(layout: Layout, name: str, imported_as: str | None = None) -> str:
-    """Which of KINDS a file called `name` is.
+    """Which of `kinds` a file called `name` is.
 
     Raises:
         ValueError: imported_as is none of them or does not fit, or it is needed, or the weights are of another method.
     """
-    method = _OTHER_METHODS.get(layout.algorithm or "") or ("mdlm" if layout.parameterization == "subs" else None)
+    known = kinds()
+    # FLM's authors renamed theirs often: whatever is not another method's is told by its shape
+    method = next((found for found, kind in known.items() if layout.algorithm in kind.names), None)
+    method = method or ("mdlm" if layout.parameterization == "subs" else None)
     if imported_as is not None:
-        if imported_as not in KINDS:
-            raise ValueError(f"eval.imported_as must be one of {', '.join(KINDS)}, not {imported_as}")
+        if imported_as not in known:
+            raise ValueError(f"eval.imported_as must be one of {', '.join(known)}, not {imported_as}")
         kind = imported_as
     elif method is not None:
         kind = method
     elif layout.algorithm in _NOT_IMPORTED:
-        raise ValueError(f"{name}: weights of algorithm {layout.algorithm!r}, which is not imported; {', '.join(KINDS)} are")
+        raise ValueError(f"{name}: weights of algorithm {layout.algorithm!r}, which is not imported; {', '.join(known)} are")
     elif layout.two_times:
         kind = "fmlm"
     elif layout.algorithm is None:
         raise ValueError(
-            f"{name}: holds no config, and weights of FLM, MDLM and Duo look alike: set eval.imported_as to flm, mdlm or duo"
+            f"{name}: holds no config, and weights of several methods look alike: set eval.imported_as to one of "
+            f"{', '.join(name for name, kind in known.items() if not kind.two_times)}"
         )
     else:
         kind = "flm"
-    if KINDS[kind].two_times != layout.two_times:
+    if known[kind].two_times != layout.two_times:
         has = "a second time embedding" if layout.two_times else "no second time embedding"
-        raise ValueError(f"{name}: has {has}, so it is not {KINDS[kind].title}: set eval.imported_as")
+        raise ValueError(f"{name}: has {has}, so it is not {known[kind].title}: set eval.imported_as")
     return kind
 
 
@@ -122,11 +133,9 @@ def describe(
         base: for a residual, the weights of its FLM, named `backbone.*`.
 
     Raises:
-        ValueError: as `kind_of`; there is no such algorithm here; or a choice is missing or does not fit the weights.
+        ValueError: as `kind_of`; or a choice is missing or does not fit the weights.
     """
-    kind = KINDS[kind_of(layout, name, choices.imported_as)]
-    if importlib.util.find_spec(kind.target.rpartition(".")[0]) is None:
-        raise ValueError(f"{name}: recognised as weights of {kind.title}, which cannot be sampled or trained here yet")
+    kind = kinds()[kind_of(layout, name, choices.imported_as)]
     model = {
         "_target_": "flm.models.dit.DiT",
         "length": _length(layout, name, choices),

@@ -1,6 +1,8 @@
 """Classes by the path that files of earlier versions name them by, and where they are now."""
 
 MOVED = {
+    "flm.algos.duo.Duo": "flm.duo.duo.Duo",
+    "flm.algos.duo_distill.DuoDistill": "flm.duo.duo_distill.DuoDistill",
     "flm.algos.flow_lm.FlowLM": "flm.golf.flow_lm.FlowLM",
     "flm.algos.kl_flow.KLFlow": "flm.kl_flow.kl_flow.KLFlow",
     "flm.algos.kl_flow_map.KLFlowMap": "flm.kl_flow.kl_flow_map.KLFlowMap",

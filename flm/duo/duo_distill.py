@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
-from flm.algos.duo import gamma_range
 from flm.algos.teacher import Distillation, check_length, copy_weights
 from flm.algos.token_losses import summed
-from flm.algos.uniform_state import UniformState, predict, schedule_or_default
 from flm.draws import Draws
+from flm.duo.duo import gamma_range
+from flm.duo.gaussian_relaxation import ArgmaxTransform, coupled_states
+from flm.duo.uniform_state import UniformState, predict, schedule_or_default
 from flm.outputs import Output
-from flm.paths.gaussian_relaxation import ArgmaxTransform, coupled_states
 from flm.paths.mixture import Schedule
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, one_of

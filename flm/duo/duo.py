@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
-from flm.algos.uniform_state import UniformState, schedule_or_default
 from flm.draws import Draws
-from flm.paths.gaussian_relaxation import ArgmaxTransform, relaxed
+from flm.duo.gaussian_relaxation import ArgmaxTransform, relaxed
+from flm.duo.uniform_bound import bound_density
+from flm.duo.uniform_state import UniformState, schedule_or_default
 from flm.paths.mixture import Schedule
-from flm.paths.uniform_bound import bound_density
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, Index, Positive
 

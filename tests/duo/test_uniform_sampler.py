@@ -8,11 +8,11 @@ import torch
 from chi_square import chi_square_limit
 
 import flm.posterior
-from flm.algos.uniform_state import SOLVERS
+from flm.duo.uniform_sampler import CorrectingSampler, UniformSampler
+from flm.duo.uniform_state import SOLVERS
 from flm.paths.mixture import LogLinear, UniformSource
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
-from flm.samplers.uniform import CorrectingSampler, UniformSampler
 from flm.schema import check
 
 V, L, LEVEL = 2, 2, 1e-5

@@ -6,7 +6,7 @@ import pytest
 import torch
 from chi_square import chi_square_limit
 
-from flm.paths.gaussian_relaxation import ArgmaxTransform, coupled_states, largest_normals, other_tokens, relaxed
+from flm.duo.gaussian_relaxation import ArgmaxTransform, coupled_states, largest_normals, other_tokens, relaxed
 
 LEVEL = 1e-5
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from flm.algos.algorithm import Batch, Bound, BoundVariant, Loss, Sampler
 from flm.algos.token_losses import summed
 from flm.draws import Draws
+from flm.duo.uniform_bound import bound_density, prior_nats, uniform_density
+from flm.duo.uniform_sampler import CorrectingSampler, UniformSampler
 from flm.models.attention import document_mask
 from flm.paths.mixture import LogLinear, Schedule, UniformSource, corrupt
-from flm.paths.uniform_bound import bound_density, prior_nats, uniform_density
 from flm.posterior import TokenPosterior
-from flm.samplers.uniform import CorrectingSampler, UniformSampler
 
 SOLVERS: dict[str, Callable[..., Sampler]] = {
     "ancestral": UniformSampler,

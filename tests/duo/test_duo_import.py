@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from published_layouts import BLOCKS, COND, HEADS, D, L, V, duo, published_logits, ran, tokenizer_folder
+from checkpoints.published_layouts import BLOCKS, COND, HEADS, D, L, V, duo, published_logits, ran, tokenizer_folder
 from tasks.running import command, config_of
 
 from flm.algos.algorithm import Batch
-from flm.algos.duo import Duo
 from flm.checkpoints.load import load_algorithm
 from flm.draws import Draws
+from flm.duo.duo import Duo
 from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import new_algorithm
 

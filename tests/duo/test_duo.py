@@ -11,12 +11,12 @@ from algos.exact_world import correlated, toy, train
 from torch.nn.functional import embedding, one_hot
 
 from flm.algos.algorithm import Batch
-from flm.algos.duo import CURRICULUM_KAPPAS, LAST_TIME, Duo, gamma_range
-from flm.algos.duo_distill import TRAJECTORY_KAPPAS
 from flm.draws import Draws
-from flm.paths.gaussian_relaxation import ArgmaxTransform
+from flm.duo.duo import CURRICULUM_KAPPAS, LAST_TIME, Duo, gamma_range
+from flm.duo.duo_distill import TRAJECTORY_KAPPAS
+from flm.duo.gaussian_relaxation import ArgmaxTransform
+from flm.duo.uniform_bound import prior_nats
 from flm.paths.mixture import LogLinear, Polynomial, UniformSource, corrupt
-from flm.paths.uniform_bound import prior_nats
 from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
 from flm.schema import check

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import one_hot
 
 import flm.posterior
-from flm.paths.uniform_bound import bound_density, prior_nats, uniform_density
+from flm.duo.uniform_bound import bound_density, prior_nats, uniform_density
 from flm.posterior import TokenPosterior
 
 V, L = 3, 2

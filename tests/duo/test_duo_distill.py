@@ -11,12 +11,12 @@ from torch.nn.functional import one_hot
 
 import flm.posterior
 from flm.algos.algorithm import Batch
-from flm.algos.duo import Duo
-from flm.algos.duo_distill import UNTAUGHT, DuoDistill
 from flm.algos.flm import FLM
 from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.draws import Draws
-from flm.paths.gaussian_relaxation import ArgmaxTransform, coupled_states
+from flm.duo.duo import Duo
+from flm.duo.duo_distill import UNTAUGHT, DuoDistill
+from flm.duo.gaussian_relaxation import ArgmaxTransform, coupled_states
 from flm.paths.mixture import LogLinear
 from flm.samplers.canvas import Canvas
 from flm.schema import check
