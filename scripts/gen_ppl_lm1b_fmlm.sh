@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How gpt2-large judges texts of a flow map on LM1B. STEPS, as 4 or [1,4]: others than the recipe's. Arguments override.
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-need CKPT_PATH "a checkpoint of scripts/train_lm1b_fmlm.sh, or published weights"
-need DATA_DIR "a folder for LM1B's tokens (and its files, where no network is reached: docs/recipes.md)"
-launch mode=sample_eval experiment=lm1b_fmlm eval.checkpoint_path="$CKPT_PATH" data.cache_dir="$DATA_DIR" \
+need CKPT_PATH "a checkpoint of scripts/train_lm1b_fmlm.sh, or published weights" eval.checkpoint_path
+need DATA_DIR "a folder for LM1B's tokens (and its files, where no network is reached: docs/recipes.md)" data.cache_dir
+launch mode=sample_eval experiment=lm1b_fmlm ${CKPT_PATH:+eval.checkpoint_path="$CKPT_PATH"} ${DATA_DIR:+data.cache_dir="$DATA_DIR"} \
   ${STEPS:+sampling.steps="$STEPS"} "$@"

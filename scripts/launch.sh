@@ -1,8 +1,17 @@
 # Sourced by the launchers of recipes: what they need from the environment, then `python main.py`.
 set -euo pipefail
 
-# need NAME WHAT: ends the script with one line if the variable NAME is not set. A relative path is one of where it was called.
+arguments=("$@") # a sourced file sees those of the script
+
+# need NAME WHAT KEY...: ends the script with one line if the variable NAME is not set, nor any KEY among the arguments. A relative
+# path is one of where it was called.
 need() {
+  local key argument
+  for key in "${@:3}"; do
+    for argument in ${arguments[@]+"${arguments[@]}"}; do
+      case "$argument" in "$key="?*) return ;; esac
+    done
+  done
   if [ -z "${!1:-}" ]; then
     echo "error: $1 is not set: $2. Like this: $1=... bash scripts/$(basename "$0")" >&2
     exit 1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The flow map of a trained FLM on LM1B in one stage. Arguments override.
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-need DATA_DIR "a folder for LM1B's tokens (and its files, where no network is reached: docs/recipes.md)"
-need TEACHER_PATH "a checkpoint of scripts/train_lm1b_flm.sh"
-launch experiment=lm1b_fmlm data.cache_dir="$DATA_DIR" algo.teacher_path="$TEACHER_PATH" "$@"
+need DATA_DIR "a folder for LM1B's tokens (and its files, where no network is reached: docs/recipes.md)" data.cache_dir
+need TEACHER_PATH "a checkpoint of scripts/train_lm1b_flm.sh" algo.teacher_path
+launch experiment=lm1b_fmlm ${DATA_DIR:+data.cache_dir="$DATA_DIR"} ${TEACHER_PATH:+algo.teacher_path="$TEACHER_PATH"} "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The older scheme on OpenWebText, first of two stages: a residual network beside a trained FLM. Arguments override.
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-need DATA_DIR "a folder for OpenWebText's tokens (and its files, where no network is reached: docs/recipes.md)"
-need TEACHER_PATH "a checkpoint of scripts/train_owt_flm.sh"
-launch experiment=owt_flm_distill data.cache_dir="$DATA_DIR" algo.teacher_path="$TEACHER_PATH" "$@"
+need DATA_DIR "a folder for OpenWebText's tokens (and its files, where no network is reached: docs/recipes.md)" data.cache_dir
+need TEACHER_PATH "a checkpoint of scripts/train_owt_flm.sh" algo.teacher_path
+launch experiment=owt_flm_distill ${DATA_DIR:+data.cache_dir="$DATA_DIR"} ${TEACHER_PATH:+algo.teacher_path="$TEACHER_PATH"} "$@"

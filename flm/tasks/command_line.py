@@ -19,6 +19,7 @@ from flm.config_files import CONFIGS
 from flm.tasks import sampler_help
 from flm.tasks.arguments import prepared
 from flm.tasks.check import check_config
+from flm.tasks.other_names import ours
 from flm.tasks.wings import named, take_in
 
 
@@ -42,9 +43,11 @@ def main() -> int:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors on instead of printing its own account
     multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
-    sys.argv[1:] = [prepared(argument, multirun) for argument in sys.argv[1:]]
     _failures.clear()
     try:
+        # flags first: Hydra takes overrides from one place only, and scripts put what they are given behind their own
+        given = sorted(map(ours, sys.argv[1:]), key=lambda argument: "=" in argument and argument[0] != "-")
+        sys.argv[1:] = [prepared(argument, multirun) for argument in given]
         take_in(named(sys.argv[1:]))
         _run()
         if _failures:

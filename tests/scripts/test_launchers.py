@@ -61,6 +61,23 @@ def test_the_command_is_the_experiment_with_what_was_given_last(name, tmp_path):
         assert not any(argument.startswith("sampling.steps") for argument in plain)
 
 
+KEYS = {"DATA_DIR": ("data.cache_dir",), "CKPT_PATH": ("eval.checkpoint_path",), "TEACHER_PATH": ("algo.teacher_path",)}
+SECOND_STAGE = {"TEACHER_PATH": ("algo.teacher_g_path", "algo.teacher_path_g")}
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_an_override_stands_for_the_variable(name, tmp_path):
+    needed = LAUNCHERS[name]
+    for variable, keys in (KEYS | (SECOND_STAGE if name.endswith("_second.sh") else {})).items():
+        for key in keys if variable in needed else ():
+            given = {other: value for other, value in needed.items() if other != variable}
+            done, (call,) = run_script(name, tmp_path, f"{key}=/a b/c", **given)
+            assert done.returncode == 0, done.stderr
+            assert call[-1] == f"{key}=/a b/c" and not any(argument.startswith(f"{key}=") for argument in call[:-1])
+            done, calls = run_script(name, tmp_path, f"{key}=", **given)  # nothing is no value
+            assert done.returncode == 1 and calls == [] and f"{variable} is not set" in done.stderr
+
+
 def test_relative_paths_are_those_of_where_the_script_was_called(tmp_path):
     (tmp_path / "flm.ckpt").touch()
     _, (call,) = run_script("train_lm1b_fmlm.sh", tmp_path, DATA_DIR="/data", TEACHER_PATH="flm.ckpt")

@@ -25,7 +25,8 @@ QUICK = [
 
 
 def test_a_sweep_of_two_leaves_two_runs(corpus, tmp_path, monkeypatch):
-    sweep = ["--multirun", *tiny(corpus, *QUICK), "optim.lr=1e-3,2e-3", f"hydra.sweep.dir={tmp_path}"]
+    # the flag stands where a script that has overrides of its own leaves it
+    sweep = [*tiny(corpus, *QUICK), "--multirun", "optim.lr=1e-3,2e-3", f"hydra.sweep.dir={tmp_path}"]
     assert command(monkeypatch, *sweep) == 0
     rates = [read_checkpoint(tmp_path / str(job) / "checkpoints" / "last.ckpt").config["optim"]["lr"] for job in (0, 1)]
     assert rates == [1e-3, 2e-3]

@@ -1,0 +1,63 @@
+"""What people type who come from the code of MDLM, Duo and FLM: the same thing under our name, or one line that names ours."""
+
+# by override key, or KEY=VALUE: our spelling of the same thing
+SAME = {
+    "algo.teacher_path_f": "algo.teacher_f_path",
+    "algo.teacher_path_g": "algo.teacher_g_path",
+    "data=openwebtext-split": "data=openwebtext",
+    "data=openwebtext-train": "data=openwebtext",
+    "data=lm1b-wrap": "data=lm1b",
+    "sampling.predictor": "sampling.solver",
+    "checkpointing.save_dir": "hydra.run.dir",
+}
+
+# by key or group of keys: what to do here
+INSTEAD = {
+    "data.train": "data=NAME names a corpus with its training and held-out part",
+    "data.valid": "data=NAME names a corpus with its training and held-out part; eval.corpora adds texts to mode=ppl_eval",
+    "data.streaming": "data=hub reads a corpus once and keeps its tokens; data=mixture streams",
+    "noise": "the schedule belongs to the algorithm: algo.schedule",
+    "backbone": "model=nano, tiny, small or medium names the network",
+    "parameterization": "the algorithm settles it: algo=mdlm, duo, ar, dfm, flm",
+    "diffusion": "the algorithm settles it: algo=mdlm, duo, ar, dfm, flm",
+    "subs_masking": "algo=mdlm always carries tokens over and never predicts the mask",
+    "time_conditioning": "the algorithm settles it: algo=mdlm reads no time, algo=duo and algo=flm do",
+    "T": "all algorithms train in continuous time",
+    "zero_recon_loss": "the bound always holds its reconstruction term",
+    "training.antithetic_sampling": "times are always stratified over the global batch",
+    "training.importance_sampling": "times follow the algorithm's own law",
+    "training.change_of_variables": "times follow the algorithm's own law",
+    "training.sampling_eps": "algo.schedule={_target_: flm.paths.mixture.LogLinear, eps: ...} says where a schedule starts",
+    "training.loss_precision": "losses are always computed in float32",
+    "sampling.noise_removal": "the last step always writes tokens",
+    "sampling.num_sample_log": "callbacks.sample.count says how many samples a validation writes",
+    "sampling.semi_ar": "sampling.prompt continues a text; there is no sampler that writes one stretch after the other",
+    "eval.compute_generative_perplexity": "mode=sample_eval measures it always, by eval.gen_ppl_eval_model_name_or_path",
+    "eval.generate_samples": "mode=sample_eval writes samples; callbacks.sample writes some at each validation",
+    "eval.perplexity_batch_size": "eval.scorer_batch_size",
+    "eval.compute_perplexity_on_sanity": "trainer.num_sanity_val_steps=2 validates before the first step",
+    "trainer.fast_dev_run": "debug=tiny trains a few steps of a small model; trainer.max_steps=1 makes a run one step long",
+    "trainer.accumulate_grad_batches": "accumulation follows from loader.global_batch_size, loader.batch_size and the devices",
+    "trainer.strategy": "strategy=auto, ddp or fsdp2",
+    "callbacks.checkpoint_monitor": "callbacks.checkpoint_every_n_steps.keep_best=true keeps the best by validation loss",
+}
+
+
+def ours(argument: str) -> str:
+    """A command-line argument in our names.
+
+    Raises:
+        ValueError: there is nothing here of that name; the line says what does the same.
+    """
+    prefix = argument[: len(argument) - len(argument.lstrip("+"))]
+    key, equals, value = argument.removeprefix(prefix).partition("=")
+    if not equals:
+        return argument
+    if f"{key}={value}" in SAME:
+        return prefix + SAME[f"{key}={value}"]
+    if key in SAME:
+        return f"{prefix}{SAME[key]}={value}"
+    for name in (key, key.partition(".")[0]):
+        if name in INSTEAD:
+            raise ValueError(f"{key}: there is no such key here: {INSTEAD[name]}")
+    return argument

@@ -1,0 +1,50 @@
+"""Names of the code of MDLM, Duo and FLM on the command line: translated, or one line that names ours."""
+
+import re
+
+import pytest
+from omegaconf import OmegaConf
+from tasks.running import command, config_of
+
+from flm.config_files import groups
+from flm.tasks.other_names import INSTEAD, SAME, ours
+
+FOUND_ELSEWHERE = {"algo.schedule", "algo.teacher_f_path", "algo.teacher_g_path", "sampling.solver", "hydra.run.dir"}
+
+
+def exists(key: str, config: object) -> bool:
+    return key in FOUND_ELSEWHERE or OmegaConf.select(config, key, default="no") != "no"
+
+
+def test_names_that_stand_for_others_exist_here(tmp_path):
+    config = config_of(tmp_path)
+    for theirs, name in SAME.items():
+        group, _, option = name.partition("=")
+        assert option in groups()[group] if option else exists(name, config), name
+        assert ours(f"{theirs}=1" if not option else theirs) == (name if option else f"{name}=1")
+    for line in INSTEAD.values():
+        for key in re.findall(r"[a-z_0-9]+(?:\.[a-z_0-9]+)+(?![\w.]*\()", line):
+            assert key.startswith("flm.") or exists(key, config), key
+        for group, option in re.findall(r"\b([a-z_]+)=([a-z_0-9]+)", line):
+            assert group not in groups() or option in groups()[group], line
+
+
+def test_all_else_stays_as_it_is():
+    for argument in (
+        "optim.lr=1e-3",
+        "data=lm1b",
+        "--multirun",
+        "~callbacks.stop",
+        "+data.trainer=1",
+        "sampling.prompt=T=0 noise=1",
+    ):
+        assert ours(argument) == argument
+
+
+@pytest.mark.parametrize(
+    "argument,named", [("data.train=lm1b", "data=NAME"), ("noise=loglinear", "algo.schedule"), ("+T=0", "continuous time")]
+)
+def test_there_is_one_line(argument, named, monkeypatch, capsys):
+    assert command(monkeypatch, argument) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {argument.lstrip('+').partition('=')[0]}: ") and named in line
