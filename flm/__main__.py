@@ -9,6 +9,9 @@ from flm.registry import entries, load
 
 # What `flm train` alone does: words would say little, and minutes are all a first try should cost.
 FIRST_TRY = "experiment=pydoc_flm"
+# What `flm solve` solves with when no checkpoint is named.
+BOXED_SOLVER = "builtin:puzzle"
+_CHECKPOINT = "eval.checkpoint_path="
 _WIDTH = 96
 
 
@@ -24,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if word == "train" and not rest:
             print(f"flm train: no arguments, so {FIRST_TRY}: {config_files.options('experiment')['pydoc_flm']}", flush=True)
             rest = [FIRST_TRY]
+        if modes[word] == "solve_eval" and not any(item.startswith((_CHECKPOINT, "-")) for item in rest):
+            print(f"flm {word}: no {_CHECKPOINT}, so {BOXED_SOLVER}, which comes with the package", flush=True)
+            rest = [f"{_CHECKPOINT}{BOXED_SOLVER}", *rest]
         return _task([f"mode={modes[word]}", *rest])
     if "=" in word or word.startswith(("+", "~", "-")):
         return _task(given)

@@ -1,7 +1,7 @@
 """The spine: from a file, folder or name to something that generates and scores, for the command line and Python alike.
 
 import flm
-lm = flm.load("run folder, checkpoint, exported folder, artifact or name on the hub")
+lm = flm.load("run folder, checkpoint, exported folder, artifact, name on the hub, or builtin:text")
 lm.generate(n=4, steps=8)
 """
 
@@ -235,7 +235,9 @@ class LanguageModel:
         tokens = self.tokenizer.encode(text)
         if not tokens:
             raise ValueError("nll: the text has no tokens")
-        exact = algorithm.bound_kind == "exact"
+        kind = algorithm.bound_kind
+        assert kind is not None
+        exact = kind == "exact"
         rows = 1 if exact else draws
         blocks = [torch.tensor(tokens[start : start + self.length]) for start in range(0, len(tokens), self.length)]
         # a row a draw: times are stratified over the rows
@@ -243,7 +245,7 @@ class LanguageModel:
         found = [drawn.nats[:, 0] for drawn in drawn_bounds(algorithm, batches, 1, seed)]
         nats = sum(values.mean().item() for values in found)
         error = math.sqrt(sum(values.var().item() / rows for values in found)) if rows > 1 else None
-        return NegativeLogLikelihood(nats, algorithm.bound_kind, 0.0 if exact else error, len(tokens))
+        return NegativeLogLikelihood(nats, kind, 0.0 if exact else error, len(tokens))
 
     def _bounded(self, use: str) -> Algorithm:
         if self.algorithm.bound_kind is None:
@@ -280,7 +282,8 @@ def load(
     Executes nothing in any of them. A checkpoint file is one of this project, or a published one of FLM, MDLM or Duo.
 
     Args:
-        source: a path, or owner/model on the Hugging Face hub if there is no such path.
+        source: a path; owner/model on the Hugging Face hub if there is no such path; builtin:text or builtin:puzzle, which
+            come with the package.
         device: None: CUDA where it is, else the CPU.
         use_average: of a checkpoint: take the averaged weights rather than the last step's; None: where it has them. An
             exported folder holds one of them, which `source.weights` names.

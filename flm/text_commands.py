@@ -1,4 +1,4 @@
-"""`flm generate|infill|nll MODEL ...`: the Python API as a command."""
+"""`flm generate|infill|nll [MODEL] ...`: the Python API as a command; without a model, the one in the box."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from typing import Any
 import flm
 from flm.registry import add
 
+BOXED = "builtin:text"  # comes with the package
 COMMANDS = {
     "generate": "write texts",
     "infill": "fill the holes of a text",
@@ -22,17 +23,18 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         ValueError, OSError: what the user can mend.
     """
-    given = _parser().parse_args(arguments)
+    command = arguments[0]
+    given = _parser(command).parse_intermixed_args(arguments[1:])
     for package in given.wing:
         add(package)
     weights = not given.last_weights
     lm = flm.load(given.model, given.device, weights, given.trusted_module, given.revision, **dict(given.published))
-    if given.command == "nll":
+    if command == "nll":
         found = lm.nll(sys.stdin.read() if given.text == "-" else given.text, given.draws, given.seed)
         print(json.dumps(vars(found) | {"nats_per_token": found.nats_per_token}))
         return 0
     common: dict[str, Any] = {"n": given.n, "steps": given.steps, "seed": given.seed} | dict(given.option)
-    if given.command == "infill":
+    if command == "infill":
         texts = lm.infill(given.template, **common)
     else:
         length = given.length
@@ -44,20 +46,22 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="flm", description="Text from a flow-matching language model.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "model", help="a run folder, checkpoint, exported folder, packed artifact, or owner/model on the Hugging Face hub"
+def _parser(command: str) -> argparse.ArgumentParser:
+    """Arguments of one command; MODEL comes first and may be left out, before options, between them or after."""
+    parser = argparse.ArgumentParser(prog=f"flm {command}", description=COMMANDS[command])
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=BOXED,
+        help=f"a run folder, checkpoint, exported folder, packed artifact, or owner/model on the hub; default: {BOXED}",
     )
-    shared.add_argument("--device", help="cpu, cuda, ...; default: cuda where it is")
-    shared.add_argument("--seed", type=int, default=0)
-    shared.add_argument("--last-weights", action="store_true", help="of a checkpoint: not the averaged weights")
-    shared.add_argument("--trusted-module", action="append", default=[], help="module whose model classes may be built")
-    shared.add_argument("--wing", action="append", default=[], help="package that adds kinds of model or of model file")
-    shared.add_argument("--revision", help="branch, tag or commit on the hub")
-    shared.add_argument(
+    parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where it is")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--last-weights", action="store_true", help="of a checkpoint: not the averaged weights")
+    parser.add_argument("--trusted-module", action="append", default=[], help="module whose model classes may be built")
+    parser.add_argument("--wing", action="append", default=[], help="package that adds kinds of model or of model file")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument(
         "--published",
         type=_option,
         action="append",
@@ -65,24 +69,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="what a published checkpoint does not say: length=128, tokenizer_name_or_path=...",
     )
-    sampling = argparse.ArgumentParser(add_help=False)
-    sampling.add_argument("-n", type=int, default=1, help="how many texts")
-    sampling.add_argument("--steps", type=int, help="default: what the model's recipe names")
-    sampling.add_argument("--json", action="store_true", help="a JSON string per line")
-    sampling.add_argument(
+    if command == "nll":
+        parser.add_argument("text", help="- reads standard input")
+        parser.add_argument("--draws", type=int, default=16, help="of a bound")
+        return parser
+    parser.add_argument("-n", type=int, default=1, help="how many texts")
+    parser.add_argument("--steps", type=int, help="default: what the model's recipe names")
+    parser.add_argument("--json", action="store_true", help="a JSON string per line")
+    parser.add_argument(
         "--option", type=_option, action="append", default=[], metavar="KEY=VALUE", help="of the sampler: temperature=0.9"
     )
-    generate = commands.add_parser("generate", parents=[shared, sampling], help=COMMANDS["generate"])
-    generate.add_argument("--prompt", help="text they begin with")
-    generate.add_argument("--suffix", help="text they end with")
-    size = generate.add_mutually_exclusive_group()
+    if command == "infill":
+        parser.add_argument("template", help='"The [8] sat on the [4].": holes by number of tokens')
+        return parser
+    parser.add_argument("--prompt", help="text they begin with")
+    parser.add_argument("--suffix", help="text they end with")
+    size = parser.add_mutually_exclusive_group()
     size.add_argument("--length", type=int, help="tokens in all")
     size.add_argument("--between", type=int, metavar="N", help="tokens between prompt and suffix")
-    infill = commands.add_parser("infill", parents=[shared, sampling], help=COMMANDS["infill"])
-    infill.add_argument("template", help='"The [8] sat on the [4].": holes by number of tokens')
-    nll = commands.add_parser("nll", parents=[shared], help=COMMANDS["nll"])
-    nll.add_argument("text", help="- reads standard input")
-    nll.add_argument("--draws", type=int, default=16, help="of a bound")
     return parser
 
 

@@ -6,6 +6,7 @@ import sys
 
 from running import command, tiny, write_corpus
 
+import flm
 from flm import config_files
 from flm.__main__ import help_text, main, mode_names
 
@@ -44,7 +45,8 @@ def test_mistakes_are_one_line(capsys):
         ("nonsense",): "flm --help",
         ("generate", "/nowhere"): "/nowhere",
         ("serve", "/nowhere"): "/nowhere",
-        ("demo",): "needs a model",
+        ("demo", "a", "b"): "one model",
+        ("generate", "builtin:nothing"): "builtin:text",
     }.items():
         assert main(list(arguments)) == 1
         error = capsys.readouterr().err
@@ -55,3 +57,17 @@ def test_short_names_are_unambiguous():
     names = mode_names()
     assert names["sample"] == names["sample_eval"] == "sample_eval"
     assert not set(names) & {"generate", "infill", "nll", "serve", "demo"}
+
+
+def test_without_a_model_the_one_in_the_box_answers(tmp_path, monkeypatch, capsys):
+    assert main(["generate", "-n", "2", "--steps", "2", "--json"]) == 0
+    wanted = flm.load("builtin:text").generate(n=2, steps=2)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == wanted
+    template = "The [4] of [2]."
+    for arguments in ([template, "--steps", "2"], ["--steps", "2", template], ["builtin:text", "--steps", "2", template]):
+        assert main(["infill", *arguments]) == 0
+        assert capsys.readouterr().out == flm.load("builtin:text").infill(template, steps=2)[0] + "\n"
+    monkeypatch.setattr(sys, "argv", ["flm"])
+    counts = ["solve_eval.puzzles=4", "solve_eval.written=4", "sampling.steps=[2]"]
+    assert main(["solve", *counts, f"hydra.run.dir={tmp_path}"]) == 0
+    assert "builtin:puzzle" in capsys.readouterr().out and (tmp_path / "solve_eval.json").is_file()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints import restricted
+from flm.checkpoints.builtin import builtin
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.fit import check_state
 from flm.checkpoints.folder import CONFIG, read_folder
@@ -34,7 +35,7 @@ def read_model(
     """A checkpoint, the last one of a run folder, an exported folder or one on the hub, or a kind that a wing registers.
 
     Args:
-        source: a path, or owner/model if there is no such path.
+        source: a path, owner/model if there is no such path, or the name of a model that comes with the package.
         choices: what a published checkpoint of FLM, MDLM or Duo does not say; None infers all, without a tokenizer.
         revision: branch, tag or commit on the hub; None: main.
         file: path of a checkpoint inside the repository on the hub; None: an exported model.
@@ -121,6 +122,9 @@ def apply_average(algorithm: nn.Module, file: ModelFile) -> None:
 
 def _located(source: str | Path, revision: str | None, file: str | None) -> Path:
     """The file, or the folder of a model, that a source names."""
+    boxed = builtin(str(source))
+    if boxed is not None:
+        return boxed
     path = Path(source)
     if path.is_file():
         return path

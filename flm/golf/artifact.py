@@ -36,6 +36,7 @@ class ArtifactOptions:
     code: Text | Sequence[Text] | None = None
     kept_elements: Index = 65_536
     scale_floor: bool = False
+    steps: Count | None = None
     evaluation: Annotated[str, one_of(EVALUATIONS)] | None = "ppl_eval"
 
 
@@ -58,6 +59,8 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     lm = load_model(evaluation, Machine.of(run["trainer"], run["model"]))
     # where the text lies, which a recipe for others leaves out, is what the evaluation below asks of the file
     recipe = shareable(lm.config) | {key: lm.config[key] for key in ("data",) if key in lm.config}
+    if wanted.steps is not None:
+        recipe["sampling"] = {**(recipe.get("sampling") or {}), "steps": [wanted.steps]}
     about = Description(recipe, lm.source.tokenizer, lm.algorithm.vocab_size, lm.length, lm.source.step)
     try:
         packed = pack(lm.algorithm, about, left, wanted.scale_floor, wanted.kept_elements)

@@ -8,11 +8,18 @@ from rich.console import Console
 
 import flm
 
+BOXED = ("builtin:text", "builtin:puzzle")  # what comes with the package
+
 
 def parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
     found = argparse.ArgumentParser(prog="flm demo", description="Watch a model write.")
-    found.add_argument("models", nargs="*", metavar="MODEL", help="whatever flm.load takes; two stand side by side with --web")
+    found.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help=f"whatever flm.load takes, several with --web; default: {BOXED[0]}, with --web both in the box",
+    )
     found.add_argument("--web", action="store_true", help="a local page in place of the terminal")
     found.add_argument("--port", type=int, default=8001, help="of the page")
     found.add_argument(
@@ -26,10 +33,9 @@ def parser() -> argparse.ArgumentParser:
 def demo(arguments: Sequence[str]) -> int:
     """watch a model write, in the terminal or in a browser"""
     given = parser().parse_args(arguments)
-    if not given.models:
-        raise ValueError("flm demo needs a model: a run folder, checkpoint, exported folder or hub name")
-    if len(given.models) > (2 if given.web else 1):
-        raise ValueError("flm demo shows one model in the terminal, two at most with --web")
+    if not given.web and len(given.models) > 1:
+        raise ValueError("flm demo shows one model in the terminal; with --web several")
+    given.models = given.models or list(BOXED if given.web else BOXED[:1])
     loaded = [flm.load(model, given.device) for model in given.models]
     if not given.web:
         steps = given.steps or sorted({1, loaded[0].steps})
