@@ -8,6 +8,7 @@ MOVED = {
     "flm.algos.kl_flow_map.KLFlowMap": "flm.kl_flow.kl_flow_map.KLFlowMap",
     "flm.algos.native_flow.NativeFlow": "flm.golf.native_flow.NativeFlow",
     "flm.data.chat.Chats": "flm.qwen.chat.Chats",
+    "flm.data.corpora.hub_pairs.HubPairCorpus": "flm.conditional.hub_pairs.HubPairCorpus",
     "flm.data.corpora.token_shards.TokenShardCorpus": "flm.golf.shard_corpus.TokenShardCorpus",
     "flm.data.examples.Texts": "flm.qwen.examples.Texts",
     "flm.data.mixture.MixtureCorpus": "flm.qwen.mixture.MixtureCorpus",

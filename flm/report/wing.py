@@ -9,7 +9,6 @@ WING = Wing(
         "film": "flm.report.kinds.film:KIND",
         "frontier": "flm.report.kinds.frontier:KIND",
         "likelihood": "flm.report.kinds.likelihood:KIND",
-        "conditional_eval": "flm.report.kinds.conditional:KIND",
         "benchmark": "flm.report.kinds.benchmark:KIND",
     }
 )

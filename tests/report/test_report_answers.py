@@ -8,7 +8,7 @@ from running import config_of
 from flm.code.judging import summary
 from flm.code.problems import Hole, Problem
 from flm.code.sandbox import Verdict
-from flm.measures.responses import response_scores
+from flm.conditional.responses import response_scores
 from flm.report.report import report
 
 PROBLEMS = [Problem(f"p/{i}", ("def f():\n", Hole(f"    return {i}\n")), "", ()) for i in range(2)]

@@ -10,11 +10,11 @@ from code_files import HUMAN_EVAL, write
 from flm.algos.algorithm import Algorithm
 from flm.code.code_eval import request_of
 from flm.code.problems import load_problems
+from flm.conditional.conditional_eval import requests_of
 from flm.data.corpora.pairs import PairCorpus
 from flm.data.layouts import LineLayout, ResponseLayout
 from flm.data.tokenizers import ByteTokenizer
 from flm.language_model import LanguageModel
-from flm.tasks.conditional_eval import requests_of
 from flm.tasks.fillings import Writer, check_hole_is_bounded, holes_of, padding_of
 
 END = 256

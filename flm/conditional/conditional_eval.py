@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flm.conditional.responses import response_scores
 from flm.data.corpora.corpus import Corpus
 from flm.data.documents import Split
 from flm.language_model import LanguageModel
-from flm.measures.responses import response_scores
 from flm.ranges import Count, Text
 from flm.tasks.eval_options import EvalOptions
 from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from flm.measures.responses import (
+from flm.conditional.responses import (
     bert_scores,
     corpus_bleu,
     exact_match,

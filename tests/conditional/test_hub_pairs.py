@@ -12,7 +12,7 @@ import pytest
 from fake_hub import FakeHub
 from tasks.running import config_of
 
-from flm.data.corpora.hub_pairs import HubPairCorpus
+from flm.conditional.hub_pairs import HubPairCorpus
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import ByteTokenizer
 
