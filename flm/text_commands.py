@@ -28,7 +28,8 @@ def run(arguments: Sequence[str]) -> int:
     for package in given.wing:
         add(package)
     weights = not given.last_weights
-    lm = flm.load(given.model, given.device, weights, given.trusted_module, given.revision, **dict(given.published))
+    hub = {"revision": given.revision, "file": given.file}
+    lm = flm.load(given.model, given.device, weights, given.trusted_module, **hub, **dict(given.published))
     if command == "nll":
         found = lm.nll(sys.stdin.read() if given.text == "-" else given.text, given.draws, given.seed)
         print(json.dumps(vars(found) | {"nats_per_token": found.nats_per_token}))
@@ -61,6 +62,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--trusted-module", action="append", default=[], help="module whose model classes may be built")
     parser.add_argument("--wing", action="append", default=[], help="package that adds kinds of model or of model file")
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument("--file", help="path of a checkpoint in its repository on the hub, owt_fmlm.ckpt")
     parser.add_argument(
         "--published",
         type=_option,

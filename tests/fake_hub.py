@@ -1,4 +1,4 @@
-"""A Hugging Face hub of one data set on this machine: the few answers its client asks for."""
+"""A Hugging Face hub of one data set or model on this machine: the few answers its client asks for."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ class FakeHub:
     `asked` lists the paths of files sent; `broken` those whose sending breaks off; `older` commits are known by name.
     """
 
-    def __init__(self, name, branch, commit, files):
-        self.name, self.branch, self.commit, self.files = name, branch, commit, files
+    def __init__(self, name, branch, commit, files, kind="datasets"):
+        self.name, self.branch, self.commit, self.files, self.kind = name, branch, commit, files, kind
         self.asked, self.broken, self.older = [], set(), set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -36,7 +36,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, with_body):
         path = unquote(urlsplit(self.path).path)
-        info, resolve = f"/api/datasets/{self.hub.name}/revision/", f"/datasets/{self.hub.name}/resolve/"
+        info = f"/api/{self.hub.kind}/{self.hub.name}/revision/"
+        resolve = f"/{'datasets/' if self.hub.kind == 'datasets' else ''}{self.hub.name}/resolve/"
         if path.startswith(info) and path.removeprefix(info) in (self.hub.branch, self.hub.commit, *self.hub.older):
             commit = self.hub.commit if path.removeprefix(info) == self.hub.branch else path.removeprefix(info)
             siblings = [{"rfilename": name} for name in self.hub.files]
@@ -44,6 +45,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(
                 json.dumps(about | {"private": False, "likes": 0}).encode(), {"Content-Type": "application/json"}, with_body
             )
+            return
+        if path == f"/api/{self.hub.kind}/{self.hub.name}/tree/{self.hub.commit}":
+            listed = [{"type": "file", "path": n, "size": len(d), "oid": "0" * 40} for n, d in self.hub.files.items()]
+            self._send(json.dumps(listed).encode(), {"Content-Type": "application/json"}, with_body)
             return
         name = path.removeprefix(f"{resolve}{self.hub.commit}/")
         if name not in self.hub.files:

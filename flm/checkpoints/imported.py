@@ -11,6 +11,7 @@ from torch import Tensor
 from flm.checkpoints.description import Description
 from flm.checkpoints.fit import check_state
 from flm.checkpoints.published import Layout
+from flm.checkpoints.published_behaviour import check_softcap_known, generation
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
 from flm.data.tokenizers import Tokenizer
 from flm.ranges import Count, PositiveShare, Scale, Text, Where
@@ -29,6 +30,7 @@ class Kind:
         target: its class here.
         two_times: whether its network is a flow map.
         output_softcap, attention_softcap: of its network, as published; None for none.
+        uncapped_for_weeks: whether some of its files are of code that had lost the output softcap.
         network: the algorithm's module that the published backbone becomes.
         masked: whether it has a mask: the tokenizer's, or where that has none the last row of the tables.
         loss_weight: whether the algorithm here has the learned loss weight.
@@ -43,14 +45,17 @@ class Kind:
     network: str = "backbone"
     masked: bool = False
     loss_weight: bool = False
+    uncapped_for_weeks: bool = False
 
 
 KINDS = {
-    "flm": Kind("FLM (arXiv 2602.16813)", "flm.algos.flm.FLM", False, (), 30.0, 50.0),
-    "fmlm": Kind("FMLM (arXiv 2602.16813)", "flm.algos.fmlm.FMLM", True, (), 30.0, 50.0, loss_weight=True),
+    "flm": Kind("FLM (arXiv 2602.16813)", "flm.algos.flm.FLM", False, (), 30.0, 50.0, uncapped_for_weeks=True),
+    "fmlm": Kind(
+        "FMLM (arXiv 2602.16813)", "flm.algos.fmlm.FMLM", True, (), 30.0, 50.0, loss_weight=True, uncapped_for_weeks=True,
+    ),
     "flm_distill": Kind(
         "the residual network of two-stage FMLM (arXiv 2602.16813, first version)",
-        "flm.algos.flm_distill.FLMDistill", True, (), 30.0, 50.0, network="residual", loss_weight=True,
+        "flm.algos.flm_distill.FLMDistill", True, (), 30.0, 50.0, network="residual", loss_weight=True, uncapped_for_weeks=True,
     ),
     "mdlm": Kind("MDLM (masked diffusion, arXiv 2406.07524)", "flm.algos.mdlm.MDLM", False, ("mdlm",), masked=True),
 }  # fmt: skip
@@ -78,6 +83,7 @@ class ImportChoices:
         tokenizer_name_or_path: as of `HuggingFaceTokenizer`; None: by the number of tokens.
         length: L; None: from the file's config.
         output_softcap, attention_softcap: a number, None for none, or "auto": as published for the algorithm.
+        tokenizer_dir: folder in which a tokenizer of that name is looked for first; None: none.
         tokenizer: whether one is wanted at all; a teacher needs none.
     """
 
@@ -88,6 +94,7 @@ class ImportChoices:
     length: Count | None = None
     output_softcap: Scale | Literal["auto"] | None = "auto"
     attention_softcap: Scale | Literal["auto"] | None = "auto"
+    tokenizer_dir: Text | None = None
     tokenizer: bool = True
 
 
@@ -144,6 +151,8 @@ def describe(
         "attention_softcap": _softcap(choices.attention_softcap, kind.attention_softcap, "attention_softcap"),
         "time_scale": 1.0,
     }
+    if choices.output_softcap == "auto" and kind.uncapped_for_weeks:
+        check_softcap_known(layout, name)
     weighted = any(key.startswith("loss_weight.") for key in layout.weights)
     algorithm: dict[str, Any] = {"_target_": kind.target}
     if kind.loss_weight:
@@ -161,8 +170,9 @@ def describe(
         mask = _mask(layout, name, tokenizer)
         vocab_size, algorithm["mask_id"] = (vocab_size - 1, None) if mask is None else (vocab_size, mask)
     origin = {"file": Path(name).name, "algorithm": layout.algorithm, "parameterization": layout.parameterization}
+    sampling = {"sampling": generation(layout)} if kind.two_times and kind.network == "backbone" else {}
     description = Description(
-        config={"algo": algorithm, "model": model, "imported": origin},
+        config={"algo": algorithm, "model": model, "imported": origin} | sampling,
         tokenizer=None if tokenizer is None else tokenizer.to_dict(),
         vocab_size=vocab_size,
         length=model["length"],
@@ -248,12 +258,13 @@ def _mask(layout: Layout, name: str, tokenizer: Tokenizer | None) -> int | None:
 def _tokenizer(layout: Layout, name: str, kind: Kind, choices: ImportChoices) -> Tokenizer:
     rows = layout.vocab_size
     source = choices.tokenizer_name_or_path or _TOKENIZERS.get(rows)
+    place = None if choices.tokenizer_dir is None else Path(choices.tokenizer_dir)
     if source is None:
         raise ValueError(f"{name}: no tokenizer is known for {rows} tokens: set eval.tokenizer_name_or_path")
     try:
-        tokenizer = HuggingFaceTokenizer(source).build(lambda: iter(()))
+        tokenizer = HuggingFaceTokenizer(source).build(lambda: iter(()), place)
         if tokenizer.vocab_size == rows - 1 and not kind.masked:  # [PAD] was appended, as for GPT-2
-            tokenizer = HuggingFaceTokenizer(source, add_pad=True).build(lambda: iter(()))
+            tokenizer = HuggingFaceTokenizer(source, add_pad=True).build(lambda: iter(()), place)
     except ValueError as error:
         raise ValueError(f"{name}: eval.tokenizer_name_or_path: {error}") from error
     if tokenizer.vocab_size not in ({rows, rows - 1} if kind.masked else {rows}):

@@ -45,7 +45,9 @@ class Layout:
         vocab_size: V, rows of the input table.
         two_times: whether it is a flow map.
         step: optimiser steps.
-        algorithm, parameterization, length: as the file's own config names them; None where it does not.
+        algorithm, parameterization, time_condition, length: as the file's own config names them; None where it does not.
+        lightning: version of Lightning that wrote it; None where it does not say.
+        several_averages: whether it has the place for several, as code of early 2026 alone wrote.
     """
 
     weights: dict[str, Tensor]
@@ -57,7 +59,10 @@ class Layout:
     step: int
     algorithm: str | None
     parameterization: str | None
+    time_condition: str | None
     length: int | None
+    lightning: str | None
+    several_averages: bool
 
 
 def is_published(content: Any) -> bool:
@@ -109,7 +114,10 @@ def layout_of(content: Mapping[str, Any], name: str) -> Layout:
         step=_whole(content.get("global_step")) or 0,
         algorithm=_text(config_value(content, "algo.name")),
         parameterization=parameterization,
+        time_condition=_text(config_value(content, "algo.time_condition")),
         length=_whole(config_value(content, "model.length")),
+        lightning=_text(content.get("pytorch-lightning_version")),
+        several_averages=content.get("ema_list") is not None,
     )
 
 

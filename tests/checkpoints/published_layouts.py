@@ -116,6 +116,7 @@ def fmlm_v2() -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
     """June 2026: two times, one average, no teacher in the file but what a stray save left."""
     trained, average = (random_weights(seed, two_times=True) for seed in (4, 5))
     content = lightning(trained, config_of("fmlm", double_temb=True), ema=average_of(average, 0.9999))
+    content["pytorch-lightning_version"] = "2.6.0"
     stray = {"teacher_model.backbone.vocab_embed.embedding": torch.zeros(2, 2)}
     content["state_dict"] = OrderedDict(stray | content["state_dict"])
     return content, trained, average
