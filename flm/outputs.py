@@ -120,8 +120,3 @@ class Combination:
         count, device = self.shape.numel(), self.outputs[0].hidden.device
         pieces = [self.chunk(part).argmax(-1) for part in chunks(count, self.vocab_size, device)]
         return torch.cat(pieces).view(self.shape)
-
-    def tempered(self, temperature: float) -> "Combination":
-        if temperature != 1.0:
-            raise ValueError("sampling.temperature must be 1: a sum of predictions has no logits to divide")
-        return self

@@ -54,6 +54,8 @@ class TokenPosterior:
         softcap: c in c * tanh(logits / c); None for none.
         temperature: divides the logits; > 0.
         offset: added to the softcapped logits, constant; None: nothing.
+        top_k: all but the k most probable tokens are impossible; None: none is.
+        top_p: so are all but the fewest most probable ones whose mass, within top_k, reaches this share in (0, 1].
     """
 
     hidden: Tensor
@@ -62,10 +64,21 @@ class TokenPosterior:
     softcap: float | None = None
     temperature: float = 1.0
     offset: Offset | None = None
+    top_k: int | None = None
+    top_p: float | None = None
 
     @property
     def vocab_size(self) -> int:
         return self.table.shape[0]
+
+    @property
+    def is_truncated(self) -> bool:
+        return self.top_k is not None or self.top_p is not None
+
+    @property
+    def whole(self) -> "TokenPosterior":
+        """The same prediction before top_k and top_p."""
+        return replace(self, top_k=None, top_p=None) if self.is_truncated else self
 
     @property
     def shape(self) -> torch.Size:
@@ -99,8 +112,7 @@ class TokenPosterior:
         copies = [compute_copy(hidden, w, None)[0] for w in tables]
         pieces = []
         for part in chunks(hidden.shape[0], self.vocab_size, hidden.device):
-            h, offset = hidden[part].to(table.dtype), self._offset(part)
-            p = chunk_probabilities(h, table, bias, self.softcap, self.temperature, offset)
+            p = self._probabilities(part, hidden[part].to(table.dtype), table, bias)
             with torch.autocast(hidden.device.type, enabled=False):
                 pieces.append([(p.to(w.dtype) @ w).to(full.dtype) for w, full in zip(copies, tables, strict=True)])
         return tuple(torch.cat(column).view(*self.shape, -1) for column in zip(*pieces, strict=True))
@@ -108,7 +120,7 @@ class TokenPosterior:
     @torch.no_grad()
     def argmax(self) -> Tensor:
         """Most probable token (B, L)."""
-        return self._reduce(lambda logits: (logits.argmax(-1),))[0]
+        return self.whole._reduce(lambda logits: (logits.argmax(-1),))[0]
 
     @torch.no_grad()
     def log_prob(self, tokens: Tensor) -> Tensor:
@@ -123,18 +135,13 @@ class TokenPosterior:
         return self._reduce(lambda logits: (torch.special.entr(torch.softmax(logits, -1)).sum(-1),))[0]
 
     @torch.no_grad()
-    def draw(self, generator: torch.Generator, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    def draw(self, generator: torch.Generator) -> Tensor:
         """One token (B, L) drawn at every position, in float64 by inversion.
 
         Float32 probabilities (or float32 Gumbel noise) silently act as a lower temperature: rare tokens are never drawn
         (arXiv 2409.02908).
-
-        Args:
-            top_k: keep the k most probable tokens; None keeps all.
-            top_p: keep the smallest set of most probable tokens whose mass reaches top_p in (0, 1]; None keeps all.
         """
-
-        return self._reduce(lambda logits: (draw_from(truncate(logits.double().softmax(-1), top_k, top_p), generator),))[0]
+        return self._reduce(lambda logits: (draw_from(logits.double().softmax(-1), generator),))[0]
 
     @torch.no_grad()
     def probabilities(self) -> Tensor:
@@ -153,16 +160,26 @@ class TokenPosterior:
             logits, _ = softcapped_logits(hidden[part].to(self.table.dtype), self.table, self.bias, self.softcap)
             if self.offset is not None:
                 logits += self.offset.chunk(part)
-            yield part, logits / self.temperature if self.temperature != 1.0 else logits
+            logits = logits / self.temperature if self.temperature != 1.0 else logits
+            if self.is_truncated:
+                kept = truncate(logits.double().softmax(-1), self.top_k, self.top_p) > 0
+                logits = logits.masked_fill(~kept, -torch.inf)
+            yield part, logits
 
     def chunk(self, part: slice) -> Tensor:
         """Probabilities (n, V) of one slice of the flattened token axis."""
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])[part]
         table, bias = compute_copy(hidden, self.table, self.bias)
-        return chunk_probabilities(hidden.to(table.dtype), table, bias, self.softcap, self.temperature, self._offset(part))
+        return self._probabilities(part, hidden.to(table.dtype), table, bias)
 
-    def _offset(self, part: slice) -> Tensor | None:
-        return None if self.offset is None else self.offset.chunk(part)
+    def _probabilities(self, part: slice, hidden: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
+        """(n, V) of hidden states (n, D) of a slice, with table and bias in the dtype of the matrix product."""
+        offset = None if self.offset is None else self.offset.chunk(part)
+        p = chunk_probabilities(hidden, table, bias, self.softcap, self.temperature, offset)
+        if not self.is_truncated:
+            return p
+        p = truncate(p, self.top_k, self.top_p)
+        return p / p.sum(-1, keepdim=True)
 
     def _reduce(self, function) -> tuple[Tensor, ...]:
         pieces = [function(logits) for _, logits in self.logit_chunks()]

@@ -26,7 +26,7 @@ def cross_entropy(posterior: TokenPosterior, target: Tensor | Output, weight: Te
     Returns:
         The weighted sum over tokens, a differentiable scalar, and each token's cross-entropy (B, L) in nats, detached.
     """
-    bias = posterior.bias if posterior.bias is not None else posterior.hidden.new_zeros(posterior.vocab_size)
+    bias = _bias(posterior)
     return _CrossEntropy.apply(posterior.hidden, posterior.table, bias, posterior, target, weight, torch.is_grad_enabled())
 
 
@@ -40,8 +40,13 @@ def squared_error(output: TokenPosterior | RawOutput, target: Output, weight: Te
     Returns:
         The weighted sum over tokens, a differentiable scalar, and each token's squared distance (B, L), detached.
     """
-    bias = output.bias if output.bias is not None else output.hidden.new_zeros(output.vocab_size)
+    bias = _bias(output)
     return _SquaredError.apply(output.hidden, output.table, bias, output, target, weight, torch.is_grad_enabled())
+
+
+def _bias(output: TokenPosterior | RawOutput) -> Tensor:
+    assert not getattr(output, "is_truncated", False), "a truncated prediction has no loss"
+    return output.bias if output.bias is not None else output.hidden.new_zeros(output.vocab_size)
 
 
 # (slice of the flattened token axis, its logits (n, V) to overwrite, whether the slope is wanted) -> values (n,) in nats or
@@ -59,7 +64,7 @@ def of_logits(posterior: TokenPosterior, value_and_slope: ValueAndSlope, weight:
     Returns:
         The weighted sum over tokens, a differentiable scalar, and each token's value (B, L), detached.
     """
-    bias = posterior.bias if posterior.bias is not None else posterior.hidden.new_zeros(posterior.vocab_size)
+    bias = _bias(posterior)
     return _OfLogits.apply(posterior.hidden, posterior.table, bias, posterior, value_and_slope, weight, torch.is_grad_enabled())
 
 

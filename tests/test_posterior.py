@@ -114,7 +114,7 @@ def test_draws_follow_the_probabilities(top_k, top_p):
     count = 4000
     hidden = one.hidden[:1, :1].detach().expand(1, count, D)
     posterior = TokenPosterior(hidden, one.table.detach(), one.bias.detach(), one.softcap, one.temperature)
-    draws = posterior.draw(torch.Generator().manual_seed(0), top_k, top_p)[0]
+    draws = replace(posterior, top_k=top_k, top_p=top_p).draw(torch.Generator().manual_seed(0))[0]
     p = truncate(one.probabilities()[0, :1], top_k, top_p)[0]
     p = p / p.sum()
     counts = torch.bincount(draws, minlength=V).double()

@@ -30,6 +30,7 @@ from flm.paths.gaussian import Given, State, corrupt, step
 from flm.posterior import TokenPosterior
 from flm.ranges import Count
 from flm.samplers.flow_map import FlowMapSampler
+from flm.samplers.options import POLICY_OPTIONS, Without
 from flm.vocabulary_losses import squared_error
 
 
@@ -78,7 +79,7 @@ class FLMDistill(Distillation):
     required_teachers = ("teacher",)
     validation_metric = "jump_squared_error"
     validation_says = "from the teacher: not a likelihood"
-    samplers = {"": FlowMapSampler}
+    samplers = {"": Without(FlowMapSampler, *POLICY_OPTIONS)}  # a sum of predictions has no logits to shape
 
     def __init__(
         self,

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from flm.paths.mixture import Schedule, UniformSource, corrupt, mix
-from flm.posterior import TokenPosterior, draw_from, truncate
-from flm.ranges import Count, Positive, PositiveShare, Share
+from flm.posterior import TokenPosterior, draw_from
+from flm.ranges import Share
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import Moment, OnStep, check_steps
+from flm.samplers.policy import Policy, Shaping
 
 
 class UniformDenoiser(Protocol):
@@ -28,25 +29,16 @@ class UniformDenoiser(Protocol):
     def __call__(self, tokens: Tensor, t: Tensor) -> TokenPosterior: ...
 
 
-class UniformSampler:
+class UniformSampler(Policy):
     """Ancestral sampling: N draws from the reverse posterior on a grid uniform in t, in N network evaluations.
 
     Args:
-        temperature: divides the logits.
-        top_k: the prediction keeps its k most probable tokens; None: all.
-        top_p: the prediction keeps the fewest most probable tokens whose mass reaches this share in (0, 1]; None: all.
         noise_removal: the last step, "ancestral" (a draw like the others) or "greedy" (the arg-max of the prediction: Duo's
             greedy tail, less diverse).
     """
 
-    def __init__(
-        self,
-        temperature: Positive = 1.0,
-        top_k: Count | None = None,
-        top_p: PositiveShare | None = None,
-        noise_removal: Literal["ancestral", "greedy"] = "ancestral",
-    ):
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+    def __init__(self, noise_removal: Literal["ancestral", "greedy"] = "ancestral", **policy: Any):
+        super().__init__(**policy)
         self.greedy = noise_removal == "greedy"
 
     @torch.no_grad()
@@ -56,10 +48,11 @@ class UniformSampler:
         check_steps(steps)
         source, times = denoiser.source, torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         kappas, times = denoiser.schedule.kappa(times).tolist(), times.tolist()
-        tokens = canvas.fill(source.sample(canvas.tokens, generator))
+        tokens, shaping = canvas.fill(source.sample(canvas.tokens, generator)), Shaping(self, canvas)
         for i in range(steps):
             t = torch.full((len(tokens),), times[i], dtype=torch.float32, device=tokens.device)
-            posterior = denoiser(tokens, t).tempered(self.temperature)
+            shaping.stands(tokens)
+            posterior = shaping(denoiser(tokens, t), times[i])
             if on_step is not None:
                 on_step(Moment(i, steps, times[i], posterior, canvas))
             if self.greedy and i == steps - 1:
@@ -79,12 +72,12 @@ class UniformSampler:
         return 0.0
 
     def _draw(self, posterior: TokenPosterior, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L) drawn from the truncated prediction, and the probability it gives to those at hand, float64."""
+        """Tokens (B, L) drawn from the prediction, and the probability it gives to those at hand, float64."""
         now, drawn, own = tokens.reshape(-1), [], []
         for part, logits in posterior.logit_chunks():
-            p = truncate(logits.double().softmax(-1), self.top_k, self.top_p)
+            p = logits.double().softmax(-1)
             drawn.append(draw_from(p, generator))
-            own.append(p.gather(1, now[part, None])[:, 0] / p.sum(-1))
+            own.append(p.gather(1, now[part, None])[:, 0])
         return torch.cat(drawn).view_as(tokens), torch.cat(own).view_as(tokens)
 
 

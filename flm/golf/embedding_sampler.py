@@ -1,15 +1,15 @@
 """Samplers of the embedding flow: from noise to token embeddings, and from there to tokens. B batch, L length, D width."""
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from flm.golf.linear_embedding import corrupt, toward
 from flm.posterior import TokenPosterior
-from flm.ranges import Positive
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import Moment, OnStep, check_steps
+from flm.samplers.policy import Policy, Shaping
 
 
 class EmbeddingDenoiser(Protocol):
@@ -24,15 +24,17 @@ class EmbeddingDenoiser(Protocol):
     def __call__(self, state: Tensor, t: Tensor, estimate: Tensor | None) -> Tensor: ...
 
 
-class EmbeddingFlowSampler:
+class EmbeddingFlowSampler(Policy):
     """Noise at t = 0 to tokens at t = 1 in N network evaluations on even times; given tokens stay clean throughout.
+
+    The flow moves towards an estimate of the embedding, not towards the mean of a distribution: the policy is of the tokens
+    that are read off, and temperature, top_k and top_p tell only where these are drawn.
 
     Args:
         solver: "euler" follows the velocity (z1 - x) / (1 - t); "zigzag" noises z1 anew to the next time, with fresh noise,
             as consistency models sample (arXiv 2303.01469). One step is the same with both.
         read_out: tokens of the last estimate: "argmax" of the logits z1 . e, "nearest" embedding (the same where all
             have one length), or "categorical", drawn from the softmax.
-        temperature: divides the logits; tells only where tokens are drawn.
         clamp: after every step, put the embeddings of its tokens in place of the estimate (arXiv 2205.14217).
     """
 
@@ -40,12 +42,14 @@ class EmbeddingFlowSampler:
         self,
         solver: Literal["euler", "zigzag"] = "euler",
         read_out: Literal["argmax", "nearest", "categorical"] = "argmax",
-        temperature: Positive = 1.0,
         clamp: bool = False,
+        **policy: Any,
     ):
-        if temperature != 1 and read_out != "categorical":
-            raise ValueError(f"sampling.temperature={temperature} is for sampling.read_out=categorical, not {read_out}")
-        self.zigzag, self.read_out, self.temperature, self.clamp = solver == "zigzag", read_out, temperature, clamp
+        super().__init__(**policy)
+        for name in ("temperature", "temperature_end", "top_k", "top_p"):
+            if read_out != "categorical" and policy.get(name) not in (None, 1.0):
+                raise ValueError(f"sampling.{name}={policy[name]} is for sampling.read_out=categorical, not {read_out}")
+        self.zigzag, self.read_out, self.clamp = solver == "zigzag", read_out, clamp
 
     @torch.no_grad()
     def __call__(
@@ -66,11 +70,13 @@ class EmbeddingFlowSampler:
         def at(time: float) -> Tensor:
             return torch.full((len(clean),), time, device=clean.device, dtype=torch.float32)
 
+        shaping = Shaping(self, canvas)
         state, estimate = corrupt(clean, noise(), at(0.0), given), None
         for i in range(steps):
             t, t_next = i / steps, (i + 1) / steps
             estimate = torch.where(given[..., None], clean, denoiser(state, at(t), estimate))
-            posterior = self._posterior(estimate, table, denoiser.bias)
+            posterior = shaping(self._posterior(estimate, table, denoiser.bias), t)
+            shaping.guessed(posterior)
             if on_step is not None:
                 on_step(Moment(i, steps, t, posterior, canvas))
             if i == steps - 1:
@@ -83,7 +89,7 @@ class EmbeddingFlowSampler:
     def _posterior(self, estimate: Tensor, table: Tensor, bias: Tensor | None) -> TokenPosterior:
         if self.read_out == "nearest":  # |z - e|^2 = |z|^2 - 2 (z . e - |e|^2 / 2)
             bias = -table.square().sum(-1) / 2
-        return TokenPosterior(estimate, table, bias, temperature=self.temperature)
+        return TokenPosterior(estimate, table, bias)
 
     def _tokens(self, posterior: TokenPosterior, canvas: Canvas, generator: torch.Generator) -> Tensor:
         found = posterior.draw(generator) if self.read_out == "categorical" else posterior.argmax()

@@ -7,7 +7,7 @@ sampling. B batch, L length, V vocabulary.
 """
 
 import math
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from flm.draws import mix_seed
 from flm.kl_flow.geodesic import Geodesic, GeodesicClock
 from flm.kl_flow.geodesic_state import Carried, Logits, State, corrupt
 from flm.posterior import TokenPosterior
-from flm.ranges import Count, NonNegative, Positive, PositiveShare
+from flm.ranges import NonNegative
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import Moment, OnStep, check_steps
+from flm.samplers.policy import Policy, Shaping
 
 Scheme = Literal["basic", "sampling", "hybrid"]
 # Where hybrid changes over by default, as a share of the clock: the published 0.28 of [0, 0.3], carried to any vocabulary.
@@ -38,7 +39,7 @@ class GeodesicDenoiser(Protocol):
     def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior: ...
 
 
-class GeodesicSampler:
+class GeodesicSampler(Policy):
     """N steps, even on the clock -log(1 - t), and one more network evaluation that reads the tokens off at max_t.
 
     Given positions are clean one-hot vectors at every evaluation. All schemes and numbers of steps begin at the same noise.
@@ -48,9 +49,8 @@ class GeodesicSampler:
         t_split: physical time from which hybrid samples: 0 is sampling, max_t or more is basic; None: 92.1% of the clock.
         solver: of the basic scheme: "exponential" is exact while the prediction stays the same, "euler" the published step in
             -log(1 - t).
-        temperature: divides the prediction's logits, in the velocity as well as in draws.
-        top_k: draw among the k most probable tokens; 1 is the arg-max (as published, which lowers entropy); None: among all.
-        top_p: draw among the fewest most probable tokens whose mass reaches this share in (0, 1]; None: among all.
+        guess: the tokens that the sampling scheme noises anew, "categorical": a draw from the prediction, or "argmax" (as
+            published, which lowers entropy).
         read_out: at max_t, "argmax", or "categorical": one draw.
     """
 
@@ -59,19 +59,19 @@ class GeodesicSampler:
         scheme: Scheme = "hybrid",
         t_split: NonNegative | None = None,
         solver: Literal["exponential", "euler"] = "exponential",
-        temperature: Positive = 1.0,
-        top_k: Count | None = None,
-        top_p: PositiveShare | None = None,
+        guess: Literal["categorical", "argmax"] = "categorical",
         read_out: Literal["argmax", "categorical"] = "argmax",
+        **policy: Any,
     ):
+        super().__init__(**policy)
         if t_split is not None and scheme != "hybrid":
             raise ValueError(f"sampling.t_split is for sampling.scheme=hybrid, not {scheme}")
         if solver == "euler" and scheme == "sampling":
             raise ValueError("sampling.solver is of the basic scheme, and sampling.scheme=sampling has none of it")
-        if scheme == "basic" and read_out != "categorical" and (top_k is not None or top_p is not None):
-            raise ValueError("sampling.top_k and top_p are of draws: scheme=basic draws with read_out=categorical alone")
+        if guess == "argmax" and scheme == "basic":
+            raise ValueError("sampling.guess is of the sampling scheme, and sampling.scheme=basic has none of it")
         self.scheme, self.t_split, self.euler = scheme, t_split, solver == "euler"
-        self.temperature, self.top_k, self.top_p, self.read_out = temperature, top_k, top_p, read_out
+        self.guess, self.read_out = guess, read_out
 
     def basic_steps(self, times: list[float]) -> int:
         """How many steps integrate the flow, for the grid of times (N + 1); the rest sample."""
@@ -112,9 +112,12 @@ class GeodesicSampler:
         times, taus = grid.tolist(), tau.tolist()
         basic, by_state = self.basic_steps(times), self.read_out == "state"
 
+        shaping = Shaping(self, canvas)
+
         def predict(state: State, k: int, to: int) -> TokenPosterior:
             clocks = (torch.full((batch,), taus[i], device=device, dtype=torch.float32) for i in (k, to))
-            posterior = denoiser(state, *clocks).tempered(self.temperature)
+            posterior = shaping(denoiser(state, *clocks), taus[k])
+            shaping.guessed(posterior)
             if on_step is not None:
                 on_step(Moment(k, steps + (not by_state), taus[k], posterior, canvas))
             return posterior
@@ -135,7 +138,7 @@ class GeodesicSampler:
 
     def _guess(self, state: State, posterior: TokenPosterior, to_end: float, generator: torch.Generator) -> Tensor:
         """Clean tokens (B, L) for a state, from the prediction there; to_end is the signal it lacks."""
-        return posterior.draw(generator, self.top_k, self.top_p)
+        return posterior.argmax() if self.guess == "argmax" else posterior.draw(generator)
 
     def _step(self, path: Geodesic, t: float, t_next: float) -> tuple[float, float]:
         """(keep, gain) of m <- keep * m + gain * p."""
@@ -148,7 +151,7 @@ class GeodesicSampler:
 
     def _read(self, posterior: TokenPosterior, generator: torch.Generator) -> Tensor:
         if self.read_out == "categorical":
-            return posterior.draw(generator, self.top_k, self.top_p)
+            return posterior.draw(generator)
         return posterior.argmax()
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from flm.posterior import TokenPosterior
-from flm.ranges import Count, Positive, PositiveShare
+from flm.ranges import Count, NonNegative, Positive, PositiveShare, TokenId
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import Moment, OnStep, check_steps
+from flm.samplers.policy import Policy, Shaping
 
 
 class NextToken(Protocol):
@@ -38,7 +39,7 @@ class Written(Moment):
         return self.so_far
 
 
-class AutoregressiveSampler:
+class AutoregressiveSampler(Policy):
     """Draws the editable tokens of a canvas from left to right; draws are made in float64.
 
     Given tokens stay, and what comes after them is written knowing them. What comes before them is not: such a model
@@ -49,17 +50,24 @@ class AutoregressiveSampler:
     `steps` changes nothing: it is there because all samplers take it, and `steps_are_fixed` tells who compares numbers of
     steps that there is only one.
 
+    It has no temperature_end: a token is drawn once, and at no level of noise.
+
     Args:
-        temperature: divides the logits.
-        top_k: draw among the k most probable tokens; None: among all.
-        top_p: draw among the fewest most probable tokens whose mass, at this temperature and within top_k, reaches this
-            share in (0, 1]; None: among all.
+        temperature, frequency_penalty, top_k, top_p, suppress, begin_suppress: as in Policy.
     """
 
     steps_are_fixed = True
 
-    def __init__(self, temperature: Positive = 1.0, top_k: Count | None = None, top_p: PositiveShare | None = None):
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+    def __init__(
+        self,
+        temperature: Positive = 1.0,
+        frequency_penalty: NonNegative = 0.0,
+        top_k: Count | None = None,
+        top_p: PositiveShare | None = None,
+        suppress: Sequence[TokenId] = (),
+        begin_suppress: Sequence[TokenId] = (),
+    ):
+        super().__init__(temperature, None, frequency_penalty, top_k, top_p, suppress, begin_suppress)
 
     @torch.no_grad()
     def __call__(
@@ -69,10 +77,14 @@ class AutoregressiveSampler:
         tokens, length = canvas.tokens.clone(), canvas.tokens.shape[1]
         cache = denoiser.new_cache(length)
         columns = canvas.editable.any(0).nonzero()[:, 0].tolist()
-        read = 0
+        shaping, read, written = Shaping(self, canvas), 0, torch.zeros_like(canvas.editable)
         for index, column in enumerate(columns):
-            posterior = denoiser.next_token(tokens[:, read:column], cache).tempered(self.temperature)
-            drawn = posterior.draw(generator, self.top_k, self.top_p)[:, 0]
+            here = torch.zeros_like(written)
+            here[:, column] = True
+            shaping.stands(tokens, written)
+            posterior = shaping(denoiser.next_token(tokens[:, read:column], cache), column / length, here)
+            drawn = posterior.draw(generator)[:, 0]
+            written = written | here
             tokens[:, column] = torch.where(canvas.editable[:, column], drawn, tokens[:, column])
             read = column
             if on_step is not None:

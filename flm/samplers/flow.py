@@ -6,15 +6,16 @@ token, which keeps the position exactly on its own path (1 - t) noise + t onehot
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from flm.paths.gaussian import Noise, State, Table, combine, embed, expected, noise_for, step, where
 from flm.posterior import TokenPosterior
-from flm.ranges import NonNegative, Positive
+from flm.ranges import NonNegative
 from flm.samplers.canvas import Canvas
+from flm.samplers.policy import Policy, Shaping
 
 
 class FlowDenoiser(Protocol):
@@ -61,7 +62,7 @@ def predicted_point(posterior: TokenPosterior, canvas: Canvas, tables: tuple[Tab
     return where(canvas.editable, expected(posterior, tables), embed(canvas.tokens, tables) if given is None else given)
 
 
-class StateSampler:
+class StateSampler(Policy):
     """A sampler that carries a state from noise to tokens: draws the noise and leaves the way to `integrate`."""
 
     @torch.no_grad()
@@ -96,7 +97,6 @@ class FlowSampler(StateSampler):
 
     Args:
         solver: "euler" (N network evaluations in N steps) or "heun" (second order, 2N - 1 evaluations).
-        temperature: divides the prediction's logits.
         churn: before each step but the first, raise the noise level sigma = (1 - t) / t by this fraction with fresh noise
             (Karras et al., arXiv 2206.00364, algorithm 2); 0 is deterministic.
         churn_noise: standard deviation of the fresh noise (S_noise there).
@@ -105,12 +105,13 @@ class FlowSampler(StateSampler):
     def __init__(
         self,
         solver: Literal["euler", "heun"] = "euler",
-        temperature: Positive = 1.0,
         churn: NonNegative = 0.0,
         churn_noise: NonNegative = 1.0,
+        **policy: Any,
     ):
+        super().__init__(**policy)
         self.second_order = solver == "heun"
-        self.temperature, self.churn, self.churn_noise = temperature, churn, churn_noise
+        self.churn, self.churn_noise = churn, churn_noise
 
     @torch.no_grad()
     def integrate(
@@ -137,12 +138,15 @@ class FlowSampler(StateSampler):
         raised_times, raised_taus = raised_grid.tolist(), denoiser.clock.tau(raised_grid).tolist()
         given = embed(canvas.tokens, denoiser.tables)
         clean_given = getattr(denoiser, "clean_given", False)
+        shaping = Shaping(self, canvas)
 
         def predict(state: State, tau: float) -> TokenPosterior:
             if clean_given:
                 state = replace(where(canvas.editable, state, given), clean=~canvas.editable)
             clock = torch.full((batch,), tau, device=device, dtype=torch.float32)
-            return denoiser(state, clock).tempered(self.temperature)
+            posterior = shaping(denoiser(state, clock), tau)
+            shaping.guessed(posterior)
+            return posterior
 
         for i in range(steps):
             t, t_next, tau = times[i], times[i + 1], taus[i]

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from flm.paths.gaussian import Noise, State, combine, embed, noise_for, step, where
-from flm.ranges import Positive, Share
+from flm.ranges import Share
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import FlowDenoiser, Moment, OnStep, StateSampler, check_steps, predicted_point
+from flm.samplers.policy import Shaping
 
 
 class FlowMapSampler(StateSampler):
@@ -19,11 +20,11 @@ class FlowMapSampler(StateSampler):
 
     Args:
         gamma: 0 deterministic ... 1 denoise fully and noise again, as in consistency sampling.
-        temperature: divides the prediction's logits.
     """
 
-    def __init__(self, gamma: Share = 0.0, temperature: Positive = 1.0):
-        self.gamma, self.temperature = gamma, temperature
+    def __init__(self, gamma: Share = 0.0, **policy: Any):
+        super().__init__(**policy)
+        self.gamma = gamma
 
     @torch.no_grad()
     def integrate(
@@ -52,10 +53,11 @@ class FlowMapSampler(StateSampler):
         def clock(value: float) -> Tensor:
             return torch.full((batch,), value, device=device, dtype=torch.float32)
 
-        output: Any = None
+        shaping, output = Shaping(self, canvas), None
         for i in range(steps):
             seen = where(canvas.editable, state, given) if clean_given else state
-            output = denoiser(seen, clock(taus[i]), clock(aim_taus[i + 1])).tempered(self.temperature)
+            output = shaping(denoiser(seen, clock(taus[i]), clock(aim_taus[i + 1])), taus[i])
+            shaping.guessed(output)
             if on_step is not None:
                 on_step(Moment(i, steps, taus[i], output, canvas))
             if i == steps - 1:

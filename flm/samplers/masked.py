@@ -8,17 +8,18 @@ evaluations are never asked about. It is exact for a network that is told the ti
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from flm.paths.mixture import Schedule, Source, jump_probability
 from flm.posterior import TokenPosterior
-from flm.ranges import Count, Where
+from flm.ranges import Count, TokenId, Where
 from flm.samplers.canvas import Canvas
+from flm.samplers.ending import Ending, Offer
 from flm.samplers.flow import Moment, OnStep, check_steps
-from flm.samplers.token_policy import Ending, Offer, TokenPolicy
+from flm.samplers.policy import Policy, Shaping
 
 
 def _rises(grid: Sequence[float]) -> bool:
@@ -103,18 +104,17 @@ class Unmasking(Moment):
 class Reading:
     """The network's latest prediction for each sequence of a batch, brought up to date where it is asked for."""
 
-    def __init__(self, denoiser: DiscreteDenoiser, canvas: Canvas, policy: TokenPolicy, ending: Ending):
-        self.denoiser, self.documents, self.policy, self.ending = denoiser, canvas.documents, policy, ending
-        self.begins = canvas.editable.clone()
-        self.begins[:, 1:] &= ~canvas.editable[:, :-1]
+    def __init__(self, denoiser: DiscreteDenoiser, canvas: Canvas, policy: Policy, ending: Ending):
+        self.denoiser, self.documents, self.shaping, self.ending = denoiser, canvas.documents, Shaping(policy, canvas), ending
         self.times = torch.zeros(len(canvas.tokens), device=canvas.tokens.device)
-        self.posterior: TokenPosterior | None = None
+        self.tau = 0.0  # how far sampling has come, for the policy
+        self.posterior: TokenPosterior | None = None  # before the policy
 
     def read(self, tokens: Tensor, rows: Tensor) -> None:
         """Evaluates the network on the sequences `rows` (B,) bool of tokens (B, L) at their times; on all the first time."""
         chosen = slice(None) if self.posterior is None or bool(rows.all()) else rows
         documents = () if self.documents is None else (self.documents[chosen],)
-        found = self.denoiser(tokens[chosen], self.times[chosen], *documents).tempered(self.policy.temperature)
+        found = self.denoiser(tokens[chosen], self.times[chosen], *documents)
         if isinstance(chosen, Tensor):
             hidden = self.posterior.hidden.clone()  # who was shown the last prediction keeps it
             hidden[rows] = found.hidden
@@ -124,30 +124,36 @@ class Reading:
     def at(self, positions: Tensor) -> Offer:
         """The prediction at the M positions (B, L) bool."""
         chosen = replace(self.posterior, hidden=self.posterior.hidden[positions][None])
-        return Offer(chosen, self.begins[positions], self.policy, self.ending)
+        return Offer(self.shaping(chosen, self.tau, positions), self.ending)
 
 
-class MaskedSampler:
+class MaskedSampler(Policy):
     """Base: keeps the books of what is masked, and draws what is written, in float64.
 
     No mask is left, whatever the number of steps.
 
     Args:
-        policy: how tokens are drawn; None: as predicted.
-        ending: what ends a text; None: nothing.
         grid: where the steps lie: evenly in "time" or in "kappa", or the steps + 1 times themselves, from 0 to 1.
         block_length: fill the positions in blocks of so many, from left to right, with the steps shared out among the
             blocks, at least one each; None: all at once.
+        end_id: id of the token that ends a text; None: there is none, and the end_* options must be left out.
+        end_penalty: taken off the logit of end_id, in nats.
+        end_last: positions where end_id is the first choice are the last in an order of confidence (LLaDA, arXiv 2502.09992).
+        stop_at_end: once end_id stands in a hole, with no mask before it, the rest of the hole is filled with it.
     """
 
     def __init__(
         self,
-        policy: TokenPolicy | None = None,
-        ending: Ending | None = None,
         grid: Literal["time", "kappa"] | Annotated[Sequence[float], Where(_rises, "which rise from 0 to 1")] = "time",
         block_length: Count | None = None,
+        end_id: TokenId | None = None,
+        end_penalty: float = 0.0,
+        end_last: bool = False,
+        stop_at_end: bool = False,
+        **policy: Any,
     ):
-        self.policy, self.ending = policy or TokenPolicy(), ending or Ending()
+        super().__init__(**policy)
+        self.ending = Ending(end_id, end_penalty, end_last, stop_at_end)
         self.grid, self.block_length = grid, block_length
 
     @torch.no_grad()
@@ -157,7 +163,7 @@ class MaskedSampler:
         check_steps(steps)
         source, schedule, masked = denoiser.source, denoiser.schedule, canvas.editable
         tokens = canvas.fill(source.sample(canvas.tokens, generator))
-        reading = Reading(denoiser, canvas, self.policy, self.ending)
+        reading = Reading(denoiser, canvas, self, self.ending)
         stages = self.stages(canvas, steps)
         index, total = 0, sum(count for _, count in stages)
         before, all_free = torch.zeros_like(masked.sum(1)), masked.sum(1).clamp_min(1)
@@ -169,6 +175,8 @@ class MaskedSampler:
                 reading.times = torch.full_like(reading.times, times[i])
                 if len(stages) > 1:  # a network is told how much of the whole is known
                     reading.times = schedule.inverse((before + shares[i] * part.sum(1)).double() / all_free).float()
+                reading.tau = times[i] if len(stages) == 1 else (stage + times[i]) / len(stages)
+                reading.shaping.stands(tokens, ~masked if source.visible else None)
                 asked = masked & part
                 tokens, written, erased = self.advance(step, reading, tokens, asked, part, generator)
                 if erased is not None:
@@ -179,9 +187,8 @@ class MaskedSampler:
                     masked = masked & ~written
                 tokens, masked = self.ending.closed(tokens, masked, canvas)
                 if on_step is not None and reading.posterior is not None:
-                    shown = CarriedOver(reading.posterior, tokens, asked | masked)
-                    tau = times[i] if len(stages) == 1 else (stage + times[i]) / len(stages)
-                    on_step(Unmasking(index - 1, total, tau, shown, canvas, tokens, masked))
+                    shown = CarriedOver(reading.shaping(reading.posterior, reading.tau), tokens, asked | masked)
+                    on_step(Unmasking(index - 1, total, reading.tau, shown, canvas, tokens, masked))
             before = before + part.sum(1)
         return tokens
 

@@ -4,7 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from flm.annotations import names_tokens, shown
-from flm.schema import check, nearest, signature_of
+from flm.samplers.policy import Policy
+from flm.schema import check, merged, nearest, signature_of
+
+POLICY_OPTIONS = tuple(signature_of(Policy).parameters)
 
 
 class _Algorithm(Protocol):
@@ -12,6 +15,23 @@ class _Algorithm(Protocol):
     vocab_size: int
 
     def sampler(self, **options: Any) -> Any: ...
+
+
+class Without:
+    """A class of samplers where some of its options mean nothing.
+
+    Args:
+        kind: the class, or a partial of it.
+        names: of the options that it is not given.
+    """
+
+    def __init__(self, kind: Callable[..., Any], *names: str):
+        self.kind = kind
+        self.__name__ = getattr(kind, "func", kind).__name__
+        self.__signature__ = merged(kind, without=names)
+
+    def __call__(self, **options: Any) -> Any:
+        return self.kind(**options)
 
 
 def sampler_for(algorithm: _Algorithm, options: Mapping[str, Any], path: str = "") -> Any:

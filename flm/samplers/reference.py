@@ -43,11 +43,10 @@ def options_of(samplers: Mapping[str, Callable[..., Any]]) -> list[Option]:
 
 def _meanings(sampler: Callable[..., Any]) -> Iterator[tuple[str, str]]:
     """Option and text of the Args sections of a sampler's classes."""
-    kinds = [getattr(sampler, "kind", sampler), *getattr(sampler, "PARTS", {}).values()]
-    for kind in reversed(kinds):
-        kind = kind.func if isinstance(kind, partial) else kind
-        for owner in reversed(getattr(kind, "__mro__", (kind,))):
-            section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", inspect.cleandoc(owner.__doc__ or ""), re.MULTILINE)
-            for names, text in re.findall(r"^    ([\w, ]+): (.*(?:\n {6,}.*)*)", section[1] if section else "", re.MULTILINE):
-                if not text.startswith("as in "):
-                    yield from ((name.strip(), " ".join(text.split())) for name in names.split(","))
+    kind = getattr(sampler, "kind", sampler)
+    kind = kind.func if isinstance(kind, partial) else kind
+    for owner in reversed(getattr(kind, "__mro__", (kind,))):
+        section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", inspect.cleandoc(owner.__doc__ or ""), re.MULTILINE)
+        for names, text in re.findall(r"^    ([\w, ]+): (.*(?:\n {6,}.*)*)", section[1] if section else "", re.MULTILINE):
+            if not text.startswith("as in "):
+                yield from ((name.strip(), " ".join(text.split())) for name in names.split(","))

@@ -21,6 +21,7 @@ from flm.paths.flow_map import draw_time_pairs
 from flm.paths.gaussian import State, step
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow_map import FlowMapSampler
+from flm.samplers.options import sampler_for
 from flm.vocabulary_losses import cross_entropy
 
 V, L, B = 7, 3, 6
@@ -166,7 +167,7 @@ def test_the_first_stage_samples_with_both_networks():
             x = residual_jump(f, g, x, *told, *(algorithm.clock.time(time) for time in told))
         assert torch.equal(got, x.argmax(-1)) and got.unique().numel() > 1
     with pytest.raises(ValueError, match="sampling.temperature"):
-        FlowMapSampler(temperature=0.5)(denoiser, Canvas.blank(2, L), 1, torch.Generator())
+        sampler_for(algorithm, {"temperature": 0.5}, "sampling")  # a sum of predictions has no logits
 
 
 # What a step evaluates, and what it leaves alone ----------------------------------------------------------------------

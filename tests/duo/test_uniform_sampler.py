@@ -1,6 +1,7 @@
 """Samplers of uniform-state diffusion against the exact law of what they do, in a world of two tokens and two positions."""
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -182,7 +183,8 @@ def test_probabilities_that_are_drawn_from_are_float64():
     posterior = TokenPosterior(torch.ones(1, count, 1), logits[:, None])
     tokens = torch.arange(count)[None]
     for top_k, top_p in ((None, None), (300, None), (None, 0.7)):
-        drawn, own = UniformSampler(top_k=top_k, top_p=top_p)._draw(posterior, tokens, torch.Generator().manual_seed(0))
+        shaped = replace(posterior, top_k=top_k, top_p=top_p)
+        drawn, own = UniformSampler()._draw(shaped, tokens, torch.Generator().manual_seed(0))
         p = logits.double().softmax(-1)
         order = p.argsort(descending=True)
         kept = 300 if top_k else int((p[order].cumsum(0) < 0.7).sum()) + 1 if top_p else size

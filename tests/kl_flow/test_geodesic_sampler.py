@@ -161,7 +161,7 @@ def test_sampling_one_token_is_exact_at_any_number_of_steps_and_top_1_is_not():
     truth = torch.special.entr(world.joint).sum().item()
     greedy = counts_of(world, 10_000, 8, scheme="sampling", top_k=1)
     assert abs(entropy(exact) - truth) < 0.03 and entropy(greedy) == pytest.approx(1.496, abs=0.05)
-    hybrid = counts_of(world, 10_000, 32, scheme="hybrid", top_k=1)
+    hybrid = counts_of(world, 10_000, 32, scheme="hybrid", guess="argmax")
     assert abs(entropy(hybrid) - truth) < 0.06
 
 
@@ -232,12 +232,15 @@ def test_top_1_is_the_arg_max(monkeypatch):
     tokens, _ = run(scheme="sampling", top_k=1, temperature=5.0)
     assert not torch.equal(tokens, run(scheme="sampling", temperature=5.0)[0])
 
-    def greedy(self, generator, top_k, top_p):
+    def greedy(self, generator):
         torch.rand(self.shape.numel(), 1, generator=generator, dtype=torch.float64)
         return self.argmax()
 
     monkeypatch.setattr(TokenPosterior, "draw", greedy)
     assert torch.equal(tokens, run(scheme="sampling")[0])
+    monkeypatch.undo()
+    cold, warm = (run(scheme="sampling", guess="argmax", temperature=t)[0] for t in (1.0, 5.0))
+    assert torch.equal(cold, warm)
 
 
 @pytest.mark.parametrize("scheme", ["basic", "sampling", "hybrid"])
@@ -295,6 +298,7 @@ def test_bad_options_name_their_key():
         ({"solver": "heun"}, "sampling.solver"),
         ({"t_split": -1.0}, "sampling.t_split"),
         ({"scheme": "basic", "t_split": 0.1}, "sampling.t_split"),
+        ({"scheme": "basic", "guess": "argmax"}, "sampling.guess"),
         ({"top_k": 0}, "sampling.top_k"),
         ({"top_p": 0.0}, "sampling.top_p"),
         ({"temperature": 0.0}, "sampling.temperature"),

@@ -1,6 +1,7 @@
 """The sampler's draws against exact laws, and cached against uncached writing."""
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -37,7 +38,7 @@ def uncached(model, canvas, seed, temperature=1.0, top_k=None, top_p=None):
     for j in range(tokens.shape[1]):
         if canvas.editable[:, j].any():
             probabilities = model(tokens).tempered(temperature).probabilities()[:, j]
-            drawn = as_posterior(probabilities.log()).draw(draws, top_k, top_p)[:, 0]
+            drawn = replace(as_posterior(probabilities.log()), top_k=top_k, top_p=top_p).draw(draws)[:, 0]
             tokens[:, j] = torch.where(canvas.editable[:, j], drawn, tokens[:, j])
     return tokens
 

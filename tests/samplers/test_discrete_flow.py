@@ -10,10 +10,10 @@ from chi_square import chi_square_limit
 from flm.paths.mixture import Cosine, Polynomial
 from flm.samplers.canvas import Canvas
 from flm.samplers.discrete_flow import BlindExactJumps, EulerJumps, ExactJumps
+from flm.samplers.ending import Ending, trimmed
 from flm.samplers.masked import Step
 from flm.samplers.options import sampler_for
 from flm.samplers.solvers import JUMP_SOLVERS, MASK_SOLVERS
-from flm.samplers.token_policy import Ending, trimmed
 
 LEVEL, COUNT = 1e-3, 6000
 PAIR = [[0.45, 0.05], [0.15, 0.35]]

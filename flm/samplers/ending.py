@@ -1,44 +1,19 @@
-"""How tokens are drawn from predictions, and when a text ends. B batch, L length, V vocabulary, M positions."""
+"""When a text ends, and how tokens are drawn where that matters. B batch, L length, V vocabulary, M positions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flm.posterior import TokenPosterior, draw_from, truncate
-from flm.ranges import Count, Positive, PositiveShare, TokenId
+from flm.ranges import TokenId
 from flm.samplers.canvas import Canvas
 
 
 @dataclass(frozen=True)
-class TokenPolicy:
-    """Which tokens may be drawn, and how likely they are made.
-
-    Args:
-        temperature: divides the logits.
-        top_k: draw among the k most probable tokens; None: among all.
-        top_p: draw among the fewest most probable tokens whose mass reaches this share in (0, 1]; None: among all.
-        suppress: ids that are never drawn.
-        begin_suppress: ids that are not drawn at the first position of a hole.
-    """
-
-    temperature: Positive = 1.0
-    top_k: Count | None = None
-    top_p: PositiveShare | None = None
-    suppress: Sequence[TokenId] = ()
-    begin_suppress: Sequence[TokenId] = ()
-
-
-@dataclass(frozen=True)
 class Ending:
-    """What the token that ends a text means to a sampler.
-
-    Args:
-        end_id: id of the token that ends a text; None: there is none, and the end_* options must be left out.
-        end_penalty: taken off the logit of end_id, in nats.
-        end_last: positions where end_id is the first choice are the last in an order of confidence (LLaDA, arXiv 2502.09992).
-        stop_at_end: once end_id stands in a hole, with no mask before it, the rest of the hole is filled with it.
+    """What the token that ends a text means to a sampler; fields are those options of `MaskedSampler`.
 
     Raises:
         ValueError: one of the others without end_id.
@@ -79,32 +54,24 @@ def _behind(events: Tensor, editable: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Offer:
-    """The predictions (1, M) of a few positions under a policy; `begins` (M,) bool: the first positions of holes."""
+    """The predictions (1, M) of a few positions, shaped by a policy."""
 
     posterior: TokenPosterior
-    begins: Tensor
-    policy: TokenPolicy
     ending: Ending
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """Slices of the positions, each with its probabilities (n, V), before top_k and top_p, float64."""
-        policy, ending = self.policy, self.ending
-        for part, logits in self.posterior.logit_chunks():
+        for part, logits in self.posterior.whole.logit_chunks():
             logits = logits.double()
-            if ending.end_penalty:
-                logits[:, ending.end_id] -= ending.end_penalty / policy.temperature
-            if policy.suppress:
-                logits[:, list(policy.suppress)] = -torch.inf
-            if policy.begin_suppress:
-                rows = self.begins[part].nonzero()
-                logits[rows, torch.tensor(list(policy.begin_suppress), device=logits.device)] = -torch.inf
+            if self.ending.end_penalty:
+                logits[:, self.ending.end_id] -= self.ending.end_penalty / self.posterior.temperature
             yield part, logits.softmax(-1)
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Tokens (M,), and the log-probability (M,) of each before top_k and top_p."""
         drawn, found = [], []
         for _, p in self.chunks():
-            tokens = draw_from(truncate(p, self.policy.top_k, self.policy.top_p), generator)
+            tokens = draw_from(truncate(p, self.posterior.top_k, self.posterior.top_p), generator)
             drawn.append(tokens)
             found.append(p.gather(1, tokens[:, None])[:, 0].log())
         return torch.cat(drawn), torch.cat(found)
