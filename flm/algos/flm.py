@@ -16,7 +16,7 @@ from flm.algos.token_losses import token_loss
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.paths.clock import DecodingErrorClock
-from flm.paths.evidence import FullState, Held, LocalEvidence, Noised, embed_evidence
+from flm.paths.evidence import FullState, Held, LocalEvidence, embed_evidence, noised
 from flm.paths.gaussian import Given, OneHot, State, Table, context_free_cross_entropy, corrupt
 from flm.posterior import TokenPosterior
 from flm.ranges import Count
@@ -130,9 +130,8 @@ class FLM(GaussianLikelihood, Algorithm):
         if isinstance(denoiser, EvidenceDenoiser):
             times = t[:, None].expand(batch.tokens.shape)
             times = times.masked_fill(batch.given, 1.0) if self.clean_given else times
-            seeds = draws.rows.seeds(len(tau))
-            state = Noised(batch.tokens.reshape(-1), times.reshape(-1), self.vocab_size, seeds, self.log_prior.dtype)
-            return token_loss(denoiser.predict(state, times, tau.float()), batch, tau)
+            x = noised(batch.tokens, times, draws.rows.seeds(len(tau)), self.log_prior)
+            return token_loss(denoiser.predict(x, times, tau.float()), batch, tau)
         state = corrupt(batch.tokens, t.float(), denoiser.tables, draws.rows)
         state = Given(batch.tokens, batch.given, self.clean_given).seen(state, denoiser.tables)
         return token_loss(denoiser(state, tau.float()), batch, tau)

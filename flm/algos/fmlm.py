@@ -1,25 +1,28 @@
 """FMLM: the flow map of FLM as one two-time softmax denoiser, distilled in a single stage (arXiv 2602.16813)."""
 
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
-from flm.algos.flm import SingleTimeDenoiser
+from flm.algos.evidence_map import EvidenceMap, two_jumps
+from flm.algos.flm import SingleTimeDenoiser, log_frequencies
 from flm.algos.flow_map_objectives import OBJECTIVES, Network
 from flm.algos.gaussian_likelihood import GaussianLikelihood
 from flm.algos.loss_weight import LossWeight, apply_loss_weight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_on
 from flm.algos.token_losses import of_parts, summed, token_loss
-from flm.draws import Draws
+from flm.draws import Draws, Part
 from flm.models.attention import document_mask
 from flm.outputs import Output
 from flm.paths.clock import DecodingErrorClock
-from flm.paths.flow_map import PairLaw, draw_time_pairs
+from flm.paths.evidence import FullState, noised
+from flm.paths.flow_map import PairLaw, TimePairs, draw_time_pairs
 from flm.paths.gaussian import Given, State, context_free_cross_entropy, corrupt, noise_for
-from flm.posterior import TokenPosterior
+from flm.posterior import Offset, TokenPosterior
 from flm.ranges import Count, Share, one_of
 from flm.samplers.flow_map import FlowMapSampler
 from flm.vocabulary_losses import cross_entropy
@@ -32,6 +35,18 @@ class TwoTimeDenoiser(SingleTimeDenoiser):
 
     def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
         return self.backbone(state.views[0], tau, tau if tau_to is None else tau_to, **self.options)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the student is to predict at some rows: token ids or an output, None where there are no rows.
+
+    Attributes:
+        offset: that its logits are given there.
+    """
+
+    target: Tensor | Output | None
+    offset: Offset | None = None
 
 
 class FMLM(GaussianLikelihood, Distillation):
@@ -55,6 +70,7 @@ class FMLM(GaussianLikelihood, Distillation):
         learnable_loss_weighting: exp(-w) loss + w with a learned w(tau).
         clock: None for the decoding-error clock.
         clean_given: as in `FLM`, and the teacher's: what is given is read without noise, by student and teacher.
+        reads: as in `FLM`, and the teacher's; "evidence" is read toward the end of a jump (`flm.algos.evidence_map`).
     """
 
     samplers = {"": FlowMapSampler}
@@ -75,14 +91,17 @@ class FMLM(GaussianLikelihood, Distillation):
         learnable_loss_weighting: bool = False,
         clock: nn.Module | None = None,
         clean_given: bool = False,
+        reads: Literal["view", "evidence"] = "view",
     ):
         super().__init__(vocab_size, length, teacher=teacher)
-        self.clean_given = clean_given
+        self.clean_given, self.reads = clean_given, reads
         if random_middle and objective != "semigroup":
             raise ValueError(f"algo.random_middle is for algo.objective=semigroup: {objective} has no midpoints")
+        if reads == "evidence" and objective != "semigroup":
+            raise ValueError(f"algo.reads=evidence is for algo.objective=semigroup: {objective} differentiates views alone")
         self.backbone = backbone(vocab_size=vocab_size, two_times=True)
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
-        self.check_teacher("teacher", SingleTimeDenoiser, "algo=flm", self.clock, clean_given)
+        self.check_teacher("teacher", SingleTimeDenoiser, "algo=flm", self.clock, clean_given, reads)
         if teacher is not None and initialize_student_from_teacher:
             copy_weights(backbone_of(teacher, "algo.teacher_path"), self.backbone, length, "algo.teacher_path")
         self.objective = OBJECTIVES[objective]()
@@ -90,12 +109,42 @@ class FMLM(GaussianLikelihood, Distillation):
         self.diagonal_fraction, self.time_pairs, self.boundary_prob = diagonal_fraction, time_pairs, boundary_prob
         self.random_middle, self.averaged_targets = random_middle, averaged_targets
         self.loss_weight = LossWeight() if learnable_loss_weighting else None
+        if reads == "evidence":  # of all tokens alike until `know_frequencies`
+            self.register_buffer("log_prior", torch.zeros(vocab_size))
+
+    def know_frequencies(self, token_counts: Tensor) -> None:
+        if self.reads == "evidence":
+            teacher = self.teacher("teacher")  # its own: on the diagonal both are one function
+            self.log_prior.copy_(log_frequencies(token_counts) if teacher is None else teacher.log_prior)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         split = draws.split(len(batch.tokens), self.diagonal_fraction, fill=self.networks_are_split)
         diagonal, jumps = split.parts
         batch = batch.rows(split.order, split.counted)
-        given, mask = Given(batch.tokens, batch.given, self.clean_given), document_mask(batch.documents)
+        mask = document_mask(batch.documents)
+        tau = diagonal.draws.stratified(len(diagonal))
+        pairs = draw_time_pairs(len(jumps), jumps.draws, self.time_pairs, self.boundary_prob, self.random_middle)
+        prepare = self._from_evidence if self.reads == "evidence" else self._from_views
+        view, lessons = prepare(batch, split.parts, tau, pairs, mask)
+        starts, ends = torch.cat([tau, pairs.start]), torch.cat([tau, pairs.end])
+        posterior = self.backbone(view, starts.float(), ends.float(), **({} if mask is None else {"mask": mask}))
+        total, per_token = 0.0, []
+        for part, lesson in zip(split.parts, lessons, strict=True):
+            if len(part) == 0:
+                continue
+            own = replace(posterior.rows(part.rows), offset=lesson.offset)
+            found, values = self._weighted(own, lesson.target, batch.weight[part.rows], starts[part.rows])
+            total = total + found
+            per_token.append(values)
+        loss = summed(total, torch.cat(per_token), batch.weight, starts)
+        return of_parts(loss, split, ("diagonal", "jump"))
+
+    def _from_views(
+        self, batch: Batch, parts: Sequence[Part], tau: Tensor, pairs: TimePairs, mask: Tensor | None
+    ) -> tuple[Tensor, list["Lesson"]]:
+        """What the student is shown (B, L, D), and what it is to predict on the diagonal and at the jumps."""
+        diagonal, jumps = parts
+        given = Given(batch.tokens, batch.given, self.clean_given)
         network = self.averaged("backbone") if self.averaged_targets else self.backbone
         # the student's table, the targets' where it is another one, the teacher's: all read one state
         own, averaged = (self.backbone.input_table,), (network.input_table,) if self.averaged_targets else ()
@@ -105,9 +154,6 @@ class FMLM(GaussianLikelihood, Distillation):
         everything = (*own, *averaged, *teachers)
         law = noise_for(everything)
         read = len(everything) if self.objective.reads_teacher else len(everything) - len(teachers)
-
-        tau = diagonal.draws.stratified(len(diagonal))
-        pairs = draw_time_pairs(len(jumps), jumps.draws, self.time_pairs, self.boundary_prob, self.random_middle)
         times = self.clock.time(torch.cat([tau, pairs.start])).float()
         still, moving = (
             corrupt(batch.tokens[part.rows], times[part.rows], everything[:count], part.draws.rows, law.first(count))
@@ -131,21 +177,36 @@ class FMLM(GaussianLikelihood, Distillation):
                     return known.point(output, (network.input_table,))
 
                 targets[1] = self.objective(asked, denoise, self.clock, point, seen, pairs)
+        shown = given.seen(State((torch.cat([still.views[0], moving.views[0]]),)), own)
+        return shown.views[0], [Lesson(target) for target in targets]
 
-        posterior = _asked(self.backbone, given, mask)(
-            torch.cat([still.views[0], moving.views[0]]),
-            torch.cat([tau, pairs.start]).float(),
-            torch.cat([tau, pairs.end]).float(),
-        )
-        total, per_token = 0.0, []
-        for part, target, at in ((diagonal, targets[0], tau), (jumps, targets[1], pairs.start)):
-            if len(part) == 0:
-                continue
-            found, values = self._weighted(posterior.rows(part.rows), target, batch.weight[part.rows], at)
-            total = total + found
-            per_token.append(values)
-        loss = summed(total, torch.cat(per_token), batch.weight, torch.cat([tau, pairs.start]))
-        return of_parts(loss, split, ("diagonal", "jump"))
+    def _from_evidence(
+        self, batch: Batch, parts: Sequence[Part], tau: Tensor, pairs: TimePairs, mask: Tensor | None
+    ) -> tuple[Tensor, list["Lesson"]]:
+        """The same of states of V numbers a position, made chunk by chunk."""
+        network = self.averaged("backbone") if self.averaged_targets else self.backbone
+        views, lessons = [], []
+        for part, start, end in zip(parts, (tau, pairs.start), (tau, pairs.end), strict=True):
+            tokens, at = batch.tokens[part.rows], None if mask is None else mask[part.rows]
+            given = Given(tokens, batch.given[part.rows], self.clean_given)
+            student, clean, x, t = self.denoiser(at), *self._noised(given, start, part.draws)
+            evidence = student.evidence(x, clean, start.float(), end.float())
+            views.append(student.read(evidence, tokens.shape[1]))
+            target: Tensor | Output = tokens
+            with torch.no_grad():
+                if part is parts[1] and len(part) > 0:
+                    asked = EvidenceMap(network, self.clock, self.log_prior, at, self.clean_given)
+                    target = two_jumps(asked, x, given, clean, pairs)
+                elif self.teacher("teacher") is not None and len(part) > 0:
+                    target = denoiser_on(self.teacher("teacher"), at).predict(x, t, start.float())
+            lessons.append(Lesson(target, evidence))
+        return torch.cat(views), lessons
+
+    def _noised(self, given: Given, tau: Tensor, draws: Draws) -> tuple[Tensor, FullState, Tensor]:
+        """Which positions are clean (B, L), x, and the physical time of each position (B, L)."""
+        clean = given.mask if given.clean else torch.zeros_like(given.mask)
+        t = self.clock.time(tau)[:, None].expand(clean.shape).masked_fill(clean, 1.0)
+        return clean, noised(given.tokens, t, draws.rows.seeds(len(tau)), self.log_prior), t
 
     def _teacher_on(self, rows: slice, mask: Tensor | None, given: Given) -> Callable[[State, Tensor], Output]:
         """The teacher on some rows of the batch, for its own views of the state."""
@@ -155,12 +216,18 @@ class FMLM(GaussianLikelihood, Distillation):
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
         """The denoising cross-entropy on the diagonal, against the data: comparable with the teacher's."""
         tau = draws.stratified(len(batch.tokens))
+        if self.reads == "evidence":
+            clean, x, _ = self._noised(Given(batch.tokens, batch.given, self.clean_given), tau, draws)
+            posterior = self.denoiser(document_mask(batch.documents)).jump(x, clean, tau.float(), tau.float())
+            return token_loss(posterior, batch, tau)
         tables = (self.backbone.input_table,)
         state = corrupt(batch.tokens, self.clock.time(tau).float(), tables, draws.rows)
         state = Given(batch.tokens, batch.given, self.clean_given).seen(state, tables)
         return token_loss(self.denoiser(document_mask(batch.documents))(state, tau.float()), batch, tau)
 
-    def denoiser(self, mask: Tensor | None = None) -> TwoTimeDenoiser:
+    def denoiser(self, mask: Tensor | None = None) -> Any:
+        if self.reads == "evidence":
+            return EvidenceMap(self.backbone, self.clock, self.log_prior, mask, self.clean_given)
         return TwoTimeDenoiser(self.backbone, self.clock, mask, self.clean_given)
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:

@@ -54,6 +54,7 @@ class Distillation(Algorithm):
         wanted: str,
         clock: nn.Module | None = None,
         clean_given: bool | None = None,
+        reads: str | None = None,
     ) -> None:
         """Whether a teacher, if it was given, reads the states that the student is shown, of the same length and times.
 
@@ -62,6 +63,7 @@ class Distillation(Algorithm):
             wanted: what gives one, to follow "needs a checkpoint of".
             clock: the student's; None: its times are no clock's.
             clean_given: the student's; None: there is one convention.
+            reads: what the student reads of a state; None: it knows views alone.
 
         Raises:
             ValueError: it does not, in one line.
@@ -79,8 +81,11 @@ class Distillation(Algorithm):
             raise ValueError(
                 f"{key}: needs a checkpoint of {wanted}, told one time; {type(teacher).__name__} is told two, as a flow map is"
             )
-        if getattr(teacher, "reads", "view") != "view":
-            raise ValueError(f"{key}: trained with algo.reads={teacher.reads}, of which there is no flow map yet")
+        theirs = getattr(teacher, "reads", "view")
+        if reads is None and theirs != "view":
+            raise ValueError(f"{key}: trained with algo.reads={theirs}: algo=fmlm learns from it, this algorithm does not")
+        if reads not in (None, theirs):
+            raise ValueError(f"{key}: trained with algo.reads={theirs}: give the student the same")
         check_length(teacher, self.length, key)
         if clock is not None:
             tau = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)

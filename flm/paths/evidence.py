@@ -8,13 +8,20 @@ positions are. Hence
 and without context the first term is log pi_k, the token frequencies. `LocalEvidence` is log pi + t x / (1 - t)^2 as logits:
 the context-free decoder. A network may read the posterior they give, through a table, and have them added to its own logits.
 
+A flow map's endpoint is an average of such posteriors. With m = t / (1 - t) the weight dt / (1 - t)^2 is dm, so
+
+    delta_{s,t}(x)  =  mean over m, uniform from m_s to m_t, of D along the trajectory from x,
+
+and where what D adds to x on its way is left out, the logits of the context-free D there are log pi + m x / (1 - s). Their mean
+is log pi + (m_s + m_t) / 2 x / (1 - s): the evidence of x_s *toward* t, which at t = s is that at s. From noise, where there is
+no evidence, it still tells which tokens this noise favours (docs/clock.md compares it with the exact map).
+
 V numbers a position are never there at once in training: a state is a recipe that is followed anew by every reader and by the
 backward pass. A sampler holds its x. B batch, L length, N = B * L, V vocabulary, D width, n tokens of a chunk.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -47,10 +54,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Noised:
-    """(1 - t) n + t onehot(token): tokens and t (N,). The same numbers at every reading, however it is cut.
-
-    Kept from the first reading on where all of it fits into one chunk.
-    """
+    """(1 - t) n + t onehot(token): tokens and t (N,). The same numbers at every reading, however it is cut."""
 
     tokens: Tensor
     t: Tensor
@@ -59,16 +63,6 @@ class Noised:
     dtype: torch.dtype = torch.float32
 
     def chunk(self, part: slice) -> Tensor:
-        count, device = len(self.tokens), self.tokens.device
-        if count * self.vocab_size <= CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cpu"]):
-            return self._whole[part].clone()
-        return self._made(part)
-
-    @cached_property
-    def _whole(self) -> Tensor:
-        return self._made(slice(0, len(self.tokens)))
-
-    def _made(self, part: slice) -> Tensor:
         t, tokens = self.t[part, None].to(self.dtype), self.tokens[part, None]
         return self._noise(part).mul_(1 - t).scatter_add_(1, tokens, t)
 
@@ -90,6 +84,40 @@ class Noised:
 
 
 @dataclass(frozen=True)
+class Stepped:
+    """x + fraction (point - x): a state after a step toward predicted points of the simplex.
+
+    Attributes:
+        state: x.
+        point: gives probability vectors (n, V) chunk by chunk.
+        fraction: (N,) of the way.
+    """
+
+    state: FullState
+    point: FullState
+    fraction: Tensor
+
+    def chunk(self, part: slice) -> Tensor:
+        x = self.state.chunk(part)
+        fraction = self.fraction[part, None].to(x.dtype)
+        return x.mul_(1 - fraction).addcmul_(self.point.chunk(part).to(x.dtype), fraction)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Points of the simplex that are the token's own where mask (N,) says so; tokens (N,)."""
+
+    point: FullState
+    tokens: Tensor
+    mask: Tensor
+
+    def chunk(self, part: slice) -> Tensor:
+        mask = self.mask[part, None]
+        points = self.point.chunk(part).masked_fill(mask, 0.0)
+        return points.scatter_add_(1, self.tokens[part, None], mask.to(points.dtype))
+
+
+@dataclass(frozen=True)
 class LocalEvidence:
     """log pi + t x / (1 - t)^2 as logits.
 
@@ -97,15 +125,19 @@ class LocalEvidence:
         state: x.
         t: (N,) physical times, one a position: the evidence of each is in the right units whatever the others' times are.
         log_prior: (V,).
+        toward: (N,) physical times >= t of the end of a jump, whose context-free endpoint it is then; None: t itself.
     """
 
     state: FullState
     t: Tensor
     log_prior: Tensor
+    toward: Tensor | None = None
 
     def chunk(self, part: slice) -> Tensor:
-        t = self.t[part, None]
-        gain = t / (1 - t).clamp_min(NEARLY_CLEAN).square()
+        ratio = _ratio(self.t[part, None])
+        if self.toward is not None:
+            ratio = (ratio + _ratio(self.toward[part, None])) / 2
+        gain = ratio / (1 - self.t[part, None]).clamp_min(NEARLY_CLEAN)
         x = self.state.chunk(part)
         return x.mul_(gain.to(x.dtype)).add_(self.log_prior.to(x.dtype))
 
@@ -113,6 +145,25 @@ class LocalEvidence:
         """The context-free posterior (n, V) of slices of the token axis."""
         for part in chunks(len(self.t), len(self.log_prior), self.t.device):
             yield part, torch.softmax(self.chunk(part), -1)
+
+
+def noised(tokens: Tensor, t: Tensor, seeds: Sequence[int], log_prior: Tensor) -> FullState:
+    """x_t of tokens (B, L) at times t (B, L), in the vocabulary and the precision of log_prior (V,); a seed a sequence."""
+    state = Noised(tokens.reshape(-1), t.reshape(-1), len(log_prior), seeds, log_prior.dtype)
+    return kept(state, tokens.numel(), log_prior)
+
+
+def kept(state: FullState, count: int, log_prior: Tensor) -> FullState:
+    """The same state of `count` positions, made once where all of it fits into one chunk: it is read several times."""
+    device = log_prior.device.type
+    if count * len(log_prior) > CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cpu"]):
+        return state
+    return Held(state.chunk(slice(0, count)))
+
+
+def _ratio(t: Tensor) -> Tensor:
+    """m = t / (1 - t), up to where a position is clean."""
+    return t / (1 - t).clamp_min(NEARLY_CLEAN)
 
 
 def embed_evidence(evidence: LocalEvidence, table: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Sampling with a flow map: jumps along the clock, optionally with fresh noise in between (churn)."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class FlowMapSampler(StateSampler):
 
         shaping, output = Shaping(self, canvas), None
         for i in range(steps):
-            seen = where(canvas.editable, state, given) if clean_given else state
+            seen = replace(where(canvas.editable, state, given), clean=~canvas.editable) if clean_given else state
             output = shaping(denoiser(seen, clock(taus[i]), clock(aim_taus[i + 1])), taus[i])
             shaping.guessed(output)
             if on_step is not None:
