@@ -30,6 +30,7 @@ VARIANTS: dict[str, list[str]] = {
     "fmlm eulerian": ["algo.objective=eulerian"],
     "fmlm middle": ["algo.random_middle=true"],
     "fmlm clean": ["algo.clean_given=true"],
+    "fmlm evidence": ["algo.reads=evidence", "algo.clean_given=true"],
     "flm_distill clean": ["algo.clean_given=true"],
     "flm_distill_second clean": ["algo.clean_given=true", "algo.learnable_loss_weighting=true"],
     "flm": ["algo.clean_given=true"],
@@ -46,6 +47,7 @@ SHARED = (
     "algo.clean_given",
     "algo.clock",
     "algo.features",
+    "algo.reads",
     "algo.schedule",
     "model.",
 )  # what a teacher has to have as its student has it

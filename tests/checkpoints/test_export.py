@@ -34,6 +34,7 @@ SIZES = {"length": LENGTH, "hidden_size": 16, "num_blocks": 2, "num_heads": 2, "
 KINDS = {
     "flm": ({"_target_": "flm.algos.flm.FLM", "clock": None}, {"time_scale": 100.0, "grid": [2, 3]}, CharacterTokenizer()),
     "flm_evidence": ({"_target_": "flm.algos.flm.FLM", "reads": "evidence"}, {"neighbours": 2}, CharacterTokenizer()),
+    "fmlm_evidence": ({"_target_": "flm.algos.fmlm.FMLM", "reads": "evidence"}, {"neighbours": 1}, CharacterTokenizer()),
     "fmlm": (
         {"_target_": "flm.algos.fmlm.FMLM", "learnable_loss_weighting": True, "teacher_path": "/home/someone/teacher.ckpt"},
         {"attention_softcap": 5.0, "output_softcap": 2.0, "mlp_ratio": 3},
