@@ -3,12 +3,14 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from qwen_line import json_lines, qwen_folder
 from running import command
-from scripts.launching import run_script
+from scripts.launching import SCRIPTS, run_script
 
 import flm
 from flm.algos.algorithm import Batch
@@ -86,7 +88,7 @@ def line(data, tmp_path_factory):
         for stage, start in begin.items():
             given = {name: folder / before / "checkpoints" / "last.ckpt" for name, before in start.items()}
             given |= {"QWEN_PATH": qwen, "DATA_DIR": root, "OUTPUT_DIR": folder / stage}
-            script(monkeypatch, folder, f"qwen_{stage}.sh", *TINY, *ONLY[stage], **given)
+            script(monkeypatch, folder, f"train_{stage}.sh", *TINY, *ONLY[stage], **given)
     return {stage: folder / stage for stage in begin}
 
 
@@ -108,8 +110,8 @@ def test_each_stage_begins_with_what_the_one_before_saved(line, data):
 def test_an_interrupted_stage_ends_bit_identical(line, data, tmp_path, monkeypatch):
     given = {"QWEN_PATH": data[0], "DATA_DIR": data[1], "OUTPUT_DIR": tmp_path}
     schedule = ["lr_scheduler.total_steps=4", "algo.masking.steps=4"]
-    script(monkeypatch, tmp_path, "qwen_pretrain.sh", *TINY, *ONLY["pretrain"], *schedule, "trainer.max_steps=3", **given)
-    script(monkeypatch, tmp_path, "qwen_pretrain.sh", *TINY, *ONLY["pretrain"], *schedule, **given)
+    script(monkeypatch, tmp_path, "train_pretrain.sh", *TINY, *ONLY["pretrain"], *schedule, "trainer.max_steps=3", **given)
+    script(monkeypatch, tmp_path, "train_pretrain.sh", *TINY, *ONLY["pretrain"], *schedule, **given)
     ours, theirs = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (tmp_path, line["pretrain"]))
     assert ours.step == theirs.step == 4
     assert all(torch.equal(ours.state[name], theirs.state[name]) for name in theirs.state)
@@ -124,6 +126,20 @@ def test_generation_and_infilling_with_the_last_checkpoint(line):
     assert text.startswith(prompt) and text.endswith(suffix)
 
 
+def test_inference_from_the_command_line(line):
+    def run(*arguments, **options):
+        command = [sys.executable, str(SCRIPTS / "inference.py"), str(line["sft"]), "--device", "cpu", "--num_steps", "2"]
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, **options)
+
+    done = run("--prefix", "def f(x):\n    ", "--suffix", "\n    return y", "--infill_length", "4", "--temperature", "0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("def f(x):\n    ") and done.stdout.endswith("\n    return y\n")
+    done = run("--interactive", "--max_length", "24", input="x = 1\n")
+    assert done.returncode == 0 and "x = 1" in done.stdout, done.stderr
+    done = run()
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: give --prompt")
+
+
 @pytest.mark.parametrize("problem", [PROBLEM, HOLE], ids=["completion", "infilling"])
 def test_code_evaluation_with_the_last_checkpoint(problem, line, tmp_path, monkeypatch):
     shutil.copy(json_lines(tmp_path / "one.jsonl", [problem]), tmp_path / "HumanEval.jsonl")
@@ -132,7 +148,7 @@ def test_code_evaluation_with_the_last_checkpoint(problem, line, tmp_path, monke
     (tmp_path / "HumanEval.jsonl.gz").write_bytes(gzip.compress((tmp_path / "HumanEval.jsonl").read_bytes()))
     given = {"MODEL_PATH": line["sft"] / "checkpoints" / "last.ckpt", "DATA_DIR": tmp_path, "OUTPUT_DIR": tmp_path / "out"}
     given |= {"NUM_STEPS": 2, "NEW_TOKENS": 16}
-    script(monkeypatch, tmp_path, "qwen_evaluate.sh", "trainer.accelerator=cpu", "loader.eval_batch_size=2", **given)
+    script(monkeypatch, tmp_path, "evaluate.sh", "trainer.accelerator=cpu", "loader.eval_batch_size=2", **given)
     result = json.loads((tmp_path / "out" / "humaneval" / "code_eval.json").read_text())
     assert result["problems"] == 1 and not result["not_asked"] and set(result["by_steps"]) == {"2"}
     assert result["by_steps"]["2"]["pass_at"]["1"]["count"] == 1

@@ -1,17 +1,15 @@
 """What the scripts of the three stages ask of the environment, and the commands they are."""
 
-import subprocess
-
 import pytest
-from launching import SCRIPTS, run_script, stub_python
+from launching import run_script
 
 START = {
-    "qwen_pretrain.sh": {"QWEN_PATH": "/qwen"},
-    "qwen_midtrain.sh": {"QWEN_PATH": "/qwen", "PRETRAIN_CHECKPOINT": "/runs/one"},
-    "qwen_sft.sh": {"QWEN_PATH": "/qwen", "MIDTRAIN_CHECKPOINT": "/runs/two"},
-    "qwen_evaluate.sh": {"MODEL_PATH": "/runs/three.ckpt", "DATA_DIR": "/benchmarks"},
+    "train_pretrain.sh": {"QWEN_PATH": "/qwen"},
+    "train_midtrain.sh": {"QWEN_PATH": "/qwen", "PRETRAIN_CHECKPOINT": "/runs/one"},
+    "train_sft.sh": {"QWEN_PATH": "/qwen", "MIDTRAIN_CHECKPOINT": "/runs/two"},
+    "evaluate.sh": {"MODEL_PATH": "/runs/three.ckpt", "DATA_DIR": "/benchmarks"},
 }
-STAGES = {"qwen_pretrain.sh": "/qwen", "qwen_midtrain.sh": "/runs/one", "qwen_sft.sh": "/runs/two"}  # where each begins
+STAGES = {"train_pretrain.sh": "/qwen", "train_midtrain.sh": "/runs/one", "train_sft.sh": "/runs/two"}  # where each begins
 
 
 @pytest.mark.parametrize("name", START)
@@ -27,10 +25,10 @@ def test_a_missing_variable_is_one_line_and_nothing_runs(name, tmp_path):
 def test_a_stage_is_its_experiment_from_where_it_is_told_to_begin(name, tmp_path):
     done, (call,) = run_script(name, tmp_path, "a=b c", NUM_GPUS="4", OUTPUT_DIR="/out", **START[name])
     assert done.returncode == 0, done.stderr
-    experiment = "qwen3_" + name.removeprefix("qwen_").removesuffix(".sh")
+    experiment = "qwen3_" + name.removeprefix("train_").removesuffix(".sh")
     wanted = {f"experiment={experiment}", f"model.pretrained_path={STAGES[name]}", "tokenizer.name_or_path=/qwen"}
     assert wanted | {"trainer.devices=4", "hydra.run.dir=/out"} <= set(call) and call[-1] == "a=b c"
-    assert ("data.reader.template=/qwen" in call) == (name == "qwen_sft.sh")
+    assert ("data.reader.template=/qwen" in call) == (name == "train_sft.sh")
     _, (plain,) = run_script(name, tmp_path, DATA_DIR="/texts", CONFIG_FILE="mine", **START[name])
     assert {"experiment=mine", "data.path=/texts", f"hydra.run.dir=outputs/{experiment}"} <= set(plain)
     assert not any(argument.startswith("trainer.devices") for argument in plain)
@@ -39,7 +37,7 @@ def test_a_stage_is_its_experiment_from_where_it_is_told_to_begin(name, tmp_path
 def test_a_checkpoint_is_exported_first(tmp_path):
     (tmp_path / "one.ckpt").touch()
     given = {"QWEN_PATH": "/qwen", "PRETRAIN_CHECKPOINT": "one.ckpt", "OUTPUT_DIR": "run"}
-    done, (export, train) = run_script("qwen_midtrain.sh", tmp_path, **given)
+    done, (export, train) = run_script("train_midtrain.sh", tmp_path, **given)
     assert done.returncode == 0, done.stderr
     start = f"{tmp_path}/run/start"
     assert {"mode=export", f"eval.checkpoint_path={tmp_path}/one.ckpt", f"hydra.run.dir={start}"} <= set(export)
@@ -47,7 +45,7 @@ def test_a_checkpoint_is_exported_first(tmp_path):
 
 
 def test_evaluation_by_benchmark_and_temperature(tmp_path):
-    name, given = "qwen_evaluate.sh", START["qwen_evaluate.sh"]
+    name, given = "evaluate.sh", START["evaluate.sh"]
     done, calls = run_script(name, tmp_path, "x=1", BENCHMARK="all", TEMPERATURE="0.7", NUM_SAMPLES="10", **given)
     assert done.returncode == 0, done.stderr
     files = ("/benchmarks/HumanEval.jsonl.gz", "/benchmarks/mbpp.jsonl")
@@ -60,19 +58,11 @@ def test_evaluation_by_benchmark_and_temperature(tmp_path):
     assert done.returncode == 1 and calls == [] and "BENCHMARK=apps must be" in done.stderr
 
 
-def test_inference_passes_code_on_as_it_is(tmp_path):
-    folder = stub_python(tmp_path)
-    given = {
-        "PATH": f"{folder}:/usr/bin:/bin",
-        "FLM_VENV": "none",
-        "MODEL_PATH": "/model",
-        "PREFIX": "x = a[3]\ny = ",
-        "SUFFIX": "\n",
-    }
-    script = ["bash", str(SCRIPTS / "qwen_infer.sh"), "-n", "2"]
-    done = subprocess.run(script, env=given, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (file,) = (folder / "calls").iterdir()
-    call = file.read_text().split("\0")[:-1]
-    assert call[:6] == ["-m", "flm", "generate", "/model", "--steps", "32"] and call[-2:] == ["-n", "2"]
-    assert call[6:-2] == ["--prompt", given["PREFIX"], "--suffix", "\n", "--between", "32"]
+def test_code_of_the_stack_is_a_flag(tmp_path):
+    given = START["train_pretrain.sh"]
+    for flag, data in (("--include_stack_v1", "qwen3_pretrain_code"), ("--include_stack_v2", "qwen3_pretrain_stack_v2")):
+        done, (call,) = run_script("train_pretrain.sh", tmp_path, "a=b", flag, "c=d e", **given)
+        assert done.returncode == 0, done.stderr
+        assert f"data={data}" in call and call[-2:] == ["a=b", "c=d e"] and flag not in call
+    done, calls = run_script("train_pretrain.sh", tmp_path, "--include_stack_v1", "--include_stack_v2", **given)
+    assert done.returncode == 1 and calls == [] and "take one" in done.stderr
