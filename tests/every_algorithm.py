@@ -37,6 +37,7 @@ VARIANTS: dict[str, list[str]] = {
     "flm evidence": ["algo.reads=evidence", "algo.clean_given=true"],
     "kl_flow_map": ["algo.features=sharpened", "algo.time_pairs=uniform_pair"],
     "duo_distill": ["algo.divergence=forward"],
+    "simplex_dmd clean": ["algo.clean_given=true"],
     "flow_lm": ["algo.mse_mask=all", "algo.t_sampler=uniform", "algo.self_condition=true", "model.self_condition=true"],
     "native_flow": ["algo.flow.per_position_t=false", "algo.flow.target=token"],
 }

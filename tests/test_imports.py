@@ -21,7 +21,7 @@ LAYERS = [
     {"language_model", "text_commands", "config_files"},
     {"training"},
     {"tasks", "__main__"},
-    {"benchmark", "code", "conditional", "duo", "golf", "kl_flow", "puzzles", "qwen", "report", "serving"},
+    {"benchmark", "code", "conditional", "duo", "few_step", "golf", "kl_flow", "puzzles", "qwen", "report", "serving"},
 ]
 WINGS = LAYERS[-1]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

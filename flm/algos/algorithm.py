@@ -194,6 +194,13 @@ class Algorithm(nn.Module):
     def check_ready(self) -> None:
         """Raises ValueError for what `loss` needs and nobody gave; asked before anything is trained."""
 
+    def resting(self, step: int) -> Iterator[nn.Parameter]:
+        """Trained parameters that optimiser step `step` leaves as they are, where networks of one algorithm learn in turn.
+
+        The step's loss does not depend on them. Whoever trains sees to it that neither momentum nor decay moves them.
+        """
+        return iter(())
+
     def every_module(self) -> Iterator[nn.Module]:
         """Its modules, and those of the models it learns from, which `modules` leaves out."""
         return self.modules()

@@ -151,9 +151,15 @@ class Module(LightningModule):
             self._gradient_scale = self.algorithm.length * accumulation * self.trainer.world_size / count
             self.log(f"train/{LOSS}", means.pop(LOSS), prog_bar=True, batch_size=1)
             self.log_dict({f"train/{name}": value for name, value in means.items()}, batch_size=1)
-        return loss.sum / self.algorithm.length
+        total = loss.sum
+        if self.trainer.world_size > 1 and not self.algorithm.networks_are_split:
+            for parameter in self.algorithm.resting(step):  # DDP waits for the gradient of every parameter
+                total = total + 0 * parameter.sum()
+        return total / self.algorithm.length
 
     def on_after_backward(self) -> None:
+        for parameter in self.algorithm.resting(self.trainer.global_step):
+            parameter.grad = None  # optimisers pass over what has none: its moments wait as they are
         if self._gradient_scale is not None:
             scale_gradients(self.algorithm.parameters(), self._gradient_scale)
             self._gradient_scale = None

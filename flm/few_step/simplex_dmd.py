@@ -1,0 +1,191 @@
+"""Simplex-DMD: a student of few evaluations by distribution matching on the simplex (arXiv 2609.40235).
+
+The student reads x_s = (1 - s) n + s onehot(y) and gives probabilities delta, which count as a clean sample. Noised again,
+
+    x_t = t delta + (1 - t) eps,    tau_s ~ U(0, 1), tau_t ~ U(tau_s, 1) on the clock,
+
+its law is to be the data's: reverse KL at (s, t). With Tweedie's score (t E[clean | x] - x) / (1 - t)^2 of both laws, its
+gradient is
+
+    E[ t^2 / (1 - t)^2  sum_k (F_k - D_k) d delta_k ],
+
+D the frozen teacher, p(token | x_t) of the data, and F(x_t, t, s) ~ E[delta | x_t] an auxiliary denoiser ("fake") that learns
+the student's own law by cross-entropy with delta. All three start at the teacher's weights and share its input table, which
+stays as it is: so one view of x_t serves teacher and fake, and no gradient to the table is lost in delta's expected row.
+
+The networks learn in turn, under one optimiser: the student at every `student_every`-th step, the fake at the others. Each has
+its own Adam moments and clipping, and does not move between its turns (`Algorithm.resting`). The running average of the weights
+moves at all steps: of the student's updates it remembers `student_every` times fewer than its decay says.
+
+A student that ignores its noise is stationary (its gradient by the gain of the noise is 0): hence the start at the teacher, and
+`student_entropy_nats` in the log. B batch, L length, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
+from flm.algos.flm import SingleTimeDenoiser
+from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_on
+from flm.algos.token_losses import summed
+from flm.draws import Draws
+from flm.models.attention import document_mask
+from flm.outputs import Output
+from flm.paths.clock import DecodingErrorClock
+from flm.paths.gaussian import Given, State, combine, corrupt, noise_for
+from flm.posterior import TokenPosterior
+from flm.ranges import Count
+from flm.samplers.flow_map import FlowMapSampler
+from flm.vocabulary_losses import cross_entropy, of_logits
+
+NEARLY_CLEAN = (
+    1e-2  # 1 - t is taken as no less: on the decoding-error clock it never is, on others the weight would be infinite
+)
+
+
+class Student:
+    """delta(x, tau): told where on the clock the state is. It is no denoiser, and teaches nobody as one."""
+
+    def __init__(self, backbone: nn.Module, clock: nn.Module, mask: Tensor | None = None, clean_given: bool = False):
+        self.backbone, self.clock, self.clean_given = backbone, clock, clean_given
+        self.options = {} if mask is None else {"mask": mask}
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        return (self.backbone.input_table,)
+
+    def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
+        return self.backbone(state.views[0], tau, **self.options)
+
+
+class SimplexDMD(Distillation):
+    """Trains the student and its fake.
+
+    Args:
+        backbone: called as backbone(vocab_size=V) for the student and backbone(vocab_size=V, two_times=True) for the fake.
+        vocab_size: V.
+        length: L.
+        teacher: a trained FLM of the same backbone.
+        student_every: one optimiser step in so many is the student's, beginning with the first; the others are the fake's.
+        clock: None for the decoding-error clock; the teacher's.
+        clean_given: as in `FLM`, and the teacher's.
+    """
+
+    required_teachers = ("teacher",)
+    validation_metric = "score_gap"
+    validation_says = "between the student's law and the teacher's: not a likelihood"
+    samplers = {"": partial(FlowMapSampler, gamma=1.0)}  # noised anew before each further evaluation, as published
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        vocab_size: Count,
+        length: Count,
+        teacher: Algorithm | None = None,
+        student_every: Annotated[int, Ge(2)] = 5,
+        clock: nn.Module | None = None,
+        clean_given: bool = False,
+    ):
+        super().__init__(vocab_size, length, teacher=teacher)
+        self.student_every, self.clean_given = student_every, clean_given
+        self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
+        self.check_teacher("teacher", SingleTimeDenoiser, "algo=flm", self.clock, clean_given)
+        self.backbone = backbone(vocab_size=vocab_size)
+        self.fake = backbone(vocab_size=vocab_size, two_times=True)
+        for network in (self.backbone, self.fake):
+            if teacher is not None:
+                copy_weights(backbone_of(teacher, "algo.teacher_path"), network, length, "algo.teacher_path")
+            network.input_table.requires_grad_(False)
+
+    def resting(self, step: int) -> Iterator[nn.Parameter]:
+        other = self.fake if self._is_students(step) else self.backbone
+        return (parameter for parameter in other.parameters() if parameter.requires_grad)
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        return self._student_loss(batch, draws) if self._is_students(draws.step) else self._fake_loss(batch, draws)
+
+    def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The squared difference of scores, t^2 / (1 - t)^2 |F - D|^2 a token, at the levels the student starts from."""
+        return self._student_loss(batch, draws)
+
+    def denoiser(self, mask: Tensor | None = None) -> Student:
+        return Student(self.backbone, self.clock, mask, self.clean_given)
+
+    def _is_students(self, step: int) -> bool:
+        return step % self.student_every == 0
+
+    def _student_loss(self, batch: Batch, draws: Draws) -> Loss:
+        student, noised, start, level = self._noised(batch, draws)
+        mask = document_mask(batch.documents)
+        with torch.no_grad():
+            real = denoiser_on(self.teacher("teacher"), mask)(noised, level.float())
+            fake = self._fake(noised, level, start, mask)
+        t = self.clock.time(level)
+        weight = batch.weight * (t / (1 - t).clamp_min(NEARLY_CLEAN)).square()[:, None].to(batch.weight)
+        total, about = distribution_matching(student, real, fake, weight)
+        loss = summed(total, about["score_gap"] * weight, batch.weight, start)
+        loss.metrics = {name: ((values * batch.weight).sum(), loss.count) for name, values in about.items()}
+        loss.metrics["score_gap"] = loss.sums.sum(), loss.count
+        return loss
+
+    def _fake_loss(self, batch: Batch, draws: Draws) -> Loss:
+        with torch.no_grad():
+            student, noised, start, level = self._noised(batch, draws)
+        fake = self._fake(noised, level, start, document_mask(batch.documents))
+        total, nats = cross_entropy(fake, student, batch.weight)
+        return summed(total, nats, batch.weight, level, metric="fake_nats_per_token")
+
+    def _noised(self, batch: Batch, draws: Draws) -> tuple[TokenPosterior, State, Tensor, Tensor]:
+        """delta, which alone carries gradients, the view of x_t, and the clock times of s and t (B,)."""
+        count = len(batch.tokens)
+        start = draws.stratified(count)
+        level = start + (1 - start) * draws.stratified(count)
+        student = self.denoiser(document_mask(batch.documents))
+        tables, given = student.tables, Given(batch.tokens, batch.given, self.clean_given)
+        law = noise_for(tables)
+        s, t = (self.clock.time(tau).float() for tau in (start, level))
+        posterior = student(given.seen(corrupt(batch.tokens, s, tables, draws.rows, law), tables), start.float())
+        noised = combine((t, given.point(posterior, tables)), (1 - t, law.sample(*batch.tokens.shape, draws.rows)))
+        return posterior, given.seen(noised, tables), start, level
+
+    def _fake(self, noised: State, level: Tensor, start: Tensor, mask: Tensor | None) -> TokenPosterior:
+        options = {} if mask is None else {"mask": mask}
+        return self.fake(noised.views[0], level.float(), start.float(), **options)
+
+
+def distribution_matching(
+    student: TokenPosterior, real: Output, fake: Output, weight: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """<F - D, delta> at every token, F and D constant: its gradient is that of reverse KL, its value means nothing.
+
+    Args:
+        real: D.
+        fake: F.
+        weight: (B, L), constant, the t^2 / (1 - t)^2 included.
+
+    Returns:
+        The sum weighted by weight, a differentiable scalar, and of each token (B, L), detached: |F - D|^2 as "score_gap",
+        "student_entropy_nats", and the cross-entropy of F with delta as "fake_nats_per_token".
+    """
+    about = {
+        name: torch.zeros(weight.numel(), dtype=torch.promote_types(student.hidden.dtype, torch.float32), device=weight.device)
+        for name in ("score_gap", "student_entropy_nats", "fake_nats_per_token")
+    }
+
+    def value_and_slope(part: slice, logits: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:
+        p, own = logits.softmax(-1), fake.chunk(part).to(logits.dtype)
+        about["student_entropy_nats"][part] = torch.special.entr(p).sum(-1)
+        # a probability that fp32 cannot hold counts as 1e-30
+        about["fake_nats_per_token"][part] = -torch.linalg.vecdot(p, own.clamp_min(1e-30).log())
+        gap = own.sub_(real.chunk(part))
+        about["score_gap"][part] = torch.linalg.vecdot(gap, gap)
+        value = torch.linalg.vecdot(gap, p)
+        return value, gap.sub_(value[:, None]).mul_(p) if with_slope else None
+
+    total, _ = of_logits(student, value_and_slope, weight)
+    return total, {name: values.view(weight.shape).detach() for name, values in about.items()}
