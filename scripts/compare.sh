@@ -1,20 +1,31 @@
 #!/usr/bin/env bash
-# AR, MDLM, Duo, FLM and its flow map on one corpus with one budget, and they, KL-flow and DFM on a puzzle with one training
-# time, side by side in one report: about two hours on two CPU cores.
+# AR, MDLM, Duo, FLM and its flow map on one corpus with one budget, and they, KL-flow and DFM on two puzzles with one training
+# time, side by side in one report: about two and a half hours of one CPU core for each seed.
 # Arguments override the config of every training on text: `bash scripts/compare.sh data=text data.path=FOLDER tokenizer=bpe`.
+#   TASKS       which of text, sudoku4 (grids from nothing) and sudoku4_clues (held-out puzzles); all three
+#   SEEDS       seeds of the trainings, "1 2 3"; "1"
 #   BUDGET      optimiser steps of each training on text; the flow map's come on top of its teacher's
-#   PUZZLE      overrides of every training on the puzzle: PUZZLE="seed=2"; their steps take all models the same time, the
-#               flow map with its teacher's
-#   EVALUATION  overrides of what measures them: EVALUATION="eval.gen_ppl_eval_model_name_or_path=gpt2-large"
-#   OUT         folder for everything. Started again with the same OUT, it goes on where it stopped.
+#   PUZZLE      overrides of every training on puzzles; their steps take all models the same time, the flow map with its teacher's
+#   EVALUATION  overrides of what measures texts: EVALUATION="eval.gen_ppl_eval_model_name_or_path=gpt2-large"
+#   OUT         folder for everything. Started again with the same OUT, it goes on where it stopped, also with more TASKS or SEEDS.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 budget="${BUDGET:-2800}"
 out="${OUT:-outputs/compare}"
+tasks="${TASKS:-text sudoku4 sudoku4_clues}"
+seeds="${SEEDS:-1}"
 steps='[1,4,16,64,256]'
 read -ra evaluation <<< "loader.eval_batch_size=32 ${EVALUATION:-}"
-
 read -ra puzzle <<< "${PUZZLE:-}"
 
+for task in $tasks; do
+  case $task in
+    text | sudoku4 | sudoku4_clues) ;;
+    *)
+      echo "error: TASKS must be some of text, sudoku4, sudoku4_clues, not $task" >&2
+      exit 1
+      ;;
+  esac
+done
 asked="budget $budget, overrides: $*, evaluation: ${EVALUATION:-}, puzzle: ${PUZZLE:-}"
 if [ "$(cat "$out/asked" 2>/dev/null || echo "$asked")" != "$asked" ]; then
   echo "error: $out holds a comparison with $(cat "$out/asked"): set OUT to another folder, or remove this one" >&2
@@ -32,32 +43,63 @@ part() { # part NAME ARGUMENT...: writes $out/NAME, unless that is there in full
   mkdir -p "$folder" && touch "$folder/complete"
 }
 
-for model in ar mdlm duo flm; do
-  more=()
-  if [ $model = duo ]; then more=(algo.curriculum_end=$((budget / 2))); fi # as published
-  part $model experiment=pydoc_$model trainer.max_steps="$budget" data.cache_dir="$out/data" ${more[@]+"${more[@]}"} "$@"
+text() { # text SEED OVERRIDE...
+  local at="seed$1" with=(seed="$1" data.cache_dir="$out/data") model checkpoint more
+  shift
+  for model in ar mdlm duo flm; do
+    more=()
+    if [ $model = duo ]; then more=(algo.curriculum_end=$((budget / 2))); fi # as published
+    part "$at/$model" experiment=pydoc_$model trainer.max_steps="$budget" "${with[@]}" ${more[@]+"${more[@]}"} "$@"
+  done
+  part "$at/fmlm" experiment=pydoc_fmlm algo.teacher_path="$out/$at/flm/checkpoints/last.ckpt" trainer.max_steps="$budget" \
+    "${with[@]}" "$@"
+  for model in ar mdlm duo flm fmlm; do
+    checkpoint="$out/$at/$model/checkpoints/last.ckpt"
+    part "$at/evaluation/${model}_samples" mode=sample_eval eval.checkpoint_path="$checkpoint" sampling.steps="$steps" \
+      sampling.num_sample_batches=2 "${evaluation[@]}"
+    part "$at/evaluation/${model}_frontier" mode=frontier eval.checkpoint_path="$checkpoint" frontier.steps="$steps" \
+      'frontier.temperature=[0.8,0.9,1.0,1.1]' "${evaluation[@]}"
+  done
+  for model in ar mdlm duo flm; do # a flow map has no likelihood bound
+    part "$at/evaluation/${model}_likelihood" mode=ppl_eval eval.checkpoint_path="$out/$at/$model/checkpoints/last.ckpt" \
+      data.cache_dir="$out/data" "${evaluation[@]}"
+  done
+}
+
+solve() { # solve TASK SEED MODEL...: the flow map after its teacher
+  local task=$1 at="seed$2" seed=$2 model more counts
+  shift 2
+  for model in "$@"; do
+    more=()
+    if [ "$model" = fmlm ]; then more=(algo.teacher_path="$out/$at/${task}_flm/checkpoints/last.ckpt"); fi
+    part "$at/${task}_$model" experiment="${task}_$model" seed="$seed" ${more[@]+"${more[@]}"} ${puzzle[@]+"${puzzle[@]}"}
+    counts='[1,2,4,16]'
+    if [ "$model" = kl_flow ]; then counts='[1,3,15]'; fi # its read-out is one evaluation more
+    part "$at/evaluation/${task}_$model" mode=solve_eval seed="$seed" sampling.steps="$counts" loader.eval_batch_size=250 \
+      eval.checkpoint_path="$out/$at/${task}_$model/checkpoints/last.ckpt"
+  done
+}
+
+for seed in $seeds; do
+  for task in $tasks; do
+    case $task in
+      text) text "$seed" "$@" ;;
+      sudoku4) solve $task "$seed" ar mdlm duo dfm kl_flow flm fmlm ;;
+      sudoku4_clues) solve $task "$seed" ar ar_in_place mdlm duo dfm kl_flow flm fmlm ;;
+    esac
+  done
 done
-part fmlm experiment=pydoc_fmlm algo.teacher_path="$out/flm/checkpoints/last.ckpt" trainer.max_steps="$budget" \
-  data.cache_dir="$out/data" "$@"
-for model in ar mdlm duo flm fmlm; do
-  checkpoint="$out/$model/checkpoints/last.ckpt"
-  part "evaluation/${model}_samples" mode=sample_eval eval.checkpoint_path="$checkpoint" sampling.steps="$steps" \
-    sampling.num_sample_batches=2 "${evaluation[@]}"
-  part "evaluation/${model}_frontier" mode=frontier eval.checkpoint_path="$checkpoint" frontier.steps="$steps" \
-    'frontier.temperature=[0.8,0.9,1.0,1.1]' "${evaluation[@]}"
+for task in sudoku4 sudoku4_clues; do # all seeds that are there
+  runs=()
+  for model in ar ar_in_place mdlm duo dfm kl_flow flm fmlm; do
+    for folder in "$out"/seed*/evaluation/"${task}_$model"; do
+      if [ -e "$folder/complete" ]; then runs+=("$folder"); fi
+    done
+  done
+  if [ ${#runs[@]} -gt 0 ]; then
+    python main.py mode=side_by_side hydra.run.dir="$out/side_by_side/$task" \
+      "side_by_side.runs=[$(IFS=, && echo "${runs[*]}")]"
+  fi
 done
-for model in ar mdlm duo flm; do # a flow map has no likelihood bound
-  part "evaluation/${model}_likelihood" mode=ppl_eval eval.checkpoint_path="$out/$model/checkpoints/last.ckpt" \
-    data.cache_dir="$out/data" "${evaluation[@]}"
-done
-for model in ar mdlm duo dfm kl_flow flm fmlm; do
-  more=()
-  if [ $model = fmlm ]; then more=(algo.teacher_path="$out/sudoku4_flm/checkpoints/last.ckpt"); fi
-  part sudoku4_$model experiment=sudoku4_$model ${more[@]+"${more[@]}"} ${puzzle[@]+"${puzzle[@]}"}
-  part "evaluation/sudoku4_$model" mode=solve_eval eval.checkpoint_path="$out/sudoku4_$model/checkpoints/last.ckpt" \
-    'sampling.steps=[1,2,4,8,16,64]' loader.eval_batch_size=250
-done
-runs=$(printf ",$out/evaluation/sudoku4_%s" ar mdlm duo dfm kl_flow flm fmlm)
-python main.py mode=side_by_side hydra.run.dir="$out/side_by_side" "side_by_side.runs=[${runs:1}]"
-python main.py mode=report "report.inputs=[$out]" "report.title='AR, MDLM, Duo, FLM and FMLM'" hydra.run.dir="$out/report"
+python main.py mode=report "report.inputs=[$out]" "report.title='Side by side'" hydra.run.dir="$out/report"
 echo "everything was written under $out; open $out/report/report.html"

@@ -35,6 +35,7 @@ class PuzzleCorpus(Corpus):
         givens: none: all is to be written. own: every puzzle has its givens. scattered: any number of positions is given,
             anywhere, in `masks` rows of every training puzzle; held-out puzzles have their own.
         masks: rows of a puzzle with scattered givens.
+        variants: held-out puzzles of one answer, each with givens of its own.
         layout: holes: a row is the answer, L positions, and the givens are given in it. prompt: what is given, with
             holes as a symbol, then the answer, 2 L positions: a model that writes from left to right reads all givens first.
         cache_dir: where a learned tokenizer is kept.
@@ -55,10 +56,11 @@ class PuzzleCorpus(Corpus):
         givens: str = "own",
         masks: int = 64,
         layout: str = "holes",
+        variants: int = 1,
         cache_dir: str | os.PathLike[str] | None = None,
     ):
         super().__init__(cache_dir=cache_dir)
-        for key, count in (("train", train), ("valid", valid), ("masks", masks)):
+        for key, count in (("train", train), ("valid", valid), ("masks", masks), ("variants", variants)):
             if count is not None and count < 1:
                 raise ValueError(f"data.{key} must be at least 1, not {count}")
         for key, value, choices in (("givens", givens, GIVENS), ("layout", layout, LAYOUTS)):
@@ -67,7 +69,7 @@ class PuzzleCorpus(Corpus):
         if not 0 <= held_out < 1:
             raise ValueError(f"data.held_out must be in [0, 1), not {held_out}")
         self.train, self.valid, self.held_out, self.seed = train, valid, held_out, seed
-        self.givens, self.masks, self.layout = givens, masks, layout
+        self.givens, self.masks, self.layout, self.variants = givens, masks, layout, variants
         self._options: dict[str, Any] = {}
         self._made: dict[Split, list[Puzzle]] = {}
         self._kept_back: set[Hashable] | None = None
@@ -113,12 +115,15 @@ class PuzzleCorpus(Corpus):
         return family in self._kept_back
 
     def puzzles(self, split: Split) -> list[Puzzle]:
-        """The puzzles of a split, always the same; no answer twice."""
+        """The puzzles of a split, always the same; no answer twice, but for variants, and no puzzle twice."""
         if split not in self._made:
             rng = random.Random(mix_seed(self.seed, _SEED[split]))
             own = self.givens != "none" and (self.givens == "own" or split == "valid")
             blank = self.givens_of if own else lambda answer, rng: HOLE * len(answer)
-            self._made[split] = [Puzzle(blank(answer, rng), answer) for answer in self._answers(split, rng)]
+            answers = list(self._answers(split, rng))
+            rounds = self.variants if own and split == "valid" else 1
+            made = (Puzzle(blank(answer, rng), answer) for _ in range(rounds) for answer in answers)
+            self._made[split] = list(dict.fromkeys(made))
         return self._made[split]
 
     def raw_documents(self, split: Split) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """mode=side_by_side: results of mode=solve_eval as one small table, and an answer written in one evaluation.
 
-Training seconds are those of the runs that made the checkpoints, a teacher's included, where these lie beside them.
+Training seconds are processor time of the runs that made the checkpoints, a teacher's included, where these lie beside them.
+Results of one name are seeds of one model and make one row: the mean over seeds with its standard error.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +16,11 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from flm.measures.estimate import Estimate
 from flm.puzzles.solve_tables import percent
 from flm.ranges import Text
 from flm.results.files import read_json, read_result
+from flm.training.status import cpu_seconds
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Run:
     """A result file with what else is known of the model.
 
     Attributes:
-        seconds: of training, its teachers' included; None where the runs are not there.
+        seconds: of processors in training, its teachers' included; None where the runs are not there.
     """
 
     path: Path
@@ -52,9 +55,9 @@ def side_by_side(config: DictConfig) -> list[dict[str, Any]]:
         raise ValueError(f"side_by_side.runs must be a list of folders with solve_eval.json, not {wanted}")
     runs = [read(Path(path)) for path in wanted]
     console = Console()
-    for part, rate, title in (("written", "valid", "written from nothing"), ("puzzles", "solved", "puzzles solved")):
+    for part, title, show in TABLES:
         if any(run.entries(part) for run in runs):
-            console.print(table_of(runs, part, rate, title))
+            console.print(table_of(runs, part, title, show))
     for run in runs:
         found = one_evaluation(run)
         if found is not None:
@@ -72,36 +75,67 @@ def read(path: Path) -> Run:
 
 
 def training_seconds(run: Path) -> float | None:
-    """From the beginning of a run to its last checkpoint, and the same of its teacher; None where files are missing."""
-    begin, end = run / "run.json", run / "checkpoints/last.ckpt"
-    if not (begin.is_file() and end.is_file()):
+    """Processor time of a run, and the same of its teacher; None where files are missing or do not say."""
+    seconds, about = cpu_seconds(run), run / "run.json"
+    if seconds is None or not about.is_file():
         return None
-    seconds = end.stat().st_mtime - begin.stat().st_mtime
-    teacher = ((read_json(begin).get("config") or {}).get("algo") or {}).get("teacher_path")
-    return seconds + (training_seconds(Path(teacher).parent.parent) or 0.0) if teacher else seconds
+    teacher = ((read_json(about).get("config") or {}).get("algo") or {}).get("teacher_path")
+    if not teacher:
+        return seconds
+    earlier = training_seconds(Path(teacher).parent.parent)
+    return None if earlier is None else seconds + earlier
 
 
-def table_of(runs: Sequence[Run], part: str, rate: str, title: str) -> Table:
-    """A row for each model: per cent by network evaluations, training time, and what the last number of them is like."""
-    evaluations = sorted({count for run in runs for count in run.entries(part)})
-    table = Table(title=f"{title}: % {rate} by network evaluations")
-    for heading in ("", "training, s", *(f"{count:g}" for count in evaluations)):
-        table.add_column(heading, justify="right", no_wrap=True)
-    if part == "written":
-        table.add_column("distinct", justify="right")
+def table_of(runs: Sequence[Run], part: str, title: str, show: Callable[[list[Mapping[str, Any]]], str]) -> Table:
+    """A row for each model and a column for each number of evaluations.
+
+    Args:
+        show: of what was measured of one model in so many evaluations, one entry a seed; "" where it says nothing.
+    """
+    models: dict[str, list[Run]] = {}
     for run in runs:
-        found = run.entries(part)
-        shares = [percent(found[count][rate]) if count in found else "" for count in evaluations]
-        seconds = "" if run.seconds is None else f"{run.seconds:.0f}"
-        spread = [str(list(found.values())[-1]["distinct"])] if part == "written" and found else []
-        table.add_row(run.label, seconds, *shares, *spread)
+        if run.entries(part):
+            models.setdefault(run.label, []).append(run)
+    evaluations = sorted({count for run in runs for count in run.entries(part)})
+    table = Table(title=title)
+    for heading in ("evaluations", "training, CPU s", *(f"{count:g}" for count in evaluations)):
+        table.add_column(heading, justify="right", no_wrap=heading != "training, CPU s")
+    for label, group in models.items():
+        known = [run.seconds for run in group if run.seconds is not None]
+        found = [
+            [entries[count] for entries in (run.entries(part) for run in group) if count in entries] for count in evaluations
+        ]
+        name = f"{label}, {len(group)} seeds" if len(group) > 1 else label
+        table.add_row(
+            name, f"{sum(known) / len(known):.0f}" if known else "", *(show(entries) if entries else "" for entries in found)
+        )
     controls: dict[str, dict[str, Any]] = {}
     for run in runs:
         controls |= (run.content.get(part) or {"controls": {}})["controls"]
     ideal = {float(name.rpartition(" ")[2]): entry for name, entry in controls.items() if name.startswith("ideal masked")}
-    if ideal:
-        table.add_row("ideal masked", "", *(percent(ideal[count][rate]) if count in ideal else "" for count in evaluations))
+    cells = [show([ideal[count]]) if count in ideal else "" for count in evaluations]
+    if any(cells):
+        table.add_row("ideal masked", "", *cells)
     return table
+
+
+def share(key: str) -> Callable[[list[Mapping[str, Any]]], str]:
+    """Shows a share in per cent: with the error over its answers, or, of several seeds, over these."""
+
+    def show(entries: list[Mapping[str, Any]]) -> str:
+        return percent(entries[0][key] if len(entries) == 1 else asdict(Estimate.of([entry[key]["mean"] for entry in entries])))
+
+    return show
+
+
+def mean_of(key: str, digits: int) -> Callable[[list[Mapping[str, Any]]], str]:
+    """Shows the mean over seeds of a number."""
+
+    def show(entries: list[Mapping[str, Any]]) -> str:
+        values = [entry[key] for entry in entries if entry.get(key) is not None]
+        return f"{sum(values) / len(values):.{digits}f}" if values else ""
+
+    return show
 
 
 def one_evaluation(run: Run) -> str | None:
@@ -117,3 +151,14 @@ def one_evaluation(run: Run) -> str | None:
             if solved:
                 return "\n".join(answer[i : i + columns] for i in range(0, len(answer), columns)) if columns else answer
     return None
+
+
+# Part of a result, title, and what is shown of it.
+TABLES = (
+    ("written", "written from nothing: % valid", share("valid")),
+    ("written", "different valid ones", mean_of("distinct", 0)),
+    ("written", "entropy of the valid ones, nats", mean_of("entropy_nats", 2)),
+    ("written", "milliseconds an answer", mean_of("ms_per_answer", 2)),
+    ("puzzles", "held-out puzzles: % solved", share("solved")),
+    ("puzzles", "milliseconds a puzzle", mean_of("ms_per_puzzle", 2)),
+)

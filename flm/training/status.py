@@ -1,6 +1,7 @@
 """How a run stands, in a file of its folder: running, finished, stopped or failed, at which step, and why."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,7 +20,9 @@ def recorded(folder: Path, trainer: Trainer) -> Iterator[None]:
     refused before its first step nothing.
 
     `step` is the number of optimiser steps done, `max_steps` that of those wanted (-1: no limit). `reason` is what a callback
-    that ended the run has in its attribute `reason`, or the error in a line.
+    that ended the run has in its attribute `reason`, or the error in a line. `cpu_seconds` is the time of all processors that
+    the first process took since its first step, validation included, with what earlier starts of the run took until they
+    ended: on a shared machine it says more of a run's cost than a clock on the wall.
     """
     begun = _Begun(folder)
     trainer.callbacks.append(begun)
@@ -27,35 +30,53 @@ def recorded(folder: Path, trainer: Trainer) -> Iterator[None]:
         yield
     except BaseException as error:
         if begun.has:
-            _write_end(folder, trainer, error)
+            _write_end(folder, trainer, error, begun.cpu_seconds)
         raise
     if not begun.has:
         return
     reasons = [reason for callback in trainer.callbacks if (reason := getattr(callback, "reason", None)) is not None]
     done = trainer.global_step >= trainer.max_steps if trainer.max_steps > 0 else not reasons
-    _write(folder, trainer, "finished" if done else "stopped", "" if done else "; ".join(map(str, reasons)))
+    word, reason = ("finished", "") if done else ("stopped", "; ".join(map(str, reasons)))
+    _write(folder, trainer, word, reason, begun.cpu_seconds)
 
 
 class _Begun(Callback):
     def __init__(self, folder: Path):
         self.folder, self.has = folder, False
+        self._begin = self._before = 0.0
+
+    @property
+    def cpu_seconds(self) -> float:
+        return self._before + time.process_time() - self._begin
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.has = True
-        _write(self.folder, trainer, "running")
+        self.has, self._begin = True, time.process_time()
+        self._before = cpu_seconds(self.folder) or 0.0 if trainer.global_step else 0.0
+        _write(self.folder, trainer, "running", "", self._before)
 
 
-def _write_end(folder: Path, trainer: Trainer, error: BaseException) -> None:
+def cpu_seconds(folder: Path) -> float | None:
+    """What the training in a folder took; None where nothing says so."""
+    try:
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))["cpu_seconds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _write_end(folder: Path, trainer: Trainer, error: BaseException, cpu: float) -> None:
     if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
-        _write(folder, trainer, "stopped", type(error).__name__ if isinstance(error, KeyboardInterrupt) else "interrupted")
+        reason = type(error).__name__ if isinstance(error, KeyboardInterrupt) else "interrupted"
+        _write(folder, trainer, "stopped", reason, cpu)
         return
     said = " ".join(str(error).split())
-    _write(folder, trainer, "failed", f"{type(error).__name__}: {said}"[:500])
+    _write(folder, trainer, "failed", f"{type(error).__name__}: {said}"[:500], cpu)
 
 
-def _write(folder: Path, trainer: Trainer, status: str, reason: str = "") -> None:
+def _write(folder: Path, trainer: Trainer, status: str, reason: str, cpu: float) -> None:
     if not trainer.is_global_zero:
         return
     content = {"status": status, "step": trainer.global_step, "max_steps": trainer.max_steps, "reason": reason}
+    content["cpu_seconds"] = round(cpu, 2)
     content["time"] = datetime.now(UTC).isoformat(timespec="seconds")
     atomic.write_text(folder / FILE, json.dumps(content, indent=2) + "\n")

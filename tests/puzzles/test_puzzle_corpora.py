@@ -136,6 +136,16 @@ def test_rows_of_scattered_givens(layout):
     assert rows.token_counts(module.vocab_size)[2:].sum() > 0
 
 
+def test_variants_are_other_puzzles_of_the_same_held_out_answers():
+    plain, varied = (Sudoku(4, train=None, valid=None, held_out=0.15, variants=count) for count in (1, 5))
+    puzzles = varied.puzzles("valid")
+    assert len(plain.puzzles("valid")) == 48 and puzzles[:48] == plain.puzzles("valid")
+    assert 200 < len(puzzles) == len(set(puzzles)) <= 240
+    assert {p.answer for p in puzzles} == {p.answer for p in plain.puzzles("valid")}
+    assert all(varied.rules.solve(p.givens, 2) == [p.answer] for p in puzzles)
+    assert varied.puzzles("train") == plain.puzzles("train")
+
+
 def test_another_length_and_impossible_splits_are_told():
     corpus = Sudoku(4, train=None, valid=None)
     module = TextDataModule(corpus, CharacterTokenizer(), 17, global_batch_size=8)
@@ -147,7 +157,7 @@ def test_another_length_and_impossible_splits_are_told():
         Maze(7, train=None, valid=3).puzzles("train")
     with pytest.raises(ValueError, match="there are not so many"):
         Arithmetic(digits=1, train=50, valid=3).puzzles("train")
-    for options in ({"givens": "some"}, {"layout": "both"}, {"held_out": 1.0}, {"masks": 0}, {"train": 0}):
+    for options in ({"givens": "some"}, {"layout": "both"}, {"held_out": 1.0}, {"masks": 0}, {"train": 0}, {"variants": 0}):
         with pytest.raises(ValueError, match=f"data.{next(iter(options))}"):
             Permutation(4, **{"train": None, "valid": None, **options})
 

@@ -2,8 +2,8 @@
 
 import json
 import math
-import os
 import random
+import shutil
 from itertools import permutations
 
 import hydra
@@ -194,7 +194,8 @@ def test_results_side_by_side(tmp_path, capsys):
 
     def entry(evaluations, share):
         valid = {"mean": share, "standard_error": 0.01 if share else 0.0, "count": 100}
-        return {"steps": evaluations, "evaluations": evaluations, "valid": valid, "distinct": 7, "ms_per_answer": 0.5}
+        about = {"distinct": 7, "entropy_nats": 1.25 if share else None, "ms_per_answer": 0.5}
+        return {"steps": evaluations, "evaluations": evaluations, "valid": valid, **about}
 
     for name, counts, algo in (("flow_map", {1: 0.36, 4: 0.8}, {"teacher_path": str(tmp_path / "flm/checkpoints/last.ckpt")}),
                                ("flm", {1: 0.0, 4: 0.6}, {})):  # fmt: skip
@@ -203,8 +204,7 @@ def test_results_side_by_side(tmp_path, capsys):
         folder.mkdir()
         (run_folder / "run.json").write_text(json.dumps({"config": {"algo": algo}}))
         (run_folder / "checkpoints/last.ckpt").write_bytes(b"")
-        os.utime(run_folder / "run.json", (1000, 1000))
-        os.utime(run_folder / "checkpoints/last.ckpt", (1100, 1100))
+        (run_folder / "status.json").write_text(json.dumps({"cpu_seconds": 100.2}))
         part = {"count": 100, "space_nats": 5.66, "by_steps": {str(n): entry(n, share) for n, share in counts.items()}}
         part["controls"] = {"ideal masked, 4": {"valid": {"mean": 0.18, "standard_error": 0.0, "count": 100}}}
         checkpoint = {"path": str(run_folder / "checkpoints/last.ckpt")}
@@ -216,8 +216,18 @@ def test_results_side_by_side(tmp_path, capsys):
     names = ",".join(str(tmp_path / f"{name}_solve") for name in ("flm", "flow_map"))
     run(config_of(tmp_path / "out", "mode=side_by_side", f"side_by_side.runs=[{names}]"))
     lines = [line.replace(" ", "") for line in capsys.readouterr().out.splitlines()]
-    assert "│flm│100│0.0│60.0±1.0│7│" in lines and "│flow_map│200│36.0±1.0│80.0±1.0│7│" in lines
-    assert "│idealmasked│││18.0││" in lines
+    assert "│flm│100│0.0│60.0±1.0│" in lines and "│flow_map│200│36.0±1.0│80.0±1.0│" in lines
+    assert "│idealmasked│││18.0│" in lines
+    assert lines.count("│flm│100│7│7│") == 1 and "│flm│100││1.25│" in lines and "│flm│100│0.50│0.50│" in lines
     assert any("flow_map,oneevaluation" in line for line in lines) and "│34│" in "".join(lines)
+    # the same name twice: two seeds, whose mean and error, 10 points on either side, make one row
+    again = tmp_path / "seed2/flow_map_solve"
+    shutil.copytree(tmp_path / "flow_map_solve", again)
+    content = json.loads((again / "solve_eval.json").read_text())
+    content["written"]["by_steps"] = {"1": entry(1, 0.16), "4": entry(4, 0.9)}
+    (again / "solve_eval.json").write_text(json.dumps(content))
+    run(config_of(tmp_path / "out", "mode=side_by_side", f"side_by_side.runs=[{names},{again}]"))
+    lines = [line.replace(" ", "") for line in capsys.readouterr().out.splitlines()]
+    assert "│flow_map,2seeds│200│26.0±10.0│85.0±5.0│" in lines
     with pytest.raises(ValueError, match="nowhere"):
         run(config_of(tmp_path / "out", "mode=side_by_side", "side_by_side.runs=[nowhere]"))

@@ -7,7 +7,8 @@ import pytest
 from launching import run_script
 from tasks.running import command, write_corpus
 
-PUZZLE = ("ar", "mdlm", "duo", "dfm", "kl_flow", "flm", "fmlm")
+GRIDS = ("ar", "mdlm", "duo", "dfm", "kl_flow", "flm", "fmlm")
+CLUES = ("ar", "ar_in_place", *GRIDS[1:])
 MODELS = ("ar", "mdlm", "duo", "flm", "fmlm")
 
 
@@ -19,24 +20,42 @@ def folder_of(call: list[str]) -> str:
 
 def test_one_budget_for_all_and_a_report_at_the_end(tmp_path):
     done, calls = run_script(
-        "compare.sh", tmp_path, "optim.lr=1e-3", "data=x y", OUT=str(tmp_path / "out"), BUDGET="30", PUZZLE="seed=3"
+        "compare.sh", tmp_path, "optim.lr=1e-3", "data=x y", OUT=str(tmp_path / "out"), BUDGET="30", PUZZLE="optim.lr=3e-3"
     )
     assert done.returncode == 0, done.stderr
-    trainings, rest, puzzle = calls[:5], calls[5:19], calls[19:-2]
+    trainings, rest, puzzle = calls[:5], calls[5:19], calls[19:-3]
     assert [call[0] for call in trainings] == [f"experiment=pydoc_{model}" for model in MODELS]
     assert all("trainer.max_steps=30" in call and call[-3:-1] == ["optim.lr=1e-3", "data=x y"] for call in trainings)
     assert "algo.curriculum_end=15" in trainings[2]
-    assert f"algo.teacher_path={tmp_path}/out/flm/checkpoints/last.ckpt" in trainings[4]
-    modes = [(call[0].removeprefix("mode="), re.search(r"out/(\w+)/checkpoints", " ".join(call))[1]) for call in rest]
+    assert f"algo.teacher_path={tmp_path}/out/seed1/flm/checkpoints/last.ckpt" in trainings[4]
+    modes = [(call[0].removeprefix("mode="), re.search(r"out/seed1/(\w+)/checkpoints", " ".join(call))[1]) for call in rest]
     evaluated = [(mode, model) for model in MODELS for mode in ("sample_eval", "frontier")]
     assert modes == [*evaluated, *(("ppl_eval", model) for model in MODELS[:4])]
-    assert [call[0] for call in puzzle[::2]] == [f"experiment=sudoku4_{model}" for model in PUZZLE]
-    assert f"algo.teacher_path={tmp_path}/out/sudoku4_flm/checkpoints/last.ckpt" in puzzle[-2]
-    assert all("seed=3" in call and "data=x y" not in call for call in puzzle[::2])
+    names = [*(f"sudoku4_{model}" for model in GRIDS), *(f"sudoku4_clues_{model}" for model in CLUES)]
+    assert [call[0] for call in puzzle[::2]] == [f"experiment={name}" for name in names]
+    for call, name in zip(puzzle[::2], names, strict=True):
+        task, _, model = name.rpartition("_")
+        assert "optim.lr=3e-3" in call and "data=x y" not in call
+        teacher = f"algo.teacher_path={tmp_path}/out/seed1/{task}_flm/checkpoints/last.ckpt"
+        assert (teacher in call) == (model == "fmlm")
     assert all(call[0] == "mode=solve_eval" for call in puzzle[1::2])
-    assert calls[-2][0] == "mode=side_by_side" and calls[-2][-1].count("evaluation/sudoku4_") == 7
+    for call, task, models in ((calls[-3], "sudoku4", GRIDS), (calls[-2], "sudoku4_clues", CLUES)):
+        assert call[0] == "mode=side_by_side"
+        assert call[-1].count(f"evaluation/{task}_") == len(models), call[-1]
     assert calls[-1][:2] == ["mode=report", f"report.inputs=[{tmp_path}/out]"]
     assert len({folder_of(call) for call in calls}) == len(calls)
+
+
+def test_more_seeds_and_tasks_come_on_top(tmp_path):
+    out = {"OUT": str(tmp_path / "out")}
+    _, first = run_script("compare.sh", tmp_path, TASKS="sudoku4", **out)
+    assert len(first) == 2 * 7 + 2 and first[-2][-1].count("seed1") == 7
+    _, more = run_script("compare.sh", tmp_path, TASKS="sudoku4", SEEDS="1 2", **out)
+    assert len(more) == 2 * 7 + 2 and all("seed=2" in call for call in more[:-2])
+    assert more[-2][-1].count("seed1") == more[-2][-1].count("seed2") == 7
+    done, calls = run_script("compare.sh", tmp_path, TASKS="sudoku5", **out)
+    assert done.returncode == 1 and not calls
+    assert done.stderr == "error: TASKS must be some of text, sudoku4, sudoku4_clues, not sudoku5\n"
 
 
 def test_it_goes_on_where_it_stopped(tmp_path):
@@ -50,7 +69,7 @@ def test_it_goes_on_where_it_stopped(tmp_path):
     assert done.returncode == 0
     assert [call[0] for call in before + after] == [call[0] for call in calls]  # nothing twice, nothing left out
     done, third = run_script("compare.sh", tmp_path, **again)
-    assert done.returncode == 0 and [call[0] for call in third] == ["mode=side_by_side", "mode=report"]
+    assert done.returncode == 0 and [call[0] for call in third] == ["mode=side_by_side"] * 2 + ["mode=report"]
 
 
 def test_another_question_does_not_get_old_answers(tmp_path):

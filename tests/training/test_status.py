@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import lightning
 import pytest
@@ -75,6 +76,12 @@ def test_a_stopped_run_says_what_stopped_it(tmp_path, corpus, monkeypatch):
     status, training, error = run(tmp_path, corpus, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert error is None and status["status"] == "stopped" and 5 <= status["step"] < 20
     assert training.status.reason == "SIGTERM" and training.status.step == status["step"]
+    monkeypatch.undo()
+    begin = time.process_time()
+    after, _, _ = run(tmp_path, corpus)  # goes on, and its processor time comes on top
+    spent = time.process_time() - begin
+    assert after["status"] == "finished" and status["cpu_seconds"] > 0
+    assert 0 < after["cpu_seconds"] - status["cpu_seconds"] <= spent
 
 
 def test_collapsed_generation_is_a_reason(tmp_path, corpus):
