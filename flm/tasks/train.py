@@ -22,7 +22,7 @@ from flm.tasks.instantiate import instantiate
 from flm.tasks.run import Run, plain_config
 from flm.tasks.run_folder import RECORD, Record, alone_in, check_same_run, differences, is_first_process, shown
 from flm.tasks.samples import given_options
-from flm.tasks.trainer import trainer_arguments, trial
+from flm.tasks.trainer import quiet_lightning, trainer_arguments, trial
 from flm.training.checkpointing import AtomicCheckpointIO
 from flm.training.module import Module
 from flm.training.status import recorded
@@ -74,14 +74,15 @@ def _train(config: DictConfig, run: Run, resume: str | None) -> dict[str, Any]:
     if resume is not None:
         _check_data(run.folder, record["data_fingerprint"], config)
     callbacks = [*_callbacks(config, data), Record(run.folder, record)]
-    trainer = lightning.Trainer(
-        **trainer_arguments(config),
-        logger=logger,
-        callbacks=callbacks,
-        # without one of ours, Lightning would add a checkpoint callback of its own
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        plugins=[AtomicCheckpointIO()],
-    )
+    with quiet_lightning():
+        trainer = lightning.Trainer(
+            **trainer_arguments(config),
+            logger=logger,
+            callbacks=callbacks,
+            # without one of ours, Lightning would add a checkpoint callback of its own
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            plugins=[AtomicCheckpointIO()],
+        )
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     # a run shorter than the interval ends with its one validation
     trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps * trainer.accumulate_grad_batches)

@@ -1,6 +1,7 @@
 """Lightning's Trainer from the `trainer` and `strategy` configs: their ranges, and what this project sets itself."""
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
@@ -17,6 +18,9 @@ from flm.tasks.instantiate import check as check_node
 from flm.tasks.instantiate import instantiate, resolve
 from flm.tasks.machine import device_of, precision_of
 from flm.training.stopping import MaxTime
+
+# between Lightning and torch, in every run
+warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 # What training sets itself, so that no config may.
 FIXED = {
@@ -100,12 +104,13 @@ def trainer_arguments(config: DictConfig) -> dict[str, Any]:
 def trial(config: DictConfig) -> lightning.Trainer:
     """A Trainer of the config without logger and callbacks: it refuses what does not go together, and says how many
     processes there will be."""
-    with _silent_lightning():
+    with quiet_lightning():
         return lightning.Trainer(**trainer_arguments(config), logger=False, enable_checkpointing=False)
 
 
 @contextmanager
-def _silent_lightning():
+def quiet_lightning():
+    """Lightning tells what it is about to use, and of other products, only where something is wrong."""
     loggers = [
         logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     ]
