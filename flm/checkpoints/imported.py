@@ -53,10 +53,6 @@ KINDS = {
     "fmlm": Kind(
         "FMLM (arXiv 2602.16813)", "flm.algos.fmlm.FMLM", True, (), 30.0, 50.0, loss_weight=True, uncapped_for_weeks=True,
     ),
-    "flm_distill": Kind(
-        "the residual network of two-stage FMLM (arXiv 2602.16813, first version)",
-        "flm.algos.flm_distill.FLMDistill", True, (), 30.0, 50.0, network="residual", loss_weight=True, uncapped_for_weeks=True,
-    ),
     "mdlm": Kind("MDLM (masked diffusion, arXiv 2406.07524)", "flm.algos.mdlm.MDLM", False, ("mdlm",), masked=True),
 }  # fmt: skip
 _NOT_IMPORTED = {"ar", "sedd", "sedd_absorb", "d3pm", "d3pm_absorb", "udlm", "ot-finetune"}

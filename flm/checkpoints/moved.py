@@ -3,6 +3,8 @@
 MOVED = {
     "flm.algos.duo.Duo": "flm.duo.duo.Duo",
     "flm.algos.duo_distill.DuoDistill": "flm.duo.duo_distill.DuoDistill",
+    "flm.algos.flm_distill.FLMDistill": "flm.two_stage.flm_distill.FLMDistill",
+    "flm.algos.flm_distill_second.FLMDistillSecond": "flm.two_stage.flm_distill_second.FLMDistillSecond",
     "flm.algos.flow_lm.FlowLM": "flm.golf.flow_lm.FlowLM",
     "flm.algos.kl_flow.KLFlow": "flm.kl_flow.kl_flow.KLFlow",
     "flm.algos.kl_flow_map.KLFlowMap": "flm.kl_flow.kl_flow_map.KLFlowMap",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flm.measures.estimate import Estimate
-from flm.report.kinds.frontier import DATA, Frontier, Swept
+from flm.report.frontier.result_kind import DATA, Frontier, Swept
 from flm.report.kinds.likelihood import Likelihood
 from flm.report.kinds.samples import Samples
 from flm.report.kinds.training import Training

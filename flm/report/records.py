@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from flm.report.kinds.frontier import Frontier
+from flm.report.frontier.result_kind import Frontier
 from flm.results.kinds import Reading, ResultKind, Source
 
 Record = TypeVar("Record")

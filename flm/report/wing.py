@@ -7,8 +7,7 @@ WING = Wing(
         "training": "flm.report.kinds.training:KIND",
         "sample_eval": "flm.report.kinds.samples:KIND",
         "film": "flm.report.kinds.film:KIND",
-        "frontier": "flm.report.kinds.frontier:KIND",
+        "frontier": "flm.report.frontier.result_kind:KIND",
         "likelihood": "flm.report.kinds.likelihood:KIND",
-        "benchmark": "flm.report.kinds.benchmark:KIND",
     }
 )

@@ -15,7 +15,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from flm.algos.flm_distill import raw
 from flm.checkpoints import files
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import KEY, Description
@@ -26,6 +25,7 @@ from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.checkpoints.model_card import model_card
 from flm.checkpoints.model_file import generation_defaults
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer
+from flm.two_stage.flm_distill import raw
 
 LENGTH = 6
 FILES = (*READ, TOKENIZER_CONFIG, MODELING, CARD)
@@ -42,7 +42,7 @@ KINDS = {
     ),
     "ar": ({"_target_": "flm.algos.ar.AR"}, {"attention_softcap": 5.0, "output_softcap": None, "grid": [9]}, BPETokenizer(270)),
     "ar_plain": ({"_target_": "flm.algos.ar.AR"}, {"attention_softcap": None}, CharacterTokenizer()),
-    "flm_distill": ({"_target_": "flm.algos.flm_distill.FLMDistill"}, {"output_softcap": 2.0}, CharacterTokenizer()),
+    "flm_distill": ({"_target_": "flm.two_stage.flm_distill.FLMDistill"}, {"output_softcap": 2.0}, CharacterTokenizer()),
 }
 
 

@@ -28,7 +28,6 @@ from published_layouts import (
 )
 
 from flm.algos.flm import FLM
-from flm.algos.flm_distill import FLMDistill
 from flm.algos.fmlm import FMLM
 from flm.checkpoints import restricted
 from flm.checkpoints.imported import ImportChoices
@@ -37,6 +36,7 @@ from flm.checkpoints.published import config_value, is_published, layout_of
 from flm.models.dit import DiT
 from flm.paths.gaussian import State
 from flm.samplers.canvas import Canvas
+from flm.two_stage.flm_distill import FLMDistill
 
 CAPS = {"attention_softcap": 50.0, "output_softcap": 30.0}
 FLMS = {

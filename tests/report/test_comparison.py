@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import result_folders as make
 
-from flm.measures.frontier_figure import frontier_figure
-from flm.measures.plotting import run_colours, styled
 from flm.report.comparison import compared, comparison_table, real_level
+from flm.report.figures.plotting import run_colours, styled
 from flm.report.figures.quality import comparison_figure
 from flm.report.files import read_results
-from flm.report.kinds.frontier import Frontier
+from flm.report.frontier.figure import frontier_figure
+from flm.report.frontier.result_kind import Frontier
 from flm.report.kinds.training import Training
 from flm.report.tables import markdown
 from flm.results.kinds import Table

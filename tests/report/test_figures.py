@@ -10,17 +10,17 @@ import pytest
 import result_folders as make
 from PIL import Image
 
-from flm.measures.frontier import Curve, Point
-from flm.measures.frontier_figure import frontier_figure
-from flm.measures.plotting import COLOURS as PALETTE
-from flm.measures.plotting import INK, bulk, png, run_colours, styled
 from flm.report.figures import losses, quality
 from flm.report.figures.drawing import Art, themed_svg
 from flm.report.figures.film_strip import LINE, LINES, _lines, film_figure, shade, visible
+from flm.report.figures.plotting import COLOURS as PALETTE
+from flm.report.figures.plotting import INK, bulk, png, run_colours, styled
 from flm.report.figures.throughput import lines_figure, throughput_figure
 from flm.report.files import read_results
+from flm.report.frontier.curves import Curve, Point
+from flm.report.frontier.figure import frontier_figure
+from flm.report.frontier.result_kind import Frontier
 from flm.report.kinds.film import Film, Frame
-from flm.report.kinds.frontier import Frontier
 from flm.report.kinds.likelihood import Likelihood
 from flm.report.kinds.samples import Samples
 from flm.report.kinds.training import Training

@@ -11,7 +11,7 @@ import pytest
 import result_folders as make
 from running import config_of
 
-from flm.measures.plotting import COLOURS
+from flm.report.figures.plotting import COLOURS
 from flm.report.report import report
 
 

@@ -12,7 +12,7 @@ from hydra.utils import get_method
 from running import config_of, tiny, write_corpus
 
 from flm.algos.flm import FLM
-from flm.tasks.frontier import frontier
+from flm.report.frontier.frontier import frontier
 from flm.tasks.processes import Team, team_of
 from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flm.measures.plotting import COLOURS, FAINT, INK, png, run_colours, styled
+from flm.report.figures.plotting import COLOURS, FAINT, INK, png, run_colours, styled
 from flm.report.page import Picture
 
 if TYPE_CHECKING:

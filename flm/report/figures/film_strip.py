@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flm.measures.plotting import INK
+from flm.report.figures.plotting import INK
 from flm.report.kinds.film import Film, Frame
 from flm.report.page import visible
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flm.measures.plotting import MARKERS, canvas, legend
 from flm.report.figures.axes import DASHES, line, shared_legend, without_explosions
+from flm.report.figures.plotting import MARKERS, canvas, legend
 from flm.report.kinds.likelihood import Likelihood
 from flm.report.kinds.training import LOSS, Training
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flm.measures.estimate import Estimate
-from flm.measures.frontier_figure import perplexity_axis, perplexity_by
-from flm.measures.plotting import INK, canvas
 from flm.report.comparison import Compared
 from flm.report.figures.axes import drawable, errors, mean_of, shared_legend, steps_axis
+from flm.report.figures.plotting import INK, canvas
+from flm.report.frontier.figure import perplexity_axis, perplexity_by
 from flm.report.kinds.samples import Samples
 
 if TYPE_CHECKING:

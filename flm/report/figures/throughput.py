@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flm.measures.plotting import COLOURS, INK, canvas, legend
 from flm.report.figures.axes import DASHES, drawable, line, steps_axis
+from flm.report.figures.plotting import COLOURS, INK, canvas, legend
 from flm.report.kinds.samples import Samples
 from flm.report.kinds.training import Training
 from flm.results.kinds import Plot

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from flm.measures.frontier_figure import scorer_name
+from flm.report.frontier.figure import scorer_name
 from flm.results.files import Content, Count, EstimateContent, Real, Text, Whole, checked, regular_file
 from flm.results.kinds import KeyNumber, Number, Reading, ResultKind, Source
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from flm.report.comparison import Compared, compared
-from flm.report.kinds.frontier import Frontier
+from flm.report.frontier.result_kind import Frontier
 from flm.report.kinds.samples import Samples
 from flm.report.kinds.training import Training
 from flm.report.labels import in_words

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from flm.measures.frontier_figure import frontier_figure, perplexity_by
-from flm.measures.plotting import png, styled
 from flm.report.comparison import compared, comparison_table, real_level
 from flm.report.figures.drawing import Art
 from flm.report.figures.film_strip import film_figure
+from flm.report.figures.plotting import png, styled
 from flm.report.figures.quality import comparison_figure, diversity_figure
+from flm.report.frontier.figure import frontier_figure, perplexity_by
+from flm.report.frontier.result_kind import Frontier
 from flm.report.kinds.film import Film
-from flm.report.kinds.frontier import Frontier
 from flm.report.kinds.samples import Samples, TextSet
 from flm.report.page import Block, Column, Columns, Grid, Heading, Missing, Reels, Section, Text
 from flm.report.records import Results

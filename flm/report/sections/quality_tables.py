@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from flm.report.kinds.frontier import Frontier
+from flm.report.frontier.result_kind import Frontier
 from flm.report.kinds.samples import Samples, TextSet
 from flm.results.kinds import Cell, Table
 

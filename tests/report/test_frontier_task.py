@@ -14,10 +14,10 @@ from flm.judges.gen_ppl import PublishedProtocol
 from flm.judges.huggingface_scorer import HuggingFaceScorer
 from flm.judges.ngram_judge import HeldOutNGrams
 from flm.measures.diversity import token_diversity
+from flm.report.frontier.frontier import frontier
 from flm.results.files import read_result
 from flm.tasks.assemble import data_module
 from flm.tasks.check import check_config
-from flm.tasks.frontier import frontier
 from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.flm import SingleTimeDenoiser
-from flm.algos.flm_distill import ResidualDenoiser, jump_fraction, jump_loss
 from flm.algos.fmlm import TwoTimeDenoiser
 from flm.algos.loss_weight import LossWeight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
@@ -20,6 +19,7 @@ from flm.paths.flow_map import PairLaw, draw_time_pairs
 from flm.paths.gaussian import Given, State, corrupt
 from flm.ranges import Count
 from flm.samplers.flow_map import FlowMapSampler
+from flm.two_stage.flm_distill import ResidualDenoiser, jump_fraction, jump_loss
 from flm.vocabulary_losses import squared_error
 
 

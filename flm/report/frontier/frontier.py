@@ -15,14 +15,14 @@ from flm.data.real_text import RealText
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
 from flm.measures.diversity import self_bleu_4, token_diversity
-from flm.measures.frontier import Point, curves, frontier_table
-from flm.measures.frontier_figure import frontier_figure, scorer_name
-from flm.measures.plotting import png, run_colours, styled
 from flm.ranges import DIFFERENT, NonNegative, Positive, Share, StepCounts, Text
+from flm.report.figures.plotting import png, run_colours, styled
+from flm.report.frontier.curves import Point, curves, frontier_table
+from flm.report.frontier.figure import frontier_figure, scorer_name
+from flm.report.frontier.tables import console_table, markdown
 from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
 from flm.tasks.eval_options import EvalOptions
-from flm.tasks.frontier_tables import console_table, markdown
 from flm.tasks.held_out import HeldOut
 from flm.tasks.machine import Machine
 from flm.tasks.model import load_model

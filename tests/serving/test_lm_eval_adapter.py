@@ -10,9 +10,9 @@ from flm.algos.ar import AR
 from flm.algos.flm import FLM
 from flm.data.tokenizers import ByteTokenizer
 from flm.language_model import LanguageModel
-from flm.likelihood.lm_eval_adapter import adapter, answer, conditional_nats, cut, windows
 from flm.models.dit import DiT
 from flm.samplers.canvas import Canvas
+from flm.serving.lm_eval_adapter import adapter, answer, conditional_nats, cut, windows
 
 LENGTH = 24
 

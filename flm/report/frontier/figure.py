@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flm.measures.frontier import Curve
-from flm.measures.plotting import COLOURS, INK, MARKERS, bulk, canvas, legend
+from flm.report.figures.plotting import COLOURS, INK, MARKERS, bulk, canvas, legend
+from flm.report.frontier.curves import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

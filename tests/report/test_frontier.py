@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from flm.measures.frontier import Curve, Point, curves, frontier_table, match
+from flm.report.frontier.curves import Curve, Point, curves, frontier_table, match
 
 
 def curve(*entropy_and_log_ppl, errors=(None, None)):

@@ -13,8 +13,6 @@ import flm.posterior
 from flm import schema
 from flm.algos.algorithm import Algorithm, Batch
 from flm.algos.flm import FLM
-from flm.algos.flm_distill import FLMDistill
-from flm.algos.flm_distill_second import FLMDistillSecond
 from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.paths.flow_map import draw_time_pairs
@@ -22,6 +20,8 @@ from flm.paths.gaussian import State, step
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow_map import FlowMapSampler
 from flm.samplers.options import sampler_for
+from flm.two_stage.flm_distill import FLMDistill
+from flm.two_stage.flm_distill_second import FLMDistillSecond
 from flm.vocabulary_losses import cross_entropy
 
 V, L, B = 7, 3, 6

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from flm.measures.estimate import Estimate
-from flm.measures.frontier import Curve, Point, curves
-from flm.measures.frontier_figure import scorer_name
+from flm.report.frontier.curves import Curve, Point, curves
+from flm.report.frontier.figure import scorer_name
 from flm.report.labels import run_label
 from flm.results.files import Content, Count, EstimateContent, Real, Scalar, Text, checked
 from flm.results.kinds import KeyNumber, Reading, ResultKind, Source
@@ -25,7 +25,7 @@ class Frontier:
         curves: each along one setting; their other settings name the `run`, by its label in the report.
         ms_per_sample: of all points, with their settings.
         real: entropy and log perplexity of real text.
-        matched: rows of `flm.measures.frontier.frontier_table`, with the run's label in the report.
+        matched: rows of `flm.report.frontier.curves.frontier_table`, with the run's label in the report.
         models: what is known of each run.
     """
 

@@ -1,7 +1,7 @@
 """A model behind the interface of lm-evaluation-harness (pip install lm-eval), which brings its own tasks and metrics.
 
 import flm, lm_eval
-from flm.likelihood.lm_eval_adapter import adapter
+from flm.serving.lm_eval_adapter import adapter
 lm_eval.simple_evaluate(model=adapter(flm.load("RUN/checkpoints/last.ckpt"), steps=64), tasks=["humaneval"])
 """
 
