@@ -14,7 +14,6 @@ import flm.posterior
 from flm.algos.algorithm import Algorithm, Batch
 from flm.algos.evidence_map import LATEST, EvidenceMap, two_jumps
 from flm.algos.flm import FLM, EvidenceDenoiser
-from flm.algos.flm_distill import FLMDistill
 from flm.algos.fmlm import FMLM
 from flm.draws import Draws
 from flm.models.attention import document_mask
@@ -24,6 +23,7 @@ from flm.paths.flow_map import TimePairs, draw_time_pairs, semigroup_weight
 from flm.paths.gaussian import Given, State
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
+from flm.two_stage.flm_distill import FLMDistill
 
 V, L = 50, 6
 COUNTS = 10_000 / torch.arange(1, V + 1).double().pow(1.2)
