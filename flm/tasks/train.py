@@ -154,8 +154,8 @@ def _check_schedule(config: DictConfig) -> None:
     warm_up, steps = config.lr_scheduler.get("warmup_steps"), config.trainer.max_steps
     if isinstance(warm_up, int) and warm_up > steps:
         raise ValueError(
-            f"lr_scheduler.warmup_steps={warm_up} is more than the run has, trainer.max_steps={steps}: the rate would never be "
-            "reached"
+            f"lr_scheduler.warmup_steps={warm_up} is more than the run has, trainer.max_steps={steps}: set "
+            f"lr_scheduler.warmup_steps={steps // 10}, or leave it out"
         )
     instantiate(config.lr_scheduler, "lr_scheduler")(torch.optim.SGD([torch.zeros(1)], lr=1.0))
 

@@ -12,6 +12,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from flm.ranges import Count, Index, PositiveShare, Share
 
 
+def warm_up(steps: int, total_steps: int) -> int:
+    """Steps of a recipe's warm-up in a run of `total_steps`: a tenth of a run that is no longer, one to try something out for one.
+
+    `${warm_up:2500,${trainer.max_steps}}` in a config.
+    """
+    return steps if steps < total_steps else total_steps // 10
+
+
 def constant_warmup(optimizer: Optimizer, warmup_steps: Index) -> LambdaLR:
     """Linear warm-up, then constant."""
     return LambdaLR(optimizer, lambda n: _warmup(n, warmup_steps))
