@@ -61,6 +61,8 @@ def shown(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Node):
         return f"an object of {value.target}"
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if isinstance(value, str):
         plain = value.isprintable() and value.strip() == value and not _like_other_types(value)
         text = value if plain else repr(value)
@@ -110,7 +112,7 @@ def _describe(kind: Any, notes: tuple[Any, ...]) -> str:
     if kind is str:
         return further.removeprefix(", ") or "text"
     if inspect.isclass(origin) and issubclass(origin, os.PathLike):
-        return "text that is not empty"
+        return further.removeprefix(", ") or "text that is not empty"
     if origin is Literal:
         names = dict.fromkeys(str(choice) if isinstance(choice, str) else shown(choice) for choice in inner)
         return f"one of {', '.join(names)}" if len(names) > 1 else next(iter(names))
@@ -180,7 +182,8 @@ def _strict_member(kind: Any, notes: tuple[Any, ...]) -> Any:
     if kind is bool or kind is str:
         return Annotated[(kind, Strict(), *limits)]
     if inspect.isclass(origin) and issubclass(origin, os.PathLike):
-        return _strict(Text) | Annotated[Any, PlainValidator(functools.partial(_object, kind=origin))]
+        plain = _strict(Text) | Annotated[Any, PlainValidator(functools.partial(_object, kind=origin))]
+        return Annotated[(plain, *limits, plain)]
     if origin is Literal:
         return kind
     if origin is tuple and inner and inner[-1] is not ...:

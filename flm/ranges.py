@@ -3,6 +3,7 @@
 A number is finite, and true is no number. Further ranges are written out, `Annotated[float, Gt(0), Lt(1)]`.
 """
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -52,6 +53,15 @@ class OfVocabulary:
 
 TokenId = Annotated[int, Ge(0), OfVocabulary()]
 Text = Annotated[str, Where(lambda text: bool(text.strip()), "text that is not empty")]
+Existing = Annotated[str | os.PathLike[str], Where(lambda path: is_there(path), "a file or folder that is there")]
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file or folder of that name, as far as this process may see."""
+    try:
+        return bool(str(path).strip()) and os.path.exists(path)
+    except ValueError:  # a zero byte in it
+        return False
 
 
 def one_of(choices: Iterable[str]) -> Where:

@@ -4,16 +4,34 @@ import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 from flm.checkpoints.folder import CONFIG, READ
+from flm.ranges import Where, is_there
 
 _SHOWN = 8  # names of files in an error
+FILE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".flmpack")  # never the end of a name on the hub
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def is_hub_name(name: str) -> bool:
     """Whether it has the form owner/model."""
     return _NAME.fullmatch(name) is not None
+
+
+def names_repository(name: str) -> bool:
+    """As `is_hub_name`, where the name of a file would do as well."""
+    return is_hub_name(name) and Path(name).suffix not in FILE_ENDINGS
+
+
+# What `flm.load` takes: a mistyped path is seen before anything is read.
+ModelName = Annotated[
+    str,
+    Where(
+        lambda name: is_there(name) or names_repository(name),
+        "a run folder, checkpoint, exported folder or artifact that is there, or owner/model on the hub",
+    ),
+]
 
 
 def check_token(repo_id: str) -> None:

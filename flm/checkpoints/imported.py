@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flm.checkpoints.description import Description
 from flm.checkpoints.fit import check_state
+from flm.checkpoints.hub import ModelName
 from flm.checkpoints.published import Layout
 from flm.checkpoints.published_behaviour import check_softcap_known, generation
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
@@ -84,7 +85,7 @@ class ImportChoices:
     """
 
     imported_as: Annotated[str, IMPORTED] | None = None
-    imported_base_path: Text | None = None
+    imported_base_path: ModelName | None = None
     imported_ema: PositiveShare | None = None
     tokenizer_name_or_path: Text | None = None
     length: Count | None = None

@@ -14,14 +14,13 @@ from flm.checkpoints.builtin import builtin
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.fit import check_state
 from flm.checkpoints.folder import CONFIG, read_folder
-from flm.checkpoints.hub import download, is_hub_name
+from flm.checkpoints.hub import download, names_repository
 from flm.checkpoints.imported import ImportChoices, describe
 from flm.checkpoints.model_file import AVERAGE, LAST_STEP, ModelFile, ModelSource
 from flm.checkpoints.published import is_published, layout_of
 from flm.registry import objects
 
 PREFIX = "algorithm."  # the name of the algorithm in the training module
-FILE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".flmpack")  # never the end of a name on the hub
 _OF_A_RUN = ("checkpoints/last.ckpt", "last.ckpt", "checkpoints/imported.ckpt")
 
 
@@ -129,7 +128,7 @@ def _located(source: str | Path, revision: str | None, file: str | None) -> Path
     if path.is_file():
         return path
     if not path.is_dir():
-        if not is_hub_name(str(source)) or path.suffix in FILE_ENDINGS:
+        if not names_repository(str(source)):
             raise ValueError(f"{source}: no such file or folder, and no name on the Hugging Face hub (owner/model)")
         return download(str(source), revision, file=file)
     if (path / CONFIG).is_file() or _registered_kind(path) is not None:

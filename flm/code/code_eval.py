@@ -18,7 +18,7 @@ from flm.code.problems import Hole, Problem, hide_lines, load_problems
 from flm.code.sandbox import Limits, Sandbox, Verdict
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
-from flm.ranges import DIFFERENT, Count, Index, Share, Text
+from flm.ranges import DIFFERENT, Count, Existing, Index, Share, Text
 from flm.tasks.eval_options import EvalOptions
 from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of, positions
 from flm.tasks.machine import Machine
@@ -32,7 +32,7 @@ from flm.tasks.samples import Request
 class CodeEvalOptions:
     """The `code_eval` config; keys explained there."""
 
-    path: Text | None = None
+    path: Existing | None = None
     first: Index | None = None
     last: Index | None = None
     limit: Count | None = None

@@ -9,7 +9,7 @@ from flm.data.corpora.pairs import Pairs
 from flm.data.corpora.source_files import records
 from flm.data.documents import Split
 from flm.data.layouts import Layout
-from flm.ranges import Count, Index, OpenShare, Text
+from flm.ranges import Count, Existing, Index, OpenShare, Text
 
 
 class HubPairCorpus(Pairs):
@@ -37,7 +37,7 @@ class HubPairCorpus(Pairs):
         response_key: Text = "response",
         separator: str = "\n",
         layout: Layout | None = None,
-        path: Text | os.PathLike[str] | None = None,
+        path: Existing | None = None,
         valid_fraction: OpenShare = 0.05,
         split_seed: Index = 0,
         cache_dir: Text | os.PathLike[str] | None = None,

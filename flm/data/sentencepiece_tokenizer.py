@@ -10,7 +10,7 @@ from annotated_types import Ge
 
 from flm.data.sentencepiece_model import MAX_BYTES, SentencePieceModel
 from flm.data.tokenizers import Documents, LearnedTokenizer, Tokenizer
-from flm.ranges import Text
+from flm.ranges import Existing
 
 _LONGEST_LINE = 1 << 16  # bytes; the library drops what is longer
 
@@ -28,7 +28,7 @@ class SentencePieceTokenizer(LearnedTokenizer):
         ValueError: on `build`, where the file is no BPE model, or the documents do not give so many pieces.
     """
 
-    def __init__(self, path: Text | os.PathLike[str] | None = None, vocab_size: Annotated[int, Ge(320)] = 1024):
+    def __init__(self, path: Existing | None = None, vocab_size: Annotated[int, Ge(320)] = 1024):
         self.path, self.vocab_size = None if path is None else os.fspath(path), vocab_size
 
     def build(self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None) -> Tokenizer:

@@ -16,7 +16,7 @@ from flm.checkpoints.description import Description
 from flm.checkpoints.export import shareable
 from flm.golf import golf_eval
 from flm.golf.packed import Packed, has_zstandard, pack
-from flm.ranges import Count, Index, Text, one_of
+from flm.ranges import Count, Existing, Index, one_of
 from flm.tasks import ppl_eval
 from flm.tasks.eval_options import EvalOptions
 from flm.tasks.machine import Machine
@@ -33,7 +33,7 @@ class ArtifactOptions:
     """The `artifact` config; keys explained there."""
 
     limit_bytes: Count | None = 16_000_000
-    code: Text | Sequence[Text] | None = None
+    code: Existing | Sequence[Existing] | None = None
     kept_elements: Index = 65_536
     scale_floor: bool = False
     steps: Count | None = None

@@ -16,7 +16,7 @@ from flm.data.documents import SPLITS, Split
 from flm.data.frames import FrameName
 from flm.data.tokenizers import Tokenizer
 from flm.golf.shard_files import HEADER_BYTES, ShardStream, token_count
-from flm.ranges import Text
+from flm.ranges import Existing, Text
 
 _NAMES: dict[Split, str] = {"train": "train", "valid": "val"}  # of the splits, in file names
 
@@ -55,9 +55,7 @@ class TokenShardCorpus(Corpus):
         cache_dir: not written to; where a tokenizer may be looked up by name.
     """
 
-    def __init__(
-        self, path: Text | os.PathLike[str], wrap: FrameName = "plain", cache_dir: Text | os.PathLike[str] | None = None
-    ):
+    def __init__(self, path: Existing, wrap: FrameName = "plain", cache_dir: Text | os.PathLike[str] | None = None):
         super().__init__(None, wrap, cache_dir)
         self.path = Path(path)
         self._opened: ShardFolder | None = None

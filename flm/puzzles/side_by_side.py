@@ -18,7 +18,7 @@ from rich.table import Table
 
 from flm.measures.estimate import Estimate
 from flm.puzzles.solve_tables import percent
-from flm.ranges import Text
+from flm.ranges import Existing
 from flm.results.files import read_json, read_result
 from flm.training.status import cpu_seconds
 
@@ -45,7 +45,7 @@ class Run:
 class SideBySideOptions:
     """The `side_by_side` config; keys explained there."""
 
-    runs: Annotated[Sequence[Text], MinLen(1)]
+    runs: Annotated[Sequence[Existing], MinLen(1)]
 
 
 def side_by_side(config: DictConfig) -> list[dict[str, Any]]:

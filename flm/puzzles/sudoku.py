@@ -1,6 +1,5 @@
 """data=sudoku: grids of 4x4, 6x6 and 9x9, from nothing or with clues."""
 
-import os
 import random
 from collections.abc import Hashable, Iterator, Sequence
 from functools import cached_property
@@ -13,6 +12,7 @@ from flm.puzzles.corpus import PuzzleCorpus
 from flm.puzzles.puzzle_files import digest, read_puzzles
 from flm.puzzles.rules import HOLE, Puzzle
 from flm.puzzles.sudoku_rules import SudokuRules
+from flm.ranges import Existing
 
 _GRIDS = {4: 288, 6: 28_200_960, 9: 6_670_903_752_021_072_936_960}  # 9: Felgenhauer and Jarvis, 2005
 
@@ -37,8 +37,8 @@ class Sudoku(PuzzleCorpus):
         self,
         size: int = 4,
         clues: int = 6,
-        path: str | os.PathLike[str] | None = None,
-        valid_path: str | os.PathLike[str] | None = None,
+        path: Existing | None = None,
+        valid_path: Existing | None = None,
         givens_key: str = "question",
         answer_key: str = "answer",
         **rest: Any,

@@ -14,6 +14,7 @@ from flm.data.corpora.source_files import reader_of, records
 from flm.data.layouts import Layout
 from flm.data.tokenizers import Tokenizer
 from flm.puzzles.rules import Puzzle, Rules, Verdict
+from flm.ranges import Existing
 
 _FUNCTION = re.compile(r"^def\s+([A-Za-z_]\w*)\s*\(", re.MULTILINE)
 _LAST = re.compile(r"#### *([-+0-9.,]+)")
@@ -65,8 +66,8 @@ class TinyGsm(Pairs):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
-        test_path: str | os.PathLike[str] | None = None,
+        path: Existing,
+        test_path: Existing | None = None,
         question_key: str = "question",
         code_key: str = "code",
         separator: str = "\n",

@@ -25,7 +25,7 @@ from flm.qwen.packing import Waiting, packed
 from flm.qwen.row_stream import Mixture, RowStream
 from flm.qwen.source import Source
 from flm.qwen.streaming import MixtureLoader
-from flm.ranges import Count, Index, OpenShare, Text
+from flm.ranges import Count, Existing, Index, OpenShare, Text
 from flm.schema import check
 
 
@@ -53,7 +53,7 @@ class MixtureCorpus(Corpus):
         self,
         sources: Mapping[str, Mapping[str, Any] | None],
         reader: ExampleReader | None = None,
-        path: Text | Path | None = None,
+        path: Existing | None = None,
         valid_fraction: OpenShare = 0.005,
         valid_documents: Count = 64,
         isolate_documents: bool = True,

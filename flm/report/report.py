@@ -9,7 +9,7 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from flm.atomic import write_bytes, write_text
-from flm.ranges import Count, Text
+from flm.ranges import Count, Existing, Text
 from flm.report.build import Report, make_report
 from flm.report.files import read_results
 from flm.report.sections.quality import Shown
@@ -21,7 +21,7 @@ from flm.tasks.run import Run
 class ReportOptions:
     """The `report` config; keys explained there."""
 
-    inputs: Text | Sequence[Text] | None = None
+    inputs: Existing | Sequence[Existing] | None = None
     title: Text = "Flow-matching language models"
     samples: Count = 3
     characters: Count = 600

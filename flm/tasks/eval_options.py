@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
 
+from flm.checkpoints.hub import ModelName
 from flm.checkpoints.imported import ImportChoices
-from flm.ranges import DIFFERENT, Count, Index, OpenShare, Text, Where
+from flm.ranges import DIFFERENT, Count, Existing, Index, OpenShare, Text, Where
 from flm.registry import entries
 
 JUDGE = Where(lambda name: name in ("ar", *entries("judges")), "ar, or a judge that a wing registers")
@@ -18,7 +19,7 @@ Protocol = Literal["published", "whole_text"]
 class LoadOptions:
     """Which model, and which of its weights."""
 
-    checkpoint_path: Text | None = None
+    checkpoint_path: ModelName | None = None
     disable_ema: bool = False
     trusted_modules: Sequence[Text] = ()
     hub_revision: Text | None = None
@@ -34,7 +35,7 @@ class LikelihoodOptions:
     pilot_draws: Index = 256
     exact_evidence: bool = False
     evidence_share: OpenShare = 0.5
-    corpora: Mapping[str, Text | Mapping[str, Any]] | None = None
+    corpora: Mapping[str, Existing | Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class SampleOptions:
     label: Text | None = None
     gen_ppl_eval_model_name_or_path: Text | Sequence[Text] | None = None
     scorer: Annotated[str, JUDGE] | None = None
-    scorer_checkpoint_path: Text | None = None
+    scorer_checkpoint_path: ModelName | None = None
     protocols: Protocol | Annotated[Sequence[Protocol], MinLen(1), DIFFERENT] = ("published",)
     scorer_batch_size: Count = 8
     scorer_dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from flm.atomic import write_text
+from flm.training.schedules import warm_up
 
 LOCK, OWNER, RECORD = ".lock", ".owner.json", "run.json"
 # What makes a run another one. A value below one of these that is not named under HARMLESS or SAID must stay as it is.
@@ -105,7 +106,9 @@ def check_same_run(
             said.append((key, old, new))
         elif _within(key, IDENTITY):
             follows = (recorded.get("trainer") or {}).get("max_steps"), (given.get("trainer") or {}).get("max_steps")
-            if (old, new) != follows:  # else it is ${trainer.max_steps}, which is said itself
+            if key == "lr_scheduler.warmup_steps" and old == warm_up(new, follows[0]):
+                said.append((key, old, new))  # the recipe's, shortened for a run that was a first try
+            elif (old, new) != follows:  # else it is ${trainer.max_steps}, which is said itself
                 refused.append(f"{key}={shown(new)} ({shown(old)} there)")
     if refused:
         keys = ",".join(text.partition("=")[0] for text in refused)

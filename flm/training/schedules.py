@@ -5,6 +5,7 @@ All begin with a linear warm-up (n + 1) / warmup_steps, so no step has rate 0.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -12,12 +13,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from flm.ranges import Count, Index, PositiveShare, Share
 
 
-def warm_up(steps: int, total_steps: int) -> int:
-    """Steps of a recipe's warm-up in a run of `total_steps`: a tenth of a run that is no longer, one to try something out for one.
+def warm_up(steps: Any, total_steps: Any) -> Any:
+    """A recipe's steps of warm-up, or a tenth of a run that is no longer than that, one to try something out for example.
 
-    `${warm_up:2500,${trainer.max_steps}}` in a config.
+    In a config `${warm_up:2500,${trainer.max_steps}}`, whose values are checked after it.
     """
-    return steps if steps < total_steps else total_steps // 10
+    is_short = isinstance(steps, int) and isinstance(total_steps, int) and 0 < total_steps <= steps
+    return total_steps // 10 if is_short else steps
 
 
 def constant_warmup(optimizer: Optimizer, warmup_steps: Index) -> LambdaLR:

@@ -40,7 +40,7 @@ REFUSED = {
     "tokenizer._target_": "tokenizer=bytes",
     "loader.global_batch_size": "loader.global_batch_size=16",
     "seed": "seed=2",
-    "lr_scheduler.warmup_steps": "lr_scheduler.warmup_steps=3",
+    "lr_scheduler.warmup_steps": "lr_scheduler.warmup_steps=1",
     "training.ema": "training.ema=0.5",
     "trainer.gradient_clip_val": "trainer.gradient_clip_val=2.0",
 }

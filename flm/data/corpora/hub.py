@@ -19,7 +19,7 @@ from flm.data.corpora.source_files import (
 )
 from flm.data.documents import Normaliser, Split
 from flm.data.frames import FrameName
-from flm.ranges import Count, Text
+from flm.ranges import Count, Existing, Text
 
 
 class HubCorpus(Corpus):
@@ -56,7 +56,7 @@ class HubCorpus(Corpus):
         subset: str | None = None,
         revision: Text = "main",
         text_key: Text = "text",
-        path: Text | os.PathLike[str] | None = None,
+        path: Existing | None = None,
         normaliser: Normaliser | None = None,
         wrap: FrameName = "plain",
         cache_dir: Text | os.PathLike[str] | None = None,

@@ -10,7 +10,7 @@ from flm.data.corpora.random_split import RandomSplitCorpus
 from flm.data.documents import Split
 from flm.data.layouts import Layout, ResponseLayout
 from flm.data.pair_rows import PairRows
-from flm.ranges import Count, Index, OpenShare, Text
+from flm.ranges import Count, Existing, Index, OpenShare, Text
 
 _BETWEEN = "\x1e"  # record separator: keeps a pair in one string while it is put on one side of the split
 
@@ -94,8 +94,8 @@ class PairCorpus(Pairs):
 
     def __init__(
         self,
-        path: Text | os.PathLike[str],
-        valid_path: Text | os.PathLike[str] | None = None,
+        path: Existing,
+        valid_path: Existing | None = None,
         prompt_key: str | None = "prompt",
         response_key: Text = "response",
         separator: str = "\n",

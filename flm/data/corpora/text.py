@@ -13,7 +13,7 @@ from flm.data.corpora.random_split import PIECE_CHARACTERS, RandomSplitCorpus, p
 from flm.data.corpora.tables import table_column
 from flm.data.documents import Normaliser, Split
 from flm.data.frames import FrameName
-from flm.ranges import Count, Index, OpenShare, Text
+from flm.ranges import Count, Existing, Index, OpenShare, Text
 
 
 class TextCorpus(RandomSplitCorpus):
@@ -35,8 +35,8 @@ class TextCorpus(RandomSplitCorpus):
 
     def __init__(
         self,
-        path: Text | os.PathLike[str],
-        valid_path: Text | os.PathLike[str] | None = None,
+        path: Existing,
+        valid_path: Existing | None = None,
         valid_fraction: OpenShare = 0.05,
         split_seed: Index = 0,
         normaliser: Normaliser | None = None,

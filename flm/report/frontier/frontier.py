@@ -11,11 +11,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from flm.atomic import write_bytes, write_text
+from flm.checkpoints.hub import ModelName
 from flm.data.real_text import RealText
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
 from flm.measures.diversity import self_bleu_4, token_diversity
-from flm.ranges import DIFFERENT, NonNegative, Positive, Share, StepCounts, Text
+from flm.ranges import DIFFERENT, NonNegative, Positive, Share, StepCounts
 from flm.report.figures.plotting import png, run_colours, styled
 from flm.report.frontier.curves import Point, curves, frontier_table
 from flm.report.frontier.figure import frontier_figure, scorer_name
@@ -38,7 +39,7 @@ AXES = ("temperature", "churn", "gamma")  # what may be swept beside steps, the 
 class FrontierOptions:
     """The `frontier` config; keys explained there."""
 
-    checkpoints: Mapping[str, Text] | None = None
+    checkpoints: Mapping[str, ModelName] | None = None
     steps: StepCounts = (8, 32)
     temperature: Positive | Annotated[Sequence[Positive], MinLen(1), DIFFERENT] | None = 1.0
     churn: NonNegative | Annotated[Sequence[NonNegative], MinLen(1), DIFFERENT] | None = None
