@@ -1,5 +1,9 @@
 """scripts/quickstart.sh: both tasks trained, measured and reported; a failure in the background ends it."""
 
+import os
+import time
+
+import pytest
 from launching import run_script
 
 MODELS = ("flm", "fmlm", "mdlm", "duo", "ar")
@@ -18,7 +22,7 @@ def test_both_tasks_end_in_one_report(tmp_path):
         assert f"algo.teacher_path={tmp_path}/out/{teacher}/checkpoints/last.ckpt" in call
     modes = [call[0] for call in calls if call[0].startswith("mode=")]
     assert modes == ["mode=solve_eval"] * 5 + ["mode=side_by_side"] + ["mode=sample_eval"] * 2 + ["mode=report"]
-    assert "minutes in all" in done.stdout
+    assert "more minutes" in done.stdout
 
 
 def test_what_fails_in_the_background_is_said(tmp_path):
@@ -26,3 +30,17 @@ def test_what_fails_in_the_background_is_said(tmp_path):
     done, calls = run_script("quickstart.sh", tmp_path, stub=fails, OUT=str(tmp_path / "out"))
     assert done.returncode == 1 and "no teacher" in done.stderr
     assert not any(call[0] == "mode=report" for call in calls)
+
+
+def test_what_fails_in_front_leaves_nothing_running(tmp_path):
+    """The training on text is a child of a child of the script."""
+    slow = f'for a in "$@"; do [ "$a" != experiment=pydoc_flm ] || {{ echo $$ > "{tmp_path}/pid"; exec sleep 60; }}; done\n'
+    slow += f'[ "$1" = -c ] || while [ ! -s "{tmp_path}/pid" ]; do sleep 0.05; done\n'
+    fails = 'for a in "$@"; do [ "$a" != experiment=sudoku4_flm ] || exit 5; done\n'
+    done, _ = run_script("quickstart.sh", tmp_path, stub=slow + fails, OUT=str(tmp_path / "out"))
+    assert done.returncode == 5
+    pid = int((tmp_path / "pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.kill(pid, 0)
+            time.sleep(0.05)
