@@ -32,7 +32,7 @@ ONLY_IN = {
 }
 # Copied into exported folders for transformers to run there; nothing here imports them at the top but the API made of them.
 SHIPPED = {
-    "checkpoints/hf_code/modeling_flm.py",
+    "export/modeling_flm.py",
     "qwen/configuration_flow_qwen3.py",
     "qwen/modeling_flow_qwen3.py",
 }

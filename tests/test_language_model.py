@@ -18,9 +18,9 @@ from flm import LanguageModel
 from flm.__main__ import main
 from flm.checkpoints.imported import ImportChoices
 from flm.checkpoints.load import load_algorithm, read_checkpoint
+from flm.export.export import export
 from flm.samplers.canvas import Canvas
 from flm.samplers.template import pieces_of
-from flm.tasks.export import export
 from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train
 

@@ -12,8 +12,7 @@ from rich.table import Table
 
 import flm
 from flm.atomic import write_bytes
-from flm.checkpoints.description import Description
-from flm.checkpoints.export import shareable
+from flm.checkpoints.description import Description, shareable
 from flm.golf import golf_eval
 from flm.golf.packed import Packed, has_zstandard, pack
 from flm.ranges import Count, Existing, Index, one_of

@@ -19,10 +19,10 @@ from torch import nn
 import flm
 from flm.checkpoints import files
 from flm.checkpoints.description import KEY, Description
-from flm.checkpoints.export import write_folder
 from flm.checkpoints.load import load_algorithm
-from flm.checkpoints.model_card import model_card
 from flm.checkpoints.room import Room
+from flm.export.hf_folder import write_folder
+from flm.export.model_card import model_card
 from flm.golf import packed
 
 KINDS = ("flm", "ar", "flm_distill")
@@ -41,7 +41,7 @@ HUGE = {
 CHILD = """
 import json, resource, sys, time
 import torch, flm.golf.packed, zstandard
-from flm.checkpoints.export import write_folder
+from flm.export.hf_folder import write_folder
 from flm.checkpoints.load import load_algorithm
 load_algorithm(sys.argv[1])  # what is imported on the way
 size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) << 10

@@ -12,10 +12,10 @@ import flm
 from flm.checkpoints import files
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import KEY, Description
-from flm.checkpoints.export import write_folder
 from flm.checkpoints.load import load_algorithm
-from flm.checkpoints.model_card import model_card
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
+from flm.export.hf_folder import write_folder
+from flm.export.model_card import model_card
 from flm.qwen.backbone import QwenBackbone, architecture_of
 
 LENGTH = 16

@@ -8,7 +8,7 @@ from hydra.utils import get_method
 from running import config_of, tiny, write_corpus
 
 import flm
-from flm.tasks.export import export
+from flm.export.export import export
 from flm.tasks.train import train
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from flm import atomic
 from flm.algos.algorithm import Algorithm
-from flm.checkpoints.description import package_version
+from flm.checkpoints.description import package_version, shareable
 from flm.checkpoints.folder import (
     CONFIG,
     DIGESTED,
@@ -33,8 +33,6 @@ from flm.models.causal import CausalTransformer
 from flm.models.dit import DiT
 
 CARD, TOKENIZER_CONFIG, MODELING = "README.md", "tokenizer_config.json", "modeling_flm.py"
-# Parts of a config that say where and when a run was made, not what was done.
-_OF_THE_RUN = ("run_dir", "mode", "eval", "report", "benchmark", "callbacks", "logger", "wandb", "checkpointing", "strategy")
 
 
 def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: str) -> list[str]:
@@ -57,14 +55,14 @@ def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: 
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
     with atomic.draft(folder / WEIGHTS) as partial:
         safetensors.torch.save_file(weights, partial, metadata={"format": "pt"})
-    tokenizer = _cut({key: value for key, value in source.tokenizer.items() if key != "json"})
+    tokenizer = shareable({key: value for key, value in source.tokenizer.items() if key != "json"})
     atomic.write_text(folder / TOKENIZER, source.tokenizer["json"])
     shutil.copymode(folder / TOKENIZER, folder / WEIGHTS)  # safetensors makes files that only their owner may read
     _write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(source.tokenizer, algorithm.length))
     special = {f"{name}_token_id": tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")}
     generation = source.generation
     _write_json(folder / GENERATION, special | {"flm": generation})
-    code = [Path(__file__).parent / "hf_code" / MODELING] if own is None else own.code
+    code = [Path(__file__).parent / MODELING] if own is None else own.code
     for file_of_code in code:
         atomic.write_text(folder / file_of_code.name, file_of_code.read_text(encoding="utf-8"))
     atomic.write_text(folder / CARD, card)
@@ -99,20 +97,6 @@ def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: 
     }
     _write_json(folder / CONFIG, config)
     return [*READ, TOKENIZER_CONFIG, CARD, *(path.name for path in code)]
-
-
-def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe in a recorded config, without what belongs to the machine: absolute paths are cut to their last part."""
-    return _cut({key: value for key, value in config.items() if key not in _OF_THE_RUN})
-
-
-def _cut(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _cut(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_cut(item) for item in value]
-    absolute = isinstance(value, str) and (value.startswith(("/", "~")) or value[1:3] in (":\\", ":/"))
-    return value.replace("\\", "/").rstrip("/").rpartition("/")[2] if absolute else value
 
 
 def networks_of(algorithm: Algorithm) -> dict[str, dict[str, Any]]:
