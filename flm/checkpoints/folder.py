@@ -1,6 +1,5 @@
 """An exported model read back: a folder of weights, a tokenizer and JSON. Nothing in it is executed."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import Description
 from flm.checkpoints.model_file import AVERAGE, LAST_STEP, ModelFile, sha256_of
 from flm.checkpoints.room import Room
+from flm.handed_in import VOCABULARY_BYTES, read_json, read_text
 from flm.registry import objects
 
 FORMAT_VERSION = 1
@@ -123,7 +123,10 @@ def read_folder(folder: str | Path) -> ExportedFolder:
         isinstance(defaults, dict) and isinstance(defaults.get("options"), dict) and "steps" in defaults
     ):
         raise ValueError(f"{folder / GENERATION}: key 'flm' must hold steps and options")
-    tokenizer = own["tokenizer"] | {"json": (folder / TOKENIZER).read_text(encoding="utf-8")}
+    try:
+        tokenizer = own["tokenizer"] | {"json": read_text(folder / TOKENIZER, VOCABULARY_BYTES)}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / TOKENIZER}: not a readable tokenizer ({error})") from error
     vocab_size = own.get("vocab_size", content["vocab_size"])  # a table may have rows to spare, which the outer one counts
     description = Description(own["config"], tokenizer, vocab_size, content["length"], own["step"])
     return ExportedFolder(folder, description, weights, weights=own["weights"], defaults=defaults)
@@ -142,8 +145,8 @@ def _check_digests(folder: Path, recorded: Any) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not a JSON object")

@@ -5,6 +5,8 @@ A file is told by the keys of its objects:
     HumanEval   task_id, prompt, canonical_solution, test, entry_point        (arXiv 2107.03374)
     infilling   the same, and suffix                                          (arXiv 2207.14255)
     MBPP        task_id, text (or prompt), code, test_list                    (arXiv 2108.07732)
+
+MBPP's challenge_test_list is not read: it is not among the tests of its published numbers.
 """
 
 import ast

@@ -28,6 +28,7 @@ from flm.data.building import build, manifest_digest
 from flm.data.documents import Documents, Split
 from flm.data.shards import CHUNK_BYTES
 from flm.data.tokenizers import Tokenizer
+from flm.handed_in import read_json, regular_file
 
 FORMAT = 2
 _VERIFY_BYTES = 1 << 30  # about a second; more would be minutes at every start
@@ -48,9 +49,7 @@ class TokenCache:
         self.folder = folder
         manifest = folder / "manifest.json"
         try:
-            if manifest.stat().st_size > _MANIFEST_BYTES:
-                raise ValueError(f"larger than {_MANIFEST_BYTES:,} bytes")
-            self.manifest: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+            self.manifest: dict[str, Any] = read_json(manifest, _MANIFEST_BYTES)
             said = self.manifest.pop("digest", None)
             if said is not None and said != manifest_digest(self.manifest):
                 raise ValueError("changed after it was written")
@@ -185,9 +184,9 @@ class TokenStream:
         if not _is_plain(name):
             raise damaged(self._folder / "manifest.json", f"names {name!r}, which is no file of this folder")
         try:
-            raw = (self._folder / name).read_bytes()
-        except OSError as error:
-            raise damaged(self._folder / name, error.strerror or repr(error)) from error
+            raw = regular_file(self._folder / name, 8 << 32).read_bytes()
+        except (OSError, ValueError) as error:
+            raise damaged(self._folder / name, getattr(error, "strerror", None) or str(error)) from error
         if hashlib.sha256(raw).hexdigest() != sha256 or len(raw) % 8:
             raise damaged(self._folder / name, "SHA-256 differs from the manifest's")
         return np.frombuffer(raw, dtype="<i8").astype(np.int64)

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from flm.data.corpora.download import REACH_SECONDS
 from flm.data.tokenizers import Documents, Tokenizer, TokenizerBuilder
+from flm.handed_in import VOCABULARY_BYTES, regular_file
 from flm.ranges import Text
 
 PAD = "[PAD]"
@@ -55,12 +56,22 @@ class HuggingFaceTokenizer(TokenizerBuilder):
     def _load(self, place: str) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
         """Backend, begin, end and padding id."""
         folder = Path(place)
+        self._check_sizes(folder)
         if folder.is_dir() and not (folder / "tokenizer.json").exists():
             if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
                 return _gpt2(folder)
             if (folder / "vocab.txt").exists():
                 return _bert(folder)
         return self._load_with_transformers(place)
+
+    def _check_sizes(self, folder: Path) -> None:
+        """What parsers read whole is looked at before: nothing in a folder is larger than such files are."""
+        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if file.suffix in (".json", ".txt", ".model", ".jinja"):
+                try:
+                    regular_file(file, VOCABULARY_BYTES)
+                except (OSError, ValueError) as error:
+                    raise ValueError(f"tokenizer.name_or_path={self.name_or_path}: {file}: {error}") from error
 
     def _load_with_transformers(self, place: str) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
         from huggingface_hub import HfApi

@@ -18,6 +18,7 @@ import numpy as np
 from flm import atomic
 from flm.data.documents import Normaliser
 from flm.data.tokenizers import Tokenizer
+from flm.handed_in import read_json
 
 SHARD_CHARACTERS = 1 << 26
 CHUNK_BYTES = 1 << 18  # what one CRC-32 stands for: read whole at the first touch, so not much more than a disk reads ahead
@@ -58,7 +59,7 @@ class ShardWriter:
 
     def _finished(self, name: str, source: str, advance: Advance) -> tuple[dict[str, Any], np.ndarray] | None:
         try:
-            record = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            record = read_json(self.folder / f"{name}.json")
             facts, counts = self._examine(self.folder / record["file"])
             if record["source"] != source or any(record[key] != value for key, value in facts.items()):
                 return None

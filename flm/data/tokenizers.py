@@ -17,6 +17,7 @@ from annotated_types import Ge
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from flm import atomic
+from flm.handed_in import VOCABULARY_BYTES, read_json
 
 END = "<|end|>"
 UNKNOWN = "<unk>"
@@ -168,8 +169,8 @@ class LearnedTokenizer(TokenizerBuilder):
             atomic.writable_folder(cache_dir, "data.cache_dir")  # before the long part
             atomic.write_text(path, json.dumps(self.learn(documents()).to_dict()), shared=True)
         try:
-            return Tokenizer.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
+            return Tokenizer.from_dict(read_json(path, VOCABULARY_BYTES))
+        except (OSError, ValueError) as error:
             raise ValueError(f"{path} is damaged: delete it and it will be made again ({error})") from error
 
     def learn(self, documents: Iterator[str]) -> Tokenizer:

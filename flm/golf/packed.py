@@ -35,6 +35,7 @@ from flm.golf.quantise import (
     num_blocks,
     quantise,
 )
+from flm.handed_in import regular_file
 
 MAGIC = b"FLMPACK\x01"
 _HEADER = struct.Struct("<8sBI32s")
@@ -42,6 +43,7 @@ ZSTD, ZLIB = 1, 2
 LEVELS = (16, 1, 17, 2)  # of zstandard: which is smallest changes from model to model, by a thousandth
 _SCALES = "|scales"  # after the name of a weight; no module has such a name
 # A promise beyond both is no model: codes of 5 bits do not shrink to a two-hundredth.
+MOST_BYTES = (1 << 32) - 1  # of what is compressed, as the header can say
 _MOST_TIMES, _SPARE_BYTES = 256, 1 << 26
 _NOT_KEPT = {"average", "average_updates"}  # of a description: the weights are one set
 
@@ -110,7 +112,11 @@ def read(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
             library that is not there.
     """
     name = str(path)
-    raw = _uncompressed(Path(path).read_bytes(), name)
+    try:
+        content = regular_file(path, _HEADER.size + MOST_BYTES).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: not a readable artifact ({getattr(error, 'strerror', None) or error})") from error
+    raw = _uncompressed(content, name)
     try:
         stored = safetensors.torch.load(raw)
         length = int.from_bytes(raw[:8], "little")

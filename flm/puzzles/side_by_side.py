@@ -4,7 +4,6 @@ Training seconds are processor time of the runs that made the checkpoints, a tea
 Results of one name are seeds of one model and make one row: the mean over seeds with its standard error.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from flm.handed_in import parsed, read_text
 from flm.measures.estimate import Estimate
 from flm.puzzles.solve_tables import percent
 from flm.ranges import Existing
@@ -145,8 +145,8 @@ def one_evaluation(run: Run) -> str | None:
             continue
         film, lines = run.path.with_name(f"film-{name}-1.json"), run.path.with_name(f"{name}-1.jsonl")
         columns = read_json(film).get("columns")
-        for line in lines.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
+        for line in read_text(lines, 1 << 30).splitlines():
+            record = parsed(line)
             answer, solved = record["answers"][0], record["solved"][0]
             if solved:
                 return "\n".join(answer[i : i + columns] for i in range(0, len(answer), columns)) if columns else answer

@@ -3,7 +3,6 @@
 The network itself is flm/qwen/modeling_flow_qwen3.py; transformers is imported where it is needed. B batch, L positions.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flm.handed_in import read_json
 from flm.models.token_backbone import among_real
 from flm.paths.mixture import Cosine, Polynomial, Schedule
 from flm.posterior import TokenPosterior
@@ -35,8 +35,8 @@ def architecture_of(folder: str | Path | None) -> dict[str, Any] | None:
         return None
     path = Path(folder) / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{KEY}={folder}: no model folder, its config.json cannot be read ({error})") from error
     kind = content.get("model_type") if isinstance(content, dict) else None
     if kind not in ("qwen3", "flow_qwen3"):

@@ -1,18 +1,16 @@
 """Result files read back: JSON of this format, checked before use. A stranger's file costs no more than any."""
 
-import json
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, StrictBool, StrictStr, ValidationError
 
+from flm.handed_in import parsed, read_text
 from flm.measures.estimate import Estimate
 
 FORMAT_VERSION = 1
-MAX_BYTES = 16 << 20  # parsed, JSON takes up to thirty times its size in memory
 
 Text = Annotated[StrictStr, Field(max_length=1000)]
 Real = Annotated[float, Strict()]  # nan and infinity are results too
@@ -65,25 +63,13 @@ def read_result(path: str | Path, kind: str | None = None) -> dict[str, Any]:
 def read_json(path: str | Path) -> Any:
     """Raises ValueError, naming the file, where it is not there, too large, or no JSON."""
     try:
-        text = regular_file(path, MAX_BYTES).read_text(encoding="utf-8")
-        content = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"{path}: not a readable result file (it is nested too deeply)") from error
+        text = read_text(path)
+        content = parsed(text)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable result file ({error})") from error
     if _SURROGATE.search(text):
         _check_characters(content, path)
     return content
-
-
-def regular_file(path: str | Path, max_bytes: int) -> Path:
-    """The path, of a file that can be read to its end. Raises OSError or ValueError, not all of which name it."""
-    found = Path(path).stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is not a file")
-    if found.st_size > max_bytes:
-        raise ValueError(f"it has {found.st_size:,} bytes, more than the {max_bytes:,} that such a file may have")
-    return Path(path)
 
 
 def checked(model: type[Model], content: Any) -> Model:

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from flm.atomic import write_text
+from flm.handed_in import read_json
 from flm.training.schedules import warm_up
 
 LOCK, OWNER, RECORD = ".lock", ".owner.json", "run.json"
@@ -78,7 +79,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def _owner(folder: Path) -> str:
     try:
-        found = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        found = read_json(folder / OWNER)
         return f" on {found['host']} as process {found['process']}"
     except (OSError, ValueError, KeyError, TypeError):  # it has the lock and has not said yet
         return ""

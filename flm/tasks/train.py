@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flm.checkpoints.load import read_checkpoint
 from flm.data.module import TextDataModule
+from flm.handed_in import read_json
 from flm.ranges import Text
 from flm.samplers.options import check_options
 from flm.tasks.assemble import algorithm_class, data_module, new_algorithm, probe
@@ -119,7 +120,7 @@ def _is_finished(config: DictConfig, resume: str) -> bool:
 def _check_data(folder: Path, fingerprint: Any, config: DictConfig) -> None:
     """Raises ValueError if the run in this folder was on other text than what the same config names today."""
     try:
-        recorded = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("data_fingerprint")
+        recorded = read_json(folder / RECORD).get("data_fingerprint")
     except (OSError, ValueError, AttributeError):
         return  # a run that begins here from a file of elsewhere, or of a version that did not say
     known = json.loads(json.dumps(fingerprint))

@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from flm import atomic
 from flm.checkpoints import files
+from flm.handed_in import read_json
 from flm.ranges import Count, Text
 
 BEST, BEST_RECORD = "best_validation.ckpt", "best_validation.json"
@@ -79,7 +80,10 @@ class CheckpointEvery(Checkpoint):
             # not in the checkpoint itself: the one resumed from may have been written before its validation
             record = self.dirpath / BEST_RECORD
             if self.keep_best and record.is_file():
-                self._best = float(json.loads(record.read_text(encoding="utf-8"))["loss_per_token"])
+                try:
+                    self._best = float(read_json(record)["loss_per_token"])
+                except (OSError, ValueError, KeyError, TypeError) as error:
+                    raise ValueError(f"{record}: damaged: remove it, and the best is looked for anew ({error!r})") from error
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -10,6 +10,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flm import atomic
+from flm.handed_in import read_json
 
 FILE = "status.json"
 
@@ -58,7 +59,7 @@ class _Begun(Callback):
 def cpu_seconds(folder: Path) -> float | None:
     """What the training in a folder took; None where nothing says so."""
     try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))["cpu_seconds"]
+        found = read_json(folder / FILE)["cpu_seconds"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return float(found) if isinstance(found, int | float) else None

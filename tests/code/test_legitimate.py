@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from code_files import write
 from legitimate import LEGITIMATE
+from mbpp_like import ROWS, WRONG
 
 from flm.code.cell import seccomp
 from flm.code.problems import load_problems
@@ -24,9 +26,8 @@ def sandbox():
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """What plain `exec` makes of each program and of its wrong variant, in one other process."""
-    cases = [[source, item.test] for item in LEGITIMATE for source in (item.source, item.wrong)]
+def plain_of(tmp_path_factory):
+    """Of pairs of program and test: whether plain `exec` lets them pass, each in a process of its own."""
     code = (
         "import json, os, sys; from legitimate import plain; cases = json.load(sys.stdin); out = os.dup(1); os.dup2(2, 1)\n"
         "found = []\n"
@@ -37,13 +38,36 @@ def plain(tmp_path_factory):
         "    found.append(os.waitpid(child, 0)[1] == 0)\n"
         "os.write(out, json.dumps(found).encode())"
     )
-    folder = tmp_path_factory.mktemp("plain")
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}"],
-        input=json.dumps(cases), capture_output=True, text=True, cwd=folder, check=True,
-    )  # fmt: skip
-    found = json.loads(done.stdout)
+
+    def passed(cases):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}"],
+            input=json.dumps(cases), capture_output=True, text=True, cwd=tmp_path_factory.mktemp("plain"), check=True,
+        )  # fmt: skip
+        return json.loads(done.stdout)
+
+    return passed
+
+
+@pytest.fixture(scope="module")
+def plain(plain_of):
+    """What plain `exec` makes of each program and of its wrong variant."""
+    found = plain_of([[source, item.test] for item in LEGITIMATE for source in (item.source, item.wrong)])
     return dict(zip((item.name for item in LEGITIMATE), zip(found[::2], found[1::2], strict=True), strict=True))
+
+
+def test_tasks_as_mbpp_has_them_are_judged_as_by_exec(sandbox, plain_of, tmp_path):
+    """Program, setup code and asserts in one `exec`, as the benchmark is published, through the reader of its files."""
+    problems = load_problems(write(tmp_path / "mbpp.jsonl", ROWS))
+    assert len(problems) >= 30
+    answers = [[row["code"].replace("\r\n", "\n"), wrong] for row, wrong in zip(ROWS, WRONG, strict=True)]
+    tests = ["\n".join([*row["test_imports"], row["test_setup_code"], *row["test_list"]]) for row in ROWS]
+    expected = plain_of(
+        [[source, test.replace("\r\n", "\n")] for pair, test in zip(answers, tests, strict=True) for source in pair]
+    )
+    verdicts = sandbox.run_all([p.program([source]) for p, pair in zip(problems, answers, strict=True) for source in pair], 2)
+    assert [verdict.passed for verdict in verdicts] == expected == [True, False] * len(ROWS)
+    assert not [p.task_id for p, verdict in zip(problems, verdicts[::2], strict=True) if verdict.suspicious]
 
 
 def test_right_programs_pass_and_wrong_ones_fail_as_in_exec(sandbox, plain):

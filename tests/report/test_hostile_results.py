@@ -9,9 +9,10 @@ import result_folders as make
 from report_page import Page
 from running import config_of
 
+from flm.handed_in import MAX_BYTES
 from flm.report.files import read_results
 from flm.report.report import report
-from flm.results.files import MAX_BYTES, read_result
+from flm.results.files import read_result
 
 MAKERS = {
     "results.json": make.samples,

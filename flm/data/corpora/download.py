@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from flm.atomic import write_text
+from flm.handed_in import read_json
 
 # seconds until a hub that does not answer counts as out of reach
 REACH_SECONDS = 5.0
@@ -89,7 +90,7 @@ class Download:
     def _record(self) -> dict[str, Any] | None:
         path = self.folder / _RECORD
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
             if (record["hub"], record["revision"]) != (self.hub, self.revision):
                 raise ValueError(
                     f"data: {self.folder} holds {record['hub']}, revision {record['revision']}: delete it, or change data.name"

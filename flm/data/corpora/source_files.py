@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from flm.atomic import write_text
 from flm.data.corpora.tables import row_batches
+from flm.handed_in import read_json
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".txt": "text"}
 KINDS = ".parquet, .jsonl or .txt (a line is a document), the latter two also with .gz or .zst"
@@ -129,7 +130,7 @@ class Digests:
 
     def _known(self) -> dict[str, list[Any]]:
         try:
-            known = json.loads(self._memory.read_text(encoding="utf-8")) if self._memory else {}
+            known = read_json(self._memory) if self._memory else {}
         except (OSError, ValueError):  # not there yet, or of no use: it is only a memory
             return {}
         return known if isinstance(known, dict) else {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from flm.results.files import regular_file
+from flm.handed_in import regular_file
 
 MAX_BYTES = 256 << 20  # of one file
 COLUMNS = 1000

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from flm.handed_in import regular_file
 from flm.report.frontier.figure import scorer_name
-from flm.results.files import Content, Count, EstimateContent, Real, Text, Whole, checked, regular_file
+from flm.results.files import Content, Count, EstimateContent, Real, Text, Whole, checked
 from flm.results.kinds import KeyNumber, Number, Reading, ResultKind, Source
 
 TEXTS = 50  # read of each file, more than a page shows
