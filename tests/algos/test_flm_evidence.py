@@ -11,6 +11,7 @@ import flm.paths.evidence
 import flm.posterior
 from flm.algos.algorithm import Batch
 from flm.algos.flm import FLM, log_frequencies
+from flm.algos.fmlm import FMLM
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.models.dit import DiT
@@ -123,10 +124,11 @@ def test_given_tokens_are_read_without_noise():
 
 
 @torch.no_grad()
-def test_bound_is_below_the_entropy_of_the_clock_it_starts_with():
+@pytest.mark.parametrize("kind", [FLM, FMLM])
+def test_bound_is_below_the_entropy_of_the_clock_it_starts_with(kind):
     """Without context the exact denoiser is the context-free decoder: the bound is then the entropy of the tokens."""
     backbone = partial(DiT, length=L, hidden_size=12, num_blocks=1, num_heads=2, dropout=0.0)
-    algorithm = FLM(backbone, V, L, reads="evidence")
+    algorithm = kind(backbone, V, L, reads="evidence")
     algorithm.know_frequencies(COUNTS)
     pi = COUNTS / COUNTS.sum()
     tokens = torch.multinomial(pi, 6000 * L, replacement=True, generator=torch.Generator().manual_seed(0)).view(-1, L)

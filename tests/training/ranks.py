@@ -94,21 +94,25 @@ class Record(Callback):
         self.samples.append(pl_module.generate(3, 2, STREAM))
 
 
+NAMES = ("flm", "fmlm", "evidence", "ar")
+
+
 def new_module(name: str, optimizer=ADAMW) -> Module:
     torch.manual_seed(0)
     backbone = partial(DiT, **{key: value for key, value in BACKBONE.items() if key != "_target_"})
     node = {"_target_": f"flm.algos.{name}.{name.upper()}"}
-    if name in ("fmlm", "lagrangian"):
-        teacher = FLM(backbone, VOCAB, LENGTH)
+    if name in ("fmlm", "lagrangian", "evidence"):
+        reads = "evidence" if name == "evidence" else "view"
+        backbone = partial(backbone, neighbours=1) if name == "evidence" else backbone
+        teacher = FLM(backbone, VOCAB, LENGTH, reads=reads)
+        teacher.know_frequencies(torch.arange(VOCAB))
         with torch.no_grad():
             for parameter in teacher.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-        objective = "semigroup" if name == "fmlm" else name
-        algorithm = FMLM(backbone, VOCAB, LENGTH, teacher=teacher, learnable_loss_weighting=True, objective=objective)
+        options = {"objective": "lagrangian" if name == "lagrangian" else "semigroup", "reads": reads}
+        algorithm = FMLM(backbone, VOCAB, LENGTH, teacher=teacher, learnable_loss_weighting=True, **options)
     else:
-        kinds = {"flm": FLM, "ar": AR, "evidence": partial(FLM, reads="evidence")}
-        algorithm = kinds[name](partial(backbone, neighbours=1) if name == "evidence" else backbone, VOCAB, LENGTH)
-        algorithm.know_frequencies(torch.arange(VOCAB))
+        algorithm = {"flm": FLM, "ar": AR}[name](backbone, VOCAB, LENGTH)
     schedule = partial(cosine_decay, warmup_steps=1, total_steps=20)
     config = {"algo": node, "model": BACKBONE}
     return Module(algorithm, optimizer, schedule, 0.8, 3, config, {"kind": "toy"}, torch.arange(1, VOCAB + 1))
@@ -144,7 +148,7 @@ def work(rank: int, folder: Path, port: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
     found: dict[str, Any] = {}
     for kind, strategy in STRATEGIES.items():
-        for name in ("flm", "fmlm", "ar"):
+        for name in NAMES:
             saving = [CheckpointEvery(folder / kind / name, 2)]
             found[kind, name] = fit(folder, name, callbacks=saving, devices=2, strategy=strategy())
     found["lagrangian"] = fit(folder, "lagrangian", devices=2, strategy=FullyShardedStrategy(), steps=2)

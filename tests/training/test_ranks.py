@@ -8,7 +8,7 @@ import pytest
 import ranks
 import torch
 import torch.multiprocessing
-from ranks import BATCH, STEPS, STRATEGIES, VALIDATION_BATCHES, Blocks, Data, fit, new_module
+from ranks import BATCH, NAMES, STEPS, STRATEGIES, VALIDATION_BATCHES, Blocks, Data, fit, new_module
 from toy import make_trainer
 
 from flm.checkpoints.load import load_algorithm, read_checkpoint
@@ -16,9 +16,6 @@ from flm.draws import Draws, mix_seed
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.module import VALIDATION
 from flm.training.muon import MuonWithAdamW
-
-NAMES = ("flm", "fmlm", "ar")
-
 
 def free_port() -> int:
     with socket.socket() as probe:
