@@ -39,6 +39,7 @@ class Measures:
         judges: for generative perplexity, in the order asked for; none: it is not measured.
         protocols: which tokens they score, by name.
         ngrams: judge that needs no download; None without real text.
+        unigrams: the same of single tokens: by how much less it is surprised, the order of tokens is text's.
         frequencies: of tokens in held-out text, those of the real blocks to compare with left out; None without it.
         mauve: None unless eval.mauve.
     """
@@ -46,19 +47,22 @@ class Measures:
     judges: Sequence[Judge]
     protocols: dict[str, ScoringProtocol]
     ngrams: HeldOutNGrams | None
+    unigrams: HeldOutNGrams | None
     frequencies: TokenFrequencies | None
     mauve: Mauve | None
 
     def of_generated(self, rows: Sequence[Sequence[int]], texts: Sequence[str]) -> dict[str, Any]:
         """The measures by name, plain JSON values; given tokens (a prompt) count as all others."""
         judged = None if self.ngrams is None else self.ngrams.generated(rows)
+        singly = None if self.unigrams is None else self.unigrams.generated(rows)
         score = None if self.mauve is None else self.mauve.score(texts)
-        return self._common(rows, texts) | {"ngram_ce_nats": plain(judged), "mauve": score}
+        return self._common(rows, texts) | _judged(judged, singly) | {"mauve": score}
 
     def of_real(self, real: RealText, texts: Sequence[str]) -> dict[str, Any]:
         """The same of real text, which the n-gram judge scores without having seen it."""
         judged = None if self.ngrams is None else self.ngrams.real(real.chosen)
-        return self._common(real.rows, texts) | {"ngram_ce_nats": plain(judged), "mauve": None}
+        singly = None if self.unigrams is None else self.unigrams.real(real.chosen)
+        return self._common(real.rows, texts) | _judged(judged, singly) | {"mauve": None}
 
     def gen_ppl(self, rows: Sequence[Sequence[int]], texts: Sequence[str]) -> list[dict[str, Any]]:
         """One entry for each judge and protocol."""
@@ -119,9 +123,9 @@ def measures(wanted: SampleOptions, judges: Sequence[Judge], lm: LanguageModel, 
         judges: from `judges_of`.
         real: the real text, or why there is none.
     """
-    ngrams = frequencies = mauve = None
+    ngrams = unigrams = frequencies = mauve = None
     if isinstance(real, RealText) and len(real.blocks) > 1:
-        ngrams = HeldOutNGrams(real.blocks, lm.tokenizer.vocab_size)
+        ngrams, unigrams = (HeldOutNGrams(real.blocks, lm.tokenizer.vocab_size, order) for order in (3, 1))
     if isinstance(real, RealText) and len(real.chosen) < len(real.blocks):
         frequencies = TokenFrequencies(real.blocks, without=real.rows)
     if wanted.mauve:
@@ -130,7 +134,13 @@ def measures(wanted: SampleOptions, judges: Sequence[Judge], lm: LanguageModel, 
         texts = [lm.tokenizer.decode(row) for row in real.rows]
         mauve = Mauve(texts, wanted.mauve_model_name_or_path, lm.device)
     protocols = protocols_of(wanted.protocols, length if judges else None)
-    return Measures(judges, protocols if judges else {}, ngrams, frequencies, mauve)
+    return Measures(judges, protocols if judges else {}, ngrams, unigrams, frequencies, mauve)
+
+
+def _judged(ngrams: Estimate | None, unigrams: Estimate | None) -> dict[str, Any]:
+    """Cross-entropy under 3-grams, and its gain over single tokens': below 0 where what stands side by side never does in text."""
+    gain = None if ngrams is None or unigrams is None else unigrams.mean - ngrams.mean
+    return {"ngram_ce_nats": plain(ngrams), "ngram_gain_nats": gain}
 
 
 def protocols_of(wanted: str | Sequence[str], length: int | None) -> dict[str, ScoringProtocol]:

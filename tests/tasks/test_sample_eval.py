@@ -150,6 +150,10 @@ def test_real_text_is_that_of_the_validation_split(measured, training, tmp_path)
     expected = sum(model.cross_entropy(generated).mean for model in halves) / 2
     assert measured[1]["generated"]["4"]["metrics"]["ngram_ce_nats"]["mean"] == pytest.approx(expected)
     assert measured[1]["real"]["metrics"]["ngram_ce_nats"]["mean"] < expected / 2  # 25 steps teach no grammar
+    singly = [NGramModel(part, vocab_size, 1) for part in (all_blocks[:middle], all_blocks[middle:])]
+    gain = sum(model.cross_entropy(generated).mean for model in singly) / 2 - expected
+    assert measured[1]["generated"]["4"]["metrics"]["ngram_gain_nats"] == pytest.approx(gain)
+    assert measured[1]["real"]["metrics"]["ngram_gain_nats"] > gain + 1
 
 
 def test_the_dtype_is_that_of_the_computation(checkpoint, tmp_path):

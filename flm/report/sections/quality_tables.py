@@ -9,6 +9,7 @@ from flm.results.kinds import Cell, Table
 METRIC_NAMES = {
     "entropy_nats": "entropy, nats",
     "ngram_ce_nats": "3-gram CE, nats",
+    "ngram_gain_nats": "gain of 3-grams over 1-grams, nats",
     "distinct_1": "distinct-1",
     "distinct_2": "distinct-2",
     "distinct_3": "distinct-3",
