@@ -100,7 +100,13 @@ def table_of(results: dict[str, Any]) -> Table:
     for name, entry in rows:
         found = entry["metrics"]
         perplexity = found["gen_ppl"][0]["ppl"] if found["gen_ppl"] else None
-        numbers = (found["token_js_bits"], found["distinct_2"], mean(found["ngram_ce_nats"]), found["ngram_gain_nats"], perplexity)
+        numbers = (
+            found["token_js_bits"],
+            found["distinct_2"],
+            mean(found["ngram_ce_nats"]),
+            found["ngram_gain_nats"],
+            perplexity,
+        )
         cells = [f"{mean(found['entropy_nats']):.3f}", str(found["tokens_used"])]
         cells += ["" if number is None else f"{number:.3f}" for number in numbers]
         table.add_row(name, *cells, f"{entry['ms_per_sample']:.1f}" if "ms_per_sample" in entry else "")

@@ -17,6 +17,7 @@ from flm.training.checkpointing import CheckpointEvery
 from flm.training.module import VALIDATION
 from flm.training.muon import MuonWithAdamW
 
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
