@@ -138,7 +138,7 @@ def measures(wanted: SampleOptions, judges: Sequence[Judge], lm: LanguageModel, 
 
 
 def _judged(ngrams: Estimate | None, unigrams: Estimate | None) -> dict[str, Any]:
-    """Cross-entropy under 3-grams, and what order adds: by how much it is below that under single tokens, below 0 of nonsense."""
+    """Cross-entropy under 3-grams, and what order adds: how far it is below that under single tokens."""
     gain = None if ngrams is None or unigrams is None else unigrams.mean - ngrams.mean
     return {"ngram_ce_nats": plain(ngrams), "ngram_gain_nats": gain}
 
