@@ -8,7 +8,7 @@ import flm
 ROOT = Path(flm.__file__).parent
 # Each layer may import those before it (and itself).
 LAYERS = [
-    {"ranges", "annotations", "schema"},
+    {"ranges", "annotations", "schema", "handed_in"},
     {"atomic", "compilation", "draws", "outputs", "posterior", "precision", "registry", "vocabulary_losses", "paths"},
     {"models"},
     {"algos", "samplers"},
