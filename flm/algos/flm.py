@@ -20,7 +20,7 @@ from flm.paths.evidence import FullState, Held, LocalEvidence, embed_evidence, n
 from flm.paths.gaussian import Given, OneHot, State, Table, context_free_cross_entropy, corrupt
 from flm.posterior import TokenPosterior
 from flm.ranges import Count
-from flm.samplers.flow import FlowSampler
+from flm.samplers.solvers import FLOW_SOLVERS
 
 
 class SingleTimeDenoiser:
@@ -100,7 +100,7 @@ class FLM(GaussianLikelihood, Algorithm):
             as the context-free decoder and learns what the context says. A sampler then carries x_t, V numbers a position.
     """
 
-    samplers = {"": FlowSampler}
+    samplers = FLOW_SOLVERS
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from flm.paths.flow_map import PairLaw, TimePairs, draw_time_pairs
 from flm.paths.gaussian import Given, State, context_free_cross_entropy, corrupt, noise_for
 from flm.posterior import Offset, TokenPosterior
 from flm.ranges import Count, Share, one_of
-from flm.samplers.flow_map import FlowMapSampler
+from flm.samplers.solvers import FLOW_MAP_SOLVERS
 from flm.vocabulary_losses import cross_entropy
 
 
@@ -73,7 +73,7 @@ class FMLM(GaussianLikelihood, Distillation):
         reads: as in `FLM`, and the teacher's; "evidence" is read toward the end of a jump (`flm.algos.evidence_map`).
     """
 
-    samplers = {"": FlowMapSampler}
+    samplers = FLOW_MAP_SOLVERS
 
     def __init__(
         self,

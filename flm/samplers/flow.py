@@ -1,7 +1,7 @@
-"""Integrators of the flow from noise to tokens (FLM), on views of the state.
+"""Samplers of the flow from noise to tokens (FLM), on views of the state.
 
-Every update is affine in the state and the predicted point of the simplex. A fixed position's prediction is its given
-token, which keeps the position exactly on its own path (1 - t) noise + t onehot(token) at every step.
+Every update is affine in the state and the predicted point of the simplex (`flm.paths.renoising`). A fixed position's
+prediction is its given token, which keeps the position exactly on its own path (1 - t) noise + t onehot(token) at every step.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flm.paths.gaussian import Noise, State, Table, combine, embed, expected, noise_for, step, where
+from flm.paths.renoising import churned, renoised
 from flm.posterior import TokenPosterior
 from flm.ranges import NonNegative
 from flm.samplers.canvas import Canvas
@@ -54,16 +55,42 @@ def check_steps(steps: int) -> None:
         raise ValueError(f"sampling.steps must be at least 1, not {steps}")
 
 
-def predicted_point(posterior: TokenPosterior, canvas: Canvas, tables: tuple[Table, ...], given: State | None = None) -> State:
-    """Views of the predicted points of the simplex, with the given tokens at fixed positions.
+@dataclass(frozen=True)
+class Leg:
+    """One step of a sampler of the Gaussian path: what the network is asked, and the next state it leads to (see `renoised`).
 
-    `given` is embed(canvas.tokens, tables) if that is at hand.
+    Attributes:
+        t, tau: of the state, in physical time and on the clock.
+        tau_to: the end of the jump that a flow map is asked for; others take no notice.
+        s: physical time of the next state.
+        zeta: standard deviation of its fresh noise.
+        halfway: (t, tau) where Heun's second evaluation is; None: there is none.
+        noise_scale: multiplies the fresh noise; 1 keeps the path's law.
     """
-    return where(canvas.editable, expected(posterior, tables), embed(canvas.tokens, tables) if given is None else given)
+
+    t: float
+    tau: float
+    tau_to: float
+    s: float
+    zeta: float = 0.0
+    halfway: tuple[float, float] | None = None
+    noise_scale: float = 1.0
 
 
 class StateSampler(Policy):
-    """A sampler that carries a state from noise to tokens: draws the noise and leaves the way to `integrate`."""
+    """A sampler that carries a state from noise to tokens in legs; which ones, and towards what, is its subclasses'."""
+
+    def legs(self, clock: torch.nn.Module, steps: int, device: torch.device) -> list[Leg]:
+        """One for each step; the last one's end is not read."""
+        raise NotImplementedError
+
+    def endpoint(self, posterior: TokenPosterior, tables: tuple[Table, ...], generator: torch.Generator) -> State:
+        """What a prediction says is behind the noise."""
+        return expected(posterior, tables)
+
+    def read(self, posterior: TokenPosterior, generator: torch.Generator) -> Tensor:
+        """Tokens (B, L) of the last prediction."""
+        return posterior.argmax()
 
     @torch.no_grad()
     def __call__(
@@ -78,6 +105,7 @@ class StateSampler(Policy):
         start = law.sample(*canvas.tokens.shape, generator)
         return self.integrate(denoiser, canvas, steps, start, generator, on_step, law)
 
+    @torch.no_grad()
     def integrate(
         self,
         denoiser: FlowDenoiser,
@@ -89,7 +117,44 @@ class StateSampler(Policy):
         law: Noise | None = None,
     ) -> Tensor:
         """From a given noise state at t = 0 to tokens (B, L). `law` is that of the noise if it is at hand."""
-        raise NotImplementedError
+        check_steps(steps)
+        device, tables = canvas.tokens.device, denoiser.tables
+        legs = self.legs(denoiser.clock, steps, device)
+        if law is None and any(leg.zeta > 0 for leg in legs[:-1]):
+            law = noise_for(tables)
+        given, clean_given = embed(canvas.tokens, tables), getattr(denoiser, "clean_given", False)
+        shaping = Shaping(self, canvas)
+
+        def predict(state: State, *taus: float) -> TokenPosterior:
+            if clean_given:
+                state = replace(where(canvas.editable, state, given), clean=~canvas.editable)
+            clocks = (torch.full((len(canvas.tokens),), tau, device=device, dtype=torch.float32) for tau in taus)
+            posterior = shaping(denoiser(state, *clocks), taus[0])
+            shaping.guessed(posterior)
+            return posterior
+
+        def endpoint(posterior: TokenPosterior) -> State:
+            return where(canvas.editable, self.endpoint(posterior, tables, generator), given)
+
+        for i, leg in enumerate(legs):
+            posterior = predict(state, leg.tau, leg.tau_to)
+            if on_step is not None:
+                on_step(Moment(i, steps, leg.tau, posterior, canvas))
+            if i == steps - 1:
+                break
+            end = endpoint(posterior)
+            if leg.halfway is not None:
+                # the mean of the velocities (D - x) / (1 - t) at both ends, said as the endpoint that it leads to
+                time, tau = leg.halfway
+                ahead = predict(step(state, end, leg.t, time), tau, tau)
+                share = (1 - leg.t) / (1 - time) / 2
+                end = combine((1 - share, end), (share, endpoint(ahead)))
+            noise = None
+            if leg.zeta > 0:
+                noise = law.sample(*canvas.tokens.shape, generator)
+                noise = noise if leg.noise_scale == 1 else combine((leg.noise_scale, noise))
+            state = renoised(state, end, leg.t, leg.s, leg.zeta, noise)
+        return canvas.fill(self.read(posterior, generator))
 
 
 class FlowSampler(StateSampler):
@@ -113,61 +178,16 @@ class FlowSampler(StateSampler):
         self.second_order = solver == "heun"
         self.churn, self.churn_noise = churn, churn_noise
 
-    @torch.no_grad()
-    def integrate(
-        self,
-        denoiser: FlowDenoiser,
-        canvas: Canvas,
-        steps: int,
-        state: State,
-        generator: torch.Generator,
-        on_step: OnStep = None,
-        law: Noise | None = None,
-    ) -> Tensor:
-        check_steps(steps)
-        batch, length = canvas.tokens.shape
-        device = canvas.tokens.device
-        fresh = None
+    def legs(self, clock: torch.nn.Module, steps: int, device: torch.device) -> list[Leg]:
+        """Between raised levels: down to a time of the grid, and up to the level above it."""
+        tau = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=device)
+        t = clock.time(tau)
+        raised, raised_tau = t.clone(), tau.clone()
         if self.churn > 0 and steps > 1:
-            fresh = noise_for(denoiser.tables) if law is None else law
-        tau_grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=device)
-        time_grid = denoiser.clock.time(tau_grid)
-        times, taus = time_grid.tolist(), tau_grid.tolist()
-        # where churn raises the noise to: sigma (1 + churn) at t = 1 / (1 + sigma)
-        raised_grid = 1 / (1 + (1 + self.churn) * (1 - time_grid[1:-1]) / time_grid[1:-1])
-        raised_times, raised_taus = raised_grid.tolist(), denoiser.clock.tau(raised_grid).tolist()
-        given = embed(canvas.tokens, denoiser.tables)
-        clean_given = getattr(denoiser, "clean_given", False)
-        shaping = Shaping(self, canvas)
-
-        def predict(state: State, tau: float) -> TokenPosterior:
-            if clean_given:
-                state = replace(where(canvas.editable, state, given), clean=~canvas.editable)
-            clock = torch.full((batch,), tau, device=device, dtype=torch.float32)
-            posterior = shaping(denoiser(state, clock), tau)
-            shaping.guessed(posterior)
-            return posterior
-
-        for i in range(steps):
-            t, t_next, tau = times[i], times[i + 1], taus[i]
-            if fresh is not None and i > 0:
-                sigma, t_raised = (1 - t) / t, raised_times[i - 1]
-                spread = t_raised * self.churn_noise * sigma * ((1 + self.churn) ** 2 - 1) ** 0.5
-                state = combine((t_raised / t, state), (spread, fresh.sample(batch, length, generator)))
-                t, tau = t_raised, raised_taus[i - 1]
-            posterior = predict(state, tau)
-            if on_step is not None:
-                on_step(Moment(i, steps, tau, posterior, canvas))
-            if i == steps - 1:
-                break
-            point = predicted_point(posterior, canvas, denoiser.tables, given)
-            moved = step(state, point, t, t_next)
-            if self.second_order:
-                # mean of the velocities at both ends: v = (D - x) / (1 - t)
-                ahead = predicted_point(predict(moved, taus[i + 1]), canvas, denoiser.tables, given)
-                half = (t_next - t) / 2
-                a, b = half / (1 - t), half / (1 - t_next)
-                state = combine((1 - a, state), (a, point), (b, ahead), (-b, moved))
-            else:
-                state = moved
-        return canvas.fill(posterior.argmax())
+            raised[1:-1] = 1 / (1 + (1 + self.churn) * (1 - t[1:-1]) / t[1:-1])
+            raised_tau[1:-1] = clock.tau(raised[1:-1])
+        grid, gamma = list(zip(raised.tolist(), raised_tau.tolist(), strict=True)), churned(self.churn)
+        down = list(zip(t.tolist(), tau.tolist(), strict=True)) if self.second_order else [None] * (steps + 1)
+        return [
+            Leg(*grid[i], grid[i][1], s, gamma * (1 - s), down[i + 1], self.churn_noise) for i, (s, _) in enumerate(grid[1:])
+        ]

@@ -1,9 +1,12 @@
-"""Samplers of discrete paths by name."""
+"""Samplers by name, as the option `solver` takes them."""
 
 from collections.abc import Callable
 from functools import partial
 
+from flm.samplers.bridge import BridgeSampler
 from flm.samplers.discrete_flow import BlindExactJumps, EulerJumps, ExactJumps
+from flm.samplers.flow import FlowSampler, StateSampler
+from flm.samplers.flow_map import FlowMapSampler
 from flm.samplers.masked import AncestralSampler, MaskedSampler
 from flm.samplers.masked_confidence import (
     CONFIDENCES,
@@ -16,6 +19,12 @@ from flm.samplers.masked_confidence import (
 from flm.samplers.masked_remasking import LoopingSampler, RemaskingSampler, RescaledRemaskingSampler
 from flm.samplers.options import Without
 
+FLOW_SOLVERS: dict[str, Callable[..., StateSampler]] = {
+    "euler": partial(FlowSampler, "euler"),
+    "heun": partial(FlowSampler, "heun"),
+    "bridge": BridgeSampler,
+}
+FLOW_MAP_SOLVERS: dict[str, Callable[..., StateSampler]] = {"jump": FlowMapSampler, "bridge": BridgeSampler}
 MASK_SOLVERS: dict[str, Callable[..., MaskedSampler]] = {
     "ancestral": AncestralSampler,
     "exact": ExactJumps,

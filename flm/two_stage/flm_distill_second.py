@@ -18,7 +18,7 @@ from flm.paths.clock import DecodingErrorClock
 from flm.paths.flow_map import PairLaw, draw_time_pairs
 from flm.paths.gaussian import Given, State, corrupt
 from flm.ranges import Count
-from flm.samplers.flow_map import FlowMapSampler
+from flm.samplers.solvers import FLOW_MAP_SOLVERS
 from flm.two_stage.flm_distill import ResidualDenoiser, jump_fraction, jump_loss
 from flm.vocabulary_losses import squared_error
 
@@ -42,7 +42,7 @@ class FLMDistillSecond(Distillation):
     required_teachers = ("teacher_g",)
     validation_metric = "jump_squared_error"
     validation_says = "from the teacher: not a likelihood"
-    samplers = {"": FlowMapSampler}
+    samplers = FLOW_MAP_SOLVERS
 
     def __init__(
         self,
