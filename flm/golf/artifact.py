@@ -14,7 +14,8 @@ import flm
 from flm.atomic import write_bytes
 from flm.checkpoints.description import Description, shareable
 from flm.golf import golf_eval
-from flm.golf.packed import Packed, has_zstandard, pack
+from flm.golf.packed import Packed, Rounding, has_zstandard, pack
+from flm.golf.quantise import Plan
 from flm.ranges import Count, Existing, Index, one_of
 from flm.tasks import ppl_eval
 from flm.tasks.eval_options import EvalOptions
@@ -34,6 +35,7 @@ class ArtifactOptions:
     limit_bytes: Count | None = 16_000_000
     code: Existing | Sequence[Existing] | None = None
     kept_elements: Index = 65_536
+    rounding: Rounding = "step"
     scale_floor: bool = False
     steps: Count | None = None
     evaluation: Annotated[str, one_of(EVALUATIONS)] | None = "ppl_eval"
@@ -49,6 +51,8 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     wanted, evaluation = run.options(ArtifactOptions, "artifact"), run.options(EvalOptions, "eval")
     num_code = code_bytes(wanted.code)
     left = None if wanted.limit_bytes is None else wanted.limit_bytes - num_code
+    if wanted.scale_floor and wanted.rounding == "step":
+        raise ValueError("artifact.scale_floor=true is of artifact.rounding=published: steps know no floor")
     if left is not None and left <= 0:
         raise ValueError(
             f"artifact.limit_bytes={wanted.limit_bytes:,}: the code alone has {num_code:,}: name in artifact.code what counts"
@@ -62,7 +66,7 @@ def artifact(config: DictConfig) -> dict[str, Any]:
         recipe["sampling"] = {**(recipe.get("sampling") or {}), "steps": [wanted.steps]}
     about = Description(recipe, lm.source.tokenizer, lm.algorithm.vocab_size, lm.length, lm.source.step)
     try:
-        packed = pack(lm.algorithm, about, left, wanted.scale_floor, wanted.kept_elements)
+        packed = pack(lm.algorithm, about, left, wanted.scale_floor, wanted.kept_elements, wanted.rounding)
     except ValueError as error:
         raise ValueError(f"{lm.source.path}: {error}") from error
     path = run.folder / FILE
@@ -78,8 +82,12 @@ def artifact(config: DictConfig) -> dict[str, Any]:
         "limit_bytes": wanted.limit_bytes,
         "headroom_bytes": None if left is None else left - size,
         "elements_by_bits": packed.plan.elements(weights),
+        "step": packed.plan.step,
         "blocks_in_5_bits": list(packed.plan.fewer),
-        "tried": [{"blocks_in_5_bits": list(blocks), "model_bytes": tried} for blocks, tried in packed.tried.items()],
+        "tried": [
+            {"step": plan.step, "blocks_in_5_bits": list(plan.fewer), "model_bytes": size}
+            for plan, size in packed.tried.items()
+        ],
     }
     _print(console, result, packed)
     run.write_json("artifact.json", run.provenance(lm.source) | {"kind": "artifact", "artifact": result})
@@ -109,6 +117,12 @@ def code_bytes(paths: Sequence[str] | None) -> int:
     return sum(path.stat().st_size for path in files)
 
 
+def _named(plan: Plan) -> str:
+    if plan.step is not None:
+        return f"steps of {plan.step:.4f} of a row's root mean square"
+    return f"{len(plan.fewer)} blocks in 5 bits" + f" {list(plan.fewer)}" * bool(plan.fewer)
+
+
 def _print(console: Console, result: dict[str, Any], packed: Packed) -> None:
     bits = Table(title="weights", box=SIMPLE, pad_edge=False)
     bits.add_column("bits", justify="right")
@@ -119,8 +133,9 @@ def _print(console: Console, result: dict[str, Any], packed: Packed) -> None:
     sizes = Table(title="bytes", box=SIMPLE, pad_edge=False, show_header=False)
     sizes.add_column()
     sizes.add_column(justify="right")
-    for blocks, tried in packed.tried.items():
-        sizes.add_row(f"model, {len(blocks)} blocks in 5 bits" + f" {list(blocks)}" * bool(blocks), f"{tried:,}")
+    for plan, size in packed.tried.items():
+        sizes.add_row(f"tried: {_named(plan)}", f"{size:,}")
+    sizes.add_row("model", f"{result['model_bytes']:,}")
     for name in ("code", "total", "limit", "headroom"):
         value = result[f"{name}_bytes"]
         sizes.add_row(name, "none" if value is None else f"{value:,}")

@@ -12,39 +12,35 @@ kept to the bit.
 
 import hashlib
 import json
+import math
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from flm.checkpoints.description import KEY, Description
-from flm.golf.quantise import (
-    KEPT,
-    SMALL,
-    TABLE_BITS,
-    TABLE_PERCENTILE,
-    Plan,
-    Quantised,
-    from_the_middle,
-    num_blocks,
-    quantise,
-)
+from flm.golf.quantise import SMALL, Plan, Quantised, from_the_middle, num_blocks
 from flm.handed_in import regular_file
 
 MAGIC = b"FLMPACK\x01"
 _HEADER = struct.Struct("<8sBI32s")
 ZSTD, ZLIB = 1, 2
-LEVELS = (16, 1, 17, 2)  # of zstandard: which is smallest changes from model to model, by a thousandth
+# of zstandard: the first finds what fits, in a second where 16 takes fifteen; which is smallest changes from model to model
+LEVELS = (1, 16, 17, 2)
+FINE_STEP = 0.1  # root mean squares of a row: 5.4 bits a Gaussian weight, and 2.9 % off; finer only costs bytes
+COARSE_STEP = 1.0
+_CLOSE = 0.998  # of the limit: near enough
 _SCALES = "|scales"  # after the name of a weight; no module has such a name
 # A promise beyond both is no model: codes of 5 bits do not shrink to a two-hundredth.
 MOST_BYTES = (1 << 32) - 1  # of what is compressed, as the header can say
 _MOST_TIMES, _SPARE_BYTES = 256, 1 << 26
+Rounding = Literal["published", "step"]
 _NOT_KEPT = {"average", "average_updates"}  # of a description: the weights are one set
 
 
@@ -67,39 +63,82 @@ class Packed:
     Attributes:
         content: of the file.
         plan: bits of each parameter.
-        tried: what was tried on the way, in bytes, by the blocks that had fewer bits.
+        tried: what was tried on the way, and the bytes that came of it.
     """
 
     content: bytes
     plan: Plan
-    tried: dict[tuple[int, ...], int]
+    tried: dict[Plan, int]
 
 
-def pack(model: nn.Module, description: Description, max_bytes: int | None, floor: bool = False, small: int = SMALL) -> Packed:
-    """The model in at most so many bytes: 6 bits for matrices of blocks, 5 for those of ever more blocks from the middle.
+def pack(
+    model: nn.Module,
+    description: Description,
+    max_bytes: int | None,
+    floor: bool = False,
+    small: int = SMALL,
+    rounding: Rounding = "published",
+) -> Packed:
+    """The model in at most so many bytes.
 
     Args:
         max_bytes: None for no limit.
-        floor: see `quantise`.
+        floor: see `quantise`; of the published rounding.
         small: see `Plan.of`.
+        rounding: published: 6 bits for matrices of blocks, 5 for those of ever more blocks from the middle until it fits. step:
+            the finest step for all rows under which it fits, from `FINE_STEP` on.
 
     Raises:
-        ValueError: with 5 bits in all blocks it is still larger, and by how much; or a weight cannot be rounded, which.
+        ValueError: it does not fit, and by how much; or a weight cannot be rounded, which.
     """
-    parameters, others, aliases = _parts(model)
-    order = from_the_middle(num_blocks(parameters))
-    tried: dict[tuple[int, ...], int] = {}
-    for count in range(len(order) + 1):
-        plan = Plan.of(parameters, order[:count], small)
-        raw = _serialised(parameters, others, aliases, plan, floor, description)
-        content = _smallest(raw, max_bytes)
-        tried[plan.fewer] = len(content)
-        if max_bytes is None or len(content) <= max_bytes:
-            return Packed(content, plan, tried)
-    raise ValueError(
-        f"the packed weights are {min(tried.values()):,} bytes with all blocks in 5 bits, and {max_bytes:,} are left for them: "
-        "take a smaller model, count less code (artifact.code) or raise artifact.limit_bytes"
-    )
+    parts = _parts(model)
+    base = Plan.of(parts[0], (), small)
+    tried: dict[Plan, int] = {}
+
+    def fits(plan: Plan) -> bool:
+        raw = _serialised(*parts, plan, floor, description)
+        for compressed in _compressed(raw):
+            tried[plan] = min(len(_file(raw, *compressed)), tried.get(plan, 1 << 62))
+            # another level may save a whole block's bit, while a step only grows a little
+            if max_bytes is None or not max_bytes < tried[plan] < 1.05 * max_bytes or plan.step is not None:
+                break
+        return max_bytes is None or tried[plan] <= max_bytes
+
+    order = from_the_middle(num_blocks(parts[0]))
+    if rounding == "step":
+        chosen = _finest(base, fits, tried, max_bytes, sum(weight.numel() for weight in parts[0].values()))
+    else:
+        plans = (Plan.of(parts[0], order[:count], small) for count in range(len(order) + 1))
+        chosen = next(filter(fits, plans), None)
+    if chosen is None:
+        limit = "at the coarsest step" if rounding == "step" else "with all blocks in 5 bits"
+        raise ValueError(
+            f"the packed weights are {min(tried.values()):,} bytes {limit}, and {max_bytes:,} are left for them: "
+            "take a smaller model, count less code (artifact.code) or raise artifact.limit_bytes"
+        )
+    raw = _serialised(*parts, chosen, floor, description)
+    return Packed(min((_file(raw, *found) for found in _compressed(raw)), key=len), chosen, tried)
+
+
+def _finest(
+    base: Plan, fits: Callable[[Plan], bool], tried: Mapping[Plan, int], max_bytes: int | None, elements: int
+) -> Plan | None:
+    """The plan of the smallest step that fits, to a few thousandths of the limit; None: none does."""
+    step, best, coarse, fine = FINE_STEP, None, COARSE_STEP, FINE_STEP
+    for _ in range(12):
+        plan = replace(base, step=step)
+        if fits(plan):
+            best, coarse = plan, step
+            if step == FINE_STEP or max_bytes is None or tried[plan] > _CLOSE * max_bytes:
+                break
+        else:
+            fine = step
+            if step == COARSE_STEP:
+                break
+        # twice the step is one bit less of each weight; aimed a little below the limit
+        aim = step * 2 ** ((tried[plan] - (1 + _CLOSE) / 2 * max_bytes) * 8 / elements)
+        step = aim if fine < aim < coarse else COARSE_STEP if best is None and aim >= coarse else math.sqrt(fine * coarse)
+    return best
 
 
 def read(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
@@ -175,36 +214,22 @@ def _serialised(
     tensors = {name: tensor.contiguous().clone() for name, tensor in others.items()}
     for name, weight in parameters.items():
         try:
-            tensors |= _rounded(name, weight, plan.bits[name], floor)
+            found = plan.rounded(name, weight, floor)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+        if isinstance(found, Quantised):
+            tensors |= {name: found.codes.contiguous(), name + _SCALES: found.scales}
+        else:
+            tensors[name] = found.contiguous()
     about = {item.name: getattr(description, item.name) for item in fields(description) if item.name not in _NOT_KEPT}
     about |= {"parameters": sorted(parameters), "aliases": dict(aliases)}
     return safetensors.torch.save(tensors, {KEY: json.dumps(about, separators=(",", ":"), ensure_ascii=False)})
 
 
-def _rounded(name: str, weight: Tensor, bits: int, floor: bool) -> dict[str, Tensor]:
-    if bits == KEPT:
-        half = weight.half()
-        if not torch.isfinite(half).all():
-            raise ValueError("holds weights that are no numbers, or too large for float16")
-        return {name: half.contiguous()}
-    found = quantise(weight, bits, TABLE_PERCENTILE if bits == TABLE_BITS else 1.0, floor)
-    return {name: found.codes.contiguous(), name + _SCALES: found.scales}
-
-
-def _smallest(raw: bytes, max_bytes: int | None) -> bytes:
-    """The file with the smallest of a few compressions, or the first that fits."""
+def _file(raw: bytes, codec: int, compressed: bytes) -> bytes:
     if len(raw) >= 1 << 32:
         raise ValueError("a model of 4 GiB or more in 8 bits does not fit this format")
-    best: bytes | None = None
-    for codec, compressed in _compressed(raw):
-        content = _HEADER.pack(MAGIC, codec, len(raw), hashlib.sha256(compressed).digest()) + compressed
-        best = content if best is None or len(content) < len(best) else best
-        if max_bytes is not None and len(best) <= max_bytes:
-            break
-    assert best is not None
-    return best
+    return _HEADER.pack(MAGIC, codec, len(raw), hashlib.sha256(compressed).digest()) + compressed
 
 
 def has_zstandard() -> bool:

@@ -1,12 +1,14 @@
 """Weights in few bits: one scale per output row, symmetric, rounded to the nearest.
 
-What a weight is decides its bits: a matrix of a block 6 (or 5), any other large one 8 (tables, heads, modules beside the
-blocks), and a small one is kept in float16. Codes lie in int8 whatever their bits: an entropy coder that comes after finds
-the rest.
+Two ways. Of the published one what a weight is decides its bits: a matrix of a block 6 (or 5), any other large one 8 (tables,
+heads, modules beside the blocks); a row's largest weight decides its scale. Of the other a row's root mean square decides its
+scale, and one step for all rows how large the file becomes: what costs bytes is the entropy of the codes, and under it the
+largest weight of a row says nothing about how fine its others should be. A small weight is kept in float16 either way. Codes
+lie in int8 whatever their bits: an entropy coder that comes after finds the rest.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from flm.golf.numbering import block_of
 SMALL = 65_536  # elements
 KEPT = 16
 BLOCK_BITS, BLOCK_BITS_FEWER, TABLE_BITS = 6, 5, 8
+TABLE_STEPS = 0.5  # of the step of others: tables and heads are read at each position
 TABLE_PERCENTILE = 0.9999984  # of a row of 8 bits: the few largest weights are clipped
 _QUANTILE_ELEMENTS = 1 << 22  # torch.quantile sorts a copy, and refuses more than 2^24
 
@@ -59,11 +62,32 @@ def quantise(weight: Tensor, bits: int, percentile: float = 1.0, floor: bool = F
         scales = scales.clamp_min(1 / largest_code)
     scales = scales.half()
     if not torch.isfinite(rows).all() or not torch.isfinite(scales).all():
-        raise ValueError("holds weights that are no numbers, or too large to quantise")
+        raise ValueError(_NO_NUMBERS)
     # by the scale as stored, so that its own rounding costs nothing but a clipped half step at the row's largest weight
     steps = scales.float()[:, None]
     codes = torch.where(steps > 0, rows / steps, 0.0).round_().clamp_(-largest_code - 1, largest_code)
     return Quantised(codes.to(torch.int8).reshape(weight.shape), scales)
+
+
+def quantise_by_step(weight: Tensor, step: float) -> Quantised:
+    """Codes of at most 127 in absolute value; a step is so many root mean squares of its row, or what the row's largest needs.
+
+    The error is that of rounding, step / sqrt(12) of the row's norm, whatever the law of its weights; of Gaussian ones the
+    codes have an entropy of 2.05 - log2(step) bits.
+
+    Raises:
+        ValueError: a weight is not finite, or too large for a float16 scale.
+    """
+    rows = weight.detach().reshape(len(weight), -1).float()
+    scales = torch.maximum(rows.square().mean(1).sqrt() * step, rows.abs().amax(1) / 127).half()
+    if not torch.isfinite(rows).all() or not torch.isfinite(scales).all():
+        raise ValueError(_NO_NUMBERS)
+    steps = scales.float()[:, None]
+    codes = torch.where(steps > 0, rows / steps, 0.0).round_().clamp_(-127, 127)
+    return Quantised(codes.to(torch.int8).reshape(weight.shape), scales)
+
+
+_NO_NUMBERS = "holds weights that are no numbers, or too large to quantise"
 
 
 def _row_quantiles(rows: Tensor, percentile: float) -> Tensor:
@@ -78,10 +102,12 @@ class Plan:
     Attributes:
         bits: by name: 16 (kept, as float16), 8, 6 or 5.
         fewer: numbers of the blocks whose matrices have 5.
+        step: of `quantise_by_step`, in place of 8, 6 and 5 bits; None: as those say.
     """
 
-    bits: Mapping[str, int]
+    bits: Mapping[str, int] = field(hash=False)
     fewer: tuple[int, ...] = ()
+    step: float | None = None
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor], fewer: Iterable[int] = (), small: int = SMALL) -> "Plan":
@@ -94,11 +120,24 @@ class Plan:
         fewer = tuple(fewer)
         return cls({name: _bits(name, weight, fewer, small) for name, weight in weights.items()}, fewer)
 
-    def elements(self, weights: Mapping[str, Tensor]) -> dict[int, int]:
-        """Number of weights by bits, most bits first."""
-        found: dict[int, int] = {}
+    def rounded(self, name: str, weight: Tensor, floor: bool = False) -> Quantised | Tensor:
+        """A weight in its bits; one that is kept as float16. floor: see `quantise`. Raises ValueError as that does."""
+        bits = self.bits[name]
+        if bits == KEPT:
+            half = weight.half()
+            if not torch.isfinite(half).all():
+                raise ValueError("holds weights that are no numbers, or too large for float16")
+            return half
+        if self.step is not None:
+            return quantise_by_step(weight, self.step * (TABLE_STEPS if bits == TABLE_BITS else 1))
+        return quantise(weight, bits, TABLE_PERCENTILE if bits == TABLE_BITS else 1.0, floor)
+
+    def elements(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
+        """Number of weights by bits, most bits first; of those that a step rounds, by "step"."""
+        found: dict[str, int] = {}
         for name, bits in sorted(self.bits.items(), key=lambda item: -item[1]):
-            found[bits] = found.get(bits, 0) + weights[name].numel()
+            key = str(bits) if self.step is None or bits == KEPT else "step"
+            found[key] = found.get(key, 0) + weights[name].numel()
         return found
 
 

@@ -121,7 +121,7 @@ def read_artifact(source: Source) -> Reading:
         raise ValueError("artifact.total_bytes is not model_bytes and code_bytes together")
     elements = tuple(sorted(size.elements_by_bits.items()))
     columns = ("model, bytes", "code, bytes", "total, bytes", "limit, bytes", "headroom, bytes")
-    columns += tuple(f"weights of {bits} bits" for bits, _ in elements)
+    columns += tuple(f"weights of {bits} bits" if bits.isdigit() else f"weights rounded by {bits}" for bits, _ in elements)
     row = (size.model_bytes, size.code_bytes, size.total_bytes, size.limit_bytes, size.headroom_bytes)
     table = Table("artifact", columns, ((*row, *(count for _, count in elements)),))
     return Reading(tables=(table,), numbers=(KeyNumber("artifact, bytes", "", float(size.total_bytes), "lower"),))

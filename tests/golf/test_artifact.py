@@ -101,11 +101,11 @@ def test_tied_weights_are_kept_once_and_buffers_to_the_bit(tmp_path):
 def test_blocks_get_fewer_bits_from_the_middle_until_the_file_fits(model, packed, tmp_path):
     whole = len(packed.content)
     one = pack(model, about(), whole - 1, small=SMALL)
-    assert one.plan.fewer == (1,) and list(one.tried) == [(), (1,)]
-    assert one.tried == {(): whole, (1,): len(one.content)} and len(one.content) < whole
+    assert one.plan.fewer == (1,) and [plan.fewer for plan in one.tried] == [(), (1,)]
+    assert len(one.content) <= one.tried[one.plan] < whole <= next(iter(one.tried.values()))
     limit = int(0.97 * len(one.content))
     two = pack(model, about(), limit, small=SMALL)
-    assert two.plan.fewer == (1, 2) and len(two.content) <= limit < two.tried[(1,)]
+    assert two.plan.fewer == (1, 2) and len(two.content) <= limit < list(two.tried.values())[1]
     path = tmp_path / "model.flmpack"
     write_bytes(path, two.content)
     loaded, _ = load_algorithm(path)
@@ -113,6 +113,39 @@ def test_blocks_get_fewer_bits_from_the_middle_until_the_file_fits(model, packed
         assert torch.equal(dict(loaded.named_parameters())[name], weight), name
     with pytest.raises(ValueError, match=r"with all blocks in 5 bits, and .* are left"):
         pack(model, about(), whole // 2, small=SMALL)
+
+
+@pytest.mark.parametrize("law", ["gaussian", "heavy-tailed"])
+def test_steps_are_the_finest_that_fit(law, tmp_path):
+    """At the bytes of 5 bits the error is that of 5 bits, and less where a row's largest weight costs the others."""
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList(torch.nn.Linear(512, 512, bias=False) for _ in range(2))})
+    for block in model["blocks"]:
+        weight = torch.randn(512, 512, generator=generator) * 0.05
+        if law == "heavy-tailed":  # Student's t with 4 degrees of freedom
+            weight /= (torch.randn(4, 512, 512, generator=generator).square().mean(0)).sqrt()
+        block.weight.data = weight
+
+    def error(packed):
+        write_bytes(tmp_path / "model.flmpack", packed.content)
+        _, state = read(tmp_path / "model.flmpack")
+        differences = [
+            (state[name] - weight).square().sum() / weight.square().sum() for name, weight in model.state_dict().items()
+        ]
+        return (sum(differences) / len(differences)).sqrt().item()
+
+    bits = pack(model, about(), None, small=0)
+    fewest = pack(model, about(), int(0.85 * len(bits.content)), small=0)
+    assert fewest.plan.fewer == (1, 0)
+    limit = len(fewest.content)
+    steps = pack(model, about(), limit, small=0, rounding="step")
+    assert 0.995 * limit < steps.tried[steps.plan] <= limit and 0.97 * limit < len(steps.content) <= limit
+    assert error(steps) == pytest.approx(steps.plan.step / 12**0.5, rel=0.02)
+    assert error(steps) < (1.01 if law == "gaussian" else 0.85) * error(fewest)
+    fine = pack(model, about(), None, small=0, rounding="step")
+    assert fine.plan.step == artifact.FINE_STEP and error(fine) < error(steps)
+    with pytest.raises(ValueError, match=r"at the coarsest step, and .* are left"):
+        pack(model, about(), 50_000, small=0, rounding="step")
 
 
 def test_without_zstandard_zlib_serves(model, packed, tmp_path, monkeypatch):

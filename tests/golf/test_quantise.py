@@ -1,6 +1,7 @@
 """Weights in few bits: codes and scales against their definition, and which weight gets how many."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,11 +97,12 @@ def test_element_classes_of_the_published_model():
         )
     weights = dict(model.named_parameters())
     plan = Plan.of(weights)
-    assert plan.elements(weights) == {16: 136_904, 8: 1_441_792, 6: 25_952_256}
+    assert plan.elements(weights) == {"16": 136_904, "8": 1_441_792, "6": 25_952_256}
     assert sum(plan.elements(weights).values()) == 27_530_952
     assert num_blocks(weights) == 11
     fewer = Plan.of(weights, fewer=[5, 6]).elements(weights)
-    assert fewer == {16: 136_904, 8: 1_441_792, 6: 25_952_256 * 9 // 11, 5: 25_952_256 * 2 // 11}
+    assert fewer == {"16": 136_904, "8": 1_441_792, "6": 25_952_256 * 9 // 11, "5": 25_952_256 * 2 // 11}
+    assert replace(plan, step=0.2).elements(weights) == {"16": 136_904, "step": 1_441_792 + 25_952_256}
 
 
 def test_blocks_are_taken_from_the_middle_outward():
