@@ -98,7 +98,7 @@ def test_a_limit_that_cannot_be_met_is_one_line_and_leaves_no_file(monkeypatch, 
     assert run(monkeypatch, corpus, checkpoint, tmp_path / "run", "mode=artifact", "artifact.limit_bytes=5") == 1
     assert "the code alone has" in capfd.readouterr().err
     assert run(monkeypatch, corpus, checkpoint, tmp_path / "run", "mode=artifact", f"artifact.code=[{tmp_path / 'none'}]") == 1
-    assert "none: no such file or folder" in capfd.readouterr().err
+    assert "artifact.code must be a file or folder that is there" in capfd.readouterr().err
 
 
 def test_a_flow_model_is_packed_and_bounded_from_its_file(monkeypatch, capfd, tmp_path, corpus):
