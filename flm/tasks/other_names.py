@@ -1,5 +1,7 @@
 """What people type who come from the code of MDLM, Duo and FLM: the same thing under our name, or one line that names ours."""
 
+from flm.config_files import groups
+
 # by override key, or KEY=VALUE: our spelling of the same thing
 SAME = {
     "algo.teacher_path_f": "algo.teacher_f_path",
@@ -42,6 +44,10 @@ INSTEAD = {
     "callbacks.checkpoint_monitor": "callbacks.checkpoint_every_n_steps.keep_best=true keeps the best by validation loss",
 }
 
+# keys that some of our corpora have, of another meaning: there they name a corpus
+OURS_TOO = ("data.train", "data.valid")
+CORPORA = {name.removeprefix("data=") for name in SAME if name.startswith("data=")} | set(groups()["data"])
+
 
 def ours(argument: str) -> str:
     """A command-line argument in our names.
@@ -58,6 +64,6 @@ def ours(argument: str) -> str:
     if key in SAME:
         return f"{prefix}{SAME[key]}={value}"
     for name in (key, key.partition(".")[0]):
-        if name in INSTEAD:
+        if name in INSTEAD and (name not in OURS_TOO or value in CORPORA):
             raise ValueError(f"{key}: there is no such key here: {INSTEAD[name]}")
     return argument

@@ -33,6 +33,9 @@ def test_all_else_stays_as_it_is():
     for argument in (
         "optim.lr=1e-3",
         "data=lm1b",
+        "data.train=200",  # of puzzles
+        "data.train=null",
+        "data.valid=validation",  # of data=hub
         "--multirun",
         "~callbacks.stop",
         "+data.trainer=1",
