@@ -23,9 +23,8 @@ from flm.draws import Draws, mix_seed
 from flm.likelihood.held_out import Likelihood, NegativeLogLikelihood, drawn_bounds, likelihood
 from flm.precision import autocast, device_named
 from flm.ranges import Count, Index, Seed
-from flm.samplers.canvas import Canvas
+from flm.samplers.canvas import Canvas, pieces_of
 from flm.samplers.options import sampler_for
-from flm.samplers.template import pieces_of
 from flm.schema import check, check_call
 
 

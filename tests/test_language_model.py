@@ -19,8 +19,7 @@ from flm.__main__ import main
 from flm.checkpoints.imported import ImportChoices
 from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.export.export import export
-from flm.samplers.canvas import Canvas
-from flm.samplers.template import pieces_of
+from flm.samplers.canvas import Canvas, pieces_of
 from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train
 

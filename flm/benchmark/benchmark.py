@@ -19,7 +19,7 @@ from flm.benchmark.benchmark_process import SAMPLING, STEP, Job, run
 from flm.benchmark.dense_twin import TWINS
 from flm.config_files import CONFIGS
 from flm.ranges import Count, Index, Text
-from flm.samplers.template import CANVAS_KEYS
+from flm.samplers.canvas import CANVAS_KEYS
 from flm.tasks.assemble import targets
 from flm.tasks.machine import device_of
 from flm.tasks.run import Run

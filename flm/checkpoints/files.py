@@ -1,9 +1,11 @@
-"""Writing a checkpoint whole or not at all, and reading one without trusting it."""
+"""Writing a checkpoint whole or not at all, and reading one without trusting it; whether its weights fit a model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flm import atomic
 from flm.checkpoints import restricted
@@ -34,3 +36,17 @@ def load(path: str | Path) -> Any:
     if noted:
         raise ValueError(f"{path}: refused, it holds Python objects beyond plain values and tensors ({noted[0]})")
     return content
+
+
+def check_state(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str, shown: int = 4) -> None:
+    """Raises ValueError naming, key by key, the first few weights that are missing, unexpected or of another shape."""
+    problems = [f"{key} missing" for key in expected if key not in given]
+    problems += [f"{key} unexpected" for key in given if key not in expected]
+    problems += [
+        f"{key} has shape {tuple(given[key].shape)}, the model needs {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in given and given[key].shape != tensor.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
+        raise ValueError(f"{name}: the weights do not fit the model: {'; '.join(problems[:shown])}{more}")

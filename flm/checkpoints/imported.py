@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from torch import Tensor
 
 from flm.checkpoints.description import Description
-from flm.checkpoints.fit import check_state
+from flm.checkpoints.files import check_state
 from flm.checkpoints.hub import ModelName
 from flm.checkpoints.published import Layout
 from flm.checkpoints.published_behaviour import check_softcap_known, generation

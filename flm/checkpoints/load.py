@@ -12,7 +12,7 @@ from flm.algos.algorithm import Algorithm
 from flm.checkpoints import restricted
 from flm.checkpoints.builtin import builtin
 from flm.checkpoints.description import KEY, Description
-from flm.checkpoints.fit import check_state
+from flm.checkpoints.files import check_state
 from flm.checkpoints.folder import CONFIG, read_folder
 from flm.checkpoints.hub import download, names_repository
 from flm.checkpoints.imported import ImportChoices, describe

@@ -13,7 +13,7 @@ from flm.algos.algorithm import Algorithm
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import Description
 from flm.checkpoints.room import Room
-from flm.samplers.template import CANVAS_KEYS
+from flm.samplers.canvas import CANVAS_KEYS
 
 AVERAGE, LAST_STEP = "average", "last step"
 _DEFAULT_STEPS = 64

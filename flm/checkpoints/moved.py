@@ -11,6 +11,7 @@ MOVED = {
     "flm.algos.native_flow.NativeFlow": "flm.golf.native_flow.NativeFlow",
     "flm.data.chat.Chats": "flm.qwen.chat.Chats",
     "flm.data.corpora.hub_pairs.HubPairCorpus": "flm.conditional.hub_pairs.HubPairCorpus",
+    "flm.data.corpora.text8.Text8Normaliser": "flm.data.corpora.detokenisers.Text8Normaliser",
     "flm.data.corpora.token_shards.TokenShardCorpus": "flm.golf.shard_corpus.TokenShardCorpus",
     "flm.data.examples.Texts": "flm.qwen.examples.Texts",
     "flm.data.mixture.MixtureCorpus": "flm.qwen.mixture.MixtureCorpus",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flm.algos.loss_weight import LossWeight
-from flm.checkpoints.fit import check_state
+from flm.checkpoints.files import check_state
 from flm.checkpoints.restricted import Inert
 from flm.models.dit import DiT
 

@@ -10,8 +10,7 @@ from typing import Any
 from flm.atomic import write_text
 from flm.code.problems import Problem
 from flm.code.sandbox import Sandbox, Verdict
-from flm.measures.estimate import Estimate
-from flm.measures.pass_at_k import mean_pass_at_k
+from flm.measures.estimate import Estimate, mean_pass_at_k
 from flm.tasks.processes import Team
 
 Answers = Sequence[Sequence[Sequence[str]]]  # [problem][sample][hole]; no samples where a problem was not asked

@@ -1,5 +1,6 @@
 """Loaders of one process's micro-batches from a given optimiser step on, and how rows become a `Batch`."""
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -112,3 +113,12 @@ def collate_numbered(items: list[tuple[Row, float, int]]) -> Batch:
     batch.weight *= torch.tensor([weight for _, weight, _ in items])[:, None]
     batch.numbers = torch.tensor([number for _, _, number in items])
     return batch
+
+
+def ignore_stop_signals(worker: int = 0) -> None:
+    """For a worker's start: a scheduler and Ctrl-C signal every process of a job, and a run that then saves itself still reads.
+
+    Workers end with the process that reads from them.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -12,15 +12,13 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from flm.data.blocks import Rows, TokenBlocks
+from flm.data.blocks import Rows, TokenBlocks, frame_of
 from flm.data.cache import TokenCache
 from flm.data.corpora.corpus import Corpus
 from flm.data.documents import Split
-from flm.data.frames import frame_of
-from flm.data.loaders import Share, StreamLoader, TrainLoader, collate_numbered
+from flm.data.loaders import Share, StreamLoader, TrainLoader, collate_numbered, ignore_stop_signals
 from flm.data.order import EvaluationShare
 from flm.data.tokenizers import Tokenizer, TokenizerBuilder
-from flm.data.workers import ignore_stop_signals
 from flm.ranges import Count
 
 BatchSize = Annotated[int, Ge(1), Le(1 << 24)]

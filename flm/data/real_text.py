@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flm.data.blocks import TokenBlocks
+from flm.data.blocks import TokenBlocks, frame_of
 from flm.data.corpora.corpus import Corpus
-from flm.data.frames import frame_of
 from flm.data.shards import encode_documents
 from flm.data.tokenizers import Tokenizer
 

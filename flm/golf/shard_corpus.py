@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from flm.data.blocks import FrameName
 from flm.data.byte_table import ByteTable
 from flm.data.corpora.corpus import Corpus
-from flm.data.corpora.kinds import found_instead
+from flm.data.corpora.opened import found_instead
 from flm.data.documents import SPLITS, Split
-from flm.data.frames import FrameName
 from flm.data.tokenizers import Tokenizer
 from flm.golf.shard_files import HEADER_BYTES, ShardStream, token_count
 from flm.ranges import Existing, Text

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from flm.models.attention import attention, in_forward_mode, rotary_table, rotate
 from flm.models.causal import KeyValues, triangle_after
-from flm.models.layers import CellVectors, LayerNorm, Modulation, TimeEmbedding
-from flm.models.neighbours import Neighbours
+from flm.models.layers import CellVectors, LayerNorm, Modulation, Neighbours, TimeEmbedding
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, Scale, Width
 

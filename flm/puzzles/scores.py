@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flm.measures.estimate import Estimate
-from flm.measures.pass_at_k import mean_pass_at_k
+from flm.measures.estimate import Estimate, mean_pass_at_k
 from flm.puzzles.rules import Puzzle, Rules, Verdict
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from flm.data.corpora.download import REACH_SECONDS
 from flm.data.corpora.source_files import KINDS, files_below, files_of_split, reader_of, records
-from flm.data.permutation import Permutation
+from flm.data.order import Permutation
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
 from flm.qwen.examples import Example, ExampleReader, Unfit

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from flm.samplers.template import pieces_of
+from flm.samplers.canvas import pieces_of
 from flm.serving.answers import Answer, error_body, sent
 from flm.serving.bodies import Asked, Chat, Completion, Ended, Infill, parsed
 from flm.serving.engine import Engine

@@ -11,8 +11,7 @@ from rich.text import Text
 
 from flm.language_model import LanguageModel
 from flm.measures.film import FilmStrip, Frame, spelling
-from flm.samplers.canvas import Canvas
-from flm.samplers.template import pieces_of
+from flm.samplers.canvas import Canvas, pieces_of
 
 FRAMES = 48  # of one film at most
 HELP = (

@@ -7,7 +7,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from flm.samplers.template import CANVAS_KEYS
+from flm.samplers.canvas import CANVAS_KEYS
 
 # Running text: never read as anything else, but for null and nothing at all.
 _TEXT = re.compile(r"(\+{0,2}sampling\.(?:prompt|suffix|infill))=(.*)", re.DOTALL)

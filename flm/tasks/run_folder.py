@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from flm.atomic import write_text
+from flm.checkpoints.moved import current
 from flm.handed_in import read_json
 from flm.training.schedules import warm_up
 
@@ -125,8 +126,13 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, A
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in old:
             yield from differences(old[name], new.get(name, ABSENT), f"{key}.{name}" if key else str(name))
-    elif old != new and not (old is None and new is ABSENT):
+    elif _today(old) != _today(new) and not (old is None and new is ABSENT):
         yield key, old, new
+
+
+def _today(value: Any) -> Any:
+    """A class of an earlier version by its path of today."""
+    return current(value) if isinstance(value, str) else value
 
 
 def _within(key: str, groups: Sequence[str]) -> bool:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
-from flm.samplers.canvas import Canvas
+from flm.samplers.canvas import CANVAS_KEYS, Canvas, CanvasOptions, pieces_of
 from flm.samplers.options import sampler_for
-from flm.samplers.template import CANVAS_KEYS, CanvasOptions, pieces_of
 from flm.schema import made
 from flm.tasks.processes import Team
 from flm.tasks.run import write_lines

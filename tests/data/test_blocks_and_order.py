@@ -5,11 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from flm.data.blocks import TokenBlocks
+from flm.data.blocks import Frame, TokenBlocks, frame_of
 from flm.data.cache import TokenStream
-from flm.data.frames import Frame, frame_of
-from flm.data.order import EvaluationShare, ExampleOrder, ShareSampler
-from flm.data.permutation import Permutation
+from flm.data.order import EvaluationShare, ExampleOrder, Permutation, ShareSampler
 from flm.data.tokenizers import ByteTokenizer
 
 

@@ -16,8 +16,8 @@ import flm.data.cache as cache_module
 import flm.data.shard_processes as shard_processes
 import flm.data.shards as shards
 from flm.data.cache import open_cache
+from flm.data.corpora.detokenisers import Text8Normaliser
 from flm.data.corpora.text import TextCorpus
-from flm.data.corpora.text8 import Text8Normaliser
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer
 from flm.schema import check
 

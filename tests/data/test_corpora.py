@@ -5,12 +5,11 @@ from collections import Counter
 
 import pytest
 
+from flm.data.corpora.detokenisers import Text8Normaliser
 from flm.data.corpora.pairs import PairCorpus
-from flm.data.corpora.prose import is_prose, prose
-from flm.data.corpora.pydoc import PydocCorpus
+from flm.data.corpora.pydoc import PydocCorpus, is_prose, prose
 from flm.data.corpora.random_split import RandomSplitCorpus, pieces
 from flm.data.corpora.text import TextCorpus
-from flm.data.corpora.text8 import Text8Normaliser
 from flm.schema import check
 
 

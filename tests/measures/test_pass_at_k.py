@@ -2,7 +2,7 @@ from itertools import combinations
 
 import pytest
 
-from flm.measures.pass_at_k import mean_pass_at_k, pass_at_k
+from flm.measures.estimate import mean_pass_at_k, pass_at_k
 
 
 def test_against_every_draw():

@@ -3,7 +3,7 @@
 import torch
 
 from flm.models.attention import document_mask
-from flm.models.neighbours import Neighbours
+from flm.models.layers import Neighbours
 
 
 def test_it_is_a_convolution_with_a_residual():

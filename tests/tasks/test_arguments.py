@@ -3,7 +3,7 @@
 import pytest
 from running import config_of
 
-from flm.samplers.template import pieces_of
+from flm.samplers.canvas import pieces_of
 
 TEXTS = ["The ", " a, b", "x=[1]", "it's", "back\\slash\\", "\\'", 'say "no"', "${oc.env:HOME}", "ünïcode", "{a: 1}", "#"]
 TEXTS += ['"quoted"', "'quoted'", "\\${x}", "\\\\${x}", "a\\", "'", '"', "x\ny", "123", "true", "[1]", "a=b", "$x", "\\", "' '"]

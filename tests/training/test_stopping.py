@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from toy import ToyData, assert_identical, everything, make_module, make_trainer
 
-from flm.data.workers import ignore_stop_signals
+from flm.data.loaders import ignore_stop_signals
 from flm.schema import check
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.stopping import StopInTime, seconds_of

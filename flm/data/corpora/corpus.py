@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flm.data.blocks import TokenBlocks
+from flm.data.blocks import FrameName, TokenBlocks, frame_of
 from flm.data.cache import open_cache
 from flm.data.documents import SPLITS, Normaliser, Split
-from flm.data.frames import FrameName, frame_of
 from flm.data.loaders import Share, StreamLoader
 from flm.data.tokenizers import Tokenizer
 from flm.ranges import Count, Text
@@ -23,7 +22,7 @@ class Corpus:
 
     Args:
         normaliser: applied to each document; documents it leaves empty are dropped. None: text as it is.
-        wrap: how the documents are cut into blocks, a key of `flm.data.frames.FRAMES`.
+        wrap: how the documents are cut into blocks, a key of `flm.data.blocks.FRAMES`.
         cache_dir: folder that holds the tokenised documents; None: a temporary one, gone when the process ends.
         processes: how many tokenise a corpus of more than one shard; None: one per core this process may use.
 

@@ -2,10 +2,12 @@
 
 The rules follow what published likelihoods on these sets were measured with (the line of arXiv 2310.16834 and 2406.07524),
 in the same order, because a rule sees what those before it left. They only undo spacing; what a set replaced for good
-(PTB's N and <unk>) becomes a fixed stand-in.
+(PTB's N and <unk>) becomes a fixed stand-in. text8 is no detokeniser: it leaves 27 symbols (Mahoney, "About the test data",
+mattmahoney.net/dc/textdata).
 """
 
 import re
+import string
 from typing import Any
 
 Rule = tuple[re.Pattern[str], str]
@@ -108,3 +110,24 @@ class ScientificDetokeniser(Detokeniser):
 
     name = "scientific"
     rules = WikitextDetokeniser.rules + LM1BDetokeniser.rules
+
+
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_SPELLING = str.maketrans(
+    {
+        **{str(digit): f" {word} " for digit, word in enumerate(_DIGITS)},
+        # ASCII only: str.lower() would turn some other letters (the Kelvin sign) into a to z
+        **dict(zip(string.ascii_uppercase, string.ascii_lowercase, strict=True)),
+    }
+)
+_OTHER = re.compile("[^a-z]+")
+
+
+class Text8Normaliser:
+    """Lower case, digits spelled out one by one, every run of other characters one space; none at either end."""
+
+    def __call__(self, text: str) -> str:
+        return _OTHER.sub(" ", text.translate(_SPELLING)).strip()
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"normaliser": "text8", "version": 1}

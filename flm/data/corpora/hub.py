@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flm.data.blocks import FrameName
 from flm.data.corpora.corpus import Corpus
 from flm.data.corpora.download import Download, Unreachable
 from flm.data.corpora.source_files import (
@@ -18,7 +19,6 @@ from flm.data.corpora.source_files import (
     reader_of,
 )
 from flm.data.documents import Normaliser, Split
-from flm.data.frames import FrameName
 from flm.ranges import Count, Existing, Text
 
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flm.data.corpora.kinds import found_instead
-from flm.data.corpora.opened import decoded, lines, opened
+from flm.data.corpora.opened import decoded, found_instead, lines, opened
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 LINE_BYTES = 64 << 20

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from flm.data.blocks import FrameName
 from flm.data.corpora.corpus import Corpus
 from flm.data.documents import Normaliser, Split
-from flm.data.frames import FrameName
 from flm.ranges import Count, Index, OpenShare, Text
 
 PIECE_CHARACTERS = 2000  # at least

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from flm.data.blocks import FrameName
 from flm.data.corpora.json_lines import record_of, text_of
-from flm.data.corpora.kinds import found_instead
-from flm.data.corpora.opened import decoded, lines, opened, whole
+from flm.data.corpora.opened import decoded, found_instead, lines, opened, whole
 from flm.data.corpora.random_split import PIECE_CHARACTERS, RandomSplitCorpus, pieces
 from flm.data.corpora.tables import table_column
 from flm.data.documents import Normaliser, Split
-from flm.data.frames import FrameName
 from flm.ranges import Count, Existing, Index, OpenShare, Text
 
 
