@@ -32,7 +32,7 @@ def test_recorded_corpora_that_moved_are_built():
 
 
 def test_a_run_of_before_goes_on_under_the_config_of_today():
-    old, new = "flm.kl_flow.kl_flow.KLFlow", "flm.kl_flow.kl_flow.KLFlow"
+    old, new = "flm.algos.kl_flow.KLFlow", "flm.kl_flow.kl_flow.KLFlow"
     assert check_same_run({"algo": {"_target_": old}}, {"algo": {"_target_": new}}, (), "run") == []
     with pytest.raises(ValueError, match="algo._target_=flm.duo.duo.Duo"):
         check_same_run({"algo": {"_target_": old}}, {"algo": {"_target_": "flm.duo.duo.Duo"}}, (), "run")
