@@ -165,6 +165,7 @@ class Algorithm(nn.Module):
         validation_metric: name, with unit, of what `validation_loss` measures per token.
         validation_says: what its mean over the clock tells of -log p(text), for who reads a validation's table.
         bound_kind: what `bound` gives, "exact" (one draw says all) or the sort of upper bound; None: it has none.
+        scored_by: the mode that bounds what it can bound, where `bound_kind` is None; None: no mode does.
         whole_networks: whether the loss needs the parameters of its networks whole throughout, not only while a block is
             called, as transforms of torch.func do; asked by a strategy that splits parameters over processes.
         samplers: what generates, by its name as the option `solver`, the first by default; "" where there is one alone.
@@ -176,6 +177,7 @@ class Algorithm(nn.Module):
     validation_metric = "denoising_ce_nats"
     validation_says = "over noise levels: not a likelihood"
     bound_kind: str | None = None
+    scored_by: str | None = None
     averaged_weights: Mapping[str, Tensor] | None = None
     whole_networks = False
     samplers: Mapping[str, Callable[..., Sampler]] = {}

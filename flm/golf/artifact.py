@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig
 from rich.box import SIMPLE
@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 import flm
+from flm.algos.algorithm import Algorithm
 from flm.atomic import write_bytes
 from flm.checkpoints.description import Description, shareable
-from flm.golf import golf_eval
+from flm.golf import flow_lm_eval, golf_eval
 from flm.golf.packed import Packed, Rounding, has_zstandard, pack
 from flm.golf.quantise import Plan
 from flm.ranges import Count, Existing, Index, one_of
@@ -25,7 +26,11 @@ from flm.tasks.processes import check_alone
 from flm.tasks.run import Run
 
 FILE = "model.flmpack"
-EVALUATIONS = {"ppl_eval": ppl_eval.evaluate, "golf_eval": golf_eval.evaluate}
+EVALUATIONS = {
+    "ppl_eval": ppl_eval.evaluate,
+    "golf_eval": golf_eval.evaluate,
+    "flow_lm_eval": flow_lm_eval.evaluate,
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class ArtifactOptions:
     rounding: Rounding = "step"
     scale_floor: bool = False
     steps: Count | None = None
-    evaluation: Annotated[str, one_of(EVALUATIONS)] | None = "ppl_eval"
+    evaluation: Annotated[str, one_of(EVALUATIONS)] | Literal["auto"] | None = "auto"
 
 
 def artifact(config: DictConfig) -> dict[str, Any]:
@@ -92,9 +97,15 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     _print(console, result, packed)
     run.write_json("artifact.json", run.provenance(lm.source) | {"kind": "artifact", "artifact": result})
     if wanted.evaluation is not None:
+        chosen = _evaluation_of(lm.algorithm) if wanted.evaluation == "auto" else wanted.evaluation
         own = run.changed("eval", checkpoint_path=str(path), disable_ema=False)
-        result["evaluation"] = EVALUATIONS[wanted.evaluation](own)
+        result["evaluation"] = EVALUATIONS[chosen](own)
     return result
+
+
+def _evaluation_of(algorithm: Algorithm) -> str:
+    """What the track asks of a model: its exact likelihood from left to right where it has one, else a bound."""
+    return "golf_eval" if hasattr(algorithm, "predictions") else algorithm.scored_by or "ppl_eval"
 
 
 def code_bytes(paths: Sequence[str] | None) -> int:

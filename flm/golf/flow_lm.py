@@ -99,6 +99,7 @@ class FlowLM(Algorithm):
         self.self_condition, self._draw_times = self_condition, _TIMES[t_sampler]
         # the bound is on the target given the source: one on whole sequences only where nothing is given
         self.bound_kind = None if self.source_length else "variational upper bound"
+        self.scored_by = "flow_lm_eval" if self.source_length else None
 
     def target_weight(self, batch: Batch) -> Tensor:
         """(B, L): the batch's weight on what is to be generated, 0 on what is given."""

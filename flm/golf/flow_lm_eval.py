@@ -46,7 +46,11 @@ def flow_lm_eval(config: DictConfig) -> dict[str, Any]:
     The bound's end is chosen on eval.pilot_draws training blocks; every end is a valid bound by itself.
     """
     check_alone("flow_lm_eval")
-    run = Run(config)
+    return evaluate(Run(config))
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """The same, of a config in plain values."""
     wanted, evaluation = run.options(FlowLMEvalOptions, "flow_lm_eval"), run.options(EvalOptions, "eval")
     seed, held_out = run["seed"], HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     held_out.check_needed("flow_lm_eval")

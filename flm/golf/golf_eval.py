@@ -60,7 +60,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     if not hasattr(lm.algorithm, "predictions"):
         raise ValueError(
             f"{lm.source.path}: {type(lm.algorithm).__name__} does not read from left to right, which mode=golf_eval needs: "
-            "take mode=ppl_eval"
+            f"take mode={lm.algorithm.scored_by or 'ppl_eval'}"
         )
     window, batch = wanted.window or lm.length, run["loader"]["eval_batch_size"]
     chunk = wanted.chunk_tokens or 16 * window

@@ -46,7 +46,9 @@ def evaluate(run: Run) -> dict[str, Any]:
     lm, console = load_model(wanted, Machine.of(run["trainer"], run["model"])), Console()
     if lm.algorithm.bound_kind is None:
         name = type(lm.algorithm).__name__
-        raise ValueError(f"{lm.source.path}: {name} has no likelihood bound, which mode=ppl_eval needs")
+        other = lm.algorithm.scored_by
+        advice = "" if other is None else f": take mode={other}"
+        raise ValueError(f"{lm.source.path}: {name} has no likelihood bound of whole texts, which mode=ppl_eval needs{advice}")
     sources = {FIRST: held_out.data(lm)}
     sources |= {name: held_out.data_of(corpus_of(node, "eval.corpora"), lm) for name, node in others.items()}
     pilot = _training_blocks(sources[FIRST], wanted.pilot_draws, run["loader"]["eval_batch_size"])

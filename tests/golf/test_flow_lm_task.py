@@ -2,9 +2,13 @@
 
 import json
 
+import pytest
 from running import config_of, tiny, write_corpus
 
+from flm.golf.artifact import artifact
 from flm.golf.flow_lm_eval import flow_lm_eval
+from flm.golf.golf_eval import golf_eval
+from flm.tasks.ppl_eval import ppl_eval
 from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train
 
@@ -36,6 +40,23 @@ def test_train_evaluate_and_sample(tmp_path):
     assert curve["tokens"] == 4 * 16  # the second halves
     assert curve["tokens"] - 4 <= curve["bytes"] <= curve["tokens"]  # characters of one byte, and a few ends
     assert [row["t1"] for row in result["bound"]] == [0.1, 0.2, 0.3, 0.5, 0.9] and result["chosen_t1"] in (0.1, 0.2, 0.3)
+    packing = [
+        "mode=artifact",
+        path,
+        *few,
+        "flow_lm_eval.ends=[0.3]",
+        "artifact.kept_elements=100",
+        f"data.cache_dir={tmp_path}/data",
+    ]
+    packed = artifact(config_of(tmp_path / "packed", *packing))  # the evaluation that fits is found
+    again = json.loads((tmp_path / "packed" / "flow_lm_eval.json").read_text())
+    assert packed["evaluation"] == again["flow_lm_eval"] and again["checkpoint"]["path"] == packed["path"]
+    (bound,) = packed["evaluation"]["bound"]
+    assert bound["nats_per_token"] == pytest.approx(result["bound"][2]["nats_per_token"], rel=0.05)  # 5.4 bits a weight
+    assert bound["nats_per_token"] != result["bound"][2]["nats_per_token"]
+    for mode in (ppl_eval, golf_eval):
+        with pytest.raises(ValueError, match="take mode=flow_lm_eval"):
+            mode(config_of(tmp_path / "no", f"mode={mode.__name__}", path, f"data.cache_dir={tmp_path}/data"))
     assert curve["zero_velocity_denoising_ce_bpb"] > 0 and curve["ce_nats_per_token"][-1] < 1e-3
     sampling = ["sampling.steps=[1,3]", "sampling.solver=zigzag", "sampling.prompt=the cat sees", "loader.eval_batch_size=4"]
     sample_eval(config_of(tmp_path / "sample", "mode=sample_eval", path, *sampling, f"data.cache_dir={tmp_path}/data"))
