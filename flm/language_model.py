@@ -20,7 +20,7 @@ from flm.checkpoints.load import load_algorithm
 from flm.checkpoints.model_file import ModelSource, generation_defaults
 from flm.data.tokenizers import Tokenizer
 from flm.draws import Draws, mix_seed
-from flm.likelihood.held_out import Likelihood, NegativeLogLikelihood, drawn_bounds, likelihood
+from flm.likelihood.held_out import Likelihood, NegativeLogLikelihood, Sharing, drawn_bounds, likelihood
 from flm.precision import autocast, device_named
 from flm.ranges import Count, Index, Seed
 from flm.samplers.canvas import Canvas, pieces_of
@@ -192,6 +192,7 @@ class LanguageModel:
         seed: int = 0,
         bound: dict[str, Any] | None = None,
         on_draw: Callable[[], None] | None = None,
+        sharing: Sharing | None = None,
     ) -> Likelihood:
         """Nats per token of many blocks, exactly or bounded.
 
@@ -201,8 +202,9 @@ class LanguageModel:
             seed: of the draws.
             bound: options of the algorithm's bound, where it has several.
             on_draw: called after each evaluation of one batch.
+            sharing: processes that share the batches out.
         """
-        return likelihood(self._bounded("likelihood"), batches, draws, seed, bound, on_draw)
+        return likelihood(self._bounded("likelihood"), batches, draws, seed, bound, on_draw, sharing)
 
     def bound_variants(self, training: Iterable[Batch], seed: Seed = 0, **options: Any) -> dict[str, BoundVariant]:
         """The bounds that can be reported, by name; what they leave free is chosen on training blocks, if there are any.

@@ -1,7 +1,6 @@
 """What an algorithm is: a training loss, and a denoiser that samplers may ask.
 
 An algorithm is one file. It knows nothing of Lightning, Hydra or files; `training.Module` trains it, `tasks` build it
-from flm.ranges import CalledWith
 from a config. B batch, L length, V vocabulary.
 """
 
@@ -33,12 +32,14 @@ class Batch:
         documents: (B, L) int64, positions of a row that belong together, -1 on padding; attention crosses no boundary.
             None: every row is one whole document.
         numbers: (B,) int64, which example of its split each sequence is, for who draws noise for it. None: nobody says.
+        padding: (B, L) bool, targets that only fill a row up: the model is to write them, and they are no text. None: none.
     """
 
     tokens: Tensor
     weight: Tensor
     documents: Tensor | None = None
     numbers: Tensor | None = None
+    padding: Tensor | None = None
 
     @property
     def given(self) -> Tensor:
@@ -48,9 +49,14 @@ class Batch:
 
     @property
     def scored(self) -> Tensor:
-        """(B, L) bool, what a likelihood is of: tokens that count. What is given conditions them; padding is not there."""
+        """(B, L) bool, what a likelihood is of. What is given conditions it; padding without weight is not there."""
         scored = self.weight > 0
         return scored if self.documents is None else scored & (self.documents >= 0)
+
+    @property
+    def counted(self) -> Tensor:
+        """(B, L) bool, what nats are divided by: scored tokens of the text."""
+        return self.scored if self.padding is None else self.scored & ~self.padding
 
     def rows(self, index: Tensor, counted: Tensor | None = None) -> "Batch":
         """Some of its sequences, as index (n,) says; where counted (n,) is 0, without weight."""

@@ -19,7 +19,7 @@ from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of
 from flm.tasks.held_out import HeldOut
 from flm.tasks.machine import Machine
 from flm.tasks.model import load_model
-from flm.tasks.processes import check_alone
+from flm.tasks.processes import Team, team_of
 from flm.tasks.run import Run, write_lines
 from flm.tasks.samples import Request
 
@@ -38,9 +38,15 @@ def conditional_eval(config: DictConfig) -> dict[str, Any]:
     """Writes run_dir/responses-<steps>.jsonl and conditional_eval.json; prints a few responses and a table.
 
     Prompts that leave no room for the reference response in model.length are left out, as they are in training, and counted.
+    Of several processes each writes its share of the responses; the first one does all else, and the others return nothing.
     """
-    check_alone("conditional_eval")
     run = Run(config)
+    with team_of(Machine.of(run["trainer"], run["model"]).device) as team:
+        return evaluate(run, team)
+
+
+def evaluate(run: Run, team: Team) -> dict[str, Any]:
+    """The same, of a config in plain values."""
     wanted, evaluation = run.options(ConditionalEvalOptions, "conditional_eval"), run.options(EvalOptions, "eval")
     held_out = HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     request = Request.of(run["sampling"], run["loader"]["eval_batch_size"], run["seed"])
@@ -52,7 +58,7 @@ def conditional_eval(config: DictConfig) -> dict[str, Any]:
     check_hole_is_bounded(padding, wanted.new_tokens, "conditional_eval.new_tokens")
     corpus = held_out.corpus(lm)
     asked, left_out = requests_of(corpus, lm, wanted.limit, wanted.new_tokens)
-    writer, console = Writer(lm, request.batch_size, request.seed, padding), Console()
+    writer, console = Writer(lm, request.batch_size, request.seed, padding, team), Console(quiet=not team.is_first)
     results = run.about("conditional_eval", lm) | {
         "options": lm.options,
         "source": corpus.describe(),
@@ -65,6 +71,8 @@ def conditional_eval(config: DictConfig) -> dict[str, Any]:
         )
     for steps in writer.steps(request.steps):
         written = writer([one.pieces for one in asked], wanted.samples, steps)
+        if not team.is_first:
+            continue
         responses = [[texts[0] for texts in given] for given in written]
         lines = [
             {"prompt": one.prompt, "reference": one.reference, "responses": given}
@@ -77,6 +85,8 @@ def conditional_eval(config: DictConfig) -> dict[str, Any]:
         console.rule(f"{steps} step{'s' * (steps > 1)}")
         for line in lines[:3]:
             console.print(escape(f"{line['prompt']}{line['responses'][0]}\n  reference: {line['reference']}\n"), soft_wrap=True)
+    if not team.is_first:
+        return {}
     run.write_json("conditional_eval.json", results)
     console.print(table_of(results))
     console.print(f"responses and results: {run.folder}")

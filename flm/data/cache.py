@@ -99,6 +99,10 @@ class TokenCache:
             raise ValueError(f"data: this corpus has no {split} split, only {', '.join(self._streams)}")
         return self._streams[split]
 
+    def documents(self, split: Split) -> int:
+        """How many there are."""
+        return self.manifest["splits"][split]["documents"]
+
     def bytes_per_token(self, split: Split) -> float:
         """UTF-8 bytes of the documents over tokens of the stream (EOS tokens count, and stand for no byte)."""
         counts = self.manifest["splits"][split]

@@ -2,7 +2,8 @@
 
 A row holds prompt, response, one EOS, and EOS up to L. A token that is given has weight 0, one that is to be written weight 1.
 Padding is either a target too, which teaches a model that writes all positions at once how long a response is, or belongs to
-no document (-1), so that nothing attends to it and nothing is learned there.
+no document (-1), so that nothing attends to it and nothing is learned there. In either case it is no text: nats are not divided
+by it.
 """
 
 import random
@@ -18,11 +19,12 @@ from flm.ranges import Count
 
 
 class Row(NamedTuple):
-    """Tokens (L,) int64, weight (L,) float, documents (L,) int64 or None; see `flm.algos.algorithm.Batch`."""
+    """Tokens (L,) int64, weight (L,) float, documents (L,) int64 and padding (L,) bool or None, as of a `Batch`."""
 
     tokens: Tensor
     weight: Tensor
     documents: Tensor | None = None
+    padding: Tensor | None = None
 
 
 Padding = Literal["target", "excluded"]
@@ -66,23 +68,27 @@ class Layout:
         """One row of a pair that fits; `rng` decides what chance has to."""
         tokens: list[int] = []
         weight: list[float] = []
+        padding: list[bool] = []
         for piece in self.pieces(prompt, response, tokenizer, variant, rng):
             tokens += piece.tokens
             weight += [float(piece.target)] * len(piece.tokens)
+            padding += [piece.padding] * len(piece.tokens)
         size, missing = len(tokens), length - len(tokens)
         is_target = self.padding == "target"
         tokens += [tokenizer.eos_id] * missing
         weight += [float(is_target)] * missing
+        padding += [is_target] * missing
         documents = None if is_target else torch.tensor([0] * size + [-1] * missing)
-        return Row(torch.tensor(tokens), torch.tensor(weight), documents)
+        return Row(torch.tensor(tokens), torch.tensor(weight), documents, torch.tensor(padding) if any(padding) else None)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens in a row, given or to be written."""
+    """Tokens in a row, given or to be written; padding only fills a place up."""
 
     tokens: list[int]
     target: bool
+    padding: bool = False
 
 
 class ResponseLayout(Layout):
@@ -194,9 +200,9 @@ class LineLayout(Layout):
         out = [Piece(list(prompt), False)]
         for index, line in enumerate(lines):
             ids = tokenizer.encode(line)
-            if index in hidden:
-                ids = ids + [tokenizer.eos_id] * (self.line_length - len(ids))
             out += [Piece(line_break if index else [], False), Piece(ids, index in hidden)]
+            if index in hidden:
+                out.append(Piece([tokenizer.eos_id] * (self.line_length - len(ids)), True, padding=True))
         return [*out, Piece([tokenizer.eos_id], False)]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flm.algos.algorithm import Batch
@@ -100,11 +101,21 @@ class StreamLoader(Protocol):
 
 
 def collate(rows: list[Row]) -> Batch:
-    tokens, weight, documents = zip(*rows, strict=True)
-    if all(row is None for row in documents):
-        return Batch(torch.stack(tokens), torch.stack(weight))
-    whole = [torch.zeros_like(ids) if row is None else row for ids, row in zip(tokens, documents, strict=True)]
-    return Batch(torch.stack(tokens), torch.stack(weight), torch.stack(whole))
+    tokens, weight, documents, padding = zip(*rows, strict=True)
+
+    def stacked(parts: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor | None:
+        """None where no row has any; a row without has zeros."""
+        if all(part is None for part in parts):
+            return None
+        none = torch.zeros(tokens[0].shape, dtype=dtype)
+        return torch.stack([none if part is None else part for part in parts])
+
+    return Batch(
+        torch.stack(tokens),
+        torch.stack(weight),
+        stacked(documents, torch.long),
+        padding=stacked(padding, torch.bool),
+    )
 
 
 def collate_numbered(items: list[tuple[Row, float, int]]) -> Batch:

@@ -2,13 +2,13 @@
 
 import logging
 import random
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flm.data.cache import TokenCache
 from flm.data.documents import Split
 from flm.data.layouts import Layout, Row
 from flm.data.tokenizers import Tokenizer
@@ -19,13 +19,21 @@ _COUNTED = 20_000  # rows, evenly spaced, that token counts are taken from
 log = logging.getLogger(__name__)
 
 
+class PairCache(Protocol):
+    """What a `TokenCache` has of pairs."""
+
+    def tokens(self, split: Split) -> Any: ...
+
+    def documents(self, split: Split) -> int: ...
+
+
 class PairRows(Dataset[Tensor]):
     """Rows (L,) int64 of the pairs of a split that fit; each pair makes `layout.variants` rows.
 
     What chance decides in a row follows from the seed and the row's number alone.
 
     Args:
-        cache: of a corpus whose documents are prompt, response, prompt, response, ...
+        cache: `tokens` and `documents` of a corpus whose documents are prompt, response, prompt, response, ...
         documents: per pair: 2, or 1 where there are only responses.
 
     Raises:
@@ -34,7 +42,7 @@ class PairRows(Dataset[Tensor]):
 
     def __init__(
         self,
-        cache: TokenCache,
+        cache: "PairCache",
         split: Split,
         layout: Layout,
         tokenizer: Tokenizer,
@@ -45,7 +53,7 @@ class PairRows(Dataset[Tensor]):
         self.stream, self.layout, self.tokenizer, self.length = cache.tokens(split), layout, tokenizer, length
         self.seed, self.payload, self._documents = seed, length, documents
         self._ends = self._find_ends()
-        if len(self._ends) != cache.manifest["splits"][split]["documents"]:
+        if len(self._ends) != cache.documents(split):
             raise ValueError(
                 f"data: a text of the {split} split spells {tokenizer.token(tokenizer.eos_id)!r}, the end of a document"
             )
@@ -61,6 +69,11 @@ class PairRows(Dataset[Tensor]):
                 split,
                 length,
             )
+
+    @property
+    def variants(self) -> int:
+        """Rows of each pair, one after the other."""
+        return self.layout.variants
 
     def __len__(self) -> int:
         return len(self._kept) * self.layout.variants

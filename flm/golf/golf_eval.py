@@ -26,7 +26,7 @@ from flm.tasks.eval_options import EvalOptions
 from flm.tasks.held_out import HeldOut
 from flm.tasks.machine import Machine
 from flm.tasks.model import load_model
-from flm.tasks.processes import check_alone
+from flm.tasks.processes import ALONE, Team, team_of
 from flm.tasks.run import Run
 
 BLOCKS, SLIDING, TRAINED = METHODS = ("blocks", "sliding", "test_time_training")
@@ -45,13 +45,18 @@ class GolfEvalOptions:
 
 
 def golf_eval(config: DictConfig) -> dict[str, Any]:
-    """Scores the held-out text of the corpus eval.real_data names. Writes run_dir/golf_eval.json and prints a table."""
-    check_alone("golf_eval")
-    return evaluate(Run(config))
+    """Scores the held-out text of the corpus eval.real_data names. Writes run_dir/golf_eval.json and prints a table.
+
+    Of several processes each scores its share of the chunks; the numbers are those of one. What trains on scored text goes from
+    chunk to chunk, in the first one alone, which also writes.
+    """
+    run = Run(config)
+    with team_of(Machine.of(run["trainer"], run["model"]).device) as team:
+        return evaluate(run, team)
 
 
-def evaluate(run: Run) -> dict[str, Any]:
-    """The same, of a config in plain values."""
+def evaluate(run: Run, team: Team = ALONE) -> dict[str, Any]:
+    """The same, of a config in plain values; empty in all processes but the first."""
     wanted, evaluation = run.options(GolfEvalOptions, "golf_eval"), run.options(EvalOptions, "eval")
     held_out = HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     held_out.check_needed("golf_eval")
@@ -70,21 +75,27 @@ def evaluate(run: Run) -> dict[str, Any]:
         if method in wanted.methods
     }
     table, data = ByteTable.of(lm.tokenizer), held_out.data(lm)
+    if data.corpus.conditional:
+        raise ValueError(
+            f"mode=golf_eval scores all of a text, and of {data.corpus.describe()} a part is given: take mode=ppl_eval"
+        )
     text = _text(data, wanted.max_tokens)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     rows = {}
-    with Progress(*columns, transient=True) as progress, lm.autocast():
+    with Progress(*columns, transient=True, disable=not team.is_first) as progress, lm.autocast():
         for method, reading in readings.items():
-            bar = progress.add_task(method, total=reading.num_chunks(len(text) - 1))
+            chunks = reading.num_chunks(len(text) - 1)
+            bar = progress.add_task(method, total=chunks if method == TRAINED else len(team.share(chunks)))
 
             def after(chunk: Any, bar: Any = bar) -> None:
                 progress.advance(bar)
 
-            if method == TRAINED:
-                tally = score_then_train(lm.algorithm, text, reading, settings, table, after)
-            else:
-                tally = score(lm.algorithm, text, reading, table, after)
-            rows[method] = _row(tally, reading)
+            if method != TRAINED:
+                rows[method] = _row(score(lm.algorithm, text, reading, table, after, team), reading)
+            elif team.is_first:
+                rows[method] = _row(score_then_train(lm.algorithm, text, reading, settings, table, after), reading)
+    if not team.is_first:
+        return {}
     result, console = {"corpus": data.corpus.describe(), "methods": rows}, Console()
     path = run.write_json("golf_eval.json", run.about("golf_eval", lm) | {"golf_eval": result})
     _print(console, rows)

@@ -5,7 +5,7 @@ train on held-out text is handed nothing else, so that no score can depend on wh
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Protocol
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flm.golf.sliding_window import Window, windows
 from flm.likelihood.bits_per_byte import ByteTable, ByteTally
+from flm.likelihood.held_out import Sharing
 from flm.posterior import TokenPosterior
 
 
@@ -76,11 +77,14 @@ class ScoredChunk:
     nats: Tensor
 
 
-def scored_chunks(model: NextTokenModel, text: Tensor, reading: Reading) -> Iterator[ScoredChunk]:
+def scored_chunks(
+    model: NextTokenModel, text: Tensor, reading: Reading, wanted: Container[int] | None = None
+) -> Iterator[ScoredChunk]:
     """Scores the chunks of a text one after the other, each when it is asked for.
 
     Args:
         text: (N + 1,) token ids on any device, N >= 1; the first is given, and the others are the targets.
+        wanted: numbers of the chunks to score; None: all.
 
     Raises:
         ValueError: the text has no target.
@@ -90,6 +94,8 @@ def scored_chunks(model: NextTokenModel, text: Tensor, reading: Reading) -> Iter
         raise ValueError("the held-out text has no token to score")
     ahead = windows(total, reading.window, reading.stride)
     for index, group in groupby(ahead, key=lambda window: window.scored_from // reading.chunk):
+        if wanted is not None and index not in wanted:
+            continue
         nats = [part for batch in _batches(group, reading.batch) for part in _nats(model, text, batch)]
         start = index * reading.chunk
         end = min(start + reading.chunk, total)
@@ -119,15 +125,23 @@ def score(
     reading: Reading,
     table: ByteTable,
     after: Callable[[ScoredChunk], None] | None = None,
+    sharing: Sharing | None = None,
 ) -> ByteTally:
     """Nats, tokens and bytes of all targets.
 
     Args:
         after: called with each chunk once it has been counted and before the next is scored.
+        sharing: processes that share the chunks out; each has the sums of all.
     """
-    tally = ByteTally(table)
-    for chunk in scored_chunks(model, text, reading):
+    wanted = None if sharing is None else sharing.share(reading.num_chunks(len(text) - 1))
+    sums = []
+    for chunk in scored_chunks(model, text, reading, wanted):
+        tally = ByteTally(table)
         tally.add(chunk.nats, chunk.targets, chunk.previous)
+        sums.append(tally.sums)
         if after is not None:
             after(chunk)
-    return tally
+    whole = ByteTally(table)
+    for part in sums if sharing is None else sharing.all_of(sums):
+        whole.sums += part
+    return whole

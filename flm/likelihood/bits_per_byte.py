@@ -54,13 +54,32 @@ def utf8_bytes(texts: Iterable[str]) -> int:
 
 
 def scored_texts(batch: Batch, tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of each run of scored tokens in the rows of a batch; ends and other special tokens stand for no text."""
-    for row, scored in zip(batch.tokens.tolist(), batch.scored.tolist(), strict=True):
+    """The text of each run of scored tokens in the rows of a batch; ends and other special tokens stand for no text.
+
+    A run that begins or ends inside a character has a replacement character there.
+    """
+    for before, run in _runs(batch):
+        yield tokenizer.text_after(before[-_CONTEXT:], run, skip_special=True)
+
+
+def scored_bytes(batches: Iterable[Batch], tokenizer: Tokenizer) -> int:
+    """UTF-8 bytes that scored tokens stand for: token by token where the tokenizer says them, else of the runs' text."""
+    try:
+        table = ByteTable.of(tokenizer)
+    except ValueError:
+        return sum(utf8_bytes(scored_texts(batch, tokenizer)) for batch in batches)
+    runs = (run for batch in batches for run in _runs(batch))
+    return sum(table.of_text(torch.tensor(run), before[-1] if before else tokenizer.bos_id) for before, run in runs)
+
+
+def _runs(batch: Batch) -> Iterator[tuple[list[int], list[int]]]:
+    """What stands before each run of scored tokens in its row, and the run."""
+    for row, counted in zip(batch.tokens.tolist(), batch.counted.tolist(), strict=True):
         start = 0
-        for counts, run in groupby(scored):
+        for counts, run in groupby(counted):
             end = start + len(list(run))
             if counts:
-                yield tokenizer.text_after(row[max(0, start - _CONTEXT) : start], row[start:end], skip_special=True)
+                yield row[:start], row[start:end]
             start = end
 
 

@@ -2,9 +2,9 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class NegativeLogLikelihood:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Nats per scored token of N sequences.
+    """Nats per scored token of N sequences. Padding that is a target is scored with them, and is none of them.
 
     Attributes:
         nats_per_token: all nats over all scored tokens; its error, over sequences, says how far other text might differ.
@@ -91,12 +91,24 @@ class DrawnBound:
     Attributes:
         nats: (B, num_draws) float64 on the CPU, of each sequence's scored tokens together.
         parts: by part of the bound, the sum over the batch of the mean over draws, and how many draws fell there.
-        num_tokens: scored ones of the batch.
+        num_tokens: scored ones of the batch, padding left out.
     """
 
     nats: Tensor
     parts: dict[str, tuple[float, int]]
     num_tokens: int
+
+
+class Sharing(Protocol):
+    """Processes among which batches are shared out; `flm.tasks.processes.Team` is one."""
+
+    def share(self, count: int) -> range:
+        """Which of `count` pieces of work are this process's."""
+        ...
+
+    def all_of(self, mine: list[Any]) -> list[Any]:
+        """The results of all pieces in order, of which this process gives those of its share."""
+        ...
 
 
 @torch.no_grad()
@@ -107,15 +119,19 @@ def drawn_bounds(
     seed: int,
     options: Mapping[str, Any] | None = None,
     on_draw: Callable[[], None] | None = None,
+    wanted: Container[int] | None = None,
 ) -> Iterator[DrawnBound]:
     """`algorithm.bound` of batch after batch; draw d of batch b is draw b * num_draws + d of the seed.
 
     Args:
         options: keyword arguments of `bound`.
         on_draw: called after each evaluation of one batch.
+        wanted: numbers of the batches to do; None: all.
     """
     device = next(algorithm.parameters(), torch.empty(0)).device
     for index, batch in enumerate(batches):
+        if wanted is not None and index not in wanted:
+            continue
         batch = batch.to(device)
         columns, sums, fallen = [], defaultdict[str, float](float), defaultdict[str, int](int)
         for draw in range(num_draws):
@@ -128,7 +144,7 @@ def drawn_bounds(
             if on_draw is not None:
                 on_draw()
         parts = {name: (value, fallen[name]) for name, value in sums.items()}
-        yield DrawnBound(torch.stack(columns, 1), parts, int(batch.scored.sum()))
+        yield DrawnBound(torch.stack(columns, 1), parts, int(batch.counted.sum()))
 
 
 def likelihood(
@@ -138,11 +154,18 @@ def likelihood(
     seed: int,
     options: Mapping[str, Any] | None = None,
     on_draw: Callable[[], None] | None = None,
+    sharing: Sharing | None = None,
 ) -> Likelihood:
-    """Mean of `drawn_bounds` over all sequences of the batches; an exact one is asked once."""
+    """Mean of `drawn_bounds` over all sequences of the batches; an exact one is asked once.
+
+    Args:
+        sharing: each process does its share of the batches, which then have to be a sized collection, and all have the whole.
+    """
     num_draws = 1 if algorithm.bound_kind == "exact" else draws_per_example
     nats, parts, fallen, num_tokens = [], defaultdict[str, float](float), defaultdict[str, int](int), 0
-    for drawn in drawn_bounds(algorithm, batches, num_draws, seed, options, on_draw):
+    mine = None if sharing is None else sharing.share(len(batches))  # type: ignore[arg-type]
+    found = drawn_bounds(algorithm, batches, num_draws, seed, options, on_draw, mine)
+    for drawn in found if sharing is None else sharing.all_of(list(found)):
         nats.append(drawn.nats)
         num_tokens += drawn.num_tokens
         for name, (value, count) in drawn.parts.items():

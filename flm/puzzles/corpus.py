@@ -44,6 +44,7 @@ class PuzzleCorpus(Corpus):
         columns: symbols in a line of a board, for who shows one; None: all are one line.
     """
 
+    conditional = True
     rules: Rules
     columns: int | None = None
 
@@ -219,6 +220,7 @@ class PuzzleRows(Dataset[Tensor]):
         self.puzzles, self.request, self.tokenizer = puzzles, request, tokenizer
         self.length = self.payload = length
         self.masks, self.seed = masks, seed
+        self.variants = max(1, masks)
         request(puzzles[0], tokenizer, length)  # what does not fit is said now
 
     def __len__(self) -> int:

@@ -47,7 +47,7 @@ class MixtureCorpus(Corpus):
         ValueError: arguments are not those of a source; on use, there is none. See also `Source`.
     """
 
-    streamed = True
+    streamed = conditional = True
 
     def __init__(
         self,

@@ -17,12 +17,13 @@ from flm.data.loaders import collate
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
-from flm.likelihood.bits_per_byte import scored_texts, utf8_bytes
+from flm.likelihood.bits_per_byte import scored_bytes, scored_texts, utf8_bytes
+from flm.likelihood.held_out import Likelihood
 from flm.tasks.eval_options import EvalOptions
 from flm.tasks.held_out import HeldOut, corpus_of
 from flm.tasks.machine import Machine
 from flm.tasks.model import load_model
-from flm.tasks.processes import check_alone
+from flm.tasks.processes import ALONE, Team, team_of
 from flm.tasks.run import Run
 
 FIRST = "data"  # what the corpus of eval.real_data is called among eval.corpora
@@ -31,14 +32,16 @@ FIRST = "data"  # what the corpus of eval.real_data is called among eval.corpora
 def ppl_eval(config: DictConfig) -> dict[str, Any]:
     """Scores the held-out text of the corpus eval.real_data names and of each of eval.corpora.
 
-    Writes run_dir/likelihood.json and prints a table.
+    Writes run_dir/likelihood.json and prints a table. Of several processes each takes its share of the batches; the numbers are
+    those of one, and the first one writes them.
     """
-    check_alone("ppl_eval")
-    return evaluate(Run(config))
+    run = Run(config)
+    with team_of(Machine.of(run["trainer"], run["model"]).device) as team:
+        return evaluate(run, team)
 
 
-def evaluate(run: Run) -> dict[str, Any]:
-    """The same, of a config in plain values."""
+def evaluate(run: Run, team: Team = ALONE) -> dict[str, Any]:
+    """The same, of a config in plain values; empty in all processes but the first."""
     wanted = run.options(EvalOptions, "eval")
     held_out = HeldOut.of(wanted, run["data"], run["loader"], run["seed"])
     held_out.check_needed("ppl_eval")
@@ -53,9 +56,12 @@ def evaluate(run: Run) -> dict[str, Any]:
     sources |= {name: held_out.data_of(corpus_of(node, "eval.corpora"), lm) for name, node in others.items()}
     pilot = _training_blocks(sources[FIRST], wanted.pilot_draws, run["loader"]["eval_batch_size"])
     options = {key: getattr(wanted, key) for key in ("exact_evidence", "evidence_share")}
-    variants = lm.bound_variants(pilot, run["seed"], **options)
+    variants = team.from_first(lm.bound_variants(pilot, run["seed"], **options))
     draws, seed = wanted.draws_per_example, run["seed"]
-    corpora = {name: _score(name, data, lm, variants, draws, seed) for name, data in sources.items()}
+    values = {name: _score(name, data, lm, variants, draws, seed, team) for name, data in sources.items()}
+    if not team.is_first:
+        return {}
+    corpora = {name: _in_units(data, lm, values[name]) for name, data in sources.items()}
     recorded = _without_cache(lm.config.get("data"))
     same = None if recorded is None else recorded == _without_cache(run["data"])
     corpora[FIRST]["trained_on"] = True if held_out.which == "recorded" else same
@@ -98,16 +104,22 @@ def _lowest(variants: dict[str, BoundVariant]) -> str | None:
 
 
 def _score(
-    name: str, data: TextDataModule, lm: LanguageModel, variants: dict[str, BoundVariant], draws: int, seed: int
-) -> dict[str, Any]:
+    name: str, data: TextDataModule, lm: LanguageModel, variants: dict[str, BoundVariant], draws: int, seed: int, team: Team
+) -> dict[str, Likelihood]:
+    """By name of the bound."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     values = {}
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, transient=True, disable=not team.is_first) as progress:
         for variant, settings in variants.items():
             loader = data.valid_loader()
             rounds = 1 if lm.algorithm.bound_kind == "exact" else draws
-            bar = progress.add_task(f"{name}: {variant}", total=len(loader) * rounds)
-            values[variant] = lm.likelihood(loader, draws, seed, settings.options, partial(progress.advance, bar))
+            bar = progress.add_task(f"{name}: {variant}", total=len(team.share(len(loader))) * rounds)
+            values[variant] = lm.likelihood(loader, draws, seed, settings.options, partial(progress.advance, bar), team)
+    return values
+
+
+def _in_units(data: TextDataModule, lm: LanguageModel, values: dict[str, Likelihood]) -> dict[str, Any]:
+    """For the result file: the text, and each bound in the units people compare."""
     num_tokens = next(iter(values.values())).num_tokens
     num_bytes, num_characters = _scored_size(data, lm.tokenizer, num_tokens)
     return {
@@ -124,13 +136,16 @@ def _scored_size(data: TextDataModule, tokenizer: Tokenizer, num_tokens: int) ->
     """UTF-8 bytes and characters of what was scored.
 
     Blocks cut anywhere out of a text have those of the documents in proportion, with what the tokenizer cannot spell.
-    Rows of which only a part is scored, answers to prompts for one, are decoded and counted.
+    Rows of which only a part is scored, answers to prompts for one, are counted token by token.
     """
-    if all(bool(batch.scored.all()) for batch in data.valid_loader()):
+    if all(bool(batch.counted.all()) for batch in data.valid_loader()):
         estimated = data.bytes_per_token() * num_tokens
         return estimated, estimated * _characters_per_byte(data)
+    num_bytes = scored_bytes(data.valid_loader(), tokenizer)
     texts = [text for batch in data.valid_loader() for text in scored_texts(batch, tokenizer)]
-    return utf8_bytes(texts), sum(map(len, texts))
+    if any("\ufffd" in text for text in texts):  # cut inside characters, which then are counted in proportion
+        return num_bytes, num_bytes * _characters_per_byte(data)
+    return num_bytes, sum(map(len, texts))
 
 
 def _characters_per_byte(data: TextDataModule) -> float:
@@ -149,8 +164,8 @@ def _unknown_share(data: TextDataModule, tokenizer: Tokenizer) -> float:
         return 0.0
     lost = scored = 0
     for batch in data.valid_loader():
-        lost += int((batch.scored & (batch.tokens == unknown)).sum())
-        scored += int(batch.scored.sum())
+        lost += int((batch.counted & (batch.tokens == unknown)).sum())
+        scored += int(batch.counted.sum())
     return lost / scored
 
 

@@ -1,4 +1,4 @@
-"""Several processes of one evaluation, one a device, as torchrun starts them: all generate, the first one does the rest."""
+"""Several processes of one evaluation, one a device, as torchrun starts them: networks run in all, the first does the rest."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -47,11 +47,18 @@ class Team:
             whole[rank :: self.size] = part
         return whole
 
+    def from_first(self, value: Any) -> Any:
+        """What the first process has, in all of them; it is pickled, so tensors in it should lie on the CPU."""
+        return self.all_of([value])[0]
+
     def add_up(self, *tensors: Tensor) -> None:
         """Adds CPU tensors up over all processes, in place; only the first process may read them afterwards."""
         if self.group is not None:
             for tensor in tensors:
                 torch.distributed.reduce(tensor, 0, group=self.group)
+
+
+ALONE = Team()
 
 
 def check_alone(mode: str) -> None:

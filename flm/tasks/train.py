@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flm.checkpoints.load import read_checkpoint
 from flm.data.module import TextDataModule
+from flm.data.real_text import one_row_each
 from flm.handed_in import read_json
 from flm.ranges import Text
 from flm.samplers.options import check_options
@@ -169,8 +170,9 @@ def _callbacks(config: DictConfig, data: TextDataModule) -> list[lightning.Callb
 
     def reference() -> list[list[int]]:
         blocks = data.valid_blocks()
-        count = min(len(blocks), REFERENCE_BLOCKS)
-        return [blocks[i * len(blocks) // count].tolist() for i in range(count)]
+        each = one_row_each(blocks)
+        count = min(len(each), REFERENCE_BLOCKS)
+        return [blocks[each[i * len(each) // count]].tolist() for i in range(count)]
 
     callbacks = []
     for name, node in config.callbacks.items():

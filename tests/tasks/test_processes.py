@@ -2,14 +2,12 @@
 
 import json
 import os
-import socket
-import time
 
 import pytest
 import torch
-import torch.multiprocessing
 from hydra.utils import get_method
 from running import config_of, tiny, write_corpus
+from two_processes import free_ports, run_two
 
 from flm.algos.flm import FLM
 from flm.report.frontier.frontier import frontier
@@ -48,9 +46,7 @@ def evaluate(folder, checkpoint, ports=None):
 
 
 def work(rank: int, folder, checkpoint, ports: list[int]) -> None:
-    """What torchrun would start; each process with a folder of its own, to see who writes."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    """Each process with a folder of its own, to see who writes."""
     found = evaluate(folder / str(rank), checkpoint, ports)
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
@@ -63,18 +59,7 @@ def runs(tmp_path_factory):
     train(config_of(folder / "trained", *tiny(corpus, "logger=none", "trainer.max_steps=10", "callbacks.generation=null")))
     checkpoint = folder / "trained" / "checkpoints" / "last.ckpt"
     said = {"alone": evaluate(folder / "alone", checkpoint)}
-    with socket.socket() as first, socket.socket() as second:
-        for probe in (first, second):
-            probe.bind(("127.0.0.1", 0))
-        ports = [probe.getsockname()[1] for probe in (first, second)]
-    method = "spawn" if torch.cuda.is_available() else "fork"
-    pair = torch.multiprocessing.start_processes(work, (folder, checkpoint, ports), nprocs=2, start_method=method, join=False)
-    deadline = time.monotonic() + 400
-    while not pair.join(timeout=5):
-        if time.monotonic() > deadline:
-            for process in pair.processes:
-                process.kill()
-            pytest.fail("the two processes wait for each other")
+    run_two(work, folder, checkpoint, free_ports(2))
     return folder, said | {rank: json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)}
 
 
@@ -134,7 +119,7 @@ def test_more_processes_than_devices_are_refused(monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("mode", ["ppl_eval", "conditional_eval", "golf_eval", "flow_lm_eval", "artifact"])
+@pytest.mark.parametrize("mode", ["flow_lm_eval", "solve_eval", "artifact"])
 def test_what_shares_nothing_out_refuses_several(mode, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = config_of(tmp_path, f"mode={mode}")

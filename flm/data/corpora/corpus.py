@@ -28,9 +28,11 @@ class Corpus:
 
     Attributes:
         streamed: whether training batches come through `stream_loader` from where the text lies, without a token cache.
+        conditional: whether parts of rows are given, so that the corpus is no text to score from beginning to end.
     """
 
     streamed = False
+    conditional = False
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ class Pairs(RandomSplitCorpus):
         valid_fraction, split_seed, cache_dir, processes: see `RandomSplitCorpus`.
     """
 
+    conditional = True
     divisible = False
 
     def __init__(
