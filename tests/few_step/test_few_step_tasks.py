@@ -8,7 +8,12 @@ from tasks.test_train_and_sample import assert_identical, state_of
 import flm
 from flm.tasks.train import train
 
-CASES = {"simplex_dmd": ["algo.student_every=2"]}
+CASES = {
+    "simplex_dmd": ["algo.student_every=2"],
+    "dbtm": [],
+    "mpdc": [],
+    "mpdc uniform": ["algo.source=uniform", "algo.divergence=jsd"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +30,11 @@ def test_a_run_resumes_bit_for_bit_and_its_file_does_for_everything_else(name, w
     corpus, teacher = world
     algo, *_ = name.split()
     options = tiny(corpus, f"algo={algo}", *CASES[name], "model.dropout=0.1", "callbacks.sample=null", "loader.batch_size=4")
-    options += ["callbacks.checkpoint_every_n_steps.every_n_train_steps=1", "trainer.limit_val_batches=1"]
+    options += [
+        "callbacks.checkpoint_every_n_steps.every_n_train_steps=1",
+        "trainer.limit_val_batches=1",
+        "lr_scheduler.warmup_steps=1",
+    ]
     options += [f"algo.teacher_path={teacher}"] if algo == "simplex_dmd" else []
     train(config_of(tmp_path / "whole", *options, "trainer.max_steps=6"))
     for steps in (3, 6):

@@ -1,0 +1,61 @@
+"""Rounds of a token map: what it is sure of is written, and the rest begins anew from fresh noise (arXiv 2609.15903)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flm.paths.gaussian import Noise, State, embed, noise_for, where
+from flm.ranges import Share
+from flm.samplers.canvas import Canvas
+from flm.samplers.flow import FlowDenoiser, Moment, OnStep, StateSampler, check_steps
+from flm.samplers.policy import Shaping
+
+
+class CommitSampler(StateSampler):
+    """Each round maps what is written, without noise, and noise elsewhere, and writes the tokens that are sure enough.
+
+    At least ceil(R / rounds left) of the R open positions, the surest first, so that the last round writes all; rounds that
+    find nothing open cost nothing.
+
+    Args:
+        commit: the probability from which a token is written at once.
+        draw: draw tokens from the map instead of taking the most probable ones. A map that has learned its task leaves the
+            choice to the noise.
+    """
+
+    def __init__(self, commit: Share = 0.9, draw: bool = False, **policy: Any):
+        super().__init__(**policy)
+        self.commit, self.draw = commit, draw
+
+    @torch.no_grad()
+    def integrate(
+        self,
+        denoiser: FlowDenoiser,
+        canvas: Canvas,
+        steps: int,
+        state: State,
+        generator: torch.Generator,
+        on_step: OnStep = None,
+        law: Noise | None = None,
+    ) -> Tensor:
+        check_steps(steps)
+        law = noise_for(denoiser.tables) if law is None else law
+        tokens, left, shaping = canvas.tokens, canvas.editable, Shaping(self, canvas)
+        times = torch.zeros(len(tokens), device=tokens.device)
+        for i in range(steps):
+            seen = where(left, state, embed(tokens, denoiser.tables))
+            output = shaping(denoiser(seen, times), i / steps)
+            if on_step is not None:
+                on_step(Moment(i, steps, i / steps, output, canvas))
+            chosen = output.draw(generator) if self.draw else output.argmax()
+            sure = output.log_prob(chosen).exp().masked_fill(~left, -1.0)
+            rank = sure.argsort(dim=1, descending=True, stable=True).argsort(1)
+            quota = -(-left.sum(1) // (steps - i))
+            written = left & ((sure >= self.commit) | (rank < quota[:, None]))
+            tokens, left = torch.where(written, chosen, tokens), left & ~written
+            if not left.any():
+                break
+            shaping.stands(tokens, ~left)
+            state = law.sample(*tokens.shape, generator)
+        return tokens

@@ -1,0 +1,174 @@
+"""DBTM: a map from noise to tokens without time and without a teacher (arXiv 2609.15903).
+
+T(x) = softmax(net(x)) is not told the time. Along x_t = (1 - t) n + t onehot(y), t ~ U(0, 1) physical, the flow averaged over
+time, b(x) = E[onehot(y) - n | x], leaves T unchanged, b . grad T = 0, and vertices are fixed: then T carries the data's law
+back to the noise. Learned from data, at positions that are noised, the others of the row being kept clean as context:
+
+    transport  w |T - (T + dT)|^2, the bracket constant, dT the derivative of T along onehot(y) - n,  w = (|dT|^2 + c)^-r
+    anchor     -log T(x_t)_y where t > t_anchor
+    boundary   -log T(onehot(y))_y, at rows without noise
+
+dT enters the gradient, -2 w <dT, grad T>, linearly but for w: so it may be that of one draw of y and n in place of its mean,
+and only as far as |dT|^2 is small beside c (with r = 0 always). It costs one forward-mode derivative a step.
+
+Left out of the paper: the coupling of noise and data by optimal transport, which needs all of a state and not its view alone;
+the quality head, for which samplers take T's largest probability; training on the sampler's own rounds. B batch, L length, V
+vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
+from flm.algos.flow_map_objectives import derivative
+from flm.draws import Draws
+from flm.few_step.commit_sampler import CommitSampler
+from flm.models.attention import document_mask
+from flm.paths.gaussian import State, combine, embed, noise_for, where
+from flm.posterior import TokenPosterior
+from flm.ranges import Count, OpenShare, Positive, Share
+from flm.vocabulary_losses import cross_entropy, of_logits
+
+
+class TokenMap:
+    """T: a backbone that reads one view of the state and is told no time. What is given it reads without noise."""
+
+    clean_given = True
+
+    def __init__(self, backbone: nn.Module, mask: Tensor | None = None):
+        self.backbone = backbone
+        self.options = {} if mask is None else {"mask": mask}
+
+    @property
+    def tables(self) -> tuple[Tensor, ...]:
+        return (self.backbone.input_table,)
+
+    def __call__(self, state: State, tau: Tensor | None = None, tau_to: Tensor | None = None) -> TokenPosterior:
+        return self.backbone(state.views[0], **self.options)
+
+
+class DBTM(Algorithm):
+    """The token map.
+
+    Args:
+        backbone: called as backbone(vocab_size=V, conditioned=False).
+        vocab_size: V.
+        length: L.
+        t_anchor: physical time from which on a state is to be told its token; 0.75 as published.
+        boundary_share: share of the rows that are without noise. Of the others half the positions are noised on average, so
+            that 1/3 gives boundary and transport one weight.
+        weight_offset: c.
+        weight_power: r; 0: the plain squared difference.
+    """
+
+    validation_says = "of a map that is to commit itself: not a likelihood"
+    whole_networks = True  # a forward-mode derivative
+    samplers = {"": CommitSampler}
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        vocab_size: Count,
+        length: Count,
+        t_anchor: OpenShare = 0.75,
+        boundary_share: OpenShare = 1 / 3,
+        weight_offset: Positive = 1.0,
+        weight_power: Share = 0.5,
+    ):
+        super().__init__(vocab_size, length)
+        self.backbone = backbone(vocab_size=vocab_size, conditioned=False)
+        self.t_anchor, self.boundary_share = t_anchor, boundary_share
+        self.weight_offset, self.weight_power = weight_offset, weight_power
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        whole = draws.stratified(len(batch.tokens)) < self.boundary_share
+        t, noisy, state, tangent = self._noised(batch, draws, whole)
+        denoiser = self.denoiser(document_mask(batch.documents))
+        posterior = denoiser(state)
+        with torch.no_grad():
+            _, motion = derivative(lambda view: denoiser(State((view,))), (state.views[0].detach(),), (tangent.detach(),))
+        squares = along(motion[noisy], self.weight_offset, self.weight_power)
+        moved, residual = _at(noisy, batch.weight, posterior, lambda p, weight: of_logits(p, squares(p), weight))
+        told = (whole[:, None] & (batch.weight > 0)) | (noisy & (t > self.t_anchor)[:, None])
+        named, nats = self._cross_entropy(told, posterior, batch)
+        values = ((residual + nats) * batch.weight).sum(1)
+        loss = Loss(moved + named, values.detach(), batch.weight.sum(1))
+        for name, found, at in (
+            ("transport_residual", residual, noisy),
+            ("boundary_nats", nats, whole[:, None] & told),
+            ("anchor_nats", nats, noisy & told),
+        ):
+            weight = batch.weight * at
+            loss.metrics[name] = (found * weight).sum(), weight.sum()
+        return loss
+
+    def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """-log T(x_t)_y at noised positions, at all times."""
+        t, noisy, state, _ = self._noised(batch, draws, torch.zeros(len(batch.tokens), dtype=torch.bool))
+        total, nats = self._cross_entropy(noisy, self.denoiser(document_mask(batch.documents))(state), batch)
+        weight = batch.weight * noisy
+        return Loss(total, (nats * weight).sum(1), weight.sum(1), t)
+
+    def denoiser(self, mask: Tensor | None = None) -> TokenMap:
+        return TokenMap(self.backbone, mask)
+
+    def _noised(self, batch: Batch, draws: Draws, whole: Tensor) -> tuple[Tensor, Tensor, State, Tensor]:
+        """Times t (B,), which positions (B, L) bool are noised, the view of the rows and its derivative by t (B, L, D).
+
+        None of the rows `whole` (B,) bool is; elsewhere a share of the positions that is uniform over rows.
+        """
+        count = len(batch.tokens)
+        t, share = draws.stratified(count), draws.stratified(count)
+        noisy = (batch.weight > 0) & ~whole.to(t.device)[:, None]
+        noisy = noisy & (draws.per_sequence(*noisy.shape) < share[:, None])
+        tables = (self.backbone.input_table,)
+        clean, noise = embed(batch.tokens, tables), noise_for(tables).sample(*batch.tokens.shape, draws.rows)
+        path = combine((t.float(), clean), (1 - t.float(), noise))
+        tangent = torch.where(noisy[..., None], clean.views[0] - noise.views[0], 0)
+        return t, noisy, where(noisy, path, clean), tangent
+
+    def _cross_entropy(self, at: Tensor, posterior: TokenPosterior, batch: Batch) -> tuple[Tensor, Tensor]:
+        return _at(at, batch.weight, posterior, lambda p, weight: cross_entropy(p, batch.tokens[at][None], weight))
+
+
+def _at(
+    positions: Tensor,
+    weight: Tensor,
+    posterior: TokenPosterior,
+    loss: Callable[[TokenPosterior, Tensor], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """A loss of some positions (B, L) bool alone: its weighted sum, and its values (B, L), 0 elsewhere."""
+    total, found = loss(replace(posterior, hidden=posterior.hidden[positions][None]), weight[positions][None])
+    values = torch.zeros(positions.shape, dtype=found.dtype, device=found.device)
+    values[positions] = found[0]
+    return total, values
+
+
+def along(motion: Tensor, offset: float, power: float) -> Callable:
+    """w |dT|^2 as a function of logits with the slope -2 w <dT, grad T>, to be given the posterior.
+
+    Args:
+        motion: (N, D) derivative of the hidden states at the posterior's N positions.
+        offset, power: w = (|dT|^2 + offset)^-power.
+    """
+
+    def of(posterior: TokenPosterior) -> Callable[[slice, Tensor, bool], tuple[Tensor, Tensor | None]]:
+        def value_and_slope(part: slice, logits: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:
+            change = (motion[part].to(posterior.table.dtype) @ posterior.table.T).to(logits.dtype)
+            if posterior.softcap is not None:
+                change.mul_(1 - (logits / posterior.softcap).square())
+            p = logits.softmax(-1)
+            change = p * (change - torch.linalg.vecdot(p, change)[:, None])
+            square = torch.linalg.vecdot(change, change)
+            weight = (square + offset) ** -power
+            if not with_slope:
+                return weight * square, None
+            upward = -2 * weight[:, None] * change
+            return weight * square, p * (upward - torch.linalg.vecdot(p, upward)[:, None])
+
+        return value_and_slope
+
+    return of

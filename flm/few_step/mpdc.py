@@ -1,0 +1,145 @@
+"""MPDC: consistency of predictions in expectation, without a teacher (CDLM, arXiv 2605.00161).
+
+Of a state at a noisier time t and one at a cleaner time s on one path of the noise, exact posteriors obey the tower rule
+D_t(x_t) = E[D_s(x_s) | x_t]: the prediction at x_t is asked to be, on average, that at x_s,
+
+    div( f_(x_s), f(x_t) )  +  anchor,     x_s ~ q(x_s | x_t, y),  f_ a constant copy of f.
+
+The bridge q with the *true* token y is drawn by drawing both states forwards: x_s of y, then x_t of x_s, which keeps what x_s
+shows with probability kappa_t / kappa_s and else is noise; the joint law is the same. Between masks it reveals a masked
+position with probability (kappa_s - kappa_t) / (1 - kappa_t). Where x_s shows the token behind a mask, and in the rows of the
+anchor, the target is the token itself, by cross-entropy; without an anchor a constant f would be consistent, too.
+
+Of the divergences only "forward", cross-entropy with f_ first, has the mean as its minimiser, which is the posterior that plain
+cross-entropy leads to as well; "reverse" is mode-seeking, "jsd" between them. Pairs of times, the share of the anchor and the
+divergence are not published with numbers: these are choices. B batch, L length, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from flm.algos.algorithm import Batch, Loss, MaybeTimedBackbone
+from flm.algos.dfm import DFM, SOURCES
+from flm.algos.token_losses import summed
+from flm.draws import Draws
+from flm.outputs import Output
+from flm.paths.flow_map import PAIR_LAWS, PairLaw
+from flm.paths.mixture import Schedule
+from flm.posterior import TokenPosterior
+from flm.ranges import Count, Index, OpenShare, Share, one_of
+from flm.vocabulary_losses import cross_entropy, of_logits
+
+SMALLEST = 1e-30  # a probability that fp32 cannot hold counts as this
+
+
+def forward_divergence(posterior: TokenPosterior, target: Output, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """-sum_k q_k log p_k: KL(q | p) but for q's own entropy."""
+    return cross_entropy(posterior, target, weight)
+
+
+def reverse_divergence(posterior: TokenPosterior, target: Output, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p | q)."""
+
+    def value_and_slope(part: slice, logits: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:
+        log_p = logits.log_softmax(-1)
+        ratio, p = log_p - target.chunk(part).to(logits.dtype).clamp_min(SMALLEST).log(), log_p.exp()
+        value = torch.linalg.vecdot(p, ratio)
+        return value, ratio.sub_(value[:, None]).mul_(p) if with_slope else None
+
+    return of_logits(posterior, value_and_slope, weight)
+
+
+def jensen_shannon(posterior: TokenPosterior, target: Output, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(KL(p | m) + KL(q | m)) / 2 with m = (p + q) / 2, at most log 2."""
+
+    def value_and_slope(part: slice, logits: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:
+        log_p, q = logits.log_softmax(-1), target.chunk(part).to(logits.dtype)
+        p = log_p.exp()
+        log_m = ((p + q) / 2).clamp_min(SMALLEST).log()
+        ratio = log_p - log_m
+        of_p = torch.linalg.vecdot(p, ratio)
+        value = (of_p + torch.linalg.vecdot(q, q.clamp_min(SMALLEST).log() - log_m)) / 2
+        return value, ratio.sub_(of_p[:, None]).mul_(p).div_(2) if with_slope else None
+
+    return of_logits(posterior, value_and_slope, weight)
+
+
+DIVERGENCES: dict[str, Callable[[TokenPosterior, Output, Tensor], tuple[Tensor, Tensor]]] = {
+    "forward": forward_divergence,
+    "reverse": reverse_divergence,
+    "jsd": jensen_shannon,
+}
+
+
+class MPDC(DFM):
+    """A discrete flow model that is trained to agree with itself along the path.
+
+    Args:
+        backbone: as for DFM.
+        vocab_size: V.
+        length: L.
+        source: of SOURCES.
+        schedule: kappa, from 0 at t = 0 to 1; None: t itself.
+        divergence: of DIVERGENCES.
+        anchor_share: share of the rows whose target is the data; a mask source anchors by what it reveals besides.
+        time_pairs: law of t and s.
+        mask_id: as in DFM.
+        eps: of its bound.
+    """
+
+    def __init__(
+        self,
+        backbone: MaybeTimedBackbone,
+        vocab_size: Count,
+        length: Count,
+        source: Annotated[str, one_of(SOURCES)] = "mask",
+        schedule: Schedule | None = None,
+        divergence: Annotated[str, one_of(DIVERGENCES)] = "forward",
+        anchor_share: Share = 0.2,
+        time_pairs: PairLaw = "uniform_pair",
+        mask_id: Index | None = None,
+        eps: OpenShare = 1e-3,
+    ):
+        super().__init__(backbone, vocab_size, length, source, schedule, mask_id=mask_id, eps=eps)
+        self.divergence, self.anchor_share, self.time_pairs = DIVERGENCES[divergence], anchor_share, time_pairs
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        noisier, cleaner = PAIR_LAWS[self.time_pairs](len(batch.tokens), draws)
+        anchored = (draws.stratified(len(batch.tokens)) < self.anchor_share)[:, None]
+        ahead, state = self.coupled(batch, noisier, cleaner, draws)
+        with torch.no_grad():
+            target = self.backbone(ahead, cleaner.float(), batch.documents)
+        posterior = self.backbone(state, noisier.float(), batch.documents)
+        scored, told = batch.weight > 0, anchored
+        if self.source.visible:
+            scored, told = scored & (state != batch.tokens), told | (ahead == batch.tokens)
+        total, nats, metrics = 0.0, torch.zeros(scored.shape, dtype=torch.float64, device=scored.device), {}
+        for name, at in (("data_nats", scored & told), ("consistency", scored & ~told)):
+            chosen, weight = replace(posterior, hidden=posterior.hidden[at][None]), batch.weight[at][None]
+            if name == "data_nats":
+                part, found = cross_entropy(chosen, batch.tokens[at][None], weight)
+            else:
+                part, found = self.divergence(chosen, replace(target, hidden=target.hidden[at][None]), weight)
+            nats[at] = found[0].double()
+            total = total + part
+            metrics[name] = (found * weight).sum(), weight.sum()
+        loss = summed(total, nats, batch.weight, noisier)
+        loss.metrics = metrics
+        return loss
+
+    def coupled(self, batch: Batch, noisier: Tensor, cleaner: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """x_s at the cleaner times and x_t at the noisier ones (B,), one path's; what carries no weight is never noise."""
+        free, shape = batch.weight > 0, batch.tokens.shape
+        kappa, kappa_ahead = (self.schedule.kappa(time)[:, None] for time in (noisier, cleaner))
+        kept = torch.where(kappa_ahead > 0, kappa / kappa_ahead, 0.0)
+        states = []
+        tokens = batch.tokens
+        for share in (kappa_ahead, kept):
+            lost = free & (draws.per_sequence(*shape) >= share)
+            tokens = torch.where(lost, self.source.noise(draws.per_sequence(*shape)), tokens)
+            states.append(tokens)
+        return states[0], states[1]
