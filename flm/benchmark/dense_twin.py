@@ -4,7 +4,7 @@ The tests hold the V-free code to it, and the benchmark measures what being V-fr
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flm.algos.algorithm import Algorithm, Batch
 from flm.algos.flm import FLM
 from flm.draws import Draws
+from flm.paths.evidence import Held
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
 
@@ -34,24 +35,42 @@ def dense_log_probabilities(posterior: TokenPosterior) -> Tensor:
     return torch.log_softmax(logits / posterior.temperature, -1)
 
 
-def dense_loss(backbone: nn.Module, tokens: Tensor, weight: Tensor, t: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
-    """The FLM loss: weighted cross-entropy of the prediction from x_t W, everything dense."""
-    x_t = dense_state(tokens, t, noise)
-    log_p = dense_log_probabilities(backbone(x_t @ backbone.input_table, tau))
+def dense_prediction(backbone: nn.Module, x: Tensor, t: Tensor, tau: Tensor, log_prior: Tensor | None = None) -> Tensor:
+    """log D (B, L, V) of x (B, L, V) at t (B,); log_prior (V,) of a network that reads evidence, None: it reads x W."""
+    if log_prior is None:
+        return dense_log_probabilities(backbone(x @ backbone.input_table, tau))
+    evidence = log_prior + x * (t / (1 - t).square())[:, None, None]
+    posterior = backbone(torch.softmax(evidence, -1) @ backbone.input_table, tau)
+    return dense_log_probabilities(replace(posterior, offset=Held(evidence.flatten(0, 1))))
+
+
+def dense_loss(
+    backbone: nn.Module,
+    tokens: Tensor,
+    weight: Tensor,
+    t: Tensor,
+    tau: Tensor,
+    noise: Tensor,
+    log_prior: Tensor | None = None,
+) -> Tensor:
+    """The FLM loss: weighted cross-entropy of the prediction from x_t, everything dense."""
+    log_p = dense_prediction(backbone, dense_state(tokens, t, noise), t, tau, log_prior)
     one_hot = nn.functional.one_hot(tokens, noise.shape[-1]).to(noise.dtype)
     return -((one_hot * log_p).sum(-1) * weight).sum()
 
 
 @torch.no_grad()
-def dense_euler(backbone: nn.Module, clock: nn.Module, canvas: Canvas, steps: int, noise: Tensor) -> Tensor:
+def dense_euler(
+    backbone: nn.Module, clock: nn.Module, canvas: Canvas, steps: int, noise: Tensor, log_prior: Tensor | None = None
+) -> Tensor:
     """Euler sampling of FLM with the (B, L, V) state kept; tokens (B, L)."""
     given = nn.functional.one_hot(canvas.tokens, noise.shape[-1]).to(noise.dtype)
     grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=noise.device)
     times = clock.time(grid).tolist()
     z = noise
     for i in range(steps):
-        tau = torch.full((len(noise),), grid[i].item(), dtype=torch.float32, device=noise.device)
-        p = dense_log_probabilities(backbone(z @ backbone.input_table, tau)).exp()
+        tau, t = (torch.full((len(noise),), at, dtype=torch.float32, device=noise.device) for at in (grid[i].item(), times[i]))
+        p = dense_prediction(backbone, z, t, tau, log_prior).exp()
         p = torch.where(canvas.editable[..., None], p, given)
         z = z + (times[i + 1] - times[i]) * (p - z) / (1 - times[i])
     return p.argmax(-1)
@@ -66,24 +85,21 @@ class DenseTwin:
 
 
 def flm_loss(algorithm: FLM, batch: Batch, draws: Draws) -> Tensor:
-    _check_reads(algorithm)
     tau = draws.stratified(len(batch.tokens))
     t = algorithm.clock.time(tau).float()
     noise = draws.normal(*batch.tokens.shape, algorithm.vocab_size)
     weight = batch.weight / batch.weight.sum()
-    return dense_loss(algorithm.backbone, batch.tokens, weight, t, tau.float(), noise)
+    return dense_loss(algorithm.backbone, batch.tokens, weight, t, tau.float(), noise, _log_prior(algorithm))
 
 
 def flm_sample(algorithm: FLM, canvas: Canvas, steps: int, generator: torch.Generator) -> Tensor:
-    _check_reads(algorithm)
     shape = (*canvas.tokens.shape, algorithm.vocab_size)
     noise = torch.randn(shape, generator=generator, device=canvas.tokens.device)
-    return dense_euler(algorithm.backbone, algorithm.clock, canvas, steps, noise)
+    return dense_euler(algorithm.backbone, algorithm.clock, canvas, steps, noise, _log_prior(algorithm))
 
 
-def _check_reads(algorithm: FLM) -> None:
-    if algorithm.reads != "view":
-        raise ValueError(f"algo.reads={algorithm.reads} has no dense twin: benchmark.dense=false measures it without one")
+def _log_prior(algorithm: FLM) -> Tensor | None:
+    return algorithm.log_prior if algorithm.reads == "evidence" else None
 
 
 TWINS: dict[type[Algorithm], DenseTwin] = {FLM: DenseTwin(flm_loss, flm_sample)}

@@ -6,7 +6,8 @@
 A flow language model reads a noised sequence x_t = (1 - t) noise + t onehot(tokens) through the network's table, as
 `state = x_t @ model.backbone.input_table`, and predicts the token at every position. One trained with algo.reads=evidence
 reads `state = softmax(evidence) @ model.backbone.input_table` with evidence = log_prior + t x_t / (1 - t)^2 and log_prior from
-the file of the weights, and its prediction is softmax(logits + evidence). This file holds the networks alone: samplers, clock
+the file of the weights, and its prediction is softmax(logits + evidence); a flow map takes the mean of t / (1 - t) over the two
+ends of the jump in place of t / (1 - t). This file holds the networks alone: samplers, clock
 and likelihood are in the package `flm`, whose `flm.load(folder)` opens the same folder.
 
 B batch, L positions, D width, V vocabulary, H heads of width Dh.

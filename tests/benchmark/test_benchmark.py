@@ -1,9 +1,11 @@
 import json
+from functools import partial
 
 import pytest
 import torch
 from running import config_of
 
+from flm.algos.algorithm import Batch
 from flm.benchmark import benchmark as benchmark_task
 from flm.benchmark.benchmark import _jobs, _summary, benchmark, ratios, targets_met, without_paths
 from flm.benchmark.benchmark_process import SAMPLING, STEP, sampling, step
@@ -136,6 +138,21 @@ def test_the_dense_twin_samples_what_the_noise_says(tmp_path):
         algorithm.backbone.output_layer.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
     a, b, c = (TWINS[type(algorithm)].sample(algorithm, canvas, 2, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_the_dense_twin_of_evidence_trains_and_samples_alike(tmp_path):
+    """Noise of a loss is drawn otherwise there: losses agree as means of many, samples exactly."""
+    algorithm = new_algorithm(config_of(tmp_path, *QUICK, "algo.reads=evidence"), 50).eval()
+    algorithm.know_frequencies(torch.arange(50))
+    twin, canvas = TWINS[type(algorithm)], Canvas.blank(3, 32)
+    with torch.no_grad():
+        algorithm.backbone.output_layer.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
+        batch = Batch(torch.randint(50, (64, 32), generator=torch.Generator().manual_seed(1)), torch.ones(64, 32))
+        a, b = algorithm.loss(batch, Draws(0)).total, twin.loss(algorithm, batch, Draws(0))
+    torch.testing.assert_close(a, b, rtol=0.02, atol=0)
+    sampled = (algorithm.generate, partial(twin.sample, algorithm))
+    a, b = (sample(canvas, 3, torch.Generator().manual_seed(1)) for sample in sampled)
+    assert torch.equal(a, b)
 
 
 def test_on_a_cpu_computing_is_compared_not_waiting():
