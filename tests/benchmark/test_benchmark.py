@@ -10,6 +10,7 @@ from flm.benchmark import benchmark as benchmark_task
 from flm.benchmark.benchmark import _jobs, _summary, benchmark, ratios, targets_met, without_paths
 from flm.benchmark.benchmark_process import SAMPLING, STEP, sampling, step
 from flm.benchmark.dense_twin import TWINS
+from flm.draws import Draws
 from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import new_algorithm
 from flm.tasks.run import plain_config
