@@ -99,9 +99,37 @@ def writable_folder(path: str | Path, key: str) -> Path:
     return path
 
 
+def check_room(folder: str | Path, needed: int, what: str) -> None:
+    """Raises OSError, one line, where a disk has less room than what will be written at least.
+
+    Args:
+        needed: in bytes.
+        what: will be written, "a checkpoint".
+    """
+    disk = os.statvfs(folder)
+    free = (disk.f_bavail if os.geteuid() else disk.f_bfree) * disk.f_frsize
+    if disk.f_blocks and free < needed:
+        raise OSError(f"{folder}: {free >> 10:,} KiB are free, and {what} takes at least {needed >> 10:,}: free some room")
+
+
 def unwritable(path: str | Path, error: OSError) -> OSError:
     """The error in one line that names the file and says what to do."""
     return OSError(_reason(Path(path), error))
+
+
+def of_disk(error: OSError, place: str | Path | None = None) -> str | None:
+    """One line for an error of the system about a file or a disk; None for others, which say themselves what happened.
+
+    Args:
+        place: what was being written, where the error names no file.
+    """
+    if error.errno is None or (name := error.filename or place) is None:
+        return None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return _reason(Path(str(name)), error)
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM):
+        return f"{name}: {error.strerror}: {_ADVICE[error.errno].replace('may write to', 'may read and write')}"
+    return None
 
 
 def _reason(path: Path, error: OSError) -> str:

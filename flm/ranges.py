@@ -53,6 +53,10 @@ class OfVocabulary:
 
 TokenId = Annotated[int, Ge(0), OfVocabulary()]
 Text = Annotated[str, Where(lambda text: bool(text.strip()), "text that is not empty")]
+Folder = Annotated[
+    str | os.PathLike[str],
+    Where(lambda path: takes_files(path), "a folder to write to: not read-only, on no full disk, no file in its way"),
+]
 Existing = Annotated[str | os.PathLike[str], Where(lambda path: is_there(path), "a file or folder that is there")]
 
 
@@ -61,6 +65,21 @@ def is_there(path: str | os.PathLike[str]) -> bool:
     try:
         return bool(str(path).strip()) and os.path.exists(path)
     except ValueError:  # a zero byte in it
+        return False
+
+
+def takes_files(path: str | os.PathLike[str]) -> bool:
+    """Whether files could be written to a folder, or to one made at that name; nothing is made."""
+    try:
+        if not str(path).strip():
+            return False
+        place = os.path.abspath(path)
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        disk = os.statvfs(place)
+        has_room = not disk.f_blocks or (disk.f_bavail if os.geteuid() else disk.f_bfree) > 0  # some systems count nothing
+        return os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK) and has_room
+    except (OSError, ValueError):
         return False
 
 

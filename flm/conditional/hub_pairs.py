@@ -1,6 +1,5 @@
 """Published sets of prompts with responses: files of the Hugging Face hub, or the same files in a local folder."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +8,7 @@ from flm.data.corpora.pairs import Pairs
 from flm.data.corpora.source_files import records
 from flm.data.documents import Split
 from flm.data.layouts import Layout
-from flm.ranges import Count, Existing, Index, OpenShare, Text
+from flm.ranges import Count, Existing, Folder, Index, OpenShare, Text
 
 
 class HubPairCorpus(Pairs):
@@ -40,7 +39,7 @@ class HubPairCorpus(Pairs):
         path: Existing | None = None,
         valid_fraction: OpenShare = 0.05,
         split_seed: Index = 0,
-        cache_dir: Text | os.PathLike[str] | None = None,
+        cache_dir: Folder | None = None,
         processes: Count | None = None,
     ):
         is_split = valid is not None

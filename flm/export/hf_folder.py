@@ -5,11 +5,14 @@ weights, so that the modeling file beside it opens them without this package.
 """
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 from torch import nn
 
@@ -54,7 +57,13 @@ def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: 
     # clones: safetensors takes no two names for one storage, as tied weights are
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
     with atomic.draft(folder / WEIGHTS) as partial:
-        safetensors.torch.save_file(weights, partial, metadata={"format": "pt"})
+        try:
+            safetensors.torch.save_file(weights, partial, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))  # the system's reason, which the library has in words alone
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(partial)) from error
     tokenizer = shareable({key: value for key, value in source.tokenizer.items() if key != "json"})
     atomic.write_text(folder / TOKENIZER, source.tokenizer["json"])
     shutil.copymode(folder / TOKENIZER, folder / WEIGHTS)  # safetensors makes files that only their owner may read

@@ -3,10 +3,13 @@
 import random
 import re
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
 
 from flm.puzzles.corpus import PuzzleCorpus
 from flm.puzzles.rules import HOLE, Rules
+from flm.ranges import Index
 
 _SIGNS = {"sum": "+", "product": "*"}
 
@@ -52,13 +55,14 @@ class Arithmetic(PuzzleCorpus):
     """
 
     def __init__(
-        self, operation: str = "suffix_sums", digits: int = 8, reverse: bool = False, carry_chain: int = 0, **rest: Any
+        self,
+        operation: Literal["sum", "product", "suffix_sums"] = "suffix_sums",
+        digits: Annotated[int, Ge(1), Le(1000)] = 8,
+        reverse: bool = False,
+        carry_chain: Index = 0,
+        **rest: Any,
     ):
         super().__init__(**rest)
-        if operation not in _ANSWERS:
-            raise ValueError(f"data.operation must be one of {', '.join(_ANSWERS)}, not {operation}")
-        if digits < 1:
-            raise ValueError(f"data.digits must be at least 1, not {digits}")
         if not 0 <= carry_chain <= (digits if operation == "sum" else 0):
             raise ValueError(f"data.carry_chain must be in [0, data.digits] for sums and 0 for others, not {carry_chain}")
         self.operation, self.digits, self.reverse, self.carry_chain = operation, digits, reverse, carry_chain

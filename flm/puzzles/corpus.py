@@ -1,11 +1,10 @@
 """Puzzles made on the spot from a seed, as a corpus. L positions of a row, V vocabulary."""
 
 import hashlib
-import os
 import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +15,8 @@ from flm.data.layouts import Row, scattered
 from flm.data.tokenizers import Tokenizer
 from flm.draws import mix_seed
 from flm.puzzles.rules import HOLE, Puzzle, Rules
+from flm.ranges import BelowOne, Count, Folder, Seed
 
-GIVENS = ("none", "own", "scattered")
-LAYOUTS = ("holes", "prompt")
 _SEED = {"train": 0, "valid": 1}
 _UNKNOWN = "?"  # in a read answer, a token that is no symbol of a puzzle
 
@@ -50,25 +48,17 @@ class PuzzleCorpus(Corpus):
 
     def __init__(
         self,
-        train: int | None,
-        valid: int | None,
-        held_out: float = 0.1,
-        seed: int = 0,
-        givens: str = "own",
-        masks: int = 64,
-        layout: str = "holes",
-        variants: int = 1,
-        cache_dir: str | os.PathLike[str] | None = None,
+        train: Count | None,
+        valid: Count | None,
+        held_out: BelowOne = 0.1,
+        seed: Seed = 0,
+        givens: Literal["none", "own", "scattered"] = "own",
+        masks: Count = 64,
+        layout: Literal["holes", "prompt"] = "holes",
+        variants: Count = 1,
+        cache_dir: Folder | None = None,
     ):
         super().__init__(cache_dir=cache_dir)
-        for key, count in (("train", train), ("valid", valid), ("masks", masks), ("variants", variants)):
-            if count is not None and count < 1:
-                raise ValueError(f"data.{key} must be at least 1, not {count}")
-        for key, value, choices in (("givens", givens, GIVENS), ("layout", layout, LAYOUTS)):
-            if value not in choices:
-                raise ValueError(f"data.{key} must be one of {', '.join(choices)}, not {value}")
-        if not 0 <= held_out < 1:
-            raise ValueError(f"data.held_out must be in [0, 1), not {held_out}")
         self.train, self.valid, self.held_out, self.seed = train, valid, held_out, seed
         self.givens, self.masks, self.layout, self.variants = givens, masks, layout, variants
         self._options: dict[str, Any] = {}

@@ -5,11 +5,14 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
 
 from flm.puzzles.corpus import PuzzleCorpus
 from flm.puzzles.rules import HOLE, Rules
 
+Number = Annotated[int, Ge(1), Le(10**9)]
 PAD = "_"
 _QUESTION = re.compile(r"([1-9][0-9]*(?:,[1-9][0-9]*)*)>([1-9][0-9]*):")
 _STEP = re.compile(r"([1-9][0-9]*)([-+*/])([1-9][0-9]*)=([1-9][0-9]*)")
@@ -66,13 +69,13 @@ class Countdown(PuzzleCorpus):
         rest: as `PuzzleCorpus`.
     """
 
-    def __init__(self, count: int = 3, largest: int = 99, targets: tuple[int, int] = (10, 100), **rest: Any):
+    def __init__(
+        self, count: Literal[3, 4, 5] = 3, largest: Number = 99, targets: tuple[Number, Number] = (10, 100), **rest: Any
+    ):
         super().__init__(**rest)
-        if count not in _LONGEST:
-            raise ValueError(f"data.count must be in [3, 5], not {count}")
         low, high = targets
-        if largest < 1 or not 1 <= low <= high:
-            raise ValueError(f"data.largest must be at least 1 and data.targets in order, not {largest} and {list(targets)}")
+        if low > high:
+            raise ValueError(f"data.targets must be in order, not {list(targets)}")
         self.count, self.largest, self.targets, self.rules = count, largest, (low, high), CountdownRules()
         question = count * (len(str(largest)) + 1) + len(str(high)) + 1
         self.length = question + _LONGEST[count]

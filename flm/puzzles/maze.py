@@ -3,11 +3,15 @@
 import random
 from collections import deque
 from collections.abc import Hashable, Iterator
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from flm.puzzles.corpus import PuzzleCorpus
 from flm.puzzles.rules import HOLE, Rules
+from flm.ranges import Index, Where
 
+OddSize = Annotated[int, Ge(5), Le(255), Where(lambda size: size % 2 == 1, "odd")]
 WALL, FREE, START, GOAL, PATH = "#_SG*"
 
 
@@ -94,12 +98,8 @@ class Maze(PuzzleCorpus):
         rest: as `PuzzleCorpus`.
     """
 
-    def __init__(self, size: int = 9, loops: int = 0, **rest: Any):
+    def __init__(self, size: OddSize = 9, loops: Index = 0, **rest: Any):
         super().__init__(**rest)
-        if size < 5 or size % 2 == 0:
-            raise ValueError(f"data.size must be odd and at least 5, not {size}")
-        if loops < 0:
-            raise ValueError(f"data.loops must be at least 0, not {loops}")
         self.size, self.columns, self.loops, self.rules = size, size, loops, MazeRules(size)
 
     def draw(self, rng: random.Random) -> str:

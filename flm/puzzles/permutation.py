@@ -4,10 +4,13 @@ import math
 import random
 import string
 from itertools import permutations
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from flm.puzzles.corpus import PuzzleCorpus
 from flm.puzzles.rules import HOLE, Rules
+from flm.ranges import Index
 
 _LISTED = 8  # 8! = 40,320; longer ones are drawn
 
@@ -47,10 +50,8 @@ class Permutation(PuzzleCorpus):
         rest: as `PuzzleCorpus`.
     """
 
-    def __init__(self, size: int = 6, clues: int = 2, **rest: Any):
+    def __init__(self, size: Annotated[int, Ge(2), Le(26)] = 6, clues: Index = 2, **rest: Any):
         super().__init__(**rest)
-        if not 2 <= size <= 26:
-            raise ValueError(f"data.size must be in [2, 26], not {size}")
         if not 0 <= clues < size:
             raise ValueError(f"data.clues must be in [0, {size}), not {clues}")
         self.size, self.clues, self.rules = size, clues, PermutationRules(size)

@@ -5,14 +5,14 @@ from collections.abc import Hashable, Iterator, Sequence
 from functools import cached_property
 from itertools import permutations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flm.data.corpora.corpus import Split
 from flm.puzzles.corpus import PuzzleCorpus
 from flm.puzzles.puzzle_files import digest, read_puzzles
 from flm.puzzles.rules import HOLE, Puzzle
 from flm.puzzles.sudoku_rules import SudokuRules
-from flm.ranges import Existing
+from flm.ranges import Existing, Index, Text
 
 _GRIDS = {4: 288, 6: 28_200_960, 9: 6_670_903_752_021_072_936_960}  # 9: Felgenhauer and Jarvis, 2005
 
@@ -35,18 +35,18 @@ class Sudoku(PuzzleCorpus):
 
     def __init__(
         self,
-        size: int = 4,
-        clues: int = 6,
+        size: Literal[4, 6, 9] = 4,
+        clues: Index = 6,
         path: Existing | None = None,
         valid_path: Existing | None = None,
-        givens_key: str = "question",
-        answer_key: str = "answer",
+        givens_key: Text = "question",
+        answer_key: Text = "answer",
         **rest: Any,
     ):
         super().__init__(**rest)
         self.rules = SudokuRules(size)
-        if not 0 <= clues <= size * size:
-            raise ValueError(f"data.clues must be in [0, {size * size}], not {clues}")
+        if clues > size * size:
+            raise ValueError(f"data.clues must be at most {size * size}, not {clues}")
         if valid_path is not None and path is None:
             raise ValueError("data.valid_path needs data.path: puzzles are either made or read")
         self.size, self.columns, self.clues = size, size, clues

@@ -1,7 +1,6 @@
 """data=tinygsm: word problems answered by a program whose value is compared (TinyGSM, tested on GSM8K), from local files."""
 
 import ast
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from flm.data.corpora.source_files import reader_of, records
 from flm.data.layouts import Layout
 from flm.data.tokenizers import Tokenizer
 from flm.puzzles.rules import Puzzle, Rules, Verdict
-from flm.ranges import Existing
+from flm.ranges import Count, Existing, Folder, Index, OpenShare, Text
 
 _FUNCTION = re.compile(r"^def\s+([A-Za-z_]\w*)\s*\(", re.MULTILINE)
 _LAST = re.compile(r"#### *([-+0-9.,]+)")
@@ -68,14 +67,14 @@ class TinyGsm(Pairs):
         self,
         path: Existing,
         test_path: Existing | None = None,
-        question_key: str = "question",
-        code_key: str = "code",
+        question_key: Text = "question",
+        code_key: Text = "code",
         separator: str = "\n",
         layout: Layout | None = None,
-        valid_fraction: float = 0.01,
-        split_seed: int = 0,
-        cache_dir: str | os.PathLike[str] | None = None,
-        processes: int | None = None,
+        valid_fraction: OpenShare = 0.01,
+        split_seed: Index = 0,
+        cache_dir: Folder | None = None,
+        processes: Count | None = None,
     ):
         super().__init__(question_key, code_key, separator, layout, False, valid_fraction, split_seed, cache_dir, processes)
         self.path, self.test_path = Path(path), None if test_path is None else Path(test_path)

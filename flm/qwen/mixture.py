@@ -25,7 +25,7 @@ from flm.qwen.packing import Waiting, packed
 from flm.qwen.row_stream import Mixture, RowStream
 from flm.qwen.source import Source
 from flm.qwen.streaming import MixtureLoader
-from flm.ranges import Count, Existing, Index, OpenShare, Text
+from flm.ranges import Count, Existing, Folder, Index, OpenShare
 from flm.schema import check
 
 
@@ -59,7 +59,7 @@ class MixtureCorpus(Corpus):
         isolate_documents: bool = True,
         readers: Count = 8,
         prompt_growth_steps: Index = 0,
-        cache_dir: Text | Path | None = None,
+        cache_dir: Folder | None = None,
     ):
         super().__init__(cache_dir=cache_dir)
         self.sources = [

@@ -23,7 +23,7 @@ from flm.data.corpora.corpus import Corpus
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import TokenizerBuilder
 from flm.precision import autocast
-from flm.ranges import Seed, Text
+from flm.ranges import Folder, Seed, Text
 from flm.schema import MISSING, check, made, nearest, signature_of, with_nodes
 from flm.tasks.assemble import trusted_by
 from flm.tasks.eval_options import EvalOptions
@@ -56,7 +56,7 @@ GIVEN: dict[str, tuple[type, tuple[str, ...]]] = {
 }
 
 
-def top_level(seed: Seed, run_dir: Text, wings: Sequence[Text] = ()) -> None:
+def top_level(seed: Seed, run_dir: Folder, wings: Sequence[Text] = ()) -> None:
     """The keys of a config that are no groups."""
 
 

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from flm.atomic import of_disk
 from flm.config_files import CONFIGS
 from flm.tasks import sampler_help
 from flm.tasks.arguments import prepared
@@ -57,7 +58,7 @@ def main() -> int:
             print(sampler_help.text())
         raise
     except Exception as error:
-        line = unknown_key(error, sys.argv[1:]) or user_error(error)
+        line = unknown_key(error, sys.argv[1:]) or user_error(error, _run_folder(sys.argv[1:]))
         if wants_traceback or line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
@@ -65,18 +66,29 @@ def main() -> int:
     return 0
 
 
-def user_error(error: BaseException) -> str | None:
-    """One line for an error that the command, a file or the machine caused; None for a defect of the program."""
+def user_error(error: BaseException, folder: str | None = None) -> str | None:
+    """One line for an error that the command, a file or the machine caused; None for a defect of the program.
+
+    Args:
+        folder: of the run; named where a file could not be written and the error does not say which.
+    """
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = error.__cause__
         if cause is not None and (inner := user_error(cause)):
             return f"{inner} (in {error.full_key})" if getattr(error, "full_key", None) else inner
         return _one_line(error)
-    if isinstance(error, ValueError | OSError | MisconfigurationException):
+    if isinstance(error, OSError):
+        return of_disk(error, folder) or _one_line(error)
+    if isinstance(error, ValueError | MisconfigurationException):
         return _one_line(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return f"not enough memory, take a smaller model or batch: {_one_line(error)}"
     return None
+
+
+def _run_folder(arguments: list[str]) -> str:
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("hydra.run.dir=")]
+    return given[-1] if given else "outputs"
 
 
 def unknown_key(error: BaseException, arguments: list[str]) -> str | None:

@@ -78,7 +78,7 @@ class HeldOut:
             corpus.cache_dir = self.node.get("cache_dir")  # a file that may come from anyone does not say where to write
             data = self.data_of(corpus, lm)
             data.prepare()
-        except (ValueError, OSError) as error:
+        except ValueError as error:  # an OSError is of the disk that the tokens are kept on
             reason = " ".join(str(error).split())
             raise ValueError(f"{reason}; name the text anew with eval.real_data=current and data=...") from error
         return data

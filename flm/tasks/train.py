@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from omegaconf import DictConfig
 from torch import Tensor
 
+from flm.atomic import check_room
 from flm.checkpoints.load import read_checkpoint
 from flm.data.module import TextDataModule
 from flm.data.real_text import one_row_each
@@ -76,6 +77,9 @@ def _train(config: DictConfig, run: Run, resume: str | None) -> dict[str, Any]:
     if resume is not None:
         _check_data(run.folder, record["data_fingerprint"], config)
     callbacks = [*_callbacks(config, data), Record(run.folder, record)]
+    if any(isinstance(callback, Checkpoint) for callback in callbacks):
+        weights = sum(tensor.nbytes for tensor in algorithm.state_dict().values())
+        check_room(run.folder, weights, "a checkpoint")  # of weights alone: the optimiser's state comes on top
     with quiet_lightning():
         trainer = lightning.Trainer(
             **trainer_arguments(config),

@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from flm import atomic
 from flm.checkpoints import files
 from flm.handed_in import read_json
-from flm.ranges import Count, Text
+from flm.ranges import Count, Folder
 
 BEST, BEST_RECORD = "best_validation.ckpt", "best_validation.json"
 
@@ -60,7 +60,7 @@ class CheckpointEvery(Checkpoint):
 
     def __init__(
         self,
-        dirpath: Text | Path,
+        dirpath: Folder,
         every_n_train_steps: Count = 1000,
         keep: Count | None = None,
         save_last: bool = True,

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 
 from flm.measures.diversity import TokenFrequencies, TokenRows, token_diversity
 from flm.measures.ngram import NGramModel
-from flm.ranges import Count, NonNegative, Share, Text
+from flm.ranges import Count, Folder, NonNegative, Share
 from flm.training.checkpointing import save_everywhere
 from flm.training.module import Module
 
@@ -53,7 +53,7 @@ class GenerationMonitor(Callback):
     def __init__(
         self,
         reference: Sequence[Sequence[int]],
-        folder: Text | Path,
+        folder: Folder,
         every_n_validations: Count = 1,
         count: Count = 32,
         steps: Annotated[Sequence[Count], MinLen(1)] = (1,),

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from flm import atomic
-from flm.ranges import Count, Text
+from flm.ranges import Count, Folder
 from flm.training.module import Module
 
 SAMPLES = 5  # stream of the run's seed, beside those in training.module
@@ -33,7 +33,7 @@ class SampleEvery(Callback):
     def __init__(
         self,
         decode: Callable[[Tensor], list[str]],
-        folder: Text | Path,
+        folder: Folder,
         every_n_validations: Count = 1,
         count: Count = 4,
         steps: Count = 32,

@@ -14,6 +14,7 @@ from flm.puzzles.countdown import Countdown, CountdownRules, solutions
 from flm.puzzles.maze import HOLE, Maze, MazeRules
 from flm.puzzles.permutation import Permutation
 from flm.puzzles.sudoku import Sudoku
+from flm.schema import check
 
 SMALL = {"train": 60, "valid": 10, "held_out": 0.2}
 CORPORA = {
@@ -157,9 +158,19 @@ def test_another_length_and_impossible_splits_are_told():
         Maze(7, train=None, valid=3).puzzles("train")
     with pytest.raises(ValueError, match="there are not so many"):
         Arithmetic(digits=1, train=50, valid=3).puzzles("train")
-    for options in ({"givens": "some"}, {"layout": "both"}, {"held_out": 1.0}, {"masks": 0}, {"train": 0}, {"variants": 0}):
-        with pytest.raises(ValueError, match=f"data.{next(iter(options))}"):
-            Permutation(4, **{"train": None, "valid": None, **options})
+
+
+def test_a_key_that_a_puzzle_does_not_take_names_the_nearest():
+    for kind, key, near in (
+        (Maze, "sise", "size"),
+        (Maze, "trian", "train"),
+        (Arithmetic, "digit", "digits"),
+        (Countdown, "target", "targets"),
+        (Permutation, "clue", "clues"),
+        (Sudoku, "held_uot", "held_out"),
+    ):
+        with pytest.raises(ValueError, match=f"^data.{key}: {kind.__name__} takes no {key}; did you mean data.{near}"):
+            check(kind, {"train": 9, "valid": 9, key: 1}, "data")
 
 
 def test_fingerprints_tell_puzzles_apart():

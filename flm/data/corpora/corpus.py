@@ -4,7 +4,6 @@ How it comes by the two is its own business: `flm.data.corpora.random_split` hol
 `flm.data.corpora.hub` knows splits by name.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from flm.data.cache import open_cache
 from flm.data.documents import SPLITS, Normaliser, Split
 from flm.data.loaders import Share, StreamLoader
 from flm.data.tokenizers import Tokenizer
-from flm.ranges import Count, Text
+from flm.ranges import Count, Folder
 
 
 class Corpus:
@@ -38,7 +37,7 @@ class Corpus:
         self,
         normaliser: Normaliser | None = None,
         wrap: FrameName = "plain",
-        cache_dir: Text | os.PathLike[str] | None = None,
+        cache_dir: Folder | None = None,
         processes: Count | None = None,
     ):
         self.normaliser, self.wrap, self.cache_dir, self.processes = normaliser, wrap, cache_dir, processes

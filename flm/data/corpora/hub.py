@@ -1,6 +1,5 @@
 """Published data sets: files of the Hugging Face hub, or the same files in a local folder."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from flm.data.corpora.source_files import (
     reader_of,
 )
 from flm.data.documents import Normaliser, Split
-from flm.ranges import Count, Existing, Text
+from flm.ranges import Count, Existing, Folder, Text
 
 
 class HubCorpus(Corpus):
@@ -59,7 +58,7 @@ class HubCorpus(Corpus):
         path: Existing | None = None,
         normaliser: Normaliser | None = None,
         wrap: FrameName = "plain",
-        cache_dir: Text | os.PathLike[str] | None = None,
+        cache_dir: Folder | None = None,
         processes: Count | None = None,
     ):
         super().__init__(normaliser, wrap, cache_dir, processes)

@@ -1,6 +1,5 @@
 """Prompts with their responses."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from flm.data.corpora.random_split import RandomSplitCorpus
 from flm.data.documents import Split
 from flm.data.layouts import Layout, ResponseLayout
 from flm.data.pair_rows import PairRows
-from flm.ranges import Count, Existing, Index, OpenShare, Text
+from flm.ranges import Count, Existing, Folder, Index, OpenShare, Text
 
 _BETWEEN = "\x1e"  # record separator: keeps a pair in one string while it is put on one side of the split
 
@@ -39,7 +38,7 @@ class Pairs(RandomSplitCorpus):
         is_split: bool,
         valid_fraction: OpenShare = 0.05,
         split_seed: Index = 0,
-        cache_dir: Text | os.PathLike[str] | None = None,
+        cache_dir: Folder | None = None,
         processes: Count | None = None,
     ):
         super().__init__(valid_fraction, split_seed, cache_dir=cache_dir, processes=processes)
@@ -103,7 +102,7 @@ class PairCorpus(Pairs):
         layout: Layout | None = None,
         valid_fraction: OpenShare = 0.05,
         split_seed: Index = 0,
-        cache_dir: Text | os.PathLike[str] | None = None,
+        cache_dir: Folder | None = None,
         processes: Count | None = None,
     ):
         is_split = valid_path is not None

@@ -10,7 +10,6 @@ punctuation), not by its mark-up, because docstrings follow no common one.
 
 import ast
 import hashlib
-import os
 import platform
 import re
 import sysconfig
@@ -23,7 +22,7 @@ from typing import Any
 from flm.data.blocks import FrameName
 from flm.data.corpora.random_split import RandomSplitCorpus
 from flm.data.documents import Normaliser
-from flm.ranges import Count, Index, OpenShare, Text
+from flm.ranges import Count, Folder, Index, OpenShare
 
 _TYPOGRAPHY = str.maketrans(
     {
@@ -128,7 +127,7 @@ class PydocCorpus(RandomSplitCorpus):
         split_seed: Index = 0,
         normaliser: Normaliser | None = None,
         wrap: FrameName = "plain",
-        cache_dir: Text | os.PathLike[str] | None = None,
+        cache_dir: Folder | None = None,
         processes: Count | None = None,
     ):
         super().__init__(valid_fraction, split_seed, normaliser, wrap, cache_dir, processes)

@@ -6,7 +6,6 @@ the order of files does not matter. A document that would be most of a side is c
 
 import hashlib
 import logging
-import os
 import re
 from array import array
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import numpy as np
 from flm.data.blocks import FrameName
 from flm.data.corpora.corpus import Corpus
 from flm.data.documents import Normaliser, Split
-from flm.ranges import Count, Index, OpenShare, Text
+from flm.ranges import Count, Folder, Index, OpenShare
 
 PIECE_CHARACTERS = 2000  # at least
 _PIECES_OF_A_SIDE = 16  # at least so many pieces make the smaller side
@@ -47,7 +46,7 @@ class RandomSplitCorpus(Corpus):
         split_seed: Index = 0,
         normaliser: Normaliser | None = None,
         wrap: FrameName = "plain",
-        cache_dir: Text | os.PathLike[str] | None = None,
+        cache_dir: Folder | None = None,
         processes: Count | None = None,
     ):
         super().__init__(normaliser, wrap, cache_dir, processes)

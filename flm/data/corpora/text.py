@@ -1,7 +1,6 @@
 """Text of one's own: a file or a folder of .txt, .md and .jsonl, each also compressed as .gz, of .parquet or of .arrow."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from flm.data.corpora.opened import decoded, found_instead, lines, opened, whole
 from flm.data.corpora.random_split import PIECE_CHARACTERS, RandomSplitCorpus, pieces
 from flm.data.corpora.tables import table_column
 from flm.data.documents import Normaliser, Split
-from flm.ranges import Count, Existing, Index, OpenShare, Text
+from flm.ranges import Count, Existing, Folder, Index, OpenShare
 
 
 class TextCorpus(RandomSplitCorpus):
@@ -40,7 +39,7 @@ class TextCorpus(RandomSplitCorpus):
         split_seed: Index = 0,
         normaliser: Normaliser | None = None,
         wrap: FrameName = "plain",
-        cache_dir: Text | os.PathLike[str] | None = None,
+        cache_dir: Folder | None = None,
         processes: Count | None = None,
     ):
         super().__init__(valid_fraction, split_seed, normaliser, wrap, cache_dir, processes)
