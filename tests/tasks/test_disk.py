@@ -85,7 +85,7 @@ def test_a_disk_that_gets_full_is_one_line(monkeypatch, capfd, tmp_path, disk, c
     fill(disk, {"train": 200, "ppl_eval": 8}.get(mode, 1) * PAGE)  # these two keep tokens there first
     run = [f"hydra.run.dir={disk / 'run'}", "hydra.output_subdir=null"]
     line = error_of(monkeypatch, capfd, *commands[mode], *run)
-    assert str(disk) in line and line.endswith("free some room"), line
+    assert str(disk) in line and "free some room" in line, line
     assert "No space left on device" in line
     files = [path for path in (disk / "run").rglob("*") if path.is_file() and path.stat().st_size > PAGE]
     assert all("data" in path.parts for path in files), "half a file"  # tokens stay, to go on with
