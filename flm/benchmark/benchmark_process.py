@@ -16,7 +16,7 @@ from flm.benchmark.dense_twin import TWINS
 from flm.checkpoints.build import build_algorithm
 from flm.draws import Draws
 from flm.samplers.canvas import Canvas
-from flm.tasks.machine import compile_mode, compile_networks
+from flm.tasks.machine import compilation, compile_networks
 from flm.training.average import Average
 from flm.training.cost import FlopCount, peak_memory_mb
 
@@ -64,7 +64,7 @@ def build(job: Job) -> Algorithm:
     teachers = {name: model(node) for name, node in job.teachers.items()}
     algorithm = model(job.config["algo"], **teachers)
     device = torch.device(job.device)
-    compile_networks(algorithm, compile_mode(job.config["model"].get("compile")), device)
+    compile_networks(algorithm, compilation(job.config["model"].get("compile"), device), device)
     return algorithm.to(device)
 
 

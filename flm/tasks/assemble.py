@@ -45,7 +45,7 @@ def new_algorithm(config: DictConfig, vocab_size: int, tokenizer: Tokenizer | No
     }
     algorithm = build_algorithm(plain, vocab_size, trusted_by(plain), beginnings, **teachers)
     machine = Machine.of(plain["trainer"], plain["model"])
-    compile_networks(algorithm, machine.compile_mode, machine.device)
+    compile_networks(algorithm, machine.compilation, machine.device)
     return algorithm
 
 

@@ -29,7 +29,7 @@ from flm.tasks.assemble import trusted_by
 from flm.tasks.eval_options import EvalOptions
 from flm.tasks.instantiate import check as check_node
 from flm.tasks.instantiate import resolve
-from flm.tasks.machine import Machine, compile_mode
+from flm.tasks.machine import Machine, compilation, device_of
 from flm.tasks.samples import check_sampling
 from flm.tasks.train import WandbOptions, resume_path
 from flm.tasks.trainer import SET, check_strategy, trainer_options
@@ -104,7 +104,7 @@ def _check_model(config: DictConfig) -> None:
     """The nodes `algo` and `model` together; what they still lack is asked for when they are built."""
     plain = {key: {name: v for name, v in _given(_plain(config, key), key).items()} for key in ("algo", "model")}
     check_algorithm(plain, trusted_by(plain), is_complete=False)
-    compile_mode(config.model.get("compile"))
+    compilation(config.model.get("compile"), device_of(config.trainer.accelerator))
 
 
 def _check_target(node: Any, key: str, kind: type, given: tuple[str, ...] = ()) -> None:

@@ -27,7 +27,7 @@ def load_model(wanted: EvalOptions, machine: Machine) -> LanguageModel:
         wanted.hub_file,
         **choices,
     )
-    compile_networks(lm.algorithm, machine.compile_mode, machine.device)
+    compile_networks(lm.algorithm, machine.compilation, machine.device)
     lm.precision = machine.precision
     return lm
 

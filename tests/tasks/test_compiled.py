@@ -12,9 +12,10 @@ from flm.algos.algorithm import Batch
 from flm.draws import Draws
 from flm.models.dit import DiT, DiTBlock
 from flm.tasks.assemble import new_algorithm
-from flm.tasks.machine import MODES, compile_mode, compile_networks
+from flm.tasks.machine import MODES, Compilation, compilation, compile_networks
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
+CPU = torch.device("cpu")
 SMALL = ["model=tiny", "model.hidden_size=32", "model.num_blocks=2", "model.num_heads=2", "model.length=8", "model.dropout=0"]
 
 
@@ -22,8 +23,8 @@ SMALL = ["model=tiny", "model.hidden_size=32", "model.num_blocks=2", "model.num_
     "wanted, switch, mode",
     [
         ("null", None, None),
-        ("null", "TRUE", "default"),
-        ("null", "true", "default"),
+        ("null", "TRUE", MODES[1]),
+        ("null", "true", MODES[1]),
         ("null", "FALSE", None),
         ("null", "", None),
         ("true", None, "default"),
@@ -36,15 +37,25 @@ def test_the_config_goes_before_the_environment(tmp_path, monkeypatch, wanted, s
     monkeypatch.delenv("DIT_USE_COMPILE", raising=False)
     if switch is not None:
         monkeypatch.setenv("DIT_USE_COMPILE", switch)
-    assert compile_mode(config_of(tmp_path, f"model.compile={wanted}").model.compile) == mode
+    found = compilation(config_of(tmp_path, f"model.compile={wanted}").model.compile, CPU)
+    assert found.mode == mode and found.is_demanded == (wanted != "null")
+
+
+def test_on_cuda_networks_are_compiled_unless_somebody_says_no(monkeypatch):
+    monkeypatch.delenv("DIT_USE_COMPILE", raising=False)
+    cuda = torch.device("cuda")
+    assert compilation(None, cuda) == Compilation("default", is_demanded=False)
+    assert compilation(False, cuda).mode is None
+    monkeypatch.setenv("DIT_USE_COMPILE", "FALSE")
+    assert compilation(None, cuda).mode is None
 
 
 def test_other_values_are_refused_by_name(monkeypatch):
     with pytest.raises(ValueError, match="model.compile=reduce-overhead must be"):
-        compile_mode("reduce-overhead")  # CUDA graphs
+        compilation("reduce-overhead", CPU)  # CUDA graphs
     monkeypatch.setenv("DIT_USE_COMPILE", "maybe")
     with pytest.raises(ValueError, match="DIT_USE_COMPILE=maybe must be TRUE or FALSE"):
-        compile_mode(None)
+        compilation(None, CPU)
 
 
 def test_without_a_compiler_one_line_says_so(tmp_path, monkeypatch):
@@ -53,13 +64,16 @@ def test_without_a_compiler_one_line_says_so(tmp_path, monkeypatch):
         new_algorithm(config_of(tmp_path, *SMALL, "model.compile=true"), 20)
 
 
-def test_a_network_without_blocks_to_compile_is_refused(tmp_path, monkeypatch):
+def test_a_network_without_blocks_is_refused_where_compilation_was_demanded(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("flm.tasks.machine.missing_compiler", lambda device: None)
     config = config_of(tmp_path, *SMALL)
     algorithm = new_algorithm(config, 20)
     monkeypatch.delattr(DiT, "compile_blocks")
     with pytest.raises(ValueError, match="FLM has no compile_blocks"):
-        compile_networks(algorithm, "default", torch.device("cpu"))
+        compile_networks(algorithm, Compilation("default"), CPU)
+    compile_networks(algorithm, Compilation("default", is_demanded=False), CPU)
+    (record,) = caplog.records
+    assert "networks run uncompiled, slower: the network of FLM has no compile_blocks" in record.getMessage()
 
 
 def pair(tmp_path, *overrides: str):
@@ -109,7 +123,7 @@ def test_student_and_teacher_are_compiled_although_a_derivative_may_come_first(t
     monkeypatch.setattr("flm.tasks.machine.missing_compiler", lambda device: None)
     eager, compiled = pair(tmp_path, f"algo.objective={objective}")
     before = list(compiled.state_dict())
-    compile_networks(compiled, "default", torch.device("cpu"))
+    compile_networks(compiled, Compilation("default"), CPU)
     assert len(compiled_blocks) == 4 and list(compiled.state_dict()) == before
     if objective == "lagrangian":
         compiled._teachers["teacher"], kept = None, compiled._teachers["teacher"]
@@ -134,6 +148,6 @@ def test_a_copy_of_a_compiled_model_is_a_plain_one(tmp_path, monkeypatch):
 def test_machine_code_computes_the_same(tmp_path):
     torch._dynamo.reset()
     eager, compiled = pair(tmp_path)
-    compile_networks(compiled, "default", torch.device("cpu"))
+    compile_networks(compiled, Compilation("default"), CPU)
     assert_same_step(eager, compiled)
     torch._dynamo.reset()
