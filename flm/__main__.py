@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from flm import config_files, text_commands
@@ -64,8 +65,9 @@ def help_text() -> str:
         lines += ["", f"{title}:"]
         lines += [f"  {name:18}{_fitted(line, _WIDTH - 20)}" for name, line in commands.items()]
     lines += ["", "Groups of the config (GROUP=OPTION; flm train --help shows all keys):"]
+    said = config_files.group_lines()
     for group, options in config_files.groups().items():
-        lines += _listed(group, options)
+        lines += [f"  {group:18}{said.get(group, '')}", *_listed(options)]
     return "\n".join(lines)
 
 
@@ -79,23 +81,21 @@ def _fitted(line: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 3].rsplit(" ", 1)[0] + " ..."
 
 
-def _listed(group: str, options: list[str]) -> list[str]:
-    """`group: a, b, c` over as many lines as it takes."""
-    lines, line = [], f"  {group:18}"
-    for number, option in enumerate(options):
-        piece = option + ("," if number < len(options) - 1 else "")
-        if len(line) + len(piece) + 1 > _WIDTH:
-            lines.append(line.rstrip())
-            line = " " * 20
-        line += piece + " "
-    return [*lines, line.rstrip()]
+def _listed(options: list[str]) -> list[str]:
+    """`a, b, c` over as many indented lines as it takes."""
+    return textwrap.wrap(
+        ", ".join(options), _WIDTH, initial_indent=" " * 22, subsequent_indent=" " * 22, break_on_hyphens=False
+    )
 
 
 def _task(overrides: list[str]) -> int:
-    sys.argv = [sys.argv[0], *overrides]
     from flm.tasks.command_line import main as run_task
 
-    return run_task()
+    given, sys.argv = sys.argv, [sys.argv[0], *overrides]  # where Hydra reads them
+    try:
+        return run_task()
+    finally:
+        sys.argv = given
 
 
 if __name__ == "__main__":

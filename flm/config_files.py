@@ -6,6 +6,7 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 # a wheel carries them inside the package; in a checkout they are at the top of the tree
 CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
+_GROUP = re.compile(r"^  - (\w+): \w+  # (.+)$", re.M)
 _COMMAND = re.compile(r"^(python main\.py|flm) \S.*?: (?=\S)|^(python main\.py|flm) .*$")
 
 
@@ -19,20 +20,20 @@ def groups() -> dict[str, list[str]]:
     return {folder.name: list(options(folder.name)) for folder in sorted(CONFIGS.iterdir()) if folder.is_dir()}
 
 
+def group_lines() -> dict[str, str]:
+    """What each group chooses, as the defaults list of config.yaml says beside it."""
+    return dict(_GROUP.findall((CONFIGS / "config.yaml").read_text(encoding="utf-8")))
+
+
 def _comment(path: Path) -> str:
-    """A comment that begins with a command in the way of `python main.py ...: what it does` is what it does."""
-    text = ""
+    """The first sentence; of a comment in the way of `python main.py ...: what it does`, what it does."""
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# @package"):
             continue
         if not line.startswith("#"):
             break
-        text = f"{text} {line[1:].strip()}".strip()
-        rest = _COMMAND.sub("", text)
-        if rest:
-            text = rest
-            if len(text) > 60:
-                break
-        else:
-            text = ""
-    return text
+        line = _COMMAND.sub("", line[1:].strip()) if not lines else line[1:].strip()
+        if line:
+            lines.append(line)
+    return re.split(r"(?<=[.?!]) ", " ".join(lines))[0]

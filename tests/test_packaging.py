@@ -4,7 +4,11 @@ import re
 import tomllib
 from pathlib import Path
 
+import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import flm
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,3 +42,30 @@ def test_nothing_pins_in_the_project_itself():
     """An exact version of ours would keep people from installing anything else beside it."""
     texts = project()["dependencies"] + [text for extra in project()["optional-dependencies"].values() for text in extra]
     assert not [text for text in texts if re.search(r"==|~=", text)]
+
+
+def test_the_workflow_runs_on_every_python_that_is_admitted():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    matrix = workflow["jobs"]["tests"]["strategy"]["matrix"]["python"]
+    admitted = SpecifierSet(project()["requires-python"])
+    assert matrix == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in admitted]
+    named = {text.split(" :: ")[-1] for text in project()["classifiers"] if "Python :: 3." in text}
+    assert named == set(matrix)
+
+
+def test_nothing_that_runs_by_itself_names_a_host():
+    """Packages come from whatever index a machine is set to."""
+    for path in (".github/workflows/tests.yml", ".pre-commit-config.yaml", "pyproject.toml", "requirements.txt", "mkdocs.yml"):
+        assert "://" not in (ROOT / path).read_text(encoding="utf-8"), path
+
+
+def test_commit_hooks_are_ruff_of_this_environment():
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert repo["repo"] == "local" and all(hook["entry"].startswith("ruff ") for hook in repo["hooks"])
+
+
+def test_changes_and_citation_are_of_this_version():
+    assert f"## {flm.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == flm.__version__ and citation["license"] == project()["license"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)

@@ -70,7 +70,8 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        return Batch(*(None if tensor is None else change(tensor) for tensor in vars(self).values()))
+        changed: dict[str, Any] = {name: None if tensor is None else change(tensor) for name, tensor in vars(self).items()}
+        return Batch(**changed)
 
 
 @dataclass

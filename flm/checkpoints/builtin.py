@@ -6,6 +6,11 @@ BOX = Path(__file__).resolve().parents[1] / "box"
 PREFIX = "builtin:"
 
 
+def names() -> dict[str, Path]:
+    """The file of each."""
+    return {f"{PREFIX}{path.stem}": path for path in sorted(BOX.glob("*.flmpack"))}
+
+
 def builtin(source: str) -> Path | None:
     """The file that such a name stands for; None for any other name.
 
@@ -14,7 +19,7 @@ def builtin(source: str) -> Path | None:
     """
     if not source.startswith(PREFIX):
         return None
-    found = {f"{PREFIX}{path.stem}": path for path in sorted(BOX.glob("*.flmpack"))}
+    found = names()
     if source not in found:
         raise ValueError(f"{source}: no such model comes with the package; there are: {', '.join(found) or 'none'}")
     return found[source]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
+from flm.checkpoints import builtin
 from flm.checkpoints.folder import CONFIG, READ
 from flm.ranges import Where, is_there
 
@@ -28,8 +29,8 @@ def names_repository(name: str) -> bool:
 ModelName = Annotated[
     str,
     Where(
-        lambda name: is_there(name) or names_repository(name),
-        "a run folder, checkpoint, exported folder or artifact that is there, or owner/model on the hub",
+        lambda name: is_there(name) or names_repository(name) or name in builtin.names(),
+        "a run folder, checkpoint, exported folder or artifact there is, owner/model on the hub, builtin:text or builtin:puzzle",
     ),
 ]
 

@@ -107,8 +107,8 @@ class Tokenizer:
         return whole[len(head) :] if whole.startswith(head) else self.decode(ids, skip_special)
 
     def token(self, token_id: int) -> str:
-        """The vocabulary entry of one id, in the tokenizer's own spelling."""
-        return self._backend.id_to_token(token_id)
+        """The vocabulary entry of one id, in the tokenizer's own spelling; "" for one that only the model has, as a mask."""
+        return self._backend.id_to_token(token_id) or ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values from which `from_dict` makes the same tokenizer."""

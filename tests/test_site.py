@@ -1,0 +1,75 @@
+"""The docs: every relative link and picture is there, every page is in the site, and the site builds without network."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("flm/**/*.md")])
+_LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
+
+
+def text_of(path: Path) -> str:
+    """Without code, in which brackets mean other things."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^(    |\t).*$", "", text, flags=re.M))
+
+
+def anchors(path: Path) -> set[str]:
+    """Of its headings, as GitHub and the site name them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+def test_links_resolve(page):
+    for link in _LINK.findall(text_of(page)):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page if not name else (page.parent / name).resolve()
+        assert target.exists(), f"{page.name}: {link} is not there"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{page.name}: {link}: no such heading"
+
+
+def test_every_page_is_in_the_site_and_every_picture_on_a_page():
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+
+    def listed(node):
+        if isinstance(node, str):
+            return {node}
+        return set().union(*map(listed, node.values() if isinstance(node, dict) else node))
+
+    assert listed(navigation) == {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    shown = {(page.parent / link).resolve() for page in PAGES for link in _LINK.findall(text_of(page)) if "://" not in link}
+    assert {path for path in (ROOT / "docs" / "images").iterdir()} <= shown
+
+
+def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
+    if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
+        pytest.skip("mkdocs is not installed (pip install -e '.[docs]')")
+    # whatever asks for a network gets a proxy that is not there
+    environment = os.environ | {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "all_proxy")}
+    site = tmp_path / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)],
+        cwd=ROOT,
+        env=environment | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    reference = (site / "reference" / "index.html").read_text(encoding="utf-8")
+    for name in ("generate", "infill", "nll", "load"):
+        assert f'id="flm.language_model.{"LanguageModel." * (name != "load")}{name}"' in reference
+    loaded = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=["'](https?:[^"']*)""")
+    canonical = {link for page in site.rglob("*.html") for link in loaded.findall(page.read_text(encoding="utf-8"))}
+    assert not canonical, canonical
