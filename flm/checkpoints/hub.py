@@ -30,7 +30,7 @@ ModelName = Annotated[
     str,
     Where(
         lambda name: is_there(name) or names_repository(name) or name in builtin.names(),
-        "a run folder, checkpoint, exported folder or artifact there is, owner/model on the hub, builtin:text or builtin:puzzle",
+        "a run folder, checkpoint, exported folder or artifact, owner/model on the hub, builtin:text or builtin:puzzle",
     ),
 ]
 

@@ -44,7 +44,7 @@ def test_a_name_that_is_not_in_the_box_is_one_line():
 
 
 def test_texts_are_of_words():
-    """Of the words between blanks in written texts, how many Python's manual has too; their letters in another order: far fewer."""
+    """Of the words between blanks in written texts, how many Python's manual has; their letters shuffled: far fewer."""
     lm = flm.load("builtin:text")
     known = set(words(" ".join(topics.topics.values())))
     written = [word for text in lm.generate(n=16, steps=16) for word in words(text)[1:-1]]
