@@ -2,7 +2,6 @@
 
 from launching import run_script
 
-
 ROWS = "published evidence_near evidence_near_map mdlm_near ar"
 
 
