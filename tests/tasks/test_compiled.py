@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from flm.algos.algorithm import Batch
 from flm.draws import Draws
 from flm.models.dit import DiT, DiTBlock
+from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import new_algorithm
 from flm.tasks.machine import MODES, Compilation, compilation, compile_networks
 
@@ -150,4 +151,36 @@ def test_machine_code_computes_the_same(tmp_path):
     eager, compiled = pair(tmp_path)
     compile_networks(compiled, Compilation("default"), CPU)
     assert_same_step(eager, compiled)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("algo, one_size, any_size", [("flm", 2, 4), ("fmlm", 4, 5)])
+def test_graphs_of_training_validation_and_sampling(algo, one_size, any_size, tmp_path, monkeypatch):
+    """No graph breaks, and few graphs, for one batch size and for any.
+
+    With and without gradients; a flow map's teacher is frozen, and part of its batch is on the diagonal.
+    """
+    torch._dynamo.reset()
+    counter, original = CompileCounter(), DiTBlock.compile
+    monkeypatch.setattr(DiTBlock, "compile", lambda block, **options: original(block, backend=counter))
+    monkeypatch.setattr("flm.tasks.machine.missing_compiler", lambda device: None)
+    algorithm = pair(tmp_path)[1] if algo == "fmlm" else new_algorithm(config_of(tmp_path, *SMALL), 20)
+    torch._dynamo.utils.counters.clear()
+    compile_networks(algorithm, Compilation("default"), CPU)
+
+    def run(batch):
+        tokens = torch.randint(20, (batch, 8), generator=torch.Generator().manual_seed(batch))
+        rows = Batch(tokens, torch.ones(batch, 8))
+        algorithm.loss(rows, Draws(1)).total.backward()
+        with torch.no_grad():
+            algorithm.validation_loss(rows, Draws(2))
+        for steps in (1, 2, 5):
+            algorithm.generate(Canvas.blank(batch, 8, CPU), steps, torch.Generator().manual_seed(0))
+
+    run(6)
+    after_one = counter.frame_count
+    for batch in (4, 5, 9, 12):
+        run(batch)
+    breaks = dict(torch._dynamo.utils.counters["graph_break"])
+    assert not breaks and after_one <= one_size and counter.frame_count <= any_size
     torch._dynamo.reset()
