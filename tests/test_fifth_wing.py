@@ -122,9 +122,9 @@ FILES = {
         from annotated_types import Ge
 
         from flm.results.kinds import KeyNumber, Reading, ResultKind, Table
-        from flm.tasks.eval_options import EvalOptions
+        from flm.tasks.evaluation import EvalOptions
         from flm.tasks.machine import Machine
-        from flm.tasks.model import load_model
+        from flm.tasks.evaluation import load_model
         from flm.tasks.run import Run
 
 

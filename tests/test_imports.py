@@ -26,7 +26,7 @@ LAYERS = [
 WINGS = LAYERS[-1]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
-    "lightning": {"training", "tasks", "data/module.py", "qwen/annealing.py"},
+    "lightning": {"training", "tasks", "data/module.py", "qwen/annealing.py", "qwen/callbacks.py"},
     "hydra": {"tasks", *WINGS},
     "omegaconf": {"tasks", *WINGS},
 }

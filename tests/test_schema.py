@@ -131,7 +131,7 @@ class Base:
 
 
 def test_options_go_to_the_next_class_within_the_package_alone():
-    from flm.training.adamw import AdamW
+    from flm.training.optimizers import AdamW
 
     assert not signature_of(AdamW).is_open and "amsgrad" in signature_of(AdamW).parameters
 

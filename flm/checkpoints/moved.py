@@ -15,6 +15,7 @@ MOVED = {
     "flm.data.corpora.token_shards.TokenShardCorpus": "flm.golf.shard_corpus.TokenShardCorpus",
     "flm.data.examples.Texts": "flm.qwen.examples.Texts",
     "flm.data.mixture.MixtureCorpus": "flm.qwen.mixture.MixtureCorpus",
+    "flm.data.sentencepiece_tokenizer.SentencePieceTokenizer": "flm.data.sentencepiece.SentencePieceTokenizer",
     "flm.models.flow_encoder.FlowEncoder": "flm.golf.flow_encoder.FlowEncoder",
     "flm.models.flow_encoder.PostNormBlock": "flm.golf.flow_encoder.PostNormBlock",
     "flm.models.golf.GolfBlock": "flm.golf.transformer.GolfBlock",
@@ -28,8 +29,14 @@ MOVED = {
     "flm.models.qwen.QwenBackbone": "flm.qwen.backbone.QwenBackbone",
     "flm.paths.geodesic.Geodesic": "flm.kl_flow.geodesic.Geodesic",
     "flm.paths.geodesic.GeodesicClock": "flm.kl_flow.geodesic.GeodesicClock",
+    "flm.training.adamw.AdamW": "flm.training.optimizers.AdamW",
     "flm.training.annealing.AttentionAnnealing": "flm.qwen.annealing.AttentionAnnealing",
+    "flm.training.epochs.SourceEpochs": "flm.qwen.callbacks.SourceEpochs",
+    "flm.training.forecast.Forecast": "flm.qwen.callbacks.Forecast",
+    "flm.training.gradient_norms.GradientNorms": "flm.qwen.callbacks.GradientNorms",
     "flm.training.grouped_adamw.GroupedAdamW": "flm.qwen.grouped_adamw.GroupedAdamW",
+    "flm.training.muon.MuonWithAdamW": "flm.training.optimizers.MuonWithAdamW",
+    "flm.training.samples.SampleEvery": "flm.training.generation.SampleEvery",
 }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flm.code.sandbox import Program
-from flm.data.corpora.json_lines import records, text_of
+from flm.data.corpora.records import records, text_of
 from flm.draws import mix_seed
 
 # Where a continuation ends at the latest: what follows is a new top-level statement (as published for each set).

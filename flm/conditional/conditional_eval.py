@@ -14,11 +14,10 @@ from flm.data.corpora.corpus import Corpus
 from flm.data.documents import Split
 from flm.language_model import LanguageModel
 from flm.ranges import Count, Text
-from flm.tasks.eval_options import EvalOptions
+from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of
 from flm.tasks.held_out import HeldOut
 from flm.tasks.machine import Machine
-from flm.tasks.model import load_model
 from flm.tasks.processes import Team, team_of
 from flm.tasks.run import Run, write_lines
 from flm.tasks.samples import Request

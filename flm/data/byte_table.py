@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flm.data.sentencepiece_model import WORD_START
+from flm.data.sentencepiece import WORD_START
 from flm.data.tokenizers import Tokenizer
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")

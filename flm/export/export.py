@@ -14,9 +14,8 @@ from flm.export.hf_folder import write_folder
 from flm.export.model_card import model_card
 from flm.ranges import Text
 from flm.results.files import read_result
-from flm.tasks.eval_options import EvalOptions
+from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.machine import Machine
-from flm.tasks.model import load_model
 from flm.tasks.run import Run
 
 

@@ -19,9 +19,8 @@ from flm.golf.packed import Packed, Rounding, has_zstandard, pack
 from flm.golf.quantise import Plan
 from flm.ranges import Count, Existing, Index, one_of
 from flm.tasks import ppl_eval
-from flm.tasks.eval_options import EvalOptions
+from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.machine import Machine
-from flm.tasks.model import load_model
 from flm.tasks.processes import check_alone
 from flm.tasks.run import Run
 

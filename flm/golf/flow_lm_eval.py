@@ -18,10 +18,9 @@ from flm.data.module import TextDataModule
 from flm.draws import mix_seed
 from flm.golf.embedding_likelihood import GRIDS, bound_report, denoising_report
 from flm.ranges import DIFFERENT, OpenShare, one_of
-from flm.tasks.eval_options import EvalOptions
+from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.held_out import HeldOut
 from flm.tasks.machine import Machine
-from flm.tasks.model import load_model
 from flm.tasks.processes import check_alone
 from flm.tasks.run import Run
 

@@ -22,10 +22,9 @@ from flm.golf.scored_stream import Reading, score
 from flm.golf.test_time_training import TestTimeTraining, score_then_train
 from flm.likelihood.bits_per_byte import ByteTally
 from flm.ranges import CalledWith, Count
-from flm.tasks.eval_options import EvalOptions
+from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.held_out import HeldOut
 from flm.tasks.machine import Machine
-from flm.tasks.model import load_model
 from flm.tasks.processes import ALONE, Team, team_of
 from flm.tasks.run import Run
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from flm.data.corpora import json_lines
+from flm.data.corpora import records as json_lines
 
 _CSV = (".csv", ".csv.gz")
 

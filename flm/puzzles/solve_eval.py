@@ -22,10 +22,9 @@ from flm.puzzles.scores import coverage, solve_rates, verdicts_on
 from flm.puzzles.solve_tables import puzzle_table, written_table
 from flm.puzzles.writing import Writer
 from flm.ranges import DIFFERENT, Count, Index
-from flm.tasks.eval_options import EvalOptions
+from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.held_out import HeldOut
 from flm.tasks.machine import Machine
-from flm.tasks.model import load_model
 from flm.tasks.processes import check_alone
 from flm.tasks.run import Run
 from flm.tasks.samples import Request

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flm.data.corpora import json_lines
+from flm.data.corpora import records as json_lines
 from flm.data.corpora.corpus import Split
 from flm.data.corpora.pairs import Pairs
 from flm.data.corpora.source_files import reader_of, records

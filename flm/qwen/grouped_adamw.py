@@ -7,7 +7,7 @@ from typing import Any
 from torch.nn import Parameter
 
 from flm.ranges import BelowOne, NonNegative, PositiveShare, Rate
-from flm.training.adamw import AdamW
+from flm.training.optimizers import AdamW
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,9 @@ from flm.data.tokenizers import TokenizerBuilder
 from flm.precision import autocast
 from flm.ranges import Folder, Seed, Text
 from flm.schema import MISSING, check, made, nearest, signature_of, with_nodes
-from flm.tasks.assemble import trusted_by
-from flm.tasks.eval_options import EvalOptions
-from flm.tasks.instantiate import check as check_node
-from flm.tasks.instantiate import resolve
+from flm.tasks.assemble import check as check_node
+from flm.tasks.assemble import resolve, trusted_by
+from flm.tasks.evaluation import EvalOptions
 from flm.tasks.machine import Machine, compilation, device_of
 from flm.tasks.samples import check_sampling
 from flm.tasks.train import WandbOptions, resume_path

@@ -8,8 +8,7 @@ from rich.console import Console
 from flm.checkpoints import files
 from flm.checkpoints.description import KEY
 from flm.checkpoints.load import PREFIX, load_algorithm, read_model
-from flm.tasks.eval_options import EvalOptions
-from flm.tasks.model import checkpoint_path, import_choices
+from flm.tasks.evaluation import EvalOptions, checkpoint_path, import_choices
 from flm.tasks.run import Run
 
 

@@ -19,10 +19,9 @@ from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
 from flm.likelihood.bits_per_byte import scored_bytes, scored_texts, utf8_bytes
 from flm.likelihood.held_out import Likelihood
-from flm.tasks.eval_options import EvalOptions
+from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.held_out import HeldOut, corpus_of
 from flm.tasks.machine import Machine
-from flm.tasks.model import load_model
 from flm.tasks.processes import ALONE, Team, team_of
 from flm.tasks.run import Run
 

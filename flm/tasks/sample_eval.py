@@ -8,13 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flm.data.real_text import RealText
 from flm.language_model import LanguageModel
 from flm.measures.film import FilmStrip
-from flm.tasks.eval_options import EvalOptions
-from flm.tasks.held_out import HeldOut
+from flm.tasks.evaluation import EvalOptions, load_model
+from flm.tasks.held_out import HeldOut, RealText
 from flm.tasks.machine import Machine
-from flm.tasks.model import load_model
 from flm.tasks.processes import team_of
 from flm.tasks.run import Run
 from flm.tasks.samples import Request, generate, possible_steps, warm_up, write_texts

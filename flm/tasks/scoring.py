@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import flm
-from flm.data.real_text import RealText
 from flm.judges.gen_ppl import PublishedProtocol, Scorer, ScoreResult, ScoringProtocol, TokenScorer, WholeTextProtocol
 from flm.judges.huggingface_scorer import HuggingFaceScorer
 from flm.judges.ngram_judge import HeldOutNGrams
@@ -15,7 +14,8 @@ from flm.measures.diversity import TokenFrequencies, self_bleu_4, token_diversit
 from flm.measures.estimate import Estimate
 from flm.measures.mauve import Mauve
 from flm.registry import entries, load
-from flm.tasks.eval_options import EvalOptions, SampleOptions
+from flm.tasks.evaluation import EvalOptions, SampleOptions
+from flm.tasks.held_out import RealText
 
 PROTOCOLS = {"published": PublishedProtocol, "whole_text": lambda length: WholeTextProtocol()}  # of the sample length
 

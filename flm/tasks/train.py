@@ -16,12 +16,11 @@ from torch import Tensor
 from flm.atomic import check_room
 from flm.checkpoints.load import read_checkpoint
 from flm.data.module import TextDataModule
-from flm.data.real_text import one_row_each
 from flm.handed_in import read_json
 from flm.ranges import Text
 from flm.samplers.options import check_options
-from flm.tasks.assemble import algorithm_class, data_module, new_algorithm, probe
-from flm.tasks.instantiate import instantiate
+from flm.tasks.assemble import algorithm_class, data_module, instantiate, new_algorithm, probe
+from flm.tasks.held_out import one_row_each
 from flm.tasks.run import Run, plain_config
 from flm.tasks.run_folder import RECORD, Record, alone_in, check_same_run, differences, is_first_process, shown
 from flm.tasks.samples import given_options

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from flm.annotations import shown
 from flm.ranges import Count, Index, Positive, Share, Width
 from flm.schema import merged, nearest
-from flm.tasks.instantiate import check as check_node
-from flm.tasks.instantiate import instantiate, resolve
+from flm.tasks.assemble import check as check_node
+from flm.tasks.assemble import instantiate, resolve
 from flm.tasks.machine import device_of, precision_of
 from flm.training.stopping import MaxTime
 

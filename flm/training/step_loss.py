@@ -1,12 +1,17 @@
-"""One loss for one optimiser step, however its global batch is cut into micro-batches and processes."""
+"""The loss of an optimiser step: one number over its micro-batches and processes, and noticing when it diverges."""
 
+import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import islice
+from statistics import median
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import Parameter
 
-from flm.algos.algorithm import Loss, over
+from flm.algos.algorithm import Batch, Loss, over
 from flm.training.sharding import local
 
 
@@ -41,3 +46,78 @@ def scale_gradients(parameters: Iterable[Parameter], factor: Tensor) -> None:
     gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+
+
+# Losses of one process whose median is compared: not their mean, which one bad batch can raise, nor fewer, since the loss of a
+# small batch depends much on the times it drew.
+RECENT = 50
+LONG = 0.999  # decay of the average they are compared with
+FIRST = 200  # losses before anything is compared
+
+
+class DivergenceCheck:
+    """Watches losses without making the device wait.
+
+    Numbers travel to the host while the backward pass is still queued; they are read once that pass is queued, before the
+    optimiser uses the gradients.
+
+    Args:
+        factor: the median of the last RECENT losses may be so many times their long average, > 1; None: any finite loss may.
+    """
+
+    def __init__(self, factor: float | None = None):
+        self._factor = factor
+        self._numbers: Tensor | None = None
+        self._arrived: torch.cuda.Event | None = None
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._average, self._count = 0.0, 0
+
+    def watch(self, loss: Loss) -> None:
+        # what is minimised, and what no learned weight scales
+        numbers = torch.stack([loss.sum.detach().double(), loss.per_sequence.double().mean()])
+        if numbers.is_cuda:
+            self._numbers = torch.empty(2, dtype=torch.float64, pin_memory=True).copy_(numbers, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._numbers, self._arrived = numbers, None
+
+    def problem(self) -> str | None:
+        """What is wrong with the loss watched last, to follow the words "the loss"; None if nothing is. Ask once each."""
+        if self._numbers is None:
+            return None
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        total, level = self._numbers.tolist()
+        self._numbers = None
+        if not abs(total) < float("inf"):
+            return "is not finite"
+        if self._factor is None:
+            return None
+        self._recent.append(level)
+        self._count += 1
+        decay = min(LONG, 1 - 1 / self._count)  # at first the mean of all
+        self._average = decay * self._average + (1 - decay) * level
+        recent = median(self._recent)
+        if self._count > FIRST and self._average > 0 and recent > self._factor * self._average:
+            return f"has risen to {recent:.4g}, more than {self._factor:g} times its long average of {self._average:.4g},"
+        return None
+
+
+SHOWN = 8  # example numbers
+
+
+def fingerprint(batch: Batch, batch_idx: int, trainer: Trainer) -> str:
+    """The process, the SHA-256 of the tokens and, where the loader's batch sampler tells, the numbers of the examples.
+
+    Args:
+        batch_idx: micro-batches of this fit before it.
+    """
+    digest = hashlib.sha256(batch.tokens.cpu().numpy().tobytes()).hexdigest()[:12]
+    text = f"process {trainer.global_rank}, batch sha256 {digest}"
+    sampler = getattr(trainer.train_dataloader, "batch_sampler", None)
+    if sampler is None:
+        return text
+    examples = next(islice(sampler, batch_idx, None), [])
+    more = f" and {len(examples) - SHOWN} more" if len(examples) > SHOWN else ""
+    return f"{text}, examples {', '.join(map(str, examples[:SHOWN]))}{more}"

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from flm.data.byte_table import ByteTable
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
-from flm.data.sentencepiece_model import SentencePieceModel
+from flm.data.sentencepiece import SentencePieceModel
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer
 
 # a folder with gpt2/vocab.json and merges.txt

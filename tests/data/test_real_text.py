@@ -6,14 +6,14 @@ import pytest
 from code_files import write
 from running import command
 
-from flm.data import real_text
 from flm.data.corpora.pairs import PairCorpus
 from flm.data.corpora.text import TextCorpus
 from flm.data.layouts import LineLayout, ResponseLayout, SpanLayout
 from flm.data.module import TextDataModule
-from flm.data.real_text import held_out_blocks
 from flm.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from flm.puzzles.permutation import Permutation
+from flm.tasks import held_out as real_text
+from flm.tasks.held_out import held_out_blocks
 
 L = 32
 PAIRS = [{"prompt": f"ask {word}", "response": f"{word}\n{word * 2}"} for word in "ab cde fgh ij k".split()]

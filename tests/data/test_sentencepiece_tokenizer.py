@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from flm.data.byte_table import ByteTable
-from flm.data.sentencepiece_model import SentencePieceModel
-from flm.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from flm.data.sentencepiece import SentencePieceModel, SentencePieceTokenizer
 from flm.data.shards import encode_documents
 from flm.data.tokenizers import ByteTokenizer, Tokenizer
 

@@ -19,9 +19,9 @@ from flm.draws import Draws
 from flm.few_step.simplex_dmd import SimplexDMD, distribution_matching
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
-from flm.training.adamw import AdamW
 from flm.training.average import Average
 from flm.training.module import Module
+from flm.training.optimizers import AdamW
 
 V, L, B = 7, 3, 6
 

@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 from training.toy import make_trainer
 
-from flm.training.adamw import AdamW
 from flm.training.module import Module
+from flm.training.optimizers import AdamW
 from flm.training.sharding import FullyShardedStrategy, whole
 
 STEPS = 7  # two turns of the student's

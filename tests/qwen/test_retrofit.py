@@ -9,8 +9,8 @@ from torch import nn
 from training.toy import LENGTH, VOCAB, ToyAlgorithm, ToyBackbone, ToyData, make_module, make_trainer
 
 from flm.qwen.annealing import AttentionAnnealing
+from flm.qwen.callbacks import GradientNorms
 from flm.qwen.grouped_adamw import GroupedAdamW
-from flm.training.gradient_norms import GradientNorms
 from flm.training.module import Module
 
 

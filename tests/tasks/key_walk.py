@@ -14,8 +14,8 @@ from running import config_of
 
 from flm.config_files import CONFIGS
 from flm.schema import signature_of
+from flm.tasks.assemble import resolve
 from flm.tasks.check import ARGUMENTS, GIVEN
-from flm.tasks.instantiate import resolve
 
 NESTED: dict[str, Any] = {"a": {"b": {"c": [1, {"d": None}]}}}
 VALUES: list[Any] = [

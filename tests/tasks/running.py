@@ -6,8 +6,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from flm.tasks.arguments import prepared
-from flm.tasks.command_line import CONFIGS, main
+from flm.tasks.command_line import CONFIGS, main, prepared
 
 
 def config_of(run_dir: Path, *overrides: str):

@@ -133,7 +133,7 @@ def test_the_error_has_a_line_of_its_own_after_a_progress_bar(monkeypatch, tmp_p
     def diverges(self):
         return "is too high"
 
-    monkeypatch.setattr("flm.training.divergence.DivergenceCheck.problem", diverges)
+    monkeypatch.setattr("flm.training.step_loss.DivergenceCheck.problem", diverges)
     run = [*tiny(corpus, "trainer.max_steps=6", "logger=none"), f"hydra.run.dir={tmp_path / 'run'}"]
     assert command(monkeypatch, *run) == 1
     shown = terminal.getvalue()

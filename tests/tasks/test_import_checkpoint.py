@@ -16,10 +16,9 @@ from flm.checkpoints.imported import ImportChoices
 from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import new_algorithm
-from flm.tasks.eval_options import EvalOptions
+from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.import_checkpoint import import_checkpoint
 from flm.tasks.machine import Machine
-from flm.tasks.model import load_model
 from flm.tasks.run import Run
 from flm.training.checkpointing import AtomicCheckpointIO
 

@@ -19,10 +19,9 @@ from flm.algos.flm import FLM
 from flm.algos.fmlm import FMLM
 from flm.draws import randn
 from flm.models.dit import DiT
-from flm.training.adamw import AdamW
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.module import Module
-from flm.training.muon import MuonWithAdamW
+from flm.training.optimizers import AdamW, MuonWithAdamW
 from flm.training.schedules import cosine_decay
 from flm.training.sharding import FullyShardedStrategy, resplit, whole
 from flm.training.stopping import StopInTime

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from toy import ToyData, make_module, make_trainer
 
-from flm.training import adamw
-from flm.training.adamw import AdamW
+from flm.training import optimizers as adamw
+from flm.training.optimizers import AdamW
 
 
 def trained(net, optimizer, steps=6):

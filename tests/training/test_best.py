@@ -9,8 +9,7 @@ from toy import ToyData, make_module, make_trainer
 
 from flm.checkpoints.load import read_checkpoint
 from flm.training.checkpointing import CheckpointEvery
-from flm.training.generation import GenerationMonitor
-from flm.training.samples import SampleEvery
+from flm.training.generation import GenerationMonitor, SampleEvery
 
 
 class Scripted(Callback):

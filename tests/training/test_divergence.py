@@ -10,7 +10,7 @@ from toy import BATCH, ToyData, make_batch, make_module, make_trainer
 from flm.algos.algorithm import Batch, Loss
 from flm.data.order import ExampleOrder, ShareSampler
 from flm.training.checkpointing import CheckpointEvery
-from flm.training.divergence import FIRST, RECENT, DivergenceCheck, fingerprint
+from flm.training.step_loss import FIRST, RECENT, DivergenceCheck, fingerprint
 
 
 def first_problem(check, losses):
@@ -56,7 +56,7 @@ def test_what_is_no_number_stops_at_once(loss):
 
 
 def test_an_exploding_run_names_step_batch_and_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("flm.training.divergence.FIRST", 10)
+    monkeypatch.setattr("flm.training.step_loss.FIRST", 10)
     module = make_module(lr=0.0)
     module._divergence = DivergenceCheck(1.5)
     loss, calls = module.algorithm.loss, []

@@ -8,8 +8,8 @@ from toy import BATCH, ToyAlgorithm, ToyData, assert_identical, everything, make
 from flm.checkpoints.load import read_checkpoint
 from flm.draws import Draws, mix_seed
 from flm.training.checkpointing import CheckpointEvery
+from flm.training.generation import SampleEvery
 from flm.training.module import VALIDATION
-from flm.training.samples import SampleEvery
 
 VALIDATING = dict(limit_val_batches=1.0, val_check_interval=3)
 

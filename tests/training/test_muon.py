@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from flm.training.adamw import AdamW
-from flm.training.muon import MuonWithAdamW
+from flm.training.optimizers import AdamW, MuonWithAdamW
 
 
 class Net(nn.Module):

@@ -15,7 +15,7 @@ from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.draws import Draws, mix_seed
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.module import VALIDATION
-from flm.training.muon import MuonWithAdamW
+from flm.training.optimizers import MuonWithAdamW
 
 
 def free_port() -> int:

@@ -6,7 +6,7 @@ from toy import ToyData, assert_identical, everything, make_module, make_trainer
 
 from flm.checkpoints.load import read_checkpoint
 from flm.training.checkpointing import CheckpointEvery
-from flm.training.muon import MuonWithAdamW
+from flm.training.optimizers import MuonWithAdamW
 
 STEPS = 8
 

@@ -10,7 +10,7 @@ from toy import ToyData, make_module
 
 from flm.schema import check
 from flm.training.checkpointing import CheckpointEvery
-from flm.training.samples import SampleEvery
+from flm.training.generation import SampleEvery
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flm.data.corpora.json_lines import digest, records, text_of
 from flm.data.corpora.random_split import RandomSplitCorpus
+from flm.data.corpora.records import digest, records, text_of
 from flm.data.documents import Split
 from flm.data.layouts import Layout, ResponseLayout
 from flm.data.pair_rows import PairRows

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from flm.atomic import write_text
-from flm.data.corpora.tables import row_batches
+from flm.data.corpora.records import row_batches
 from flm.handed_in import read_json
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".txt": "text"}

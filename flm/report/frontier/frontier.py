@@ -12,7 +12,6 @@ from rich.console import Console
 
 from flm.atomic import write_bytes, write_text
 from flm.checkpoints.hub import ModelName
-from flm.data.real_text import RealText
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
 from flm.measures.diversity import self_bleu_4, token_diversity
@@ -23,10 +22,9 @@ from flm.report.frontier.figure import frontier_figure, scorer_name
 from flm.report.frontier.tables import console_table, markdown
 from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
-from flm.tasks.eval_options import EvalOptions
-from flm.tasks.held_out import HeldOut
+from flm.tasks.evaluation import EvalOptions, load_model
+from flm.tasks.held_out import HeldOut, RealText
 from flm.tasks.machine import Machine
-from flm.tasks.model import load_model
 from flm.tasks.processes import Team, team_of
 from flm.tasks.run import Run
 from flm.tasks.samples import Generation, Request, generate, possible_steps, step_counts, warm_up, write_texts

@@ -1,9 +1,14 @@
-"""How long a run will take, from what it has measured of itself."""
+"""What a retrofit watches while it trains: time to the end, passes over each source, gradients of new and old parts."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from flm.algos.algorithm import Batch
 from flm.ranges import Count
@@ -73,3 +78,40 @@ def _duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} seconds"
+
+
+class SourceEpochs(Callback):
+    """Logs data/epochs_<source>: passes over it completed, on average over the readers of the first process."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for name, epochs in trainer.datamodule.epochs().items():
+            pl_module.log(f"data/epochs_{name}", epochs, batch_size=1)
+
+
+class GradientNorms(Callback):
+    """Logs grad/norm_<name>, the Euclidean norm of the gradients of each part, and grad/norm_others of what is in none.
+
+    Clipping scales all gradients alike: a new part with large ones starves a pretrained network, which this shows.
+
+    Args:
+        parts: part of a parameter's name, by the name to log.
+    """
+
+    def __init__(self, parts: Mapping[str, str]):
+        self.parts = dict(parts)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps:  # Lightning logs after the step
+            return
+        gradients: dict[str, list[Tensor]] = {name: [] for name in (*self.parts, "others")}
+        for name, parameter in pl_module.algorithm.named_parameters():
+            if parameter.grad is not None:
+                part = next((label for label, key in self.parts.items() if key in name), "others")
+                gradients[part].append(parameter.grad)
+        for label, tensors in gradients.items():
+            if tensors:
+                norm = torch.nn.utils.get_total_norm(tensors)
+                # under FSDP2 every process has a part of the sum
+                pl_module.log(f"grad/norm_{label}", norm.full_tensor() if isinstance(norm, DTensor) else norm)

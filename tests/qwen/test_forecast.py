@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import torch
 
 from flm.algos.algorithm import Batch
-from flm.training import forecast as module
-from flm.training.forecast import Forecast, forecast
+from flm.qwen import callbacks as module
+from flm.qwen.callbacks import Forecast, forecast
 
 
 def test_tokens_count_once_over_accumulation_and_processes_and_validation_is_left_out(monkeypatch, capsys):

@@ -1,15 +1,18 @@
-"""The `eval` config: what its keys may be, by who reads them."""
+"""What `eval` asks for: its keys, by who reads them, and the model that they name."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
 
+import flm
 from flm.checkpoints.hub import ModelName
 from flm.checkpoints.imported import ImportChoices
+from flm.language_model import LanguageModel
 from flm.ranges import DIFFERENT, Count, Existing, Index, OpenShare, Text, Where
 from flm.registry import entries
+from flm.tasks.machine import Machine, compile_networks
 
 JUDGE = Where(lambda name: name in ("ar", *entries("judges")), "ar, or a judge that a wing registers")
 Protocol = Literal["published", "whole_text"]
@@ -65,3 +68,38 @@ class EvalOptions(SampleOptions, LikelihoodOptions, LoadOptions, ImportChoices):
             raise ValueError("eval.scorer=ar needs eval.scorer_checkpoint_path, a checkpoint trained with algo=ar")
         if self.mauve and self.real_data is None:
             raise ValueError("eval.mauve compares with real text: it needs eval.real_data")
+
+
+def load_model(wanted: EvalOptions, machine: Machine) -> LanguageModel:
+    """What eval.checkpoint_path names: anything that `flm.load` takes.
+
+    Args:
+        wanted: which model, and which of its weights.
+        machine: where it will run.
+    """
+    path = checkpoint_path(wanted, "use")
+    choices = asdict(import_choices(wanted))
+    lm = flm.load(
+        path,
+        machine.device,
+        not wanted.disable_ema,
+        wanted.trusted_modules,
+        wanted.hub_revision,
+        wanted.hub_file,
+        **choices,
+    )
+    compile_networks(lm.algorithm, machine.compilation, machine.device)
+    lm.precision = machine.precision
+    return lm
+
+
+def checkpoint_path(wanted: EvalOptions, purpose: str) -> str:
+    """eval.checkpoint_path, or an error where it is not set."""
+    if wanted.checkpoint_path is None:
+        raise ValueError(f"eval.checkpoint_path is not set: name the checkpoint to {purpose}")
+    return wanted.checkpoint_path
+
+
+def import_choices(wanted: EvalOptions) -> ImportChoices:
+    """What `eval` says of a published checkpoint."""
+    return ImportChoices(**{item.name: getattr(wanted, item.name) for item in fields(ImportChoices)})
