@@ -7,8 +7,20 @@ import sys
 from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-VARIABLES = ("DATA_DIR", "TEACHER_PATH", "CKPT_PATH", "STEPS", "OUT", "BUDGET", "EVALUATION", "PUZZLE", "LAUNCHER")
-VARIABLES += ("TASKS", "SEEDS", "TEXT", "BOX", "FLM_VENV", "VIRTUAL_ENV", "CONDA_PREFIX")
+VARIABLES = (
+    "TASK",
+    "ROWS",
+    "DATA_DIR",
+    "TEACHER_PATH",
+    "CKPT_PATH",
+    "STEPS",
+    "OUT",
+    "BUDGET",
+    "EVALUATION",
+    "PUZZLE",
+    "LAUNCHER",
+)
+VARIABLES += ("TASK", "ROWS", "TASKS", "SEEDS", "TEXT", "BOX", "FLM_VENV", "VIRTUAL_ENV", "CONDA_PREFIX")
 
 
 def stub_python(folder: Path, more: str = "") -> Path:
