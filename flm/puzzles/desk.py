@@ -12,6 +12,7 @@ from rich.text import Text
 from flm.data.tokenizers import Tokenizer
 from flm.measures.film import FilmStrip
 from flm.puzzles.rules import HOLE, Puzzle, Verdict
+from flm.puzzles.solve_tables import terminal
 from flm.tasks.run import Run, write_lines
 
 _SHOWN = 6  # answers, and moments of a film
@@ -29,7 +30,7 @@ class Desk:
     about: Mapping[str, Any]
     source: Any
     tokenizer: Tokenizer
-    console: Console = field(default_factory=Console)
+    console: Console = field(default_factory=terminal)
 
     def keep(
         self,

@@ -11,13 +11,12 @@ from typing import Annotated, Any
 
 from annotated_types import MinLen
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
 from flm.handed_in import parsed, read_text
 from flm.measures.estimate import Estimate
-from flm.puzzles.solve_tables import percent
+from flm.puzzles.solve_tables import percent, terminal
 from flm.ranges import Existing
 from flm.results.files import read_json, read_result
 from flm.training.status import cpu_seconds
@@ -54,7 +53,7 @@ def side_by_side(config: DictConfig) -> list[dict[str, Any]]:
     if isinstance(wanted, str) or not wanted:
         raise ValueError(f"side_by_side.runs must be a list of folders with solve_eval.json, not {wanted}")
     runs = [read(Path(path)) for path in wanted]
-    console = Console()
+    console = terminal()
     for part, title, show in TABLES:
         if any(run.entries(part) for run in runs):
             console.print(table_of(runs, part, title, show))

@@ -3,7 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
+from rich.console import Console
 from rich.table import Table
+
+_WIDTH = 120  # of what is no terminal: a file does not end at column 80
+
+
+def terminal() -> Console:
+    """Where results are printed; as wide as the tables where nobody's window is the limit."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
 
 
 def percent(estimate: Mapping[str, Any] | None) -> str:
@@ -24,7 +34,7 @@ def puzzle_table(found: Mapping[str, Any], label: str) -> Table:
     for name, entry in (*found["by_steps"].items(), *found["controls"].items()):
         shares = [percent(entry[key]) for key in ("solved", "valid", "consistent", "agrees")]
         passed = [percent(entry["pass_at"].get(k)) for k in ks if found["samples"] > 1]
-        rows.append([*_who(name, entry), *shares, *passed, f"{entry['ms_per_puzzle']:.2f}" if "steps" in entry else ""])
+        rows.append([*_who(name, entry), *shares, *passed, f"{entry['ms_per_puzzle']:.3g}" if "steps" in entry else ""])
     return _table(f"{label}: {found['count']} held-out puzzles, %", ("", "calls", *rates, "ms"), rows)
 
 
@@ -37,10 +47,10 @@ def written_table(found: Mapping[str, Any], label: str) -> Table:
             "" if entropy is None else f"{entropy:.2f}",
             *("" if x is None else f"{100 * x:.1f}" for x in (largest, held_out)),
         ]
-        time = f"{entry['ms_per_answer']:.2f}" if "steps" in entry else ""
+        time = f"{entry['ms_per_answer']:.3g}" if "steps" in entry else ""
         rows.append([*_who(name, entry), percent(entry["valid"]), str(entry.get("distinct", "")), *spread, time])
     title = f"{label}: {found['count']} written from nothing; entropy of all there are: {found['space_nats']:.2f} nats"
-    return _table(title, ("", "calls", "valid, %", "distinct", "entropy", "most, %", "held out, %", "ms"), rows)
+    return _table(title, ("", "calls", "valid, %", "distinct", "nats", "most, %", "unseen, %", "ms"), rows)
 
 
 def _who(name: str, entry: Mapping[str, Any]) -> list[str]:
@@ -52,7 +62,7 @@ def _who(name: str, entry: Mapping[str, Any]) -> list[str]:
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Columns without an entry are left out."""
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fits 80 columns
     kept = [i for i, heading in enumerate(headings) if not heading or any(row[i] for row in rows)]
     for i in kept:
         table.add_column(headings[i], justify="right", no_wrap=True)
