@@ -1,0 +1,358 @@
+"""Checks and times what runs on a GPU: correctness of each CUDA branch, pieces of a step, whole steps, sampling, the trainer.
+
+`bash scripts/gpu_check.sh [SECTION ...]` starts it. It ends with status 1 if a value is further off than it may be.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without an installation, too
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flm.algos.algorithm import Algorithm, Batch
+from flm.algos.flm import FLM
+from flm.algos.fmlm import FMLM
+from flm.algos.mdlm import MDLM
+from flm.draws import Draws
+from flm.duo.duo import Duo
+from flm.kl_flow.kl_flow import KLFlow
+from flm.models.attention import _written_out_attention, attention, document_mask
+from flm.models.dit import DiT
+from flm.paths.gaussian import ProjectedNoise, noise_for
+from flm.posterior import TokenPosterior
+from flm.samplers.canvas import Canvas
+from flm.training.adamw import AdamW
+from flm.training.cost import FlopCount, device_name, peak_flops, peak_memory_mb
+from flm.vocabulary_losses import cross_entropy, cross_entropy_chunk
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the published recipes, or of toys."""
+
+    width: int = 768
+    blocks: int = 12
+    length: int = 1024
+    batch: int = 32
+    vocabularies: tuple[int, ...] = (50_257, 30_522, 50_304)
+    chunk: int = 4682  # tokens whose logits exist at once
+    steps: int = 12
+    trainer_steps: int = 10
+
+
+SMALL = Sizes(32, 2, 16, 4, (211, 122, 256), 37, 2, 2)
+
+
+class Check:
+    """One run of the script: where, how large, and what was off."""
+
+    def __init__(self, device: torch.device, sizes: Sizes):
+        self.device, self.sizes = device, sizes
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.failed: list[str] = []
+
+    def say(self, text: str) -> None:
+        print(f"   {text}", flush=True)
+
+    def within(self, name: str, value: float, most: float) -> None:
+        is_right = value <= most
+        self.say(f"{'ok  ' if is_right else 'OFF '} {name}: {value:.1e}, at most {most:.0e}")
+        if not is_right:
+            self.failed.append(name)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def milliseconds(self, function: Callable[[], object], times: int = 10) -> float:
+        """Median of single calls, after two that warm up."""
+        found = []
+        for _ in range(times + 2):
+            self.synchronise()
+            start = time.perf_counter()
+            function()
+            self.synchronise()
+            found.append(1e3 * (time.perf_counter() - start))
+        return statistics.median(found[2:])
+
+    def network(self, make: type[Algorithm], vocab_size: int, softcap: float | None = None, **options: object) -> Algorithm:
+        sizes = self.sizes
+        shape = {
+            "length": sizes.length,
+            "hidden_size": sizes.width,
+            "num_blocks": sizes.blocks,
+            "num_heads": sizes.width // 64 or 2,
+        }
+        network = partial(DiT, **shape, attention_softcap=softcap, output_softcap=None if make is MDLM else 30.0)
+        torch.manual_seed(0)
+        return make(network, vocab_size, sizes.length, **options).to(self.device)
+
+    def batch(self, vocab_size: int) -> Batch:
+        shape = (self.sizes.batch, self.sizes.length)
+        tokens = torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(1)).to(self.device)
+        return Batch(tokens, torch.ones(shape, device=self.device))
+
+
+def off(found: Tensor, wanted: Tensor) -> float:
+    """Relative distance in norm."""
+    return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+def correct(check: Check) -> None:
+    """Values and gradients against float64, draws against the CPU. About a minute."""
+    device, dtype = check.device, check.dtype
+    rough = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    documents = torch.arange(200, device=device).div(70, rounding_mode="floor").expand(2, 200)
+    for cap in (50.0, None):
+        for causal, mask in ((False, None), (True, None), (False, document_mask(documents))):
+            q, k, v = (torch.randn(2, 4, 200, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+            out = attention(q, k, v, cap, causal, mask)
+            upstream = torch.randn_like(out)
+            exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+            wanted = _written_out_attention(*exact, cap or 1e9, causal, mask)
+            pairs = zip(
+                torch.autograd.grad(out, (q, k, v), upstream),
+                torch.autograd.grad(wanted, exact, upstream.double()),
+                strict=True,
+            )
+            kind = f"softcap {cap}, {'causal' if causal else 'documents' if mask is not None else 'all'}"
+            check.within(f"attention {kind}", off(out, wanted), rough)
+            check.within(f"attention {kind}, gradients", max(off(*pair) for pair in pairs), rough)
+    width = check.sizes.width
+    for vocab_size in check.sizes.vocabularies:
+        hidden = torch.randn(2, 350, width, device=device, requires_grad=True)
+        table = (torch.randn(vocab_size, width, device=device) * 0.02).requires_grad_()
+        bias = torch.zeros(vocab_size, device=device, requires_grad=True)
+        tokens = torch.randint(vocab_size, (2, 350), device=device)
+        with check.autocast():
+            weight = torch.full((2, 350), 1 / 700, device=device)
+            total, _ = cross_entropy(TokenPosterior(hidden, table, bias, 30.0), tokens, weight)
+        exact = [x.detach().double().requires_grad_() for x in (hidden, table, bias)]
+        logits = 30 * torch.tanh((exact[0].view(-1, width) @ exact[1].T + exact[2]) / 30)
+        wanted = F.cross_entropy(logits, tokens.view(-1))
+        pairs = zip(torch.autograd.grad(total, (hidden, table, bias)), torch.autograd.grad(wanted, exact), strict=True)
+        check.within(f"cross-entropy, V {vocab_size}", abs(total.item() - wanted.item()), rough)
+        check.within(f"cross-entropy, V {vocab_size}, gradients", max(off(*pair) for pair in pairs), rough)
+    table = torch.randn(check.sizes.vocabularies[0], width) * 0.02
+    check.within(
+        "noise factor against the CPU's", off(noise_for((table.to(device),)).factor.cpu(), noise_for((table,)).factor), 1e-6
+    )
+    times = Draws(1, 3, device=device).stratified(64).cpu()
+    check.within("stratified times against the CPU's", (times - Draws(1, 3).stratified(64)).abs().max().item(), 0)
+    _samplers(check)
+
+
+def _samplers(check: Check) -> None:
+    """Sampling the same way again gives the same tokens; more rows do not change the first ones' probabilities."""
+    vocab_size = check.sizes.vocabularies[1]
+    for make in (FLM, FMLM, MDLM, Duo):
+        algorithm = check.network(make, vocab_size).eval()
+        canvas = Canvas.blank(4, check.sizes.length, check.device)
+        with torch.no_grad(), check.autocast():
+            tokens = [algorithm.generate(canvas, 4, torch.Generator(check.device).manual_seed(5)) for _ in range(2)]
+        check.within(f"{make.__name__}: the same seed, the same tokens", (tokens[0] != tokens[1]).double().mean().item(), 0)
+
+
+def pieces(check: Check) -> None:
+    """Parts of a step: what each change of the vocabulary end or the noise law would gain. A minute and a half."""
+    n, width, device = check.sizes.chunk, check.sizes.width, check.device
+    made = {"device": device, "dtype": check.dtype}
+    odd, _, even = check.sizes.vocabularies
+    for vocab_size in (odd, even):
+        _products(check, vocab_size)
+    padded = torch.zeros(n, even, **made)[:, :odd]
+    table, h = torch.randn(odd, width, **made), torch.randn(n, width, **made)
+    to_hidden, to_table = check.milliseconds(lambda: padded @ table), check.milliseconds(lambda: padded.T @ h)
+    check.say(f"V {odd} with rows of {even}: to hidden {to_hidden:.2f} ms, to table {to_table:.2f} ms")
+    ids, weight = torch.randint(odd, (n,), device=device), torch.ones(n, device=device)
+    rest = (h, table, torch.zeros(odd, device=device), 30.0, 1.0, ids, None, None, weight, True)
+    compiled, eager = (check.milliseconds(lambda f=f: f(*rest)) for f in (cross_entropy_chunk, cross_entropy_chunk.__wrapped__))
+    check.say(f"a chunk of cross-entropy with its slope: {compiled:.2f} ms, uncompiled {eager:.2f} ms")
+    wide = torch.randn(odd, width, device=device) * 0.02
+    law, moments = ProjectedNoise((wide,)), torch.randn(width, width, device=device)
+    whole, product = check.milliseconds(lambda: ProjectedNoise((wide,))), check.milliseconds(law._gram)
+    check.say(f"noise law {whole:.2f} ms: of it W^T W {product:.2f}")
+    white = torch.randn(check.sizes.batch * check.sizes.length, width, device=device)
+    for precision in ("highest", "high"):
+        torch.set_float32_matmul_precision(precision)
+        views, lift = check.milliseconds(lambda: law.views(white)), check.milliseconds(lambda: law.lift(moments))
+        check.say(f"fp32 products {precision}: views {views:.2f} ms, lift {lift:.2f}")
+    torch.set_float32_matmul_precision("highest")
+    shape = (check.sizes.batch, max(1, width // 64), check.sizes.length, 64)
+    q, k, v = (torch.randn(shape, **made).requires_grad_() for _ in range(3))
+    flop = 4e-9 * shape[0] * shape[1] * shape[2] ** 2 * shape[3]
+    for cap in (None, 50.0):
+        out = attention(q, k, v, cap)
+        upstream = torch.randn_like(out)
+        forward = check.milliseconds(lambda cap=cap: attention(q, k, v, cap))
+        backward = check.milliseconds(lambda o=out, g=upstream: torch.autograd.grad(o, (q, k, v), g, retain_graph=True))
+        check.say(
+            f"attention, softcap {cap}: forward {forward:.2f} ms, {flop / forward:.0f} TFLOP/s; backward {backward:.2f} ms"
+        )
+
+
+def _products(check: Check, vocab_size: int) -> None:
+    n, width, made = check.sizes.chunk, check.sizes.width, {"device": check.device, "dtype": check.dtype}
+    h, table, slope = torch.randn(n, width, **made), torch.randn(vocab_size, width, **made), torch.randn(n, vocab_size, **made)
+    products = {"logits": lambda: h @ table.T, "to hidden": lambda: slope @ table, "to table": lambda: slope.T @ h}
+    for name, product in products.items():
+        took = check.milliseconds(product)
+        check.say(f"{name}, V {vocab_size}: {took:.2f} ms, {2e-9 * n * vocab_size * width / took:.0f} TFLOP/s")
+
+
+def step(check: Check) -> None:
+    """Training steps without the trainer, compiled and not, and where the time goes. Two and a half minutes."""
+    for make in (FLM, MDLM, FMLM, Duo, KLFlow):
+        _steps(check, make, None, True)
+    _steps(check, FLM, 50.0, True)
+    _steps(check, FLM, 50.0, False)
+
+
+def _steps(check: Check, make: type[Algorithm], softcap: float | None, is_compiled: bool) -> None:
+    name = f"{make.__name__}{'' if softcap is None else f', softcap {softcap:g}'}{'' if is_compiled else ', uncompiled'}"
+    vocab_size, on_cuda = check.sizes.vocabularies[0], check.device.type == "cuda"
+    algorithm = check.network(make, vocab_size, softcap).train()
+    if is_compiled and on_cuda:
+        algorithm.backbone.compile_blocks()
+    trained = [p for p in algorithm.parameters() if p.requires_grad]
+    optimizer, batch = AdamW(trained, lr=1e-4, weight_decay=0.0), check.batch(vocab_size)
+
+    def one(number: int) -> Tensor:
+        with check.autocast():
+            loss = algorithm.loss(batch, Draws(1, number, device=check.device)).total
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    start = time.perf_counter()
+    first = one(0).item()
+    check.say(f"{name}: loss {first:.4f}, first step {time.perf_counter() - start:.0f} s")
+    check.within(f"{name}: first loss over that of a uniform guess", first / math.log(vocab_size), 1.5)
+    with FlopCount().watching(algorithm.every_module()) as count:
+        check.synchronise()
+        start = time.perf_counter()
+        for number in range(check.sizes.steps):
+            one(1 + number)
+        queued = (time.perf_counter() - start) / check.sizes.steps
+        check.synchronise()
+        seconds = (time.perf_counter() - start) / check.sizes.steps
+    peak = peak_flops(check.device)
+    share = "" if peak is None else f", utilisation {count.total / check.sizes.steps / seconds / peak:.3f}"
+    rate, memory = batch.tokens.numel() / seconds, peak_memory_mb(check.device)
+    check.say(
+        f"{name}: {1e3 * seconds:.1f} ms, {rate:,.0f} tokens/s{share}, host {1e3 * queued:.1f} ms, peak {memory:,.0f} MiB"
+    )
+    if make is FLM and softcap is None and on_cuda:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            one(0)
+            check.synchronise()
+        print(profile.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=70))
+    torch._dynamo.reset()
+
+
+def sampling(check: Check) -> None:
+    """1 and 8 steps at both published sizes, over evaluations of the network and its vocabulary end. A minute."""
+    _sampled(check, check.sizes.vocabularies[1], min(128, check.sizes.length))
+    _sampled(check, check.sizes.vocabularies[0], check.sizes.length)
+
+
+def _sampled(check: Check, vocab_size: int, length: int) -> None:
+    algorithm, batch = check.network(FMLM, vocab_size).eval(), 2 * check.sizes.batch
+    if check.device.type == "cuda":
+        algorithm.backbone.compile_blocks()
+    canvas, generator = Canvas.blank(batch, length, check.device), torch.Generator(check.device).manual_seed(0)
+    view, tau = torch.randn(batch, length, check.sizes.width, device=check.device), torch.zeros(batch, device=check.device)
+    with torch.no_grad(), check.autocast():
+        times = {steps: check.milliseconds(lambda n=steps: algorithm.generate(canvas, n, generator), 3) for steps in (1, 8)}
+        posterior = algorithm.backbone(view, tau, tau)
+        trunk = check.milliseconds(lambda: algorithm.backbone(view, tau, tau), 3)
+        logits = check.milliseconds(lambda: [None for _ in posterior.logit_chunks()], 3)
+    for steps, took in times.items():
+        parts = f"{took / steps / (trunk + logits):.2f} of trunk and logits a step"
+        check.say(
+            f"V {vocab_size}, L {length}, batch {batch}, {steps} steps: {took:.1f} ms, {took / batch:.2f} ms a text, {parts}"
+        )
+    torch._dynamo.reset()
+
+
+def trainer(check: Check) -> None:
+    """Ten steps by the command line under each strategy, and going on from a checkpoint. A minute and a half."""
+    size = ["model=tiny", "model.length=32"] if check.sizes is SMALL else ["model=small", f"model.length={check.sizes.length}"]
+    steps = check.sizes.trainer_steps
+    quick = ["tokenizer=bytes", f"loader.global_batch_size={check.sizes.batch}", "trainer.limit_val_batches=0", "logger=none"]
+    quick += ["callbacks.sample=null", "callbacks.generation=null"]
+    quick += [f"callbacks.checkpoint_every_n_steps.every_n_train_steps={steps}", f"trainer.accelerator={check.device.type}"]
+    strategies = ("auto", "ddp", "fsdp2") if check.device.type == "cuda" else ("auto",)
+    for strategy in strategies:
+        with tempfile.TemporaryDirectory() as folder:
+            for most in (steps, 2 * steps):  # the second goes on where the first stopped
+                command = [sys.executable, str(ROOT / "main.py"), "experiment=pydoc_flm", *size, *quick, f"strategy={strategy}"]
+                command += [f"trainer.max_steps={most}", f"hydra.run.dir={folder}/run", f"data.cache_dir={folder}/data"]
+                start = time.perf_counter()
+                done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=170)
+                last = " | ".join((done.stdout + done.stderr).strip().splitlines()[-2:])[-200:]
+                check.say(
+                    f"strategy={strategy}, {most} steps: status {done.returncode}, {time.perf_counter() - start:.0f} s: {last}"
+                )
+                if done.returncode:
+                    check.failed.append(f"strategy={strategy}: {done.stderr.strip()[-500:]}")
+
+
+SECTIONS = {"correct": correct, "pieces": pieces, "step": step, "sampling": sampling, "trainer": trainer}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all if none is named")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true", help="toy sizes, to try the script itself")
+    given = parser.parse_args()
+    unknown = set(given.sections) - set(SECTIONS)
+    if unknown or (given.device.startswith("cuda") and not torch.cuda.is_available()):
+        why = (
+            f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}"
+            if unknown
+            else "torch finds no CUDA device: --device cpu --small tries the script"
+        )
+        print(f"error: {why}", file=sys.stderr)
+        return 1
+    check, start = Check(torch.device(given.device), SMALL if given.small else Sizes()), time.perf_counter()
+    for name, section in SECTIONS.items():
+        if given.sections and name not in given.sections:
+            continue
+        began = time.perf_counter()
+        print(f"== {name} (at {began - start:.0f} s): {section.__doc__}", flush=True)
+        try:
+            section(check)
+        except Exception:  # the sections that follow are worth having
+            traceback.print_exc()
+            check.failed.append(name)
+        print(f"   {time.perf_counter() - began:.0f} s", flush=True)
+    about = {"device": device_name(check.device), "torch": torch.__version__, "seconds": round(time.perf_counter() - start)}
+    print(json.dumps(about | {"off": check.failed}))
+    return 1 if check.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
