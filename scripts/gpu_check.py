@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 import torch
 import torch.nn.functional as F
+from flm.training.adamw import AdamW
 from torch import Tensor
 
 from flm.algos.algorithm import Algorithm, Batch
@@ -35,7 +36,6 @@ from flm.models.dit import DiT
 from flm.paths.gaussian import ProjectedNoise, noise_for
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
-from flm.training.adamw import AdamW
 from flm.training.cost import FlopCount, device_name, peak_flops, peak_memory_mb
 from flm.vocabulary_losses import cross_entropy, cross_entropy_chunk
 
