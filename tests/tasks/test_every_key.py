@@ -1,7 +1,8 @@
 """Every key of every group, found by composing and reading signatures, with values that mean nothing: one line each.
 
 Faults: an error that is a traceback; one that names no key; a *silent* value, let pass although it is of another type than the
-key's own default, or nonsense wherever it stands.
+key's own default, or nonsense wherever it stands; a *late* error, raised when text had been read, weights made or a file
+written. Values that pass the checks are run in test_no_late_error.py.
 """
 
 import logging
@@ -17,10 +18,12 @@ from key_walk import NESTED, VALUES, changed, places
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from running import config_of
+from work import watched
 
 from flm.tasks.check import check_config, check_group
 from flm.tasks.command_line import user_error
 
+KEYS, PARTS = 1000, 8  # more than there are, and in how many parts the slow run goes
 # Of all VALUES, those that each key is tried with in the ordinary run; the slow one takes them all.
 FEW = ["junk", True, -1, 0.5, math.nan, ["junk"], NESTED, {"_target_": "os.getcwd"}]
 
@@ -70,25 +73,36 @@ def is_silent(path: str, default: Any, value: Any) -> bool:
     return kind_of(value) not in (kind_of(default), float if also is int else also)
 
 
-def walk(values: list[Any], check: Callable[[DictConfig, str], None]) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """Faults by kind, and counts."""
+def walk(
+    values: list[Any], check: Callable[[DictConfig, str], None], folder: Path, part: int = 0, parts: int = 1
+) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Faults by kind, and counts.
+
+    Args:
+        folder: of the runs, which none of them makes.
+        part, parts: which share of the keys.
+    """
     faults: dict[str, list[str]] = defaultdict(list)
     counts: dict[str, int] = defaultdict(int)
     current: tuple[tuple[str, ...], DictConfig] | None = None
-    for place in places():
+    for number, place in enumerate(places()):
+        if number * parts // KEYS % parts != part:
+            continue
         counts["keys"] += 1
         if current is None or current[0] != place.overrides:
-            current = place.overrides, config_of(Path("run"), *place.overrides)
+            current = place.overrides, config_of(folder, *place.overrides)
         default = default_of(current[1], place.path)
         for value in values:
             counts["values"] += 1
             said = f"{' '.join(place.overrides)} {place.path}={value!r}"
             try:
-                with changed(current[1], place.path, value) as config:
+                with changed(current[1], place.path, value) as config, watched(folder) as work:
                     # options of samplers are the business of the algorithm, whose group is another
                     whole = place.path == "sampling" or place.path.endswith(".options")
                     check_config(config) if whole else check(config, place.path.partition(".")[0])
             except Exception as error:
+                if work.done:
+                    faults["late"].append(f"{said}: {error}; before it: {work.done}")
                 line = user_error(error)
                 if line is None or "\n" in line:
                     faults["traceback"].append(f"{said}: {type(error).__name__}: {error}")
@@ -116,10 +130,11 @@ def quiet():
     logging.disable(logging.NOTSET)
 
 
-def test_no_key_takes_nonsense():
-    report(*walk(FEW, check_group))
+def test_no_key_takes_nonsense(tmp_path):
+    report(*walk(FEW, check_group, tmp_path / "run"))
 
 
 @pytest.mark.slow
-def test_no_key_takes_nonsense_of_any_sort():
-    report(*walk(VALUES, lambda config, key: check_config(config)))
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_key_takes_nonsense_of_any_sort(tmp_path, part):
+    report(*walk(VALUES, lambda config, key: check_config(config), tmp_path / "run", part, PARTS))
