@@ -5,7 +5,7 @@ from flm.serving.lm_eval_adapter import adapter
 lm_eval.simple_evaluate(model=adapter(flm.load("RUN/checkpoints/last.ckpt"), steps=64), tasks=["humaneval"])
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -30,8 +30,9 @@ def adapter(model: TextModel, new_tokens: int = 256, draws: int = 32, seed: int 
     """An `lm_eval.api.model.LM`.
 
     generate_until writes at most new_tokens after each context (its last tokens, where it is too long). An answer ends at the
-    end token and before the first stop string. loglikelihood is minus the algorithm's bound on the continuation; whether
-    that is the greedy one is not told, so False. Texts longer than the model are scored in windows (`windows`).
+    end token and before the first stop string; of a request's other settings (do_sample, temperature) none is read: the
+    sampler's options are those given here. loglikelihood is minus the algorithm's bound on the continuation; whether that is
+    the greedy one is not told, so False. Texts longer than the model are scored in windows (`windows`).
 
     Args:
         new_tokens: unless a request says max_gen_toks.
@@ -47,7 +48,7 @@ def adapter(model: TextModel, new_tokens: int = 256, draws: int = 32, seed: int 
     class Adapter(LM):
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             return [
-                answer(model, context, wanted.get("max_gen_toks", new_tokens), wanted.get("until") or [], seed, **options)
+                answer(model, context, _count(wanted, new_tokens), wanted.get("until") or [], seed, **options)
                 for context, wanted in (request.args for request in requests)
             ]
 
@@ -58,6 +59,12 @@ def adapter(model: TextModel, new_tokens: int = 256, draws: int = 32, seed: int 
             return [-conditional_nats(model, "", request.args[0], draws, seed) for request in requests]
 
     return Adapter()
+
+
+def _count(wanted: Mapping[str, Any], new_tokens: int) -> int:
+    """Tokens to write at most; 0 is a number, null none."""
+    found = wanted.get("max_gen_toks")
+    return new_tokens if found is None else found
 
 
 def answer(model: TextModel, context: str, count: int, until: str | list[str], seed: int, **options: Any) -> str:
@@ -100,6 +107,19 @@ def windows(given: list[int], text: list[int], length: int) -> Iterator[tuple[li
         context = (context + part)[-(length // 2) :] if length > 1 else []
 
 
+def encoded(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Ids of both as they are in the whole text, where the context's are its beginning; else each by itself.
+
+    Where a blank between the two is spelled with the next word, it is the continuation's, on whichever side it was handed over.
+    """
+    whole = tokenizer.encode(context + continuation)
+    for end in (len(context), len(context.rstrip())):
+        before = tokenizer.encode(context[:end])
+        if whole[: len(before)] == before:
+            return before, whole[len(before) :]
+    return tokenizer.encode(context), tokenizer.encode(continuation)
+
+
 @torch.no_grad()
 def conditional_nats(model: TextModel, context: str, continuation: str, draws: int, seed: int) -> float:
     """The bound on -log p(continuation | context) in nats, a mean over draws; the context is read, and not scored.
@@ -110,12 +130,12 @@ def conditional_nats(model: TextModel, context: str, continuation: str, draws: i
     algorithm = model.algorithm
     if algorithm.bound_kind is None:
         raise ValueError(f"{type(algorithm).__name__} gives no likelihood of a continuation")
-    text = model.tokenizer.encode(continuation)
+    before, text = encoded(model.tokenizer, context, continuation)
     if not text:
         raise ValueError("a continuation without tokens has no likelihood")
     rows = 1 if algorithm.bound_kind == "exact" else draws
     batches = []
-    for given, scored in windows(model.tokenizer.encode(context), text, model.length):
+    for given, scored in windows(before, text, model.length):
         weight = torch.tensor([0.0] * len(given) + [1.0] * len(scored))
         batches.append(Batch(torch.tensor(given + scored).expand(rows, -1), weight.expand(rows, -1)))
     return sum(drawn.nats[:, 0].mean().item() for drawn in drawn_bounds(algorithm, batches, 1, seed))

@@ -1,18 +1,20 @@
 """A model behind lm-evaluation-harness: what it answers, and likelihoods that are those of the model."""
 
+import json
+import math
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from flm.algos.ar import AR
 from flm.algos.flm import FLM
-from flm.data.tokenizers import ByteTokenizer
+from flm.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from flm.data.tokenizers import BPETokenizer, ByteTokenizer
 from flm.language_model import LanguageModel
 from flm.models.dit import DiT
 from flm.samplers.canvas import Canvas
-from flm.serving.lm_eval_adapter import adapter, answer, conditional_nats, cut, windows
+from flm.serving.lm_eval_adapter import adapter, answer, conditional_nats, cut, encoded, windows
 
 LENGTH = 24
 
@@ -98,13 +100,97 @@ def test_an_answer_ends_at_the_end_token():
     assert answer(model, "", 8, [], seeds[0]) == model.tokenizer.decode(row[: row.index(model.tokenizer.eos_id)])
 
 
-def test_harness_requests():
+@pytest.mark.parametrize("kind", [BPETokenizer, SentencePieceTokenizer, ByteTokenizer])
+def test_context_and_continuation_are_tokens_of_the_whole_text(kind):
+    """Encoded apart, the words of a continuation would be spelled as at the start of a text."""
+    if kind is SentencePieceTokenizer:
+        pytest.importorskip("sentencepiece")
+    texts = ["the cat sees the dog and the rain", "кошка видит дождь", "猫は雨を見る", "🙂 the rain 🙂"] * 20
+    options = {} if kind is ByteTokenizer else {"vocab_size": 360}
+    tokenizer = kind(**options).build(lambda: iter(texts))
+    for text in texts[:4]:
+        for cut_at in range(len(text) + 1):
+            context, continuation = text[:cut_at], text[cut_at:]
+            before, ids = encoded(tokenizer, context, continuation)
+            apart = tokenizer.encode(context) + tokenizer.encode(continuation)
+            assert before + ids in (tokenizer.encode(text), apart)
+            # at a blank nothing is spelled differently, on whichever side of the cut the harness puts it
+            if text[cut_at : cut_at + 1] == " " or context.endswith(" "):
+                assert before + ids == tokenizer.encode(text)
+    with_blank, without = (encoded(tokenizer, *pair) for pair in (("the cat ", "sees"), ("the cat", " sees")))
+    assert (with_blank == without) == (kind is not ByteTokenizer)
+
+
+TASKS = {
+    "answers": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{text}}",
+        "doc_to_target": "{{target}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    },
+    "nothing to write": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{text}}",
+        "doc_to_target": "",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 0},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    },
+    "choices": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{label}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    },
+    "whole texts": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}} {{target}}",
+        "metric_list": [{"metric": metric} for metric in ("bits_per_byte", "byte_perplexity")],
+    },
+}
+DOCUMENTS = [
+    {"text": text, "target": target, "choices": [target, "no"], "label": 0}
+    for text, target in [
+        ("the cat sees", "the dog, and the dog hears the rain, and the rain hears nothing at all"),  # longer than the model
+        ("кошка видит", "дождь"),
+        ("猫は", "雨を見る"),
+        ("🙂🙂", "🙃"),
+        ("", "a text without a context"),
+    ]
+]
+
+
+def test_the_harness_runs_tasks_of_files_on_local_data(tmp_path):
+    """lm_eval.simple_evaluate on task files of all three kinds of request; its numbers are those of the model."""
     pytest.importorskip("lm_eval")
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS), encoding="utf-8")
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "data.jsonl")}}}
+    for name, task in TASKS.items():
+        content = {"task": name, **data, "test_split": "test", **task}
+        (tmp_path / f"{name.replace(' ', '_')}.yaml").write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
     model = language_model()
-    harness = adapter(model, new_tokens=8)
-    (text,) = harness.generate_until([SimpleNamespace(args=("a cat ", {"until": ["\n"]}))])
-    assert "\n" not in text
-    ((value, greedy),) = harness.loglikelihood([SimpleNamespace(args=("a ", "cat"))])
-    assert value == pytest.approx(-conditional_nats(model, "a ", "cat", 32, 0)) and greedy is False
-    (value,) = harness.loglikelihood_rolling([SimpleNamespace(args=("cat",))])
-    assert value == pytest.approx(-model.nll("cat").nats, rel=1e-5)
+    found = lm_eval.simple_evaluate(
+        model=adapter(model, new_tokens=8, draws=4),
+        tasks=list(TASKS),
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    results, samples = found["results"], found["samples"]
+    assert all(len(samples[name]) == len(DOCUMENTS) for name in TASKS)
+    written = {sample["doc"]["text"]: sample["resps"][0][0] for sample in samples["answers"]}
+    assert written == {d["text"]: answer(model, d["text"], 6, ["\n"], 0) for d in DOCUMENTS}
+    assert results["nothing to write"]["exact_match,none"] == 1.0
+    right = 0
+    for document in DOCUMENTS:
+        first, second = (conditional_nats(model, document["text"], f" {choice}", 4, 0) for choice in document["choices"])
+        right += first < second
+    assert results["choices"]["acc,none"] == pytest.approx(right / len(DOCUMENTS))
+    texts = [f"{document['text']} {document['target']}" for document in DOCUMENTS]
+    nats = sum(conditional_nats(model, "", text, 4, 0) for text in texts)
+    bits = nats / math.log(2) / sum(len(text.encode()) for text in texts)
+    assert results["whole texts"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-6)
