@@ -28,11 +28,7 @@ class Distillation(Algorithm):
         for name, teacher in teachers.items():
             if teacher is None:
                 continue
-            if teacher.vocab_size != vocab_size:
-                raise ValueError(
-                    f"algo.{name}_path: a checkpoint of another vocabulary ({teacher.vocab_size} tokens, the data's "
-                    f"tokenizer has {vocab_size}): choose the data and tokenizer it was trained on"
-                )
+            check_vocabulary_size(teacher, vocab_size, f"algo.{name}_path")
             teacher.requires_grad_(False).eval()
         # in a dict of its own, not registered: no parameter of a teacher is optimised, averaged or saved
         self._teachers = teachers
@@ -99,7 +95,7 @@ class Distillation(Algorithm):
     def check_ready(self) -> None:
         for name in self.required_teachers:
             if self._teachers[name] is None:
-                raise ValueError(f"algo.{name}_path is not set: name the checkpoint that the student learns from")
+                raise ValueError(missing_teacher(name))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distillation":
         for teacher in self._teachers.values():
@@ -145,6 +141,20 @@ class AveragedBackbone:
 def denoiser_on(teacher: Algorithm, mask: Tensor | None) -> Any:
     """A teacher's denoiser, its attention under a mask; None: every position sees every other."""
     return teacher.denoiser() if mask is None else teacher.denoiser(mask)
+
+
+def missing_teacher(name: str) -> str:
+    """What to say where the teacher of a constructor's argument is needed and not given."""
+    return f"algo.{name}_path is not set: name the checkpoint that the student learns from"
+
+
+def check_vocabulary_size(teacher: Algorithm, vocab_size: int, key: str) -> None:
+    """Raises ValueError, naming the config key, unless the teacher has as many tokens as the student."""
+    if teacher.vocab_size != vocab_size:
+        raise ValueError(
+            f"{key}: a checkpoint of another vocabulary ({teacher.vocab_size} tokens, the data's tokenizer has {vocab_size}): "
+            "choose the data and tokenizer it was trained on"
+        )
 
 
 def check_length(teacher: Algorithm, length: int, key: str) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
-from flm.algos.teacher import Distillation, check_length, copy_weights
+from flm.algos.teacher import Distillation, check_length, copy_weights, missing_teacher
 from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.duo.duo import gamma_range
@@ -52,6 +52,7 @@ class DuoDistill(UniformState, Distillation):
         target_round: () int64 buffer, the round whose target `target` is; -1 before a teacher was given.
     """
 
+    required_teachers = ("teacher",)
     validation_metric = "consistency_kl_nats"
     validation_says = "from the teacher: not a likelihood"
     target_round: Tensor
@@ -92,7 +93,7 @@ class DuoDistill(UniformState, Distillation):
 
     def check_ready(self) -> None:
         if int(self.target_round) == UNTAUGHT:
-            raise ValueError("algo.teacher_path is not set: name the checkpoint that the student learns from")
+            raise ValueError(missing_teacher("teacher"))
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """Nats of the tokens that count, of the divergence at one place of each sequence's trajectory."""

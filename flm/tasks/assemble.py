@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import hydra
@@ -9,9 +10,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from flm.algos.algorithm import Algorithm
+from flm.algos.teacher import check_vocabulary_size
 from flm.annotations import shown
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.load import check_vocabulary, load_algorithm
+from flm.checkpoints.model_file import ModelSource
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
 from flm.schema import check_node
@@ -70,21 +73,50 @@ def data_module(config: DictConfig) -> TextDataModule:
     )
 
 
-def new_algorithm(config: DictConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Algorithm:
-    """A fresh model, with the teachers that `algo.<name>_path` keys name and the beginnings that `model.<name>_path` keys do.
+@dataclass(frozen=True)
+class Teacher:
+    """A trained model that another learns from, averaged weights where its file has them, and what the file says of itself."""
+
+    key: str
+    model: Algorithm
+    source: ModelSource
+
+    def check_vocabulary(self, vocab_size: int, tokenizer: Tokenizer) -> None:
+        """Raises ValueError unless it was trained with the tokenizer of the data."""
+        try:
+            if self.source.tokenizer is not None:
+                check_vocabulary(self.source, tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{self.key}: {error}") from error
+        check_vocabulary_size(self.model, vocab_size, self.key)
+
+
+def teachers_of(config: DictConfig) -> dict[str, Teacher]:
+    """What `algo.<name>_path` keys name, by argument of the algorithm.
+
+    Raises:
+        ValueError: one of them is no model's file.
+    """
+    plain = plain_config(config)
+    named = {key: path for key, path in plain["algo"].items() if key.endswith("_path") and path is not None}
+    trusted = plain["eval"]["trusted_modules"]
+    return {key.removesuffix("_path"): _teacher(f"algo.{key}", path, trusted) for key, path in named.items()}
+
+
+def new_algorithm(config: DictConfig, vocab_size: int, teachers: Mapping[str, Teacher] | None = None) -> Algorithm:
+    """A fresh model, with its teachers (None: those the config names) and the beginnings that `model.<name>_path` keys name.
 
     Its `_target_`s come from the user's own command, so their modules are trusted.
     """
     plain = plain_config(config)
-    teachers = {}
-    for key, path in plain["algo"].items():
-        if key.endswith("_path") and path is not None:
-            teachers[key.removesuffix("_path")] = _teacher(f"algo.{key}", path, plain["eval"]["trusted_modules"], tokenizer)
+    teachers = teachers_of(config) if teachers is None else teachers
     torch.manual_seed(plain["seed"])
     beginnings = {
         key.removesuffix("_path"): path for key, path in plain["model"].items() if key.endswith("_path") and path is not None
     }
-    algorithm = build_algorithm(plain, vocab_size, trusted_by(plain), beginnings, **teachers)
+    algorithm = build_algorithm(
+        plain, vocab_size, trusted_by(plain), beginnings, **{name: one.model for name, one in teachers.items()}
+    )
     machine = Machine.of(plain["trainer"], plain["model"])
     compile_networks(algorithm, machine.compilation, machine.device)
     return algorithm
@@ -119,15 +151,11 @@ def probe(config: DictConfig) -> None:
     raise refusal
 
 
-def _teacher(key: str, path: str, trusted_modules: list[str], tokenizer: Tokenizer | None) -> Algorithm:
-    """A trained model, averaged weights where it has them, of the tokenizer the student will be trained with."""
+def _teacher(key: str, path: str, trusted_modules: list[str]) -> Teacher:
     try:
-        teacher, source = load_algorithm(path, None, trusted_modules)
-        if tokenizer is not None and source.tokenizer is not None:
-            check_vocabulary(source, tokenizer)
+        return Teacher(key, *load_algorithm(path, None, trusted_modules))
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
-    return teacher
 
 
 def targets(node: Any) -> Iterator[str]:

@@ -13,13 +13,14 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from omegaconf import DictConfig
 from torch import Tensor
 
+from flm.algos.teacher import missing_teacher
 from flm.atomic import check_room
 from flm.checkpoints.load import read_checkpoint
 from flm.data.module import TextDataModule
 from flm.handed_in import read_json
 from flm.ranges import Text
 from flm.samplers.options import check_options
-from flm.tasks.assemble import algorithm_class, data_module, instantiate, new_algorithm, probe
+from flm.tasks.assemble import algorithm_class, data_module, instantiate, new_algorithm, probe, teachers_of
 from flm.tasks.held_out import one_row_each
 from flm.tasks.run import Run, plain_config
 from flm.tasks.run_folder import RECORD, Record, alone_in, check_same_run, differences, is_first_process, shown
@@ -57,8 +58,13 @@ def train(config: DictConfig) -> dict[str, Any]:
 def _train(config: DictConfig, run: Run, resume: str | None) -> dict[str, Any]:
     logger = instantiate(config.logger, "logger") if config.logger else False
     data = data_module(config)
+    # a student has its teachers' vocabulary: built before the data are read, it says at once which teacher does not fit
+    teachers = teachers_of(config)
+    algorithm = new_algorithm(config, next(iter(teachers.values())).model.vocab_size, teachers) if teachers else None
     data.prepare()
-    algorithm = new_algorithm(config, data.vocab_size, data.tokenizer)
+    for teacher in teachers.values():
+        teacher.check_vocabulary(data.vocab_size, data.tokenizer)
+    algorithm = new_algorithm(config, data.vocab_size, teachers) if algorithm is None else algorithm
     algorithm.check_ready()
     module = Module(
         algorithm=algorithm,
@@ -141,6 +147,9 @@ def check(config: DictConfig) -> None:
     plain = plain_config(config)
     resume_path(**config.checkpointing, run_dir=config.run_dir)
     kind = algorithm_class(config)
+    for name in getattr(kind, "required_teachers", ()):
+        if plain["algo"].get(f"{name}_path") is None:
+            raise ValueError(missing_teacher(name))
     check_options(kind, given_options(plain["sampling"]), "sampling")
     for name, node in config.callbacks.items():
         if node is not None and node.get("options"):

@@ -30,7 +30,7 @@ class FLMDistillSecond(Distillation):
         backbone: called as backbone(vocab_size=V, two_times=True).
         vocab_size: V.
         length: L.
-        teacher_f: the FLM of the first stage; None takes the copy inside teacher_g.
+        teacher_f: the FLM of the first stage; None takes the copy inside teacher_g, and another FLM than that is refused.
         teacher_g: the model of the first stage.
         time_pairs: law of the jumps' ends, uniform_gap or uniform_pair.
         boundary_prob: one jump in so many is (0, 1); None for none.
@@ -62,6 +62,8 @@ class FLMDistillSecond(Distillation):
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
         self.check_teacher("teacher_f", SingleTimeDenoiser, "algo=flm", self.clock, clean_given)
         self.check_teacher("teacher_g", ResidualDenoiser, "algo=flm_distill", self.clock, clean_given)
+        if teacher_f is not None and teacher_g is not None:
+            _check_same(backbone_of(teacher_f, "algo.teacher_f_path"), teacher_g.base)
         self.backbone = backbone(vocab_size=vocab_size, two_times=True)
         if teacher_g is not None:
             copy_weights(self._pair().base, self.backbone, length, "algo.teacher_f_path")
@@ -90,3 +92,15 @@ class FLMDistillSecond(Distillation):
         f, g = self.teacher("teacher_f"), self.teacher("teacher_g")
         base = g.base if f is None else backbone_of(f, "algo.teacher_f_path")
         return ResidualDenoiser(base, g.residual, self.clock, mask, self.clean_given)
+
+
+def _check_same(given: nn.Module, kept: nn.Module) -> None:
+    """Raises ValueError unless two networks have the same weights: a residual corrects the FLM it was trained beside alone."""
+    ours, theirs = given.state_dict(), kept.state_dict()
+    if ours.keys() != theirs.keys() or not all(
+        ours[name].shape == theirs[name].shape and torch.allclose(ours[name].cpu(), theirs[name].cpu(), rtol=1e-4, atol=1e-6)
+        for name in ours
+    ):
+        raise ValueError(
+            "algo.teacher_f_path: another FLM than that which algo.teacher_g_path was trained beside and holds: leave it out"
+        )

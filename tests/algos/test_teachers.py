@@ -27,6 +27,9 @@ def student_of(name: str, options=(), **teachers):
     others = {key: None for key in TEACHERS[name] if key not in teachers}
     if name == "flm_distill_second" and "teacher_f" in teachers:
         others = {"teacher_g": build("flm_distill").float()}
+        f = teachers["teacher_f"]
+        if type(f).__name__ == "FLM":  # the one that the residual was trained beside
+            others["teacher_g"].base.load_state_dict(f.backbone.state_dict(), strict=False)
     return build_algorithm(composed(name, tuple(options)), V, **teachers, **others)
 
 
@@ -78,6 +81,16 @@ def test_another_network_is_refused(student, key):
         return  # asked as it is, whatever its shape
     wider = build(teacher, ["model.hidden_size=24"]).float()
     assert "model=" in refusal(lambda: student_of(student, **{key: wider}))
+
+
+def test_another_flm_than_the_residual_was_trained_beside_is_refused():
+    g, f = build("flm_distill").float(), build("flm").float()
+    g.base.load_state_dict(f.backbone.state_dict())
+    build_algorithm(composed("flm_distill_second"), V, teacher_f=f, teacher_g=g)
+    with torch.no_grad():
+        f.backbone.output_layer.linear.bias[3] += 0.01
+    text = refusal(lambda: build_algorithm(composed("flm_distill_second"), V, teacher_f=f, teacher_g=g))
+    assert text.startswith("algo.teacher_f_path: another FLM than that which algo.teacher_g_path")
 
 
 @pytest.mark.parametrize("student", [name for name in TEACHERS if name not in ("fmlm", "kl_flow_map")])

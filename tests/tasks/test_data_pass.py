@@ -12,7 +12,7 @@ from flm.tasks.assemble import data_module, new_algorithm
 def test_reading_is_ten_times_faster_than_the_smallest_step(tmp_path):
     config = config_of(tmp_path, *tiny(write_corpus(tmp_path / "corpus")))
     data = data_module(config)
-    algorithm = new_algorithm(config, data.vocab_size, data.tokenizer)
+    algorithm = new_algorithm(config, data.vocab_size)
     optimizer = torch.optim.AdamW(algorithm.parameters())
     steps, reads = [], []
     for step, batch in enumerate(data.train_loader(0, 10)):  # both in turn: the machine may be shared

@@ -73,7 +73,7 @@ def test_mistakes_give_one_line_and_write_nothing(monkeypatch, capfd, tmp_path):
         (f"eval.checkpoint_path={source}",): "set eval.tokenizer_name_or_path",
         (f"eval.checkpoint_path={source}", "eval.imported_as=fmlm"): "eval.imported_as",
         (f"eval.checkpoint_path={tmp_path}/duo.ckpt",): "duo.ckpt",
-        (f"eval.checkpoint_path={tmp_path}/none.ckpt",): "none.ckpt: no such",
+        (f"eval.checkpoint_path={tmp_path}/none.ckpt",): "/none.ckpt",
     }
     for options, line in cases.items():
         assert command(monkeypatch, *base, *options) == 1
