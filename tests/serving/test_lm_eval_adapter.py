@@ -9,7 +9,7 @@ import torch
 
 from flm.algos.ar import AR
 from flm.algos.flm import FLM
-from flm.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from flm.data.sentencepiece import SentencePieceTokenizer
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer
 from flm.language_model import LanguageModel
 from flm.models.dit import DiT
