@@ -38,6 +38,7 @@ VARIANTS: dict[str, list[str]] = {
     "kl_flow_map": ["algo.features=sharpened", "algo.time_pairs=uniform_pair"],
     "duo_distill": ["algo.divergence=forward"],
     "simplex_dmd clean": ["algo.clean_given=true"],
+    "simplex_dmd evidence": ["algo.reads=evidence", "algo.clean_given=true"],
     "mpdc": ["algo.source=uniform", "algo.divergence=jsd", "algo.anchor_share=0.5"],
     "flow_lm": ["algo.mse_mask=all", "algo.t_sampler=uniform", "algo.self_condition=true", "model.self_condition=true"],
     "native_flow": ["algo.flow.per_position_t=false", "algo.flow.target=token"],

@@ -17,27 +17,33 @@ The networks learn in turn, under one optimiser: the student at every `student_e
 its own Adam moments and clipping, and does not move between its turns (`Algorithm.resting`). The running average of the weights
 moves at all steps: of the student's updates it remembers `student_every` times fewer than its decay says.
 
+Where the teacher reads evidence (`flm.paths.evidence`), so does the fake, of x_t; and the student reads that of x_s toward the
+end of the clock, as a flow map does: of noise alone, a denoiser's evidence would not show it the noise.
+
 A student that ignores its noise is stationary (its gradient by the gain of the noise is 0): hence the start at the teacher, and
 `student_entropy_nats` in the log. B batch, L length, V vocabulary.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
-from flm.algos.flm import SingleTimeDenoiser
+from flm.algos.evidence_map import EvidenceMap
+from flm.algos.flm import SingleTimeDenoiser, log_frequencies
 from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_on
 from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.outputs import Output
 from flm.paths.clock import DecodingErrorClock
-from flm.paths.gaussian import Given, State, combine, corrupt, noise_for
+from flm.paths.evidence import FullState, Held, LocalEvidence, Pinned, Stepped, embed_evidence, kept, noised
+from flm.paths.gaussian import Given, OneHot, State, Table, combine, corrupt, noise_for
 from flm.posterior import TokenPosterior
 from flm.ranges import Count
 from flm.samplers.flow_map import FlowMapSampler
@@ -56,11 +62,57 @@ class Student:
         self.options = {} if mask is None else {"mask": mask}
 
     @property
-    def tables(self) -> tuple[Tensor, ...]:
+    def tables(self) -> tuple[Table, ...]:
         return (self.backbone.input_table,)
 
     def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
         return self.backbone(state.views[0], tau, **self.options)
+
+
+class EvidenceStudent(Student):
+    """The same of x itself, V numbers a position, read as evidence toward the end of the clock and given as logits."""
+
+    def __init__(
+        self, backbone: nn.Module, clock: nn.Module, log_prior: Tensor, mask: Tensor | None = None, clean_given: bool = False
+    ):
+        super().__init__(backbone, clock, mask, clean_given)
+        self.reader = EvidenceMap(backbone, clock, log_prior)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        return (OneHot(self.backbone.input_table),)
+
+    def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
+        x = state.views[0]
+        clean = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if state.clean is None else state.clean
+        return self.ask(Held(x.flatten(0, 1)), clean, tau)
+
+    def ask(self, x: FullState, clean: Tensor, tau: Tensor) -> TokenPosterior:
+        """delta for x, V numbers a position that need not be there at once; clean (B, L): which positions are at t = 1."""
+        evidence = self.reader.evidence(x, clean, tau, torch.ones_like(tau))
+        return replace(self.backbone(self.reader.read(evidence, clean.shape[1]), tau, **self.options), offset=evidence)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A state of the student's own, at the levels of comparison.
+
+    Attributes:
+        student: delta, which alone carries gradients.
+        start, level: (B,) clock times of s and t.
+        t: (B, L) physical time of each position, 1 where it is clean.
+        view: what the fake is shown of x_t, (B, L, D).
+        real: what the teacher is asked with: its view of x_t as a state, or x_t itself.
+        evidence: of x_t; None where views are read.
+    """
+
+    student: TokenPosterior
+    start: Tensor
+    level: Tensor
+    t: Tensor
+    view: Tensor
+    real: State | FullState
+    evidence: LocalEvidence | None = None
 
 
 class SimplexDMD(Distillation):
@@ -74,6 +126,7 @@ class SimplexDMD(Distillation):
         student_every: one optimiser step in so many is the student's, beginning with the first; the others are the fake's.
         clock: None for the decoding-error clock; the teacher's.
         clean_given: as in `FLM`, and the teacher's.
+        reads: as in `FLM`, and the teacher's.
     """
 
     required_teachers = ("teacher",)
@@ -90,17 +143,25 @@ class SimplexDMD(Distillation):
         student_every: Annotated[int, Ge(2)] = 5,
         clock: nn.Module | None = None,
         clean_given: bool = False,
+        reads: Literal["view", "evidence"] = "view",
     ):
         super().__init__(vocab_size, length, teacher=teacher)
-        self.student_every, self.clean_given = student_every, clean_given
+        self.student_every, self.clean_given, self.reads = student_every, clean_given, reads
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
-        self.check_teacher("teacher", SingleTimeDenoiser, "algo=flm", self.clock, clean_given)
+        self.check_teacher("teacher", SingleTimeDenoiser, "algo=flm", self.clock, clean_given, reads)
         self.backbone = backbone(vocab_size=vocab_size)
         self.fake = backbone(vocab_size=vocab_size, two_times=True)
         for network in (self.backbone, self.fake):
             if teacher is not None:
                 copy_weights(backbone_of(teacher, "algo.teacher_path"), network, length, "algo.teacher_path")
             network.input_table.requires_grad_(False)
+        if reads == "evidence":  # of all tokens alike until `know_frequencies`
+            self.register_buffer("log_prior", torch.zeros(vocab_size))
+
+    def know_frequencies(self, token_counts: Tensor) -> None:
+        if self.reads == "evidence":
+            teacher = self.teacher("teacher")  # its own: all three start as one function of the evidence
+            self.log_prior.copy_(log_frequencies(token_counts) if teacher is None else teacher.log_prior)
 
     def resting(self, step: int) -> Iterator[nn.Parameter]:
         other = self.fake if self._is_students(step) else self.backbone
@@ -114,48 +175,69 @@ class SimplexDMD(Distillation):
         return self._student_loss(batch, draws)
 
     def denoiser(self, mask: Tensor | None = None) -> Student:
+        if self.reads == "evidence":
+            return EvidenceStudent(self.backbone, self.clock, self.log_prior, mask, self.clean_given)
         return Student(self.backbone, self.clock, mask, self.clean_given)
 
     def _is_students(self, step: int) -> bool:
         return step % self.student_every == 0
 
     def _student_loss(self, batch: Batch, draws: Draws) -> Loss:
-        student, noised, start, level = self._noised(batch, draws)
-        mask = document_mask(batch.documents)
+        drawn, mask = self._drawn(batch, draws), document_mask(batch.documents)
         with torch.no_grad():
-            real = denoiser_on(self.teacher("teacher"), mask)(noised, level.float())
-            fake = self._fake(noised, level, start, mask)
-        t = self.clock.time(level)
-        weight = batch.weight * (t / (1 - t).clamp_min(NEARLY_CLEAN)).square()[:, None].to(batch.weight)
-        total, about = distribution_matching(student, real, fake, weight)
-        loss = summed(total, about["score_gap"] * weight, batch.weight, start)
+            teacher, tau = denoiser_on(self.teacher("teacher"), mask), drawn.level.float()
+            real = teacher(drawn.real, tau) if drawn.evidence is None else teacher.predict(drawn.real, drawn.t, tau)
+            fake = self._fake(drawn, mask)
+        t = self.clock.time(drawn.level)
+        signal = (t / (1 - t).clamp_min(NEARLY_CLEAN)).square()[:, None].to(batch.weight)
+        total, about = distribution_matching(drawn.student, real, fake, batch.weight * signal)
+        loss = summed(total, about["score_gap"] * signal, batch.weight, drawn.start)
         loss.metrics = {name: ((values * batch.weight).sum(), loss.count) for name, values in about.items()}
         loss.metrics["score_gap"] = loss.sums.sum(), loss.count
         return loss
 
     def _fake_loss(self, batch: Batch, draws: Draws) -> Loss:
         with torch.no_grad():
-            student, noised, start, level = self._noised(batch, draws)
-        fake = self._fake(noised, level, start, document_mask(batch.documents))
-        total, nats = cross_entropy(fake, student, batch.weight)
-        return summed(total, nats, batch.weight, level, metric="fake_nats_per_token")
+            drawn = self._drawn(batch, draws)
+        total, nats = cross_entropy(self._fake(drawn, document_mask(batch.documents)), drawn.student, batch.weight)
+        return summed(total, nats, batch.weight, drawn.level, metric="fake_nats_per_token")
 
-    def _noised(self, batch: Batch, draws: Draws) -> tuple[TokenPosterior, State, Tensor, Tensor]:
-        """delta, which alone carries gradients, the view of x_t, and the clock times of s and t (B,)."""
+    def _fake(self, drawn: Draw, mask: Tensor | None) -> TokenPosterior:
+        options = {} if mask is None else {"mask": mask}
+        found = self.fake(drawn.view, drawn.level.float(), drawn.start.float(), **options)
+        return found if drawn.evidence is None else replace(found, offset=drawn.evidence)
+
+    def _drawn(self, batch: Batch, draws: Draws) -> Draw:
         count = len(batch.tokens)
         start = draws.stratified(count)
         level = start + (1 - start) * draws.stratified(count)
+        prepare = self._from_evidence if self.reads == "evidence" else self._from_views
+        return prepare(batch, draws, start, level)
+
+    def _from_views(self, batch: Batch, draws: Draws, start: Tensor, level: Tensor) -> Draw:
         student = self.denoiser(document_mask(batch.documents))
         tables, given = student.tables, Given(batch.tokens, batch.given, self.clean_given)
         law = noise_for(tables)
         s, t = (self.clock.time(tau).float() for tau in (start, level))
         posterior = student(given.seen(corrupt(batch.tokens, s, tables, draws.rows, law), tables), start.float())
-        noised = combine((t, given.point(posterior, tables)), (1 - t, law.sample(*batch.tokens.shape, draws.rows)))
-        return posterior, given.seen(noised, tables), start, level
+        x = combine((t, given.point(posterior, tables)), (1 - t, law.sample(*batch.tokens.shape, draws.rows)))
+        shown = given.seen(x, tables)
+        return Draw(posterior, start, level, t[:, None].expand(batch.tokens.shape), shown.views[0], shown)
 
-    def _fake(self, noised: State, level: Tensor, start: Tensor, mask: Tensor | None) -> TokenPosterior:
-        options = {} if mask is None else {"mask": mask}
-        return self.fake(noised.views[0], level.float(), start.float(), **options)
+    def _from_evidence(self, batch: Batch, draws: Draws, start: Tensor, level: Tensor) -> Draw:
+        """Of states of V numbers a position, made chunk by chunk."""
+        student, known = self.denoiser(document_mask(batch.documents)), batch.given
+        clean = known if self.clean_given else torch.zeros_like(known)
+        s, t = (self.clock.time(tau)[:, None].expand(clean.shape).masked_fill(clean, 1.0) for tau in (start, level))
+        x = noised(batch.tokens, s, draws.rows.seeds(len(start)), self.log_prior)
+        posterior = student.ask(x, clean, start.float())
+        noise = noised(batch.tokens, torch.zeros_like(t), draws.rows.seeds(len(start)), self.log_prior)
+        point = Pinned(posterior.detach(), batch.tokens.reshape(-1), known.reshape(-1))
+        with torch.no_grad():
+            x = kept(Stepped(noise, point, t.reshape(-1)), t.numel(), self.log_prior)
+            evidence = LocalEvidence(x, t.reshape(-1), self.log_prior)
+            view = embed_evidence(evidence, self.fake.input_table).view(*t.shape, -1)
+        return Draw(posterior, start, level, t, view, x, evidence)
 
 
 def distribution_matching(

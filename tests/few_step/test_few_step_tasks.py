@@ -10,6 +10,7 @@ from flm.tasks.train import train
 
 CASES = {
     "simplex_dmd": ["algo.student_every=2"],
+    "simplex_dmd evidence": ["algo.student_every=2", "algo.reads=evidence"],
     "dbtm": [],
     "mpdc": [],
     "mpdc uniform": ["algo.source=uniform", "algo.divergence=jsd"],
@@ -18,16 +19,18 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A corpus, and a short run of flm on it."""
+    """A corpus, and short runs of flm on it, by what it reads."""
     folder = tmp_path_factory.mktemp("few_step")
     corpus = write_corpus(folder / "corpus", documents=20)
-    train(config_of(folder / "flm", *tiny(corpus, "trainer.max_steps=6", "callbacks.sample=null", "logger=none")))
-    return corpus, folder / "flm" / "checkpoints" / "last.ckpt"
+    for reads in ("view", "evidence"):
+        quick = tiny(corpus, f"algo.reads={reads}", "trainer.max_steps=6", "callbacks.sample=null", "logger=none")
+        train(config_of(folder / reads, *quick))
+    return corpus, {reads: folder / reads / "checkpoints" / "last.ckpt" for reads in ("view", "evidence")}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_resumes_bit_for_bit_and_its_file_does_for_everything_else(name, world, tmp_path, monkeypatch):
-    corpus, teacher = world
+    corpus, teachers = world
     algo, *_ = name.split()
     options = tiny(corpus, f"algo={algo}", *CASES[name], "model.dropout=0.1", "callbacks.sample=null", "loader.batch_size=4")
     options += [
@@ -35,7 +38,7 @@ def test_a_run_resumes_bit_for_bit_and_its_file_does_for_everything_else(name, w
         "trainer.limit_val_batches=1",
         "lr_scheduler.warmup_steps=1",
     ]
-    options += [f"algo.teacher_path={teacher}"] if algo == "simplex_dmd" else []
+    options += [f"algo.teacher_path={teachers['evidence' if 'evidence' in name else 'view']}"] if algo == "simplex_dmd" else []
     train(config_of(tmp_path / "whole", *options, "trainer.max_steps=6"))
     for steps in (3, 6):
         train(config_of(tmp_path / "parts", *options, "trainer.max_steps=" + str(steps)))

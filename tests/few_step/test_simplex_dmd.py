@@ -17,6 +17,7 @@ from flm.algos.algorithm import Batch
 from flm.algos.flm import FLM
 from flm.draws import Draws
 from flm.few_step.simplex_dmd import SimplexDMD, distribution_matching
+from flm.paths.evidence import Noised
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
 from flm.training.average import Average
@@ -151,7 +152,10 @@ def test_loss_and_gradient_equal_dense_on_the_same_noise(step, clean_given, monk
     known = rough(FLM(small_dit(V, L), V, L, clean_given=clean_given), seed=5)
     algorithm, batch = student(teacher=known, clean_given=clean_given).double(), a_batch()
     loss = algorithm.loss(batch, Draws(2, step=step))
-    reference = dense_loss(algorithm, batch, Draws(2, step=step), step == 0)
+    check_against(loss, dense_loss(algorithm, batch, Draws(2, step=step), step == 0), algorithm, step)
+
+
+def check_against(loss, reference, algorithm, step):
     torch.testing.assert_close(loss.total, reference, rtol=1e-6, atol=1e-9)
     resting = {id(p) for p in algorithm.resting(step)}
     learning = [p for p in algorithm.parameters() if p.requires_grad and id(p) not in resting]
@@ -160,6 +164,49 @@ def test_loss_and_gradient_equal_dense_on_the_same_noise(step, clean_given, monk
     scale = max(g.abs().max() for g in want)
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g / scale, w / scale, rtol=0, atol=1e-6)
+
+
+def dense_evidence_loss(algorithm, batch, draws, students):
+    """What `dense_loss` is, of networks that read x through the context-free decoder and are given its logits."""
+    clock, known, log_prior = algorithm.clock, batch.given, algorithm.log_prior
+    start = draws.stratified(B)
+    level = start + (1 - start) * draws.stratified(B)
+    seeds = [draws.rows.seeds(B) for _ in range(2)]
+    clean, tokens = known if algorithm.clean_given else known & False, one_hot(batch.tokens, V).double()
+    s, t = (column(clock.time(tau)).expand(B, L, 1).masked_fill(clean[..., None], 1.0) for tau in (start, level))
+    m = lambda t: t / (1 - t).clamp_min(1e-3)
+    noise = [Noised(batch.tokens.flatten(), torch.zeros(B * L), V, seed, torch.float64) for seed in seeds]
+    noise = [n.chunk(slice(0, B * L)).view(B, L, V) for n in noise]
+
+    def ask(network, logits, *times):
+        found = network(logits.softmax(-1) @ network.input_table, *(tau.float().double() for tau in times))
+        return (found.softcap * torch.tanh((found.hidden @ found.table.T + found.bias) / found.softcap) + logits).softmax(-1)
+
+    x = s * tokens + (1 - s) * noise[0]
+    end = torch.maximum(s, clock.time(torch.tensor(0.99, dtype=torch.float64)))
+    delta = ask(algorithm.backbone, log_prior + (m(s) + m(end)) / 2 / (1 - s).clamp_min(1e-3) * x, start)
+    noised = t * torch.where(known[..., None], tokens, delta.detach()) + (1 - t) * noise[1]
+    logits = log_prior + m(t) / (1 - t).clamp_min(1e-3) * noised
+    fake = ask(algorithm.fake, logits, level, start)
+    if students:
+        real = ask(algorithm.teacher("teacher").backbone, logits, level)
+        ratio = column(clock.time(level) / (1 - clock.time(level)))
+        per_token = (ratio**2 * (fake - real).detach() * delta).sum(-1)
+    else:
+        per_token = -(delta.detach() * fake.clamp_min(1e-300).log()).sum(-1)  # 0 where a clean token says otherwise
+    return (per_token * batch.weight).sum() / batch.weight.sum()
+
+
+@pytest.mark.parametrize("step", [0, 1], ids=["student", "fake"])
+def test_loss_and_gradient_equal_dense_where_evidence_is_read(step, monkeypatch):
+    monkeypatch.setitem(flm.posterior.CHUNK_ELEMENTS, "cpu", 4 * V)
+    torch.manual_seed(5)
+    known = rough(FLM(small_dit(V, L), V, L, clean_given=True, reads="evidence"), seed=5)
+    known.know_frequencies(torch.arange(1, V + 1))
+    algorithm, batch = student(teacher=known, clean_given=True, reads="evidence").double(), a_batch()
+    algorithm.know_frequencies(torch.ones(V))  # the teacher's are taken
+    loss = algorithm.loss(batch, Draws(2, step=step))
+    check_against(loss, dense_evidence_loss(algorithm, batch, Draws(2, step=step), step == 0), algorithm, step)
 
 
 def test_all_start_as_the_teacher_and_there_is_nothing_to_learn_of_it():
