@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flm.algos.algorithm import Algorithm, Batch, BoundVariant
-from flm.checkpoints.imported import ImportChoices
+from flm.checkpoints.foreign import ImportChoices
 from flm.checkpoints.load import load_algorithm
 from flm.checkpoints.model_file import ModelSource, generation_defaults
 from flm.data.tokenizers import Tokenizer
@@ -291,7 +291,7 @@ def load(
         trusted_modules: modules outside this package whose model classes may be built; your word, never the file's.
         revision: branch, tag or commit on the hub; None: main.
         file: path of a checkpoint inside the repository on the hub, owt_fmlm.ckpt; None: an exported model.
-        published: what a published checkpoint does not say, as fields of `flm.checkpoints.imported.ImportChoices`:
+        published: what a published checkpoint does not say, as fields of `flm.checkpoints.foreign.ImportChoices`:
             tokenizer_name_or_path, length, imported_as, ... Not read for others.
 
     Raises:

@@ -24,7 +24,9 @@ class Wing:
         model_files: further kinds of model file by name; each an object with `matches(path) -> bool` and
             `read(path) -> (Description, state dict)`.
         transformers_models: by name, `find(algorithm) -> object or None`: models whose network transformers itself opens.
-        published_models: by the name that `eval.imported_as` takes, a `flm.checkpoints.imported.Kind`: others' checkpoints.
+        checkpoint_layouts: by name, how others write checkpoints; each an object with `matches(content) -> bool` of a loaded
+            file, and `read(content, name, choices, base) -> (Description, state dict)`; see `flm.checkpoints.foreign`.
+        published_models: by the name that `eval.imported_as` takes, a `flm.checkpoints.foreign.Kind`: others' checkpoints.
         judges: by the name that `eval.scorer` takes, `make(path, device, batch_size) -> flm.judges.gen_ppl.Scorer`; path is
             eval.scorer_checkpoint_path, which may be None.
         result_kinds: by the `kind` that a result file says, a `flm.results.kinds.ResultKind`: how it is read and shown.
@@ -35,6 +37,7 @@ class Wing:
 
     model_files: Mapping[str, str] = field(default_factory=dict)
     transformers_models: Mapping[str, str] = field(default_factory=dict)
+    checkpoint_layouts: Mapping[str, str] = field(default_factory=dict)
     published_models: Mapping[str, str] = field(default_factory=dict)
     judges: Mapping[str, str] = field(default_factory=dict)
     result_kinds: Mapping[str, str] = field(default_factory=dict)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from checkpoints.published_layouts import L, V, tokenizer_folder
-from checkpoints.published_layouts import flm_v1 as published
+from published.published_layouts import L, V, tokenizer_folder
+from published.published_layouts import flm_v1 as published
 from tasks.running import command, config_of, tiny, write_corpus
 
 import flm
 from flm import LanguageModel
 from flm.__main__ import main
-from flm.checkpoints.imported import ImportChoices
+from flm.checkpoints.foreign import ImportChoices
 from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.export.export import export
 from flm.samplers.canvas import Canvas, pieces_of

@@ -14,10 +14,9 @@ from flm.checkpoints.builtin import builtin
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.files import check_state
 from flm.checkpoints.folder import CONFIG, read_folder
+from flm.checkpoints.foreign import ImportChoices, layout_of
 from flm.checkpoints.hub import download, names_repository
-from flm.checkpoints.imported import ImportChoices, describe
 from flm.checkpoints.model_file import AVERAGE, LAST_STEP, ModelFile, ModelSource
-from flm.checkpoints.published import is_published, layout_of
 from flm.registry import objects
 
 PREFIX = "algorithm."  # the name of the algorithm in the training module
@@ -35,12 +34,12 @@ def read_model(
 
     Args:
         source: a path, owner/model if there is no such path, or the name of a model that comes with the package.
-        choices: what a published checkpoint of FLM, MDLM or Duo does not say; None infers all, without a tokenizer.
+        choices: what a checkpoint of others does not say; None infers all, without a tokenizer.
         revision: branch, tag or commit on the hub; None: main.
         file: path of a checkpoint inside the repository on the hub; None: an exported model.
 
     Raises:
-        ValueError: there is nothing of that name; it is none of these, or damaged; or a choice is missing (see `describe`).
+        ValueError: there is nothing of that name; it is none of these, or damaged; or a choice is missing.
     """
     path = _located(source, revision, file)
     kind = _registered_kind(path)
@@ -50,9 +49,10 @@ def read_model(
 
 
 def read_checkpoint(path: str | Path, choices: ImportChoices | None = None) -> ModelFile:
-    """A checkpoint file of this project, or a published one of FLM, MDLM or Duo as if it were; else as `read_model`."""
+    """A checkpoint file of this project, or one of others that a wing reads as if it were; else as `read_model`."""
     content, name = _content(path), str(path)
-    if KEY in content or not is_published(content):
+    layout = None if KEY in content else layout_of(content)
+    if layout is None:
         try:
             description = Description.of(content, name)
         except RecursionError as error:
@@ -64,7 +64,7 @@ def read_checkpoint(path: str | Path, choices: ImportChoices | None = None) -> M
         alone = replace(choices, imported_as=None, imported_base_path=None, imported_ema=None, tokenizer=False)
         found = read_model(choices.imported_base_path, alone)
         base = found.state | (found.average or {})
-    return ModelFile(Path(path), *describe(layout_of(content, name), name, choices, base), published=True)
+    return ModelFile(Path(path), *layout.read(content, name, choices, base), published=True)
 
 
 def load_algorithm(
@@ -157,7 +157,7 @@ def _content(path: str | Path) -> Mapping[str, Any]:
     noted: list[str] = []
     content = restricted.read(path, noted)
     # a published checkpoint carries its config and tokenizer as objects; no other file has a reason to hold any
-    if noted and (not is_published(content) or KEY in content):
+    if noted and (layout_of(content) is None or KEY in content):
         raise ValueError(f"{path}: refused, it holds Python objects beyond plain values and tensors ({noted[0]})")
     return content if isinstance(content, Mapping) else {}
 

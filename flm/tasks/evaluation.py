@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import MinLen
 
 import flm
+from flm.checkpoints.foreign import ImportChoices
 from flm.checkpoints.hub import ModelName
-from flm.checkpoints.imported import ImportChoices
 from flm.language_model import LanguageModel
 from flm.ranges import DIFFERENT, Count, Existing, Index, OpenShare, Text, Where
 from flm.registry import entries

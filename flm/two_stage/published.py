@@ -1,6 +1,6 @@
 """Checkpoints of the residual network, as the authors of two-stage FMLM published them."""
 
-from flm.checkpoints.imported import Kind
+from flm.checkpoints.foreign import Kind
 
 RESIDUAL = Kind(
     "the residual network of two-stage FMLM (arXiv 2602.16813, first version)",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from published_layouts import flm_v1
+from published.published_layouts import flm_v1
 
 
 class Reduce:

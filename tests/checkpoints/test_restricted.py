@@ -8,7 +8,7 @@ import pytest
 import torch
 from hostile import HARMLESS, HOSTILE, pickled, text
 from omegaconf import OmegaConf
-from published_layouts import FakeTokenizer, flm_v1, ran
+from published.published_layouts import FakeTokenizer, flm_v1, ran
 
 from flm.checkpoints import restricted
 from flm.checkpoints.load import load_algorithm

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from checkpoints.published_layouts import BLOCKS, COND, HEADS, D, L, V, duo, published_logits, ran, tokenizer_folder
+from published.published_layouts import BLOCKS, COND, HEADS, D, L, V, duo, published_logits, ran, tokenizer_folder
 from tasks.running import command, config_of
 
 from flm.algos.algorithm import Batch

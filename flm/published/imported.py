@@ -2,97 +2,43 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from flm.checkpoints.description import Description
 from flm.checkpoints.files import check_state
-from flm.checkpoints.hub import ModelName
-from flm.checkpoints.published import Layout
-from flm.checkpoints.published_behaviour import check_softcap_known, generation
+from flm.checkpoints.foreign import ImportChoices, Kind, kinds
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
 from flm.data.tokenizers import Tokenizer
-from flm.ranges import Count, PositiveShare, Scale, Text, Where
-from flm.registry import objects
+from flm.published.behaviour import check_softcap_known, generation
+from flm.published.layout import Layout, is_published, layout_of
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A published algorithm.
-
-    Attributes:
-        title: for people.
-        names: what such files' configs call it, under `algo.name`.
-        target: its class here.
-        two_times: whether its network is a flow map.
-        output_softcap, attention_softcap: of its network, as published; None for none.
-        uncapped_for_weeks: whether some of its files are of code that had lost the output softcap.
-        network: the algorithm's module that the published backbone becomes.
-        masked: whether it has a mask: the tokenizer's, or where that has none the last row of the tables.
-        loss_weight: whether the algorithm here has the learned loss weight.
-    """
-
-    title: str
-    target: str
-    two_times: bool
-    names: tuple[str, ...] = ()
-    output_softcap: float | None = None
-    attention_softcap: float | None = None
-    network: str = "backbone"
-    masked: bool = False
-    loss_weight: bool = False
-    uncapped_for_weeks: bool = False
-
-
-KINDS = {
-    "flm": Kind("FLM (arXiv 2602.16813)", "flm.algos.flm.FLM", False, (), 30.0, 50.0, uncapped_for_weeks=True),
-    "fmlm": Kind(
-        "FMLM (arXiv 2602.16813)", "flm.algos.fmlm.FMLM", True, (), 30.0, 50.0, loss_weight=True, uncapped_for_weeks=True,
-    ),
-    "mdlm": Kind("MDLM (masked diffusion, arXiv 2406.07524)", "flm.algos.mdlm.MDLM", False, ("mdlm",), masked=True),
-}  # fmt: skip
+FLM = Kind(
+    "FLM (arXiv 2602.16813)",
+    "flm.algos.flm.FLM",
+    two_times=False,
+    output_softcap=30.0,
+    attention_softcap=50.0,
+    uncapped_for_weeks=True,
+)
+FMLM = Kind(
+    "FMLM (arXiv 2602.16813)",
+    "flm.algos.fmlm.FMLM",
+    two_times=True,
+    output_softcap=30.0,
+    attention_softcap=50.0,
+    loss_weight=True,
+    uncapped_for_weeks=True,
+)
+MDLM = Kind("MDLM (masked diffusion, arXiv 2406.07524)", "flm.algos.mdlm.MDLM", two_times=False, names=("mdlm",), masked=True)
 _NOT_IMPORTED = {"ar", "sedd", "sedd_absorb", "d3pm", "d3pm_absorb", "udlm", "ot-finetune"}
 _TOKENIZERS = {30522: "bert-base-uncased", 50257: "gpt2", 50258: "gpt2"}  # names on the Hugging Face hub, by V
 _MASKS = {30522: 103}  # the id of [MASK] by V, for where the tokenizer is not read
-
-
-def kinds() -> dict[str, Kind]:
-    """All that can be imported, by the name that `eval.imported_as` takes: those of the core and of wings."""
-    return KINDS | dict(objects("published_models"))
-
-
-IMPORTED = Where(lambda name: name in kinds(), f"{', '.join(KINDS)}, or one that a wing registers")
-
-
-@dataclass(frozen=True)
-class ImportChoices:
-    """What the user says of a published checkpoint; keys of `eval`. What is left out is inferred where it can be.
-
-    Attributes:
-        imported_as: one of `kinds`. Needed where the file cannot tell: a one-time network without a config, a residual.
-        imported_base_path: for imported_as=flm_distill, the checkpoint of the FLM that the residual was trained beside.
-        imported_ema: of several averages in the file, the decay of the one to take; None: the first.
-        tokenizer_name_or_path: as of `HuggingFaceTokenizer`; None: by the number of tokens.
-        length: L; None: from the file's config.
-        output_softcap, attention_softcap: a number, None for none, or "auto": as published for the algorithm.
-        tokenizer_dir: folder in which a tokenizer of that name is looked for first; None: none.
-        tokenizer: whether one is wanted at all; a teacher needs none.
-    """
-
-    imported_as: Annotated[str, IMPORTED] | None = None
-    imported_base_path: ModelName | None = None
-    imported_ema: PositiveShare | None = None
-    tokenizer_name_or_path: Text | None = None
-    length: Count | None = None
-    output_softcap: Scale | Literal["auto"] | None = "auto"
-    attention_softcap: Scale | Literal["auto"] | None = "auto"
-    tokenizer_dir: Text | None = None
-    tokenizer: bool = True
 
 
 def kind_of(layout: Layout, name: str, imported_as: str | None = None) -> str:
@@ -270,3 +216,17 @@ def _tokenizer(layout: Layout, name: str, kind: Kind, choices: ImportChoices) ->
             "set eval.tokenizer_name_or_path to the one it was trained with"
         )
     return tokenizer
+
+
+class PublishedLayout:
+    """The entry in the registry."""
+
+    @staticmethod
+    def matches(content: Any) -> bool:
+        return is_published(content)
+
+    @staticmethod
+    def read(
+        content: Mapping[str, Any], name: str, choices: ImportChoices, base: Mapping[str, Tensor] | None
+    ) -> tuple[Description, dict[str, Tensor]]:
+        return describe(layout_of(content, name), name, choices, base)

@@ -12,12 +12,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoints"))
 from hostile import HARMLESS, HOSTILE
 from published_layouts import L, V, duo, flm_v1, fmlm_v2, ran, tokenizer_folder
 
-from flm.checkpoints.imported import ImportChoices
+from flm.checkpoints.foreign import ImportChoices
 from flm.checkpoints.load import load_algorithm, read_checkpoint
+from flm.published.import_checkpoint import import_checkpoint
 from flm.samplers.canvas import Canvas
 from flm.tasks.assemble import new_algorithm
 from flm.tasks.evaluation import EvalOptions, load_model
-from flm.tasks.import_checkpoint import import_checkpoint
 from flm.tasks.machine import Machine
 from flm.tasks.run import Run
 from flm.training.checkpointing import AtomicCheckpointIO

@@ -23,7 +23,7 @@ from published_layouts import (
 from tasks.running import command
 
 import flm
-from flm.checkpoints.imported import ImportChoices
+from flm.checkpoints.foreign import ImportChoices
 from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.text_commands import run
 

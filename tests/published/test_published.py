@@ -30,11 +30,11 @@ from published_layouts import (
 from flm.algos.flm import FLM
 from flm.algos.fmlm import FMLM
 from flm.checkpoints import restricted
-from flm.checkpoints.imported import ImportChoices
+from flm.checkpoints.foreign import ImportChoices
 from flm.checkpoints.load import load_algorithm, read_checkpoint
-from flm.checkpoints.published import config_value, is_published, layout_of
 from flm.models.dit import DiT
 from flm.paths.gaussian import State
+from flm.published.layout import config_value, is_published, layout_of
 from flm.samplers.canvas import Canvas
 from flm.two_stage.flm_distill import FLMDistill
 
@@ -208,7 +208,7 @@ def test_what_the_file_does_not_say_is_asked_for(tmp_path):
     tokenizer_folder(folder)
 
     bare = write(tmp_path / "bare.ckpt", {key: value for key, value in content.items() if key != "hyper_parameters"})
-    with pytest.raises(ValueError, match="bare.ckpt: holds no config, .*: set eval.imported_as to one of flm, mdlm, duo"):
+    with pytest.raises(ValueError, match="bare.ckpt: holds no config, .*: set eval.imported_as to one of duo, flm, mdlm"):
         read_checkpoint(bare, choices)
     with pytest.raises(ValueError, match="bare.ckpt: does not say how long its sequences are: set eval.length"):
         read_checkpoint(bare, replace(choices, imported_as="flm"))

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from flm.checkpoints.published import Layout
+from flm.published.layout import Layout
 
 RELEASED = ("lm1b_flm.ckpt", "lm1b_fmlm.ckpt", "owt_flm.ckpt", "owt_fmlm.ckpt")
 _RELEASED_ALGORITHM = "dos_denoiser"  # of the private branch that the released files come from, as is algo.time_condition

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))
 from running import command
 
 from flm.algos.mdlm import MDLM
-from flm.checkpoints.imported import ImportChoices
+from flm.checkpoints.foreign import ImportChoices
 from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.samplers.canvas import Canvas
 
