@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 import torch
 import torch.nn.functional as F
-from flm.training.adamw import AdamW
 from torch import Tensor
 
 from flm.algos.algorithm import Algorithm, Batch
@@ -37,6 +36,7 @@ from flm.paths.gaussian import ProjectedNoise, noise_for
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
 from flm.training.cost import FlopCount, device_name, peak_flops, peak_memory_mb
+from flm.training.optimizers import AdamW
 from flm.vocabulary_losses import cross_entropy, cross_entropy_chunk
 
 ROOT = Path(__file__).resolve().parents[1]
