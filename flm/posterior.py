@@ -9,12 +9,16 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flm.compilation import compiled_on_device
 
 # Logits alive at once. 64 MB of fp32 keeps a CPU's matrix products long enough to be efficient; a GPU wants longer ones.
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
+# Tensor cores want rows and sums of a multiple of this: at V = 50,257 their fast kernels are out of reach.
+PADDED_ON = {"cuda"}
+PADDED_ROWS = 64
 
 
 def chunks(num_tokens: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
@@ -108,13 +112,14 @@ class TokenPosterior:
         Under autocast the products run in its precision, softmax in fp32. What is drawn or reported below never does.
         """
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
-        table, bias = compute_copy(hidden, self.table, self.bias)
-        copies = [compute_copy(hidden, w, None)[0] for w in tables]
+        table = padded_copy(hidden, self.table)
+        copies = [padded_copy(hidden, w) for w in tables]
         pieces = []
         for part in chunks(hidden.shape[0], self.vocab_size, hidden.device):
-            p = self._probabilities(part, hidden[part].to(table.dtype), table, bias)
+            p = self._probabilities(part, hidden[part].to(table.dtype), table, self.bias)
             with torch.autocast(hidden.device.type, enabled=False):
-                pieces.append([(p.to(w.dtype) @ w).to(full.dtype) for w, full in zip(copies, tables, strict=True)])
+                products = [padded(p.to(w.dtype), len(w)) @ w for w in copies]
+            pieces.append([product.to(full.dtype) for product, full in zip(products, tables, strict=True)])
         return tuple(torch.cat(column).view(*self.shape, -1) for column in zip(*pieces, strict=True))
 
     @torch.no_grad()
@@ -175,7 +180,7 @@ class TokenPosterior:
     def _probabilities(self, part: slice, hidden: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
         """(n, V) of hidden states (n, D) of a slice, with table and bias in the dtype of the matrix product."""
         offset = None if self.offset is None else self.offset.chunk(part)
-        p = chunk_probabilities(hidden, table, bias, self.softcap, self.temperature, offset)
+        p = chunk_probabilities(hidden, table, bias, self.softcap, self.temperature, offset, self.vocab_size)
         if not self.is_truncated:
             return p
         p = truncate(p, self.top_k, self.top_p)
@@ -187,11 +192,14 @@ class TokenPosterior:
 
 
 def softcapped_logits(
-    hidden: Tensor, table: Tensor, bias: Tensor | None, softcap: float | None
+    hidden: Tensor, table: Tensor, bias: Tensor | None, softcap: float | None, vocab_size: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Logits (n, V) in fp32 or better, and tanh(raw / softcap), which the backward pass needs (None without softcap)."""
+    """Logits (n, V) in fp32 or better, and tanh(raw / softcap), which the backward pass needs (None without softcap).
+
+    vocab_size: V, of a table with rows of padding behind the V that count; None: all count.
+    """
     with torch.autocast(hidden.device.type, enabled=False):
-        raw = hidden @ table.T
+        raw = (hidden @ table.T)[:, :vocab_size]
     raw = raw.float() if raw.dtype in (torch.bfloat16, torch.float16) else raw
     if bias is not None:
         raw = raw.add_(bias)
@@ -209,9 +217,10 @@ def chunk_probabilities(
     softcap: float | None,
     temperature: float,
     offset: Tensor | None = None,
+    vocab_size: int | None = None,
 ) -> Tensor:
-    """Probabilities (n, V) of hidden states (n, D), in fp32 or better."""
-    logits, _ = softcapped_logits(hidden, table, bias, softcap)
+    """Probabilities (n, V) of hidden states (n, D), in fp32 or better. vocab_size: as of `softcapped_logits`."""
+    logits, _ = softcapped_logits(hidden, table, bias, softcap, vocab_size)
     logits = logits if offset is None else logits + offset
     return torch.softmax(logits / temperature if temperature != 1.0 else logits, -1)
 
@@ -222,6 +231,25 @@ def compute_copy(hidden: Tensor, table: Tensor, bias: Tensor | None) -> tuple[Te
     if torch.is_autocast_enabled(device):
         table = table.to(torch.get_autocast_dtype(device))
     return table, bias
+
+
+def padded_copy(hidden: Tensor, table: Tensor) -> Tensor:
+    """The table as `compute_copy` makes it, on devices of PADDED_ON with rows of zeros up to a multiple of PADDED_ROWS.
+
+    A copy is made there anyway; where none is, in full precision, nothing is padded.
+    """
+    device, size = hidden.device.type, table.shape[0]
+    rows = -(-size // PADDED_ROWS) * PADDED_ROWS
+    if rows == size or device not in PADDED_ON or not torch.is_autocast_enabled(device):
+        return compute_copy(hidden, table, None)[0]
+    copy = table.new_zeros((rows, table.shape[1]), dtype=torch.get_autocast_dtype(device))
+    copy[:size] = table
+    return copy
+
+
+def padded(values: Tensor, size: int) -> Tensor:
+    """(n, V) with columns of zeros up to `size`."""
+    return values if values.shape[1] == size else F.pad(values, (0, size - values.shape[1]))
 
 
 def draw_from(p: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,6 +6,7 @@ need not be kept or computed again, three vocabulary-sized matrix products a tok
 B batch, L length, D width, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from flm.compilation import compiled_on_device
 from flm.outputs import Output, RawOutput
-from flm.posterior import TokenPosterior, chunks, compute_copy, softcapped_logits
+from flm.posterior import TokenPosterior, chunks, padded, padded_copy, softcapped_logits
 
 
 def cross_entropy(posterior: TokenPosterior, target: Tensor | Output, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,6 +69,17 @@ def of_logits(posterior: TokenPosterior, value_and_slope: ValueAndSlope, weight:
     return _OfLogits.apply(posterior.hidden, posterior.table, bias, posterior, value_and_slope, weight, torch.is_grad_enabled())
 
 
+@functools.cache
+def sums_in_float32(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether products of `dtype` can be added to float32 sums by the product itself; tried once, on a CPU they cannot."""
+    small = torch.ones(16, 16, device=device_type, dtype=dtype)
+    try:
+        found = torch.addmm(small.float(), small, small, out_dtype=torch.float32)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    return found.dtype == torch.float32 and bool((found == 17).all())
+
+
 class _Gradients:
     """Accumulates the gradients of hidden (N, D), table (V, D) and bias (V,) from slopes d loss / d raw logits (n, V)."""
 
@@ -77,11 +89,11 @@ class _Gradients:
         self.table_read = compute_table
         self.accumulator = torch.promote_types(table.dtype, torch.float32)
         self.hidden = torch.empty_like(flat) if wants[0] else None
-        self.table = torch.zeros(table.shape, dtype=self.accumulator, device=table.device) if wants[1] else None
+        self.table = torch.zeros(compute_table.shape, dtype=self.accumulator, device=table.device) if wants[1] else None
         self.bias = torch.zeros(bias.shape, dtype=self.accumulator, device=bias.device) if wants[2] else None
 
     def add(self, part: slice, slope: Tensor, column_sum: Tensor, h: Tensor) -> None:
-        """slope (n, V) in the precision of the products, and its sum over tokens (V,) in full precision."""
+        """slope (n, rows of the table that was read) in the products' precision, and its sum over tokens (V,) in full."""
         if self.bias is not None:
             self.bias += column_sum
         with torch.autocast(slope.device.type, enabled=False):
@@ -90,6 +102,8 @@ class _Gradients:
             if self.table is not None:
                 if slope.dtype == self.accumulator:
                     self.table.addmm_(slope.T, h)
+                elif sums_in_float32(slope.device.type, slope.dtype):
+                    self.table = torch.addmm(self.table, slope.T, h, out_dtype=self.accumulator)
                 else:
                     self.table += slope.T @ h
 
@@ -97,7 +111,7 @@ class _Gradients:
         self, ctx, hidden: Tensor, table: Tensor, bias: Tensor, per_token: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Keeps the gradients for the backward pass; what the forward pass returns: weighted sum and values (B, L)."""
-        ctx.save_for_backward(self.hidden, self.table, self.bias)
+        ctx.save_for_backward(self.hidden, None if self.table is None else self.table[: len(table)], self.bias)
         ctx.shape, ctx.dtypes = hidden.shape, (table.dtype, bias.dtype)
         total = (per_token * weight.reshape(-1)).sum()
         per_token = per_token.view(weight.shape)
@@ -119,7 +133,8 @@ class _GradientInForward(torch.autograd.Function):
         )
 
 
-Piece = tuple[Tensor, Tensor | None, Tensor | None]  # loss of each token (n,), slope (n, V), its sum over tokens (V,)
+# loss of each token (n,), slope (n, V, and columns of zeros where the table has rows of padding), its sum over tokens (V,)
+Piece = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @compiled_on_device
@@ -136,7 +151,7 @@ def cross_entropy_chunk(
     with_slope: bool,
 ) -> Piece:
     """Cross-entropy of hidden states (n, D) with tokens ids (n,) or else probabilities q (n, V); offset (n, V) or None."""
-    logits, squashed = softcapped_logits(h, table, bias, softcap)
+    logits, squashed = softcapped_logits(h, table, bias, softcap, len(bias))
     logits = logits if offset is None else logits.add(offset)
     logits = logits * inverse_temperature if inverse_temperature != 1.0 else logits
     log_total = logits.logsumexp(-1)
@@ -149,13 +164,16 @@ def cross_entropy_chunk(
     # d loss / d logits = weight * (p - q), carried through temperature and softcap in place
     slope = logits.sub_(log_total[:, None]).exp_()
     if ids is not None:
-        slope.scatter_add_(1, ids[:, None], slope.new_full((), -1.0).expand(ids.shape[0], 1))
+        if torch.compiler.is_compiling():  # a comparison joins the pass over the slopes; a scatter would be one of its own
+            slope = slope - (torch.arange(slope.shape[1], device=slope.device) == ids[:, None]).to(slope.dtype)
+        else:
+            slope.scatter_add_(1, ids[:, None], slope.new_full((), -1.0).expand(ids.shape[0], 1))
     else:
         slope.sub_(q)
     slope.mul_((weight * inverse_temperature).to(slope.dtype)[:, None])
     if squashed is not None:
         slope.mul_(squashed.square_().neg_().add_(1.0))
-    return per_token, slope.to(table.dtype), slope.sum(0)
+    return per_token, padded(slope.to(table.dtype), len(table)), slope.sum(0)
 
 
 @compiled_on_device
@@ -171,7 +189,7 @@ def squared_error_chunk(
     with_slope: bool,
 ) -> Piece:
     """Squared distance of softmax(logits / temperature), of raw logits where that is None, to target (n, V)."""
-    values, squashed = softcapped_logits(h, table, bias, softcap)
+    values, squashed = softcapped_logits(h, table, bias, softcap, len(bias))
     values = values if offset is None else values.add(offset)
     if temperature is not None:
         values = torch.softmax(values / temperature, -1)
@@ -187,7 +205,7 @@ def squared_error_chunk(
     slope.mul_((2 * weight).to(slope.dtype)[:, None])
     if squashed is not None:
         slope.mul_(squashed.square_().neg_().add_(1.0))
-    return per_token, slope.to(table.dtype), slope.sum(0)
+    return per_token, padded(slope.to(table.dtype), len(table)), slope.sum(0)
 
 
 class _CrossEntropy(_GradientInForward):
@@ -222,7 +240,7 @@ def _in_chunks(
     ctx, piece: Callable[..., Piece], hidden: Tensor, table: Tensor, bias: Tensor, weight: Tensor, with_grad: bool
 ) -> tuple[Tensor, Tensor]:
     flat, flat_weight = hidden.reshape(-1, hidden.shape[-1]), weight.reshape(-1)
-    compute_table, _ = compute_copy(flat, table, None)
+    compute_table = padded_copy(flat, table)
     gradients = _Gradients(ctx, flat, table, bias, compute_table, with_grad)
     per_token = torch.empty(flat.shape[0], dtype=gradients.accumulator, device=flat.device)
     for part in chunks(flat.shape[0], table.shape[0], flat.device):
@@ -237,7 +255,7 @@ class _OfLogits(_GradientInForward):
     @staticmethod
     def forward(ctx, hidden, table, bias, posterior, value_and_slope, weight, with_grad):
         def piece(part: slice, h: Tensor, read: Tensor, weight: Tensor, with_slope: bool) -> Piece:
-            logits, squashed = softcapped_logits(h, read, bias, posterior.softcap)
+            logits, squashed = softcapped_logits(h, read, bias, posterior.softcap, len(bias))
             logits = logits if posterior.offset is None else logits.add(posterior.offset.chunk(part))
             logits = logits / posterior.temperature if posterior.temperature != 1.0 else logits
             per_token, slope = value_and_slope(part, logits, with_slope)
@@ -246,6 +264,6 @@ class _OfLogits(_GradientInForward):
             slope.mul_((weight / posterior.temperature).to(slope.dtype)[:, None])
             if squashed is not None:
                 slope.mul_(squashed.square_().neg_().add_(1.0))
-            return per_token, slope.to(read.dtype), slope.sum(0)
+            return per_token, padded(slope.to(read.dtype), len(read)), slope.sum(0)
 
         return _in_chunks(ctx, piece, hidden, table, bias, weight, with_grad)

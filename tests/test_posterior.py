@@ -194,38 +194,67 @@ def compiled(request, monkeypatch):
     torch._dynamo.reset()
 
 
+def all_losses(low):
+    """Values and gradients of every loss over the vocabulary, under autocast to bf16 if `low`."""
+    results = []
+    for seed, target in ((1, "ids"), (2, "soft"), (3, "squared"), (4, "raw")):
+        posterior = make(seed, 3.0, 0.7, torch.float32)
+        weight = torch.rand(B, L, generator=torch.Generator().manual_seed(seed))
+        ids = torch.randint(V, (B, L), generator=torch.Generator().manual_seed(seed))
+        mixture = Combination(
+            (0.3, 0.7), (make(7, None, 1.0, torch.float32).detach(), make(8, 2.0, 1.3, torch.float32).detach())
+        )
+        output = RawOutput(posterior.hidden, posterior.table, posterior.bias) if target == "raw" else posterior
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            if target in ("ids", "soft"):
+                total, per_token = cross_entropy(posterior, ids if target == "ids" else mixture, weight)
+            else:
+                total, per_token = squared_error(output, mixture, weight)
+        leaves = [posterior.hidden, posterior.table, posterior.bias]
+        results += [total.detach(), per_token, *torch.autograd.grad(total, leaves)]
+    return results
+
+
 @pytest.mark.parametrize("low", [False, True])
 def test_compiled_losses_are_the_same_numbers(compiled, monkeypatch, low):
     monkeypatch.setitem(flm.posterior.CHUNK_ELEMENTS, "cpu", 4 * V)  # 15 tokens: chunks of 4, 4, 4 and 3
 
-    def found():
-        results = []
-        for seed, target in ((1, "ids"), (2, "soft"), (3, "squared"), (4, "raw")):
-            posterior = make(seed, 3.0, 0.7, torch.float32)
-            weight = torch.rand(B, L, generator=torch.Generator().manual_seed(seed))
-            ids = torch.randint(V, (B, L), generator=torch.Generator().manual_seed(seed))
-            mixture = Combination(
-                (0.3, 0.7), (make(7, None, 1.0, torch.float32).detach(), make(8, 2.0, 1.3, torch.float32).detach())
-            )
-            output = RawOutput(posterior.hidden, posterior.table, posterior.bias) if target == "raw" else posterior
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                if target in ("ids", "soft"):
-                    total, per_token = cross_entropy(posterior, ids if target == "ids" else mixture, weight)
-                else:
-                    total, per_token = squared_error(output, mixture, weight)
-            leaves = [posterior.hidden, posterior.table, posterior.bias]
-            results += [total.detach(), per_token, *torch.autograd.grad(total, leaves)]
-        return results
-
-    eager = found()
+    eager = all_losses(low)
     assert compiled == []
     monkeypatch.setattr(flm.compilation, "COMPILED_ON", {"cpu"})
-    again = found()
+    again = all_losses(low)
     assert sorted(set(compiled)) == ["chunk_probabilities", "cross_entropy_chunk", "squared_error_chunk"]
     assert len(compiled) == 3  # once each
     tolerance = dict(rtol=2e-2, atol=2e-3) if low else dict(rtol=1e-5, atol=1e-6)
     for got, want in zip(again, eager, strict=True):
         torch.testing.assert_close(got, want, **tolerance)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_rows_of_padding_change_nothing(is_compiled, compiled, monkeypatch):
+    """V = 23 with a table of 64 rows: a padding row has no probability, no gradient and no part in a mean."""
+    monkeypatch.setitem(flm.posterior.CHUNK_ELEMENTS, "cpu", 4 * V)
+    if is_compiled:
+        monkeypatch.setattr(flm.compilation, "COMPILED_ON", {"cpu"})
+    other = torch.randn(V, 5, generator=torch.Generator().manual_seed(9))
+
+    def found():
+        with torch.autocast("cpu", torch.bfloat16):
+            views = [make(seed, 3.0, 0.7, torch.float32).expected([other, other[:, :2]]) for seed in (1, 2)]
+            truncated = replace(make(3, 3.0, 0.7, torch.float32), top_k=4).expected([other])
+        return [*all_losses(low=True), *views[0], *views[1], *truncated]
+
+    plain = found()
+    monkeypatch.setattr(flm.posterior, "PADDED_ON", {"cpu"})
+    table = make().table.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        read = flm.posterior.padded_copy(table, table)
+    assert read.shape == (64, D) and read.dtype == torch.bfloat16 and not read[V:].any()
+    assert torch.equal(read[:V], table.bfloat16())
+    assert flm.posterior.padded_copy(table, table) is table  # in full precision nothing is copied, so nothing is padded
+    for got, want in zip(found(), plain, strict=True):
+        assert got.shape == want.shape
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
 
 def test_without_a_compiler_the_losses_run_as_they_are_and_say_so(monkeypatch):
