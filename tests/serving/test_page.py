@@ -9,9 +9,12 @@ import subprocess
 import threading
 import time
 
+import httpx
 import pytest
 from serving.models import tiny
 
+import flm
+from flm.puzzles.sudoku_rules import SudokuRules
 from flm.serving.engine import Engine
 
 uvicorn = pytest.importorskip("uvicorn")
@@ -22,6 +25,7 @@ const $ = (id) => document.getElementById(id);
 const seen = {};
 const show = () => [...document.querySelectorAll(".panel")].map((p) => p.querySelector(".tokens").textContent);
 await until(() => document.documentElement.dataset.ready);
+seen.sliders = [...document.querySelectorAll("#sliders input")].map((s) => s.id);
 $("template").value = "the [6] a [3]";
 $("s-steps").value = 1; $("s-steps").dispatchEvent(new Event("input"));
 $("go").click();
@@ -41,6 +45,26 @@ seen.error = $("status").textContent;
 seen.theme = document.documentElement.dataset.theme;
 $("theme").click();
 seen.other = document.documentElement.dataset.theme;
+$("first").value = "2"; $("first").dispatchEvent(new Event("change"));
+const cells = () => [...document.querySelectorAll("#board input")];
+await until(() => cells().some((c) => c.value));
+seen.clues = cells().map((c) => c.value || ".").join("");
+$("empty").click();
+cells()[0].focus();
+for (const key of ["ArrowRight", "ArrowDown"]) {
+  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+}
+seen.focus = document.activeElement.getAttribute("aria-label");
+for (const [i, symbol] of [[0, "1"], [7, "4"], [10, "2"], [13, "3"], [15, "x"]]) {
+  cells()[i].value = symbol; cells()[i].dispatchEvent(new Event("input"));
+}
+$("go").click();
+await until(() => $("status").textContent.startsWith("Done"));
+seen.boards = [...document.querySelectorAll(".panel .grid")].map((t) => t.textContent);
+seen.bold = [...document.querySelectorAll(".panel:first-child .grid .given")].map((t) => t.textContent).join("");
+seen.verdicts = [...document.querySelectorAll(".panel .verdict")].map((v) => v.textContent);
+$("second").value = ""; $("second").dispatchEvent(new Event("change"));
+seen.panels = document.querySelectorAll(".panel").length;
 seen.wide = document.documentElement.scrollWidth <= innerWidth;
 document.title = "seen " + JSON.stringify(seen);
 """
@@ -53,7 +77,7 @@ def served():
 
     from flm.serving.web_demo import PAGE, web_demo
 
-    engines = {"one": Engine(tiny()), "two": Engine(tiny())}
+    engines = {"one": Engine(tiny()), "two": Engine(tiny()), "puzzle": Engine(flm.load("builtin:puzzle"))}
     page = (
         (PAGE / "index.html")
         .read_text(encoding="utf-8")
@@ -75,7 +99,7 @@ def served():
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}", engines["one"].lm
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", engines["one"].lm, engines["puzzle"].lm
         server.should_exit = True
         thread.join()
     for engine in engines.values():
@@ -87,7 +111,7 @@ def test_the_page_generates_scrubs_and_says_what_is_wrong(served, width, tmp_pat
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium or google-chrome on this machine")
-    url, lm = served
+    url, lm, solver = served
     usual = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr"]
     usual += [
         "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
@@ -101,9 +125,34 @@ def test_the_page_generates_scrubs_and_says_what_is_wrong(served, width, tmp_pat
     found = re.search(r"<title>seen (.*?)</title>", done.stdout, re.S)
     assert found, done.stdout[-2000:]
     seen = json.loads(html.unescape(found[1]))
+    assert seen["sliders"] == ["s-steps", "s-steps of the second", "s-temperature", "s-churn"]
     template = "the [6] a [3]"
     assert seen["last"] == [lm.infill(template, steps=2, seed=0)[0], lm.infill(template, seed=0)[0]]
     assert seen["given"] == "the  a " and seen["moments"] == 2
     assert seen["first"].startswith("the ") and len(seen["first"]) == len(seen["last"][0])
     assert seen["template"] == "the [3]" and "no hole" in seen["error"]
     assert {seen["theme"], seen["other"]} == {"light", "dark"} and seen["wide"]
+    # the board: a puzzle handed out, the keyboard, what is no symbol left out, both boards filled and judged
+    assert len(seen["clues"]) == 16 and set(seen["clues"]) <= set("1234.") and seen["focus"] == "row 2, column 2"
+    puzzle = "1......4..2..3.."
+    template = puzzle.replace(".", "[1]")
+    wanted = [solver.infill(template, steps=steps, seed=0)[0] for steps in (solver.steps, 1)]
+    assert seen["boards"] == wanted and seen["bold"] == "1423"
+    rules = SudokuRules(4)
+    said = {True: "✓ solved", False: "✗ not solved"}
+    assert seen["verdicts"] == [said[rules.check(puzzle, board).solved] for board in wanted]
+    assert seen["panels"] == 1
+
+
+def test_wrong_questions_to_the_page_get_one_line(served):
+    url, *_ = served
+    for path, body, says in (
+        ("count", {"model": 9, "text": "a"}, "model: 9"),
+        ("count", {"text": "a"}, "model"),
+        ("count", {"model": 0, "text": "a" * 100_001}, "100,000"),
+        ("check", {"model": 2, "givens": "1"}, "answer"),
+        ("puzzle", {"model": 2, "seed": "x"}, ""),
+    ):
+        answer = httpx.post(f"{url}/{path}", json=body)
+        assert answer.status_code == 400 and says in answer.json()["error"]["message"], (path, answer.text)
+    assert httpx.post(f"{url}/puzzle", json={"model": 0, "seed": 1}).status_code == 400

@@ -1,6 +1,7 @@
 // One page over the server's own routes: films of generation, one panel a model, and a scrubber over what was seen.
 const $ = (id) => document.getElementById(id);
 const state = { models: [], films: [], controllers: [], values: {}, seed: 0 };
+const SECOND = "steps of the second";
 
 const root = document.documentElement;
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -19,6 +20,8 @@ async function getJson(path, options) {
   if (!answer.ok) throw new Error(body.error?.message ?? answer.statusText);
   return body;
 }
+
+const post = (path, body) => getJson(path, { method: "POST", body: JSON.stringify(body) });
 
 function slider({ name, min, max, step, value, log }) {
   const label = document.createElement("label");
@@ -46,7 +49,7 @@ function panel(index, model) {
   box.className = "panel";
   box.innerHTML = `<h2></h2><div class="view"><p class="tokens"></p></div>
     <label><span>Film <span class="number"></span></span><input type="range" min="0" max="0" value="0" disabled></label>
-    <p class="number facts"></p>`;
+    <p class="number"><span class="facts"></span> <span class="verdict" role="status"></span></p>`;
   box.querySelector("h2").textContent = model.name;
   const film = { box, frames: [], model, scrub: box.querySelector("input"), seen: null };
   film.scrub.setAttribute("aria-label", `moments of ${model.name}`);
@@ -64,25 +67,51 @@ function cellOf(tag, token, probability, given) {
   return cell;
 }
 
+function fillGrid(table, { rows, columns, boxRows, boxColumns }, cellAt) {
+  table.replaceChildren();
+  for (let r = 0; r < rows; r++) {
+    const line = table.insertRow();
+    for (let c = 0; c < columns; c++) {
+      const cell = cellAt(r * columns + c);
+      cell.classList.toggle("box-right", (c + 1) % boxColumns === 0 && c + 1 < columns);
+      cell.classList.toggle("box-below", (r + 1) % boxRows === 0 && r + 1 < rows);
+      line.append(cell);
+    }
+  }
+}
+
+const clues = () => [...document.querySelectorAll("#board input")];
+
+function board(grid, cells = []) {
+  fillGrid($("board"), grid, (i) => {
+    const cell = document.createElement("td");
+    const input = document.createElement("input");
+    Object.assign(input, { maxLength: 1, value: cells[i] ?? "", autocomplete: "off" });
+    input.setAttribute("aria-label", `row ${Math.floor(i / grid.columns) + 1}, column ${(i % grid.columns) + 1}`);
+    input.addEventListener("focus", () => input.select());
+    input.addEventListener("input", () => { if (!grid.symbols.includes(input.value)) input.value = ""; });
+    input.addEventListener("keydown", (e) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -grid.columns, ArrowDown: grid.columns }[e.key];
+      if (step === undefined) return;
+      e.preventDefault();
+      clues()[i + step]?.focus();
+    });
+    cell.append(input);
+    return cell;
+  });
+}
+
+const templateNow = () => (state.films[0].model.grid ? clues().map((c) => c.value || "[1]").join("") : $("template").value);
+
 function draw(film) {
   const index = film.seen ?? film.frames.length - 1;
   const frame = film.frames[index];
   if (!frame) return;
   const view = film.box.querySelector(".view");
   if (film.model.grid) {
-    const { rows, columns, boxRows, boxColumns } = film.model.grid;
     const table = document.createElement("table");
     table.className = "grid";
-    for (let r = 0; r < rows; r++) {
-      const line = table.insertRow();
-      for (let c = 0; c < columns; c++) {
-        const i = r * columns + c;
-        const cell = cellOf("td", frame.tokens[i], frame.probability[i], frame.given[i]);
-        cell.classList.toggle("box-right", (c + 1) % boxColumns === 0 && c + 1 < columns);
-        cell.classList.toggle("box-below", (r + 1) % boxRows === 0 && r + 1 < rows);
-        line.append(cell);
-      }
-    }
+    fillGrid(table, film.model.grid, (i) => cellOf("td", frame.tokens[i], frame.probability[i], frame.given[i]));
     view.replaceChildren(table);
   } else {
     const text = document.createElement("p");
@@ -101,13 +130,22 @@ function draw(film) {
   film.box.querySelector("label .number").textContent = `moment ${index + 1} of ${film.frames.length}, tau ${frame.tau.toFixed(2)}`;
 }
 
+async function judge(film) {
+  const verdict = film.box.querySelector(".verdict");
+  const answer = film.frames.at(-1).tokens.join("");
+  const { solved } = await post("check", { model: film.model.index, givens: clues().map((c) => c.value || ".").join(""), answer });
+  verdict.textContent = solved ? "✓ solved" : "✗ not solved";
+  verdict.className = `verdict ${solved ? "right" : "wrong"}`;
+}
+
 async function generate(film, index, body) {
   const controller = new AbortController();
   state.controllers[index] = controller;
   film.frames = [];
   film.seen = null;
+  film.box.querySelector(".verdict").textContent = "";
   const begun = performance.now();
-  const answer = await fetch(`m/${index}/v1/infill`, {
+  const answer = await fetch(`m/${film.model.index}/v1/infill`, {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: controller.signal,
   });
   if (!answer.ok) throw new Error(`${film.model.name}: ${(await answer.json()).error.message}`);
@@ -129,6 +167,7 @@ async function generate(film, index, body) {
   const seconds = (performance.now() - begun) / 1000;
   film.box.querySelector(".facts").textContent =
     `${film.frames.length} evaluation${film.frames.length === 1 ? "" : "s"}, ${seconds.toFixed(2)} s`;
+  if (film.model.grid) await judge(film);
 }
 
 async function run() {
@@ -142,8 +181,8 @@ async function run() {
     for (const name of ["churn", "gamma"]) {
       if (film.model.options.includes(name) && state.values[name] > 0) options[name] = state.values[name];
     }
-    const body = { template: $("template").value, stream: true, seed: state.seed, options };
-    body.steps = index === 0 ? state.values.steps : state.values["steps of the second"];
+    const body = { template: templateNow(), stream: true, seed: state.seed, options };
+    body.steps = index === 0 ? state.values.steps : state.values[SECOND];
     if (film.model.options.includes("temperature") && state.values.temperature !== 1) body.temperature = state.values.temperature;
     return generate(film, index, body);
   });
@@ -163,22 +202,63 @@ async function makeHole() {
   const field = $("template");
   const [start, end] = [field.selectionStart, field.selectionEnd];
   if (start === end) return say("Select the words that are to become a hole.", true);
-  const body = JSON.stringify({ text: field.value.slice(start, end) });
-  const { tokens } = await getJson("count", { method: "POST", body });
+  const { tokens } = await post("count", { model: state.films[0].model.index, text: field.value.slice(start, end) });
   field.setRangeText(`[${Math.max(1, tokens)}]`, start, end, "end");
   field.focus();
 }
 
 async function newPuzzle() {
-  const { template } = await getJson("puzzle", { method: "POST", body: JSON.stringify({ seed: Math.floor(Math.random() * 1e9) }) });
-  $("template").value = template;
+  const { index, grid } = state.films[0].model;
+  const { cells } = await post("puzzle", { model: index, seed: Math.floor(Math.random() * 1e9) });
+  board(grid, cells);
+}
+
+function option(value, text) {
+  const found = document.createElement("option");
+  Object.assign(found, { value, textContent: text });
+  return found;
+}
+
+// what may stand beside a model: those that fill the same kind of canvas; itself too, at another number of steps
+function chooseFirst() {
+  const first = state.models[$("first").value];
+  const alike = state.models.filter((m) => Boolean(m.grid) === Boolean(first.grid) && m.length === first.length);
+  $("second").replaceChildren(...alike.map((m) => option(m.index, m === first ? `${m.name}, at other steps` : m.name)), option("", "nothing"));
+  $("second").value = (alike.find((m) => m !== first) ?? first).index;
+  $("writing").hidden = Boolean(first.grid);
+  $("solving").hidden = !first.grid;
+  if (first.grid) board(first.grid);
+  else $("template").value = `[${first.length}]`;
+  choose();
+  if (first.grid) newPuzzle().catch((e) => say(e.message, true));
+}
+
+function choose() {
+  stop();
+  const chosen = [$("first").value, $("second").value].filter((v) => v !== "").map((v) => state.models[v]);
+  const [first, second] = chosen;
+  state.films = [];
+  state.values = {};
+  $("panels").replaceChildren();
+  $("sliders").replaceChildren($("sliders").querySelector("legend"));
+  $("about").textContent = [...new Set(chosen)].map((m) => `${m.name}: ${m.algorithm}, ${m.length} tokens`).join(" · ");
+  slider({ name: "steps", min: 1, max: 256, value: first.steps, log: true });
+  if (second) slider({ name: SECOND, min: 1, max: 256, value: second === first ? 1 : second.steps, log: true });
+  const options = new Set(chosen.flatMap((m) => m.options));
+  if (options.has("temperature")) slider({ name: "temperature", min: 0.1, max: 1.5, step: 0.05, value: 1 });
+  if (options.has("churn")) slider({ name: "churn", min: 0, max: 1, step: 0.05, value: 0 });
+  if (options.has("gamma")) slider({ name: "gamma", min: 0, max: 1, step: 0.05, value: 0 });
+  chosen.forEach((model, place) => panel(place, model));
 }
 
 $("ask").addEventListener("submit", (e) => { e.preventDefault(); run(); });
 $("stop").addEventListener("click", stop);
 $("hole").addEventListener("click", () => makeHole().catch((e) => say(e.message, true)));
 $("puzzle").addEventListener("click", () => newPuzzle().catch((e) => say(e.message, true)));
-$("blank").addEventListener("click", () => { $("template").value = `[${state.models[0].length}]`; });
+$("blank").addEventListener("click", () => { $("template").value = `[${state.films[0].model.length}]`; });
+$("empty").addEventListener("click", () => board(state.films[0].model.grid));
+$("first").addEventListener("change", chooseFirst);
+$("second").addEventListener("change", choose);
 document.addEventListener("keydown", (e) => {
   if (e.key === "Escape") stop();
   if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) { e.preventDefault(); $("ask").requestSubmit(); }
@@ -186,18 +266,9 @@ document.addEventListener("keydown", (e) => {
 });
 
 getJson("models").then((found) => {
-  state.models = found.models;
-  const first = found.models[0];
-  $("about").textContent = found.models.map((m) => `${m.name}: ${m.algorithm}, ${m.length} tokens`).join(" · ");
-  $("template").value = `[${first.length}]`;
-  $("puzzle").hidden = !first.puzzle;
-  slider({ name: "steps", min: 1, max: 256, value: first.steps, log: true });
-  if (found.models.length > 1) slider({ name: "steps of the second", min: 1, max: 256, value: found.models[1].steps, log: true });
-  const options = new Set(found.models.flatMap((m) => m.options));
-  if (options.has("temperature")) slider({ name: "temperature", min: 0.1, max: 1.5, step: 0.05, value: 1 });
-  if (options.has("churn")) slider({ name: "churn", min: 0, max: 1, step: 0.05, value: 0 });
-  if (options.has("gamma")) slider({ name: "gamma", min: 0, max: 1, step: 0.05, value: 0 });
-  found.models.forEach((model, index) => panel(index, model));
+  state.models = found.models.map((model, index) => ({ ...model, index }));
+  $("first").replaceChildren(...state.models.map((m) => option(m.index, m.name)));
   say("");
+  chooseFirst();
   root.dataset.ready = "true";
 }).catch((error) => say(error.message, true));
