@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -72,7 +72,7 @@ def solve_eval(config: DictConfig) -> dict[str, Any]:
         results["puzzles"] = solved(writer, asked, all_steps, wanted.samples, list(wanted.k), desk)
         desk.console.print(puzzle_table(results["puzzles"], results["label"]))
     if blank:
-        results["written"] = from_nothing(writer, blank, all_steps, request.seed, desk)
+        results["written"] = from_nothing(writer, blank, all_steps, desk)
         desk.console.print(written_table(results["written"], results["label"]))
     run.write_json("solve_eval.json", results)
     desk.console.print(f"answers and results: {run.folder}")
@@ -126,17 +126,13 @@ def solved(
         if answer(puzzles[0]) is not None:
             verdicts = verdicts_on(puzzles, [[answer(puzzle) or ""] for puzzle in puzzles], rules)
             found["controls"][name] = solve_rates(verdicts, [1])
-    ideal = ideal_masked_diffusion(writer.source)
-    if ideal is not None:
-        generator = torch.Generator().manual_seed(writer.seed)
-        for steps in sorted({min(steps, len(puzzles[0].answer)) for steps in all_steps}):
-            answers = ideal([puzzle.givens for puzzle in puzzles], steps, generator)
-            verdicts = verdicts_on(puzzles, [[answer] for answer in answers], rules)
-            found["controls"][f"ideal masked, {steps}"] = solve_rates(verdicts, [1])
+    for evaluations, answers in ideal_answers(writer.source, puzzles):
+        verdicts = verdicts_on(puzzles, [[answer] for answer in answers], rules)
+        found["controls"][f"ideal masked, {evaluations}"] = solve_rates(verdicts, [1])
     return found
 
 
-def from_nothing(writer: Writer, blank: list[Puzzle], all_steps: list[int], seed: int, desk: Desk) -> dict[str, Any]:
+def from_nothing(writer: Writer, blank: list[Puzzle], all_steps: list[int], desk: Desk) -> dict[str, Any]:
     """Shares of valid answers and their spread by steps, and of the controls."""
     corpus, space = writer.source, writer.source.space_size()
     held_out = corpus.is_held_out if corpus.held_out else None
@@ -154,16 +150,20 @@ def from_nothing(writer: Writer, blank: list[Puzzle], all_steps: list[int], seed
     # what positions drawn on their own, each symbol equally likely, make of it
     chance = math.exp(math.log(space) - len(blank[0].answer) * math.log(len(corpus.rules.symbols)))
     found["controls"]["random fill"] = {"valid": {"mean": chance, "standard_error": 0.0, "count": len(blank)}}
-    ideal = ideal_masked_diffusion(corpus)
-    if ideal is not None:
-        generator = torch.Generator().manual_seed(seed)
-        for steps in sorted({min(steps, len(blank[0].answer)) for steps in all_steps}):
-            answers = ideal([puzzle.givens for puzzle in blank], steps, generator)
-            found["controls"][f"ideal masked, {steps}"] = coverage(answers, corpus.rules)
+    for evaluations, answers in ideal_answers(corpus, blank):
+        found["controls"][f"ideal masked, {evaluations}"] = coverage(answers, corpus.rules)
     return found
 
 
-def ideal_masked_diffusion(corpus: Any) -> IdealMaskedDiffusion | None:
-    """None where there are too many solutions to compare each answer with all of them."""
+def ideal_answers(corpus: Any, puzzles: Sequence[Puzzle]) -> Iterator[tuple[int, list[str]]]:
+    """What ideal masked diffusion makes of puzzles of one length, in 1, 2, 4 ... evaluations up to one a position.
+
+    Always from the same noise, so that it is one control for all models. Nothing where there are too many solutions to
+    compare each answer with all of them.
+    """
     whole = corpus.everything()
-    return IdealMaskedDiffusion(whole) if whole is not None and len(whole) <= _IDEAL_SOLUTIONS else None
+    if whole is None or len(whole) > _IDEAL_SOLUTIONS:
+        return
+    ideal, length = IdealMaskedDiffusion(whole), len(puzzles[0].answer)
+    for evaluations in sorted({min(2**power, length) for power in range(length.bit_length() + 1)}):
+        yield evaluations, ideal([puzzle.givens for puzzle in puzzles], evaluations, torch.Generator().manual_seed(0))

@@ -159,6 +159,10 @@ def test_trained_and_evaluated_from_the_command_line(tmp_path, layout, algo):
         assert list(entry["pass_at"]) == ["1"]
     controls = results["puzzles"]["controls"]
     assert controls["exact solver"]["solved"]["mean"] == 1 and controls["random fill"]["consistent"]["mean"] == 1
+    # one control for all models, whatever steps they are measured in
+    for part, noun in (("puzzles", "solved"), ("written", "valid")):
+        ideal = {name: entry[noun]["mean"] for name, entry in results[part]["controls"].items() if name.startswith("ideal")}
+        assert list(ideal) == [f"ideal masked, {count}" for count in (1, 2, 4, 8, 16)] and ideal["ideal masked, 16"] == 1
     reading = SOLVE_EVAL.read(source_of(written, tmp_path))
     names = [table.name for table in reading.tables]
     assert names == ["written_from_nothing", "puzzles_solved"] and len(reading.plots) == 4 and reading.numbers
