@@ -13,7 +13,8 @@ variance. O = M C^-T with M = [W_1 | W_2 | ...] and C the Cholesky factor of M^T
 B batch, L length, D width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -125,8 +126,29 @@ def noise_for(tables: Sequence[Table]) -> "Noise":
 
     A vocabulary no larger than the widths together is drawn densely: cheaper there, and M^T M would be singular.
     """
+    key = tuple(map(id, tables))  # a law holds its tables, so these stay theirs
+    if _shared_laws is not None and key in _shared_laws:
+        return _shared_laws[key]
     width = sum(table.shape[1] for table in tables)
-    return DenseNoise(tables) if tables[0].shape[0] <= width else ProjectedNoise(tables)
+    law = DenseNoise(tables) if tables[0].shape[0] <= width else ProjectedNoise(tables)
+    if _shared_laws is not None:
+        _shared_laws[key] = law
+    return law
+
+
+Laws = dict[tuple[int, ...], "Noise"]  # by the identities of their tables
+_shared_laws: Laws | None = None
+
+
+@contextmanager
+def shared_laws(laws: Laws) -> Iterator[None]:
+    """Inside, the law of the same tables is made once and kept in `laws`, which must be emptied when weights change."""
+    global _shared_laws
+    before, _shared_laws = _shared_laws, laws
+    try:
+        yield
+    finally:
+        _shared_laws = before
 
 
 class DenseNoise:

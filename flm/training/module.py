@@ -1,7 +1,7 @@
 """The one LightningModule: an algorithm, its optimiser, the average of its weights, and what is logged."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Annotated, Any
 
 import torch
@@ -16,6 +16,7 @@ from flm.algos.algorithm import Algorithm, Batch
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.load import algorithm_state, check_state, check_tokenizer
 from flm.draws import Draws, mix_seed
+from flm.paths.gaussian import Laws, shared_laws
 from flm.ranges import OpenShare
 from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
@@ -81,6 +82,7 @@ class Module(LightningModule):
         self._step_loss, self._gradient_scale = StepLoss(), None
         self._tally = Tally(algorithm.validation_metric)
         self._during_validation = ExitStack()
+        self._laws: Laws = {}
 
     def configure_model(self) -> None:
         if self.device_mesh is None:  # only a strategy that splits the model has one
@@ -137,7 +139,9 @@ class Module(LightningModule):
         step = self.trainer.global_step
         draws = Draws(self.seed, step, share, self.trainer.world_size * accumulation, self.device)
         torch.manual_seed(mix_seed(self.seed, step, DROPOUT, share))
-        loss = self.algorithm.loss(batch, draws)
+        # the micro-batches of a step are of the same weights, so one noise law serves them
+        with shared_laws(self._laws) if accumulation > 1 else nullcontext():
+            loss = self.algorithm.loss(batch, draws)
         self._divergence.watch(loss)
         self._watched = batch, batch_idx
         self._step_loss.add(LOSS, loss)
@@ -172,6 +176,7 @@ class Module(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # once per optimiser step, and before any callback saves: a file always holds weights and average of one step
         super().optimizer_step(*args, **kwargs)
+        self._laws.clear()
         if self.average is not None:
             self.average.update(self.algorithm)
 

@@ -6,6 +6,7 @@ Rows differ in targets, padding, prompts and documents; cut into 1, 2 and 4 micr
 import os
 import socket
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 from toy import make_trainer
 
+from flm.algos.algorithm import Batch
+from flm.algos.flm import FLM
 from flm.draws import Draws
+from flm.models.dit import DiT
+from flm.paths.gaussian import ProjectedNoise
 from flm.training.module import LOSS, Module
 from flm.training.sharding import FullyShardedStrategy, whole
 
@@ -108,3 +113,31 @@ def test_a_step_is_that_of_its_whole_batch(case, name, two, tmp_path):
             torch.testing.assert_close(
                 value / scale, gradient[key] / scale, rtol=0, atol=1e-6, msg=lambda text, w=way, k=key: f"{w}, {k}: {text}"
             )
+
+
+def test_micro_batches_share_a_noise_law_and_steps_do_not(tmp_path, monkeypatch):
+    """Made once a step, whose weights are those of all its micro-batches, and again after each."""
+    made, original = [], ProjectedNoise.__init__
+
+    def counted(law, tables):
+        made.append([table.detach().clone() for table in tables])
+        original(law, tables)
+
+    monkeypatch.setattr(ProjectedNoise, "__init__", counted)
+
+    def trained(accumulation):
+        made.clear()
+        network = partial(DiT, length=4, hidden_size=8, num_blocks=1, num_heads=2)
+        torch.manual_seed(0)
+        module = Module(FLM(network, 40, 4), partial(torch.optim.SGD, lr=0.5), seed=3)
+        tokens = torch.randint(40, (3 * accumulation, 8 // accumulation, 4), generator=torch.Generator().manual_seed(1))
+        batches = [Batch(rows, torch.ones(rows.shape)) for rows in tokens]
+        trainer = make_trainer(tmp_path, 3, accumulate_grad_batches=accumulation, gradient_clip_val=None)
+        trainer.fit(module, DataLoader(batches, batch_size=None))
+        return module.algorithm.backbone.input_table.detach().clone()
+
+    table = trained(4)
+    # a network that says nothing at first has no gradient by what it reads
+    assert len(made) == 3 and not torch.equal(made[1][0], made[2][0])
+    monkeypatch.setattr("flm.training.module.shared_laws", lambda laws: nullcontext())
+    assert torch.equal(trained(4), table) and len(made) == 12
