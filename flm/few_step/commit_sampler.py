@@ -6,10 +6,20 @@ import torch
 from torch import Tensor
 
 from flm.paths.gaussian import Noise, State, embed, noise_for, where
+from flm.posterior import TokenPosterior
 from flm.ranges import Share
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import FlowDenoiser, Moment, OnStep, StateSampler, check_steps
 from flm.samplers.policy import Shaping
+
+
+def committed(posterior: TokenPosterior, chosen: Tensor, left: Tensor, rounds: int, sure_from: float) -> Tensor:
+    """Where (B, L) bool the tokens chosen are written, of the open positions `left` (B, L), with so many rounds to go: those
+    at least so probable, and the surest ceil(R / rounds) of R."""
+    sure = posterior.log_prob(chosen).exp().masked_fill(~left, -1.0)
+    rank = sure.argsort(dim=1, descending=True, stable=True).argsort(1)
+    quota = -(-left.sum(1) // rounds)
+    return left & ((sure >= sure_from) | (rank < quota[:, None]))
 
 
 class CommitSampler(StateSampler):
@@ -49,10 +59,7 @@ class CommitSampler(StateSampler):
             if on_step is not None:
                 on_step(Moment(i, steps, i / steps, output, canvas))
             chosen = output.draw(generator) if self.draw else output.argmax()
-            sure = output.log_prob(chosen).exp().masked_fill(~left, -1.0)
-            rank = sure.argsort(dim=1, descending=True, stable=True).argsort(1)
-            quota = -(-left.sum(1) // (steps - i))
-            written = left & ((sure >= self.commit) | (rank < quota[:, None]))
+            written = committed(output, chosen, left, steps - i, self.commit)
             tokens, left = torch.where(written, chosen, tokens), left & ~written
             if not left.any():
                 break

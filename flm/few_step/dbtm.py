@@ -11,9 +11,15 @@ back to the noise. Learned from data, at positions that are noised, the others o
 dT enters the gradient, -2 w <dT, grad T>, linearly but for w: so it may be that of one draw of y and n in place of its mean,
 and only as far as |dT|^2 is small beside c (with r = 0 always). It costs one forward-mode derivative a step.
 
+Late in training the map's own rounds may be learned as well (`loop_from`): from noise x_0, k rounds, which write what T is sure
+of and set the rest back to its noise of x_0, end in tokens y*. At the open positions of the state before one of them,
+
+    loop       -log T(x_r)_{y*},  r uniform in 0 .. k - 1,
+
+so that one round learns what k rounds do. y* is a function of x_0: what is written stays the noise's choice.
+
 Left out of the paper: the coupling of noise and data by optimal transport, which needs all of a state and not its view alone;
-the quality head, for which samplers take T's largest probability; training on the sampler's own rounds. B batch, L length, V
-vocabulary.
+the quality head, for which samplers take T's largest probability; a copy of T for the rounds. B batch, L length, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -25,11 +31,11 @@ from torch import Tensor, nn
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.flow_map_objectives import derivative
 from flm.draws import Draws
-from flm.few_step.commit_sampler import CommitSampler
+from flm.few_step.commit_sampler import CommitSampler, committed
 from flm.models.attention import document_mask
 from flm.paths.gaussian import State, combine, embed, noise_for, where
 from flm.posterior import TokenPosterior
-from flm.ranges import Count, OpenShare, Positive, Share
+from flm.ranges import Count, Index, OpenShare, Positive, Share
 from flm.vocabulary_losses import cross_entropy, of_logits
 
 
@@ -62,6 +68,10 @@ class DBTM(Algorithm):
             that 1/3 gives boundary and transport one weight.
         weight_offset: c.
         weight_power: r; 0: the plain squared difference.
+        loop_from: optimiser step from which on rounds are learned; None: never.
+        loop_share: share of the rows that they are learned at, beside all else.
+        loop_rounds: k.
+        commit: the probability from which a round writes a token at once.
     """
 
     validation_says = "of a map that is to commit itself: not a likelihood"
@@ -77,11 +87,16 @@ class DBTM(Algorithm):
         boundary_share: OpenShare = 1 / 3,
         weight_offset: Positive = 1.0,
         weight_power: Share = 0.5,
+        loop_from: Index | None = None,
+        loop_share: Share = 0.25,
+        loop_rounds: Count = 4,
+        commit: Share = 0.9,
     ):
         super().__init__(vocab_size, length)
         self.backbone = backbone(vocab_size=vocab_size, conditioned=False)
         self.t_anchor, self.boundary_share = t_anchor, boundary_share
         self.weight_offset, self.weight_power = weight_offset, weight_power
+        self.loop_from, self.loop_share, self.loop_rounds, self.commit = loop_from, loop_share, loop_rounds, commit
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         whole = draws.stratified(len(batch.tokens)) < self.boundary_share
@@ -94,16 +109,43 @@ class DBTM(Algorithm):
         moved, residual = _at(noisy, batch.weight, posterior, lambda p, weight: of_logits(p, squares(p), weight))
         told = (whole[:, None] & (batch.weight > 0)) | (noisy & (t > self.t_anchor)[:, None])
         named, nats = self._cross_entropy(told, posterior, batch)
-        values = ((residual + nats) * batch.weight).sum(1)
-        loss = Loss(moved + named, values.detach(), batch.weight.sum(1))
-        for name, found, at in (
-            ("transport_residual", residual, noisy),
-            ("boundary_nats", nats, whole[:, None] & told),
-            ("anchor_nats", nats, noisy & told),
-        ):
+        parts = {
+            "transport_residual": (residual, noisy),
+            "boundary_nats": (nats, whole[:, None] & told),
+            "anchor_nats": (nats, noisy & told),
+        }
+        total, values = moved + named, residual + nats
+        if self.loop_from is not None and draws.step >= self.loop_from:
+            learned, found, at = self._loop(batch, draws)
+            total, values, parts["loop_nats"] = total + learned, values + found, (found, at)
+        loss = Loss(total, (values * batch.weight).sum(1), batch.weight.sum(1))
+        for name, (found, at) in parts.items():
             weight = batch.weight * at
             loss.metrics[name] = (found * weight).sum(), weight.sum()
         return loss
+
+    def _loop(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss at one of the rounds, its values (B, L), and at which positions (B, L) bool."""
+        tables = (self.backbone.input_table,)
+        rows = (draws.stratified(len(batch.tokens)) < self.loop_share).nonzero()[:, 0]
+        noise = State((noise_for(tables).sample(*batch.tokens.shape, draws.rows).views[0][rows],))
+        this, part = int(self.loop_rounds * draws.shared_uniform()), batch.rows(rows)
+        denoiser = self.denoiser(document_mask(part.documents))
+        tokens, left = part.tokens, part.weight > 0
+        for i in range(self.loop_rounds if len(rows) else 0):
+            state = where(left, noise, embed(tokens, tables))
+            with torch.no_grad():
+                posterior = denoiser(state)
+                chosen = posterior.argmax()
+                written = committed(posterior, chosen, left, self.loop_rounds - i, self.commit)
+            if i == this:
+                scored, seen = left, state
+            tokens, left = torch.where(written, chosen, tokens), left & ~written
+        values, at = torch.zeros_like(batch.weight), torch.zeros_like(batch.given)
+        if len(rows) == 0:
+            return values.sum(), values, at
+        total, nats = _at(scored, part.weight, denoiser(seen), lambda p, weight: cross_entropy(p, tokens[scored][None], weight))
+        return total, values.to(nats).index_copy(0, rows, nats), at.index_copy(0, rows, scored)
 
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
         """-log T(x_t)_y at noised positions, at all times."""

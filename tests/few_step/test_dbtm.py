@@ -75,6 +75,42 @@ def test_loss_and_gradient_equal_dense_on_the_same_noise(options, monkeypatch):
         assert loss.mean(name).item() == pytest.approx((values * weight).sum().item() / weight.sum().item(), rel=1e-6)
 
 
+def test_rounds_are_learned_from_their_own_end():
+    """Against rounds written out on dense states: which positions are open in which round, and towards what they are taught."""
+    algorithm, batch = a_map(loop_from=3, loop_share=1.0, commit=0.3, loop_rounds=3), a_batch()
+    plain = algorithm.loss(batch, Draws(2, step=2))
+    assert "loop_nats" not in plain.metrics
+    seen = set()
+    for step in range(3, 9):
+        loss, draws = algorithm.loss(batch, Draws(2, step)), Draws(2, step)
+        for _ in range(3):
+            draws.stratified(B)  # which rows are whole, times and shares
+        draws.per_sequence(B, L), draws.normal(B, L, V)
+        draws.stratified(B)
+        noise = draws.normal(B, L, V, dtype=torch.float64)
+        this = int(3 * draws.shared_uniform())
+        seen.add(this)
+        tokens, left, states = batch.tokens, batch.weight > 0, []
+        for rounds in (3, 2, 1):
+            states.append((torch.where(left[..., None], noise, one_hot(tokens, V).double()), left))
+            sure, chosen = dense(algorithm.backbone, states[-1][0]).max(-1)
+            tokens, left = tokens.clone(), left.clone()
+            for row in range(B):
+                places = sorted(left[row].nonzero()[:, 0].tolist(), key=lambda i, p=sure[row]: -p[i])
+                for rank, place in enumerate(places):
+                    if sure[row, place] >= 0.3 or rank < -(-len(places) // rounds):
+                        tokens[row, place], left[row, place] = chosen[row, place], False
+        assert not left.any()
+        state, at = states[this]
+        nats = -dense(algorithm.backbone, state).log().gather(2, tokens[..., None])[..., 0]
+        assert loss.mean("loop_nats").item() == pytest.approx(nats[at].mean().item(), rel=1e-6)
+        others = algorithm.loss(batch, Draws(2, step)).sum - loss.metrics["loop_nats"][0]
+        algorithm.loop_from = None
+        torch.testing.assert_close(others, algorithm.loss(batch, Draws(2, step)).sum, rtol=1e-6, atol=1e-9)
+        algorithm.loop_from = 3
+    assert len(seen) > 1
+
+
 # One position of two tokens, the second with probability 0.7; u = x_1 - x_0. T is a step of u at c, softened.
 PRIOR = 0.7
 BOUNDARY = -(2**0.5) * torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(PRIOR, dtype=torch.float64))
