@@ -11,7 +11,7 @@ import flm
 from flm.__main__ import main
 from flm.algos.algorithm import Algorithm, Batch, Loss
 from flm.algos.flm import SingleTimeDenoiser
-from flm.algos.token_losses import token_loss
+from flm.algos.losses import token_loss
 from flm.draws import Draws
 from flm.paths.clock import IdentityClock
 from flm.paths.gaussian import corrupt

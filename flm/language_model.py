@@ -19,9 +19,9 @@ from flm.checkpoints.foreign import ImportChoices
 from flm.checkpoints.load import load_algorithm
 from flm.checkpoints.model_file import ModelSource, generation_defaults
 from flm.data.tokenizers import Tokenizer
+from flm.device import autocast, device_named
 from flm.draws import Draws, mix_seed
 from flm.likelihood.held_out import Likelihood, NegativeLogLikelihood, Sharing, drawn_bounds, likelihood
-from flm.precision import autocast, device_named
 from flm.ranges import Count, Index, Seed
 from flm.samplers.canvas import Canvas, pieces_of
 from flm.samplers.options import sampler_for

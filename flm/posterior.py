@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flm.compilation import compiled_on_device
+from flm.device import compiled_on_device
 
 # Logits alive at once. 64 MB of fp32 keeps a CPU's matrix products long enough to be efficient; a GPU wants longer ones.
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flm.compilation import compiled_on_device
+from flm.device import compiled_on_device
 from flm.outputs import Output, RawOutput
 from flm.posterior import TokenPosterior, chunks, padded, padded_copy, softcapped_logits
 

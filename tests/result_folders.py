@@ -165,7 +165,7 @@ def training(folder: Path) -> Path:
     config = {
         "seed": 1,
         "algo": {"_target_": "flm.algos.flm.FLM"},
-        "data": {"_target_": "flm.data.corpora.pydoc.PydocCorpus"},
+        "data": {"_target_": "flm.texts.pydoc.PydocCorpus"},
         "trainer": {"max_steps": 1000},
     }
     content = head("train", "x") | {"config": config, "checkpoint": None}

@@ -29,7 +29,7 @@ FILES = {
         from torch import nn
 
         from flm.algos.algorithm import Algorithm, Bound
-        from flm.algos.token_losses import summed
+        from flm.algos.losses import summed
 
 
         class Nothing(nn.Module):

@@ -9,7 +9,7 @@ ROOT = Path(flm.__file__).parent
 # Each layer may import those before it (and itself).
 LAYERS = [
     {"ranges", "annotations", "schema", "handed_in"},
-    {"atomic", "compilation", "draws", "outputs", "posterior", "precision", "registry", "vocabulary_losses", "paths"},
+    {"atomic", "device", "draws", "outputs", "posterior", "registry", "vocabulary_losses", "paths"},
     {"models"},
     {"algos", "samplers"},
     {"data"},

@@ -7,11 +7,11 @@ import pytest
 import torch
 from chi_square import chi_square_limit
 
-import flm.compilation
+import flm.device
 import flm.posterior
 import flm.vocabulary_losses
 from flm.benchmark.dense_twin import dense_log_probabilities
-from flm.compilation import compiled_on_device
+from flm.device import compiled_on_device
 from flm.outputs import Combination, RawOutput
 from flm.posterior import TokenPosterior, truncate
 from flm.vocabulary_losses import cross_entropy, squared_error
@@ -173,8 +173,8 @@ def test_under_autocast_only_expected_rows_are_of_low_precision():
 @pytest.fixture(params=["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def compiled(request, monkeypatch):
     """Compiled on the CPU too. The quick backend runs what the compiler traced."""
-    if request.param == "inductor" and flm.compilation.missing_compiler("cpu"):
-        pytest.skip(flm.compilation.missing_compiler("cpu"))
+    if request.param == "inductor" and flm.device.missing_compiler("cpu"):
+        pytest.skip(flm.device.missing_compiler("cpu"))
     torch._dynamo.reset()
     calls, original = [], torch.compile
 
@@ -182,8 +182,8 @@ def compiled(request, monkeypatch):
         calls.append(function.__name__)
         return original(function, backend=request.param)
 
-    monkeypatch.setattr(flm.compilation.torch, "compile", compile)
-    monkeypatch.setattr(flm.compilation, "missing_compiler", lambda device: None)
+    monkeypatch.setattr(flm.device.torch, "compile", compile)
+    monkeypatch.setattr(flm.device, "missing_compiler", lambda device: None)
     for module, name in (
         (flm.vocabulary_losses, "cross_entropy_chunk"),
         (flm.vocabulary_losses, "squared_error_chunk"),
@@ -221,7 +221,7 @@ def test_compiled_losses_are_the_same_numbers(compiled, monkeypatch, low):
 
     eager = all_losses(low)
     assert compiled == []
-    monkeypatch.setattr(flm.compilation, "COMPILED_ON", {"cpu"})
+    monkeypatch.setattr(flm.device, "COMPILED_ON", {"cpu"})
     again = all_losses(low)
     assert sorted(set(compiled)) == ["chunk_probabilities", "cross_entropy_chunk", "squared_error_chunk"]
     assert len(compiled) == 3  # once each
@@ -235,7 +235,7 @@ def test_rows_of_padding_change_nothing(is_compiled, compiled, monkeypatch):
     """V = 23 with a table of 64 rows: a padding row has no probability, no gradient and no part in a mean."""
     monkeypatch.setitem(flm.posterior.CHUNK_ELEMENTS, "cpu", 4 * V)
     if is_compiled:
-        monkeypatch.setattr(flm.compilation, "COMPILED_ON", {"cpu"})
+        monkeypatch.setattr(flm.device, "COMPILED_ON", {"cpu"})
     other = torch.randn(V, 5, generator=torch.Generator().manual_seed(9))
 
     def found():
@@ -258,8 +258,8 @@ def test_rows_of_padding_change_nothing(is_compiled, compiled, monkeypatch):
 
 
 def test_without_a_compiler_the_losses_run_as_they_are_and_say_so(monkeypatch):
-    monkeypatch.setattr(flm.compilation, "COMPILED_ON", {"cpu"})
-    monkeypatch.setattr(flm.compilation, "missing_compiler", lambda device: "no compiler")
+    monkeypatch.setattr(flm.device, "COMPILED_ON", {"cpu"})
+    monkeypatch.setattr(flm.device, "missing_compiler", lambda device: "no compiler")
     double = compiled_on_device(lambda x: 2 * x)
     with pytest.warns(UserWarning, match="runs uncompiled, slower: no compiler"):
         assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flm.algos.algorithm import Algorithm, Batch, Bound, LeftToRightBackbone, Loss
-from flm.algos.token_losses import token_loss
+from flm.algos.losses import token_loss
 from flm.draws import Draws
 from flm.models.causal import LeftToRight, by_document, left_to_right
 from flm.posterior import TokenPosterior

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from flm.algos.algorithm import Algorithm, Batch, Bound, Loss, MaybeTimedBackbone
-from flm.algos.token_losses import summed
+from flm.algos.losses import summed
 from flm.draws import Draws
 from flm.models.token_backbone import TokenBackbone, token_backbone
 from flm.paths.masking import MaskingCurriculum, masks_by_key, window_masks

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.gaussian_likelihood import GaussianLikelihood
-from flm.algos.token_losses import token_loss
+from flm.algos.losses import token_loss
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.paths.clock import DecodingErrorClock

@@ -12,9 +12,8 @@ from flm.algos.evidence_map import EvidenceMap, two_jumps
 from flm.algos.flm import SingleTimeDenoiser, log_frequencies
 from flm.algos.flow_map_objectives import OBJECTIVES, Network
 from flm.algos.gaussian_likelihood import GaussianLikelihood
-from flm.algos.loss_weight import LossWeight, apply_loss_weight
+from flm.algos.losses import LossWeight, apply_loss_weight, of_parts, summed, token_loss
 from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_on
-from flm.algos.token_losses import of_parts, summed, token_loss
 from flm.draws import Draws, Part
 from flm.models.attention import document_mask
 from flm.outputs import Output

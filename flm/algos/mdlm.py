@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Bound, Loss
-from flm.algos.token_losses import summed
+from flm.algos.losses import summed
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.models.token_backbone import among_real

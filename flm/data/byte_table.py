@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flm.data.sentencepiece import WORD_START
 from flm.data.tokenizers import Tokenizer
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE_BYTE = "\u0120"  # how byte-level pieces spell a space
+WORD_START = "\u2581"  # how those of SentencePiece do
 _SAMPLES = ("a b", "The cat sat,  twice.\n", " 12 x ", "caf\u00e9 \u2603\tna\u00efve \U0001f600")
 
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
+from flm.algos.losses import summed
 from flm.algos.teacher import Distillation, check_length, copy_weights, missing_teacher
-from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.duo.duo import gamma_range
 from flm.duo.gaussian_relaxation import ArgmaxTransform, coupled_states

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Batch, Bound, BoundVariant, Loss, Sampler
-from flm.algos.token_losses import summed
+from flm.algos.losses import summed
 from flm.draws import Draws
 from flm.duo.uniform_bound import bound_density, prior_nats, uniform_density
 from flm.duo.uniform_sampler import CorrectingSampler, UniformSampler

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from flm.algos.algorithm import Batch, Loss, MaybeTimedBackbone
 from flm.algos.dfm import DFM, SOURCES
-from flm.algos.token_losses import summed
+from flm.algos.losses import summed
 from flm.draws import Draws
 from flm.outputs import Output
 from flm.paths.flow_map import PAIR_LAWS, PairLaw

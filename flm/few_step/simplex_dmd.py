@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.evidence_map import EvidenceMap
 from flm.algos.flm import SingleTimeDenoiser, log_frequencies
+from flm.algos.losses import summed
 from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_on
-from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.outputs import Output

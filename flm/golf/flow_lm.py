@@ -16,7 +16,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Bound, Loss
-from flm.algos.token_losses import summed
+from flm.algos.losses import summed
 from flm.draws import Draws, randn
 from flm.golf.embedding_sampler import EmbeddingFlowSampler
 from flm.golf.linear_embedding import clean_of, corrupt, diffusion_nats, diffusion_times, zero_velocity_factor

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flm.algos.algorithm import Batch, LeftToRightBackbone, Loss
 from flm.algos.ar import AR
-from flm.algos.token_losses import token_loss
+from flm.algos.losses import token_loss
 from flm.draws import Draws
 from flm.models.causal import LeftToRight, by_document
 from flm.posterior import TokenPosterior

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
-from flm.algos.token_losses import token_loss
+from flm.algos.losses import token_loss
 from flm.draws import Draws
 from flm.kl_flow.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
 from flm.kl_flow.geodesic_sampler import GeodesicSampler

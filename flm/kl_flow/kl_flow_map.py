@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
+from flm.algos.losses import of_parts, summed, token_loss
 from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_on
-from flm.algos.token_losses import of_parts, summed, token_loss
 from flm.draws import Draws
 from flm.kl_flow.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
 from flm.kl_flow.geodesic_map_sampler import GeodesicMapSampler

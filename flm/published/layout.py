@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flm.algos.loss_weight import LossWeight
+from flm.algos.losses import LossWeight
 from flm.checkpoints.files import check_state
 from flm.checkpoints.restricted import Inert
 from flm.models.dit import DiT

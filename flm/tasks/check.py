@@ -22,7 +22,7 @@ from flm.checkpoints.build import check_algorithm
 from flm.data.corpora.corpus import Corpus
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import TokenizerBuilder
-from flm.precision import autocast
+from flm.device import autocast
 from flm.ranges import Folder, Seed, Text
 from flm.schema import MISSING, check, made, nearest, signature_of, with_nodes
 from flm.tasks.assemble import check as check_node

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from flm.algos.algorithm import Algorithm
-from flm.compilation import missing_compiler
-from flm.precision import device_named, precision_on
+from flm.device import device_named, missing_compiler, precision_on
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.flm import SingleTimeDenoiser
-from flm.algos.loss_weight import LossWeight, apply_loss_weight
+from flm.algos.losses import LossWeight, apply_loss_weight, summed
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
-from flm.algos.token_losses import summed
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.outputs import Combination, RawOutput

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.flm import SingleTimeDenoiser
 from flm.algos.fmlm import TwoTimeDenoiser
-from flm.algos.loss_weight import LossWeight
+from flm.algos.losses import LossWeight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.draws import Draws
 from flm.models.attention import document_mask

@@ -15,7 +15,7 @@ from flm.algos.algorithm import Algorithm, Batch
 from flm.algos.flm import FLM
 from flm.algos.flow_map_objectives import OBJECTIVES
 from flm.algos.fmlm import FMLM
-from flm.algos.loss_weight import LossWeight, apply_loss_weight
+from flm.algos.losses import LossWeight, apply_loss_weight
 from flm.draws import Draws
 from flm.paths.flow_map import draw_time_pairs
 from flm.paths.gaussian import State

@@ -16,10 +16,10 @@ import flm.data.cache as cache_module
 import flm.data.shard_processes as shard_processes
 import flm.data.shards as shards
 from flm.data.cache import open_cache
-from flm.data.corpora.detokenisers import Text8Normaliser
 from flm.data.corpora.text import TextCorpus
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer
 from flm.schema import check
+from flm.texts.detokenisers import Text8Normaliser
 
 FORK = multiprocessing.get_context("fork")
 

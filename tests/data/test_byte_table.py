@@ -12,8 +12,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from flm.data.byte_table import ByteTable
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
-from flm.data.sentencepiece import SentencePieceModel
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer
+from flm.texts.sentencepiece import SentencePieceModel
 
 # a folder with gpt2/vocab.json and merges.txt
 SHARED = Path(os.environ.get("FLM_DATA_FIXTURES", "fixtures-not-here"))

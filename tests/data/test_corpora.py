@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 
-from flm.data.corpora.detokenisers import Text8Normaliser
 from flm.data.corpora.pairs import PairCorpus
-from flm.data.corpora.pydoc import PydocCorpus, is_prose, prose
 from flm.data.corpora.random_split import RandomSplitCorpus, pieces
 from flm.data.corpora.text import TextCorpus
 from flm.schema import check
+from flm.texts.detokenisers import Text8Normaliser
+from flm.texts.pydoc import PydocCorpus, is_prose, prose
 
 
 class ListCorpus(RandomSplitCorpus):

@@ -2,11 +2,11 @@ import lightning
 import pytest
 import torch
 
-from flm.data.corpora.detokenisers import Text8Normaliser
 from flm.data.corpora.text import TextCorpus
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from flm.schema import check
+from flm.texts.detokenisers import Text8Normaliser
 
 
 @pytest.fixture

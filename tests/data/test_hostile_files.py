@@ -21,7 +21,7 @@ from flm.data.cache import TokenCache
 from flm.data.corpora.pairs import PairCorpus
 from flm.data.corpora.text import TextCorpus
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
-from flm.data.sentencepiece import SentencePieceTokenizer
+from flm.texts.sentencepiece import SentencePieceTokenizer
 from flm.data.tokenizers import Tokenizer
 from flm.golf.shard_files import ShardStream
 
@@ -154,7 +154,7 @@ def test_shards_and_caches(tmp_path):
 
 def test_sentencepiece_files(tmp_path):
     pytest.importorskip("sentencepiece")
-    from flm.data.sentencepiece import SentencePieceTokenizer
+    from flm.texts.sentencepiece import SentencePieceTokenizer
 
     lines = [" ".join(f"{w}{i % 7}" for w in ("cat", "dog", "sees", "rain", "the")) for i in range(200)]
     whole = SentencePieceTokenizer(vocab_size=310).train(iter(lines))

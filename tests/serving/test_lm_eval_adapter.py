@@ -9,12 +9,12 @@ import torch
 
 from flm.algos.ar import AR
 from flm.algos.flm import FLM
-from flm.data.sentencepiece import SentencePieceTokenizer
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer
 from flm.language_model import LanguageModel
 from flm.models.dit import DiT
 from flm.samplers.canvas import Canvas
 from flm.serving.lm_eval_adapter import adapter, answer, conditional_nats, cut, encoded, windows
+from flm.texts.sentencepiece import SentencePieceTokenizer
 
 LENGTH = 24
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from flm.algos.algorithm import Algorithm
 from flm.algos.flm import SingleTimeDenoiser
-from flm.algos.token_losses import token_loss
+from flm.algos.losses import token_loss
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.gaussian import corrupt
 from flm.samplers.flow import FlowSampler

@@ -4,7 +4,7 @@ import pytest
 import torch
 from running import config_of
 
-from flm.precision import autocast
+from flm.device import autocast
 from flm.tasks.machine import Machine
 
 

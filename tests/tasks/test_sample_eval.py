@@ -310,7 +310,7 @@ def test_real_text_that_is_gone_is_said_and_stops_nothing(tmp_path, capfd):
 def test_a_checkpoint_names_corpora_only(tmp_path, monkeypatch):
     (tmp_path / "foreign_corpus.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    text8 = {"_target_": "flm.data.corpora.detokenisers.Text8Normaliser"}
+    text8 = {"_target_": "flm.texts.detokenisers.Text8Normaliser"}
     node = {"_target_": "flm.data.corpora.text.TextCorpus", "path": "x", "normaliser": text8}
     assert recorded_corpus(node).normaliser("A!") == text8_of("A!")
     for bad in (
@@ -333,7 +333,7 @@ def test_a_checkpoint_names_corpora_only(tmp_path, monkeypatch):
 
 
 def text8_of(text):
-    from flm.data.corpora.detokenisers import Text8Normaliser
+    from flm.texts.detokenisers import Text8Normaliser
 
     return Text8Normaliser()(text)
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from flm.algos.algorithm import Algorithm, Batch
-from flm.algos.token_losses import summed
+from flm.algos.losses import summed
 from flm.training.checkpointing import AtomicCheckpointIO
 from flm.training.module import Module
 from flm.training.schedules import cosine_decay

@@ -13,7 +13,7 @@ import flm.posterior
 from flm import schema
 from flm.algos.algorithm import Algorithm, Batch
 from flm.algos.flm import FLM
-from flm.algos.token_losses import summed
+from flm.algos.losses import summed
 from flm.draws import Draws
 from flm.paths.flow_map import draw_time_pairs
 from flm.paths.gaussian import State, step

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from flm.data.corpora.detokenisers import (
+from flm.texts.detokenisers import (
     LambadaDetokeniser,
     LM1BDetokeniser,
     PTBDetokeniser,

@@ -17,10 +17,10 @@ import tokenizers
 from annotated_types import Ge
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from flm.data.byte_table import WORD_START
 from flm.data.tokenizers import Documents, LearnedTokenizer, Tokenizer
 from flm.ranges import Existing
 
-WORD_START = "\u2581"  # stands for a space
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece.Type
 _UNIGRAM, _BPE, _CHARACTERS = 1, 2, 4  # TrainerSpec.ModelType
 MAX_BYTES = 1 << 24  # of a file; the largest in use are a third of it

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from flm.data.byte_table import ByteTable
-from flm.data.sentencepiece import SentencePieceModel, SentencePieceTokenizer
 from flm.data.shards import encode_documents
 from flm.data.tokenizers import ByteTokenizer, Tokenizer
+from flm.texts.sentencepiece import SentencePieceModel, SentencePieceTokenizer
 
 # a folder with fineweb_1024_bpe.model and fineweb_docs.jsonl.gz of the parameter-golf track
 FIXTURES = Path(os.environ.get("FLM_GOLF_FIXTURES", "fixtures-not-here"))
