@@ -88,9 +88,9 @@ def test_debug_shrinks_every_experiment(name):
     assert OmegaConf.select(overfit, "callbacks.generation") is None
 
 
-@pytest.mark.parametrize("corpus", ["lm1b", "owt"])
-def test_a_fitted_recipe_is_the_published_one_but_for_what_the_network_reads(corpus):
-    published, fitted = (OmegaConf.to_container(composed(f"{corpus}_flm{end}"), resolve=False) for end in ("", "_fitted"))
+@pytest.mark.parametrize("name", ["lm1b_flm", "owt_flm", "lm1b_fmlm", "owt_fmlm"])
+def test_a_fitted_recipe_is_the_published_one_but_for_what_the_network_reads(name):
+    published, fitted = (OmegaConf.to_container(composed(name + end), resolve=False) for end in ("", "_fitted"))
     assert fitted["algo"].pop("reads") == "evidence" and fitted["model"].pop("neighbours") == 2
     for node, key in (("algo", "reads"), ("model", "neighbours")):
         published[node].pop(key, None)
