@@ -36,10 +36,17 @@ class Server:
         engine: runs the model.
         name: of the model, for answers.
         api_key: asked of all but /health as `Authorization: Bearer KEY`; None: nobody is asked.
+        template: writes a conversation as a prompt; None: the model has no chats.
     """
 
-    def __init__(self, engine: Engine, name: str, api_key: str | None = None):
-        self.engine, self.name, self.api_key = engine, name, api_key
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        api_key: str | None = None,
+        template: Callable[[list[dict[str, Any]]], str] | None = None,
+    ):
+        self.engine, self.name, self.api_key, self.template = engine, name, api_key, template
         self.lm = engine.lm
         self.app = Starlette(
             routes=[
@@ -104,11 +111,12 @@ class Server:
 
     async def chat(self, request: Request) -> Response:
         asked: Chat = parsed(Chat, await self._body(request))
-        write = getattr(self.lm, "chat_prompt", None)
-        if write is None:
-            raise Refused(400, f"messages: {self.name} has no chat template; use /v1/completions")
+        if self.template is None:
+            raise Refused(
+                400, f"messages: {self.name} has no chat template; use /v1/completions, or name one (--chat-template)"
+            )
         try:
-            prompt = write([message.model_dump(include={"role", "content"}) for message in asked.messages])
+            prompt = self.template([message.model_dump(include={"role", "content"}) for message in asked.messages])
         except ValueError as error:
             raise Refused(400, f"messages: {error}") from error
         ids = self._encoded("messages", prompt)

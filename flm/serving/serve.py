@@ -1,4 +1,4 @@
-"""`flm serve MODEL`: the HTTP server as a command."""
+"""`flm serve [MODEL]`: the HTTP server as a command."""
 
 import argparse
 import os
@@ -7,18 +7,24 @@ from collections.abc import Sequence
 import flm
 from flm.serving.limits import Limits
 
+BOXED = "builtin:text"  # comes with the package
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def parser() -> argparse.ArgumentParser:
     """Arguments of the command; limits default to those of `Limits`."""
     found = argparse.ArgumentParser(prog="flm serve", description="An OpenAI-style HTTP server for one model.")
-    found.add_argument("model", help="whatever flm.load takes: a run, checkpoint, folder, artifact or hub name")
+    found.add_argument(
+        "model", nargs="?", default=BOXED, help=f"a run, checkpoint, folder, artifact or hub name; default: {BOXED}"
+    )
     found.add_argument("--host", default="127.0.0.1", help="another one than loopback lets other machines in")
     found.add_argument("--port", type=int, default=8000)
     found.add_argument("--name", help="what answers call the model; default: MODEL")
     found.add_argument("--device", help="cpu, cuda, ...; default: cuda where it is")
     found.add_argument("--api-key", default=os.environ.get("FLM_API_KEY"), help="asked of every request; default: $FLM_API_KEY")
+    found.add_argument(
+        "--chat-template", help="a Jinja file, or a folder that has one; default: the model folder's own, if any"
+    )
     found.add_argument("--max-length", type=int, help="positions of a text; default: the model's length")
     limits = Limits()
     found.add_argument("--max-batch", type=int, default=limits.batch, help="texts made at once")
@@ -33,6 +39,7 @@ def serve(arguments: Sequence[str]) -> int:
     import uvicorn
 
     from flm.serving.app import Server
+    from flm.serving.chat import chat_template
     from flm.serving.engine import Engine
 
     given = parser().parse_args(arguments)
@@ -43,14 +50,14 @@ def serve(arguments: Sequence[str]) -> int:
     if not 0 <= given.port < 65536:
         raise ValueError(f"--port must be in 0 ... 65535, not {given.port}")
     lm = flm.load(given.model, given.device, trusted_modules=given.trusted_module)
+    template = chat_template(lm, given.chat_template)
     engine = Engine(lm, Limits(given.max_length, given.max_batch, given.max_queue, given.max_seconds))
     if given.host not in LOOPBACK and given.api_key is None:
         print(f"warning: {given.host} is open to other machines and no --api-key is set", flush=True)
     print(f"{lm!r} on http://{given.host}:{given.port}/v1", flush=True)
     try:
-        uvicorn.run(
-            Server(engine, given.name or given.model, given.api_key).app, host=given.host, port=given.port, log_level="warning"
-        )
+        server = Server(engine, given.name or given.model, given.api_key, template)
+        uvicorn.run(server.app, host=given.host, port=given.port, log_level="warning")
     finally:
         engine.close()
     return 0

@@ -20,12 +20,12 @@ uvicorn = pytest.importorskip("uvicorn")
 
 
 @contextmanager
-def running(lm, limits=None, api_key=None):
+def running(lm, limits=None, api_key=None, template=None):
     """A server on a free port; its address and its engine."""
     engine = Engine(lm, limits)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(Server(engine, "toy", api_key).app, log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(Server(engine, "toy", api_key, template).app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         try:

@@ -1,0 +1,63 @@
+"""Conversations: a model's own chat template, filled in without trusting it."""
+
+import json
+
+import pytest
+from serving.models import tiny
+from serving.test_serving import post, running
+
+from flm.serving.chat import ChatTemplate, chat_template
+
+TEMPLATE = (
+    "{%- for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{{ message.content }} {% endfor %}{% if add_generation_prompt %}on {% endif %}"
+)
+TALK = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "a"}]
+
+
+def test_a_conversation_is_answered_as_its_prompt_is():
+    openai = pytest.importorskip("openai")
+    lm = tiny()
+    template = ChatTemplate(TEMPLATE, lm.tokenizer, "here")
+    assert template(TALK) == "the a on "
+    with running(lm, template=template) as (url, _):
+        wanted = post(url, prompt="the a on ", seed=3, max_tokens=5).json()["choices"][0]
+        found = post(url, "/v1/chat/completions", messages=TALK, seed=3, max_tokens=5).json()["choices"][0]
+        assert found["message"] == {"role": "assistant", "content": wanted["text"]}
+        assert found["finish_reason"] == wanted["finish_reason"]
+        client = openai.OpenAI(base_url=url + "/v1", api_key="none")
+        chunks = client.chat.completions.create(model="toy", messages=TALK, seed=3, max_tokens=5, stream=True)
+        assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == wanted["text"]
+        refused = post(url, "/v1/chat/completions", messages=[{"role": "system", "content": "a"}, *TALK])
+        assert refused.status_code == 400 and "no system" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ messages.__class__.__mro__ }}{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages[0].nothing.at.all }}",
+        "{{ messages.append(1) }}",
+        "{% for i in range(10**9) %}x{% endfor %}",
+        "{{ 1 // 0 }}",
+    ],
+)
+def test_a_template_reaches_nothing_but_the_conversation(text):
+    with pytest.raises(ValueError, match="the chat template"):
+        ChatTemplate(text, tiny().tokenizer, "here")(TALK)
+
+
+def test_where_a_template_is_found(tmp_path):
+    lm = tiny()
+    assert chat_template(lm) is None
+    with pytest.raises(ValueError, match="--chat-template"):
+        chat_template(lm, str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "config {{ eos_token }}"}), encoding="utf-8")
+    assert chat_template(lm, str(tmp_path))(TALK) == "config " + lm.tokenizer.token(lm.tokenizer.eos_id)
+    (tmp_path / "chat_template.jinja").write_text("file", encoding="utf-8")
+    assert chat_template(lm, str(tmp_path))(TALK) == "file"
+    lm.source = type("Source", (), {"path": tmp_path})()  # as of an exported folder
+    assert chat_template(lm)(TALK) == "file"
+    (tmp_path / "chat_template.jinja").write_text("{% for %}", encoding="utf-8")
+    with pytest.raises(ValueError, match="no chat template"):
+        chat_template(lm)
