@@ -24,6 +24,7 @@ def ddp(find_unused_parameters: bool = False, gradient_as_bucket_view: bool = Tr
         find_unused_parameters=find_unused_parameters,
         gradient_as_bucket_view=gradient_as_bucket_view,
         static_graph=static_graph,
+        broadcast_buffers=False,  # clocks and tables are alike on all processes from the start
     )
 
 
