@@ -146,7 +146,7 @@ def test_unknown_keys_name_the_nearest_and_the_plus_form(monkeypatch, capfd, tmp
         "trainer.max_stps=3": "trainer.max_stps: trainer takes no max_stps; did you mean trainer.max_steps?",
         "algo.clean_gven=true": "algo.clean_gven: FLM takes no clean_gven; did you mean algo.clean_given?",
         "loader.bach_size=3": "did you mean loader.batch_size?",
-        "sampling.temprature=1": "the sampler of FLM takes no temprature; did you mean sampling.temperature?",
+        "sampling.temprature=1": "FLM with solver=euler takes no temprature; did you mean sampling.temperature?",
         "optim.amsgrad=true": "optim.amsgrad: the config has no such key; +optim.amsgrad=... adds it",
         "optim.amsgrd=true": "did you mean optim.amsgrad?",
         "callbacks.sampl.count=3": "callbacks.sampl",
