@@ -119,10 +119,11 @@ def check_value(parameter: inspect.Parameter, value: Any, key: str) -> None:
     if nested is not None and isinstance(value, Mapping):
         check(nested, value, key, given=_given(parameter.annotation))
         return
-    if isinstance(value, Mapping) and (inner := _dataclass_in_mapping(parameter.annotation)) is not None:
-        for name, item in value.items():
+    if isinstance(value, Mapping) and (inner := _values_of_mapping(parameter.annotation)) is not None:
+        for name, item in value.items():  # one by one: an error names the one, and an item may be a dataclass
             check_value(parameter.replace(annotation=inner, default=EMPTY), item, _key(key, str(name)))
-        return
+        if _dataclass_in(inner) is not None:
+            return
     if not fits(parameter.annotation, value):
         raise ValueError(f"{key} must be {describe(parameter.annotation)}, not {shown(value)}")
 
@@ -230,10 +231,10 @@ def _dataclass_in(annotation: Any) -> type | None:
     return None
 
 
-def _dataclass_in_mapping(annotation: Any) -> Any:
-    """The annotation of a mapping's values, where they are dataclasses."""
+def _values_of_mapping(annotation: Any) -> Any:
+    """The annotation of a mapping's values; None where it is no mapping, or does not say."""
     for kind, _ in members(annotation):
         inner = typing.get_args(kind)
-        if typing.get_origin(kind) in MAPPINGS and _dataclass_in(inner[1]) is not None:
+        if typing.get_origin(kind) in MAPPINGS and len(inner) == 2:
             return inner[1]
     return None

@@ -196,7 +196,10 @@ def test_either_weights(checkpoint, folder, tmp_path):
         (lambda lm: lm.generate(length=0), "length must be"),
         (lambda lm: lm.generate(steps=1.5), "steps must be"),
         (lambda lm: lm.generate(prompt="t" * 20, suffix="e" * 12), r"prompt \(20 tokens\) and suffix \(12\) leave nothing.*32"),
-        (lambda lm: lm.generate(magic=3), "magic: FLM with solver=euler takes no magic; it takes churn, churn_noise, temperature"),
+        (
+            lambda lm: lm.generate(magic=3),
+            "magic: FLM with solver=euler takes no magic; it takes churn, churn_noise, temperature",
+        ),
         (lambda lm: lm.generate(temperature=-1), "temperature must be a number above 0, not -1"),
         (lambda lm: lm.infill("no hole [x]"), "infill='no hole .*has no hole"),
         (lambda lm: lm.infill("a [0] b"), "hole of 0 tokens"),

@@ -13,7 +13,7 @@ from flm.algos.flm import FLM
 from flm.judges.gen_ppl import PublishedProtocol
 from flm.judges.huggingface_scorer import HuggingFaceScorer
 from flm.judges.ngram_judge import HeldOutNGrams
-from flm.measures.diversity import token_diversity
+from flm.measures.diversity import repetition, token_diversity
 from flm.report.frontier.frontier import frontier
 from flm.results.files import read_result
 from flm.tasks.assemble import data_module
@@ -120,6 +120,20 @@ def test_the_noise_is_that_of_sample_eval(swept, trained, tmp_path):
     assert (tmp_path / "samples-4.jsonl").read_text() == (folder / point["file"]).read_text()
 
 
+def test_who_is_ahead_is_said(swept):
+    folder, content = swept
+    raw = {one["steps"]: one["order"] for one in content["rankings"] if one["by"].startswith("raw")}
+    for steps in (2, 4):
+        plain = {
+            p["settings"]["run"]: p["log_ppl"]["mean"]
+            for p in content["points"]
+            if p["settings"]["temperature"] == 1.0 and p["settings"]["steps"] == steps
+        }
+        assert raw[str(steps)] == sorted(plain, key=plain.get)
+    text = (folder / "frontier.md").read_text()
+    assert f"- 2 steps, by raw perplexity, plain policy: {' < '.join(raw['2'])}." in text
+
+
 def test_files_for_people(swept):
     folder, content = swept
     text = (folder / "frontier.md").read_text()
@@ -145,13 +159,45 @@ def test_file_names_its_checkpoints(swept, trained):
 
 def test_each_sampler_sweeps_what_it_has(trained, tmp_path):
     named = f"frontier.checkpoints={{flow: {trained['long']}, map: {trained['map']}}}"
-    content = sweep(tmp_path, named, "frontier.steps=3", "frontier.churn=[0,0.5]", "frontier.gamma=[0,1]")
+    content = sweep(tmp_path, named, "frontier.steps=3", "++frontier.sweep={churn: [0, 0.5], gamma: [0, 1]}")
     settings = [point["settings"] for point in content["points"]]
     flow = [{"run": "flow", "steps": 3, "temperature": 1.0, "churn": churn} for churn in (0.0, 0.5)]
     jumps = [{"run": "map", "steps": 3, "temperature": 1.0, "gamma": gamma} for gamma in (0.0, 1.0)]
     assert settings == flow + jumps
     first, second = content["matched"]
     assert "closest_churn" in first and "closest_gamma" in second  # each is interpolated along what was swept
+
+
+def test_any_option_is_swept_over_several_seeds_beside_texts_of_no_model(trained, tmp_path):
+    """top_k=1 collapses: it is flagged, as are periodic texts; errors are those of the seeds' means."""
+    named = f"frontier.checkpoints={{flow: {trained['long']}, map: {trained['map']}}}"
+    axes = "++frontier.sweep={top_k: [null, 1], solver: [euler, bridge], churn: [0, 1]}"
+    content = sweep(tmp_path, named, "frontier.steps=3", axes, "frontier.seeds=2")
+    flow = [point for point in content["points"] if point["settings"]["run"] == "flow"]
+    assert [tuple(list(point["settings"].items())[3:]) for point in flow] == [
+        (("top_k", k), ("solver", solver), *more)
+        for solver, mores in (("euler", [(("churn", 0),), (("churn", 1),)]), ("bridge", [()]))
+        for k in (None, 1)
+        for more in mores
+    ]  # churn is an option of one solver
+    assert {point["settings"].get("solver") for point in content["points"] if point["settings"]["run"] == "map"} == {"bridge"}
+    for point in content["points"]:
+        rows = rows_of(tmp_path, point)
+        means = [token_diversity(part).entropy_nats.mean for part in (rows[:COUNT], rows[COUNT:])]
+        assert len(rows) == 2 * COUNT and point["entropy_nats"]["mean"] == pytest.approx(sum(means) / 2)
+        assert point["entropy_nats"]["standard_error"] == pytest.approx(abs(means[0] - means[1]) / 2)
+        assert point["rep_4"]["mean"] == pytest.approx(sum(repetition(row, 4) for row in rows) / len(rows))
+        rep, level = point["rep_4"], content["real"]["rep_4"]
+        if rep["mean"] > level["mean"] + 2 * math.hypot(rep["standard_error"], level["standard_error"]):
+            assert point["repeats_more"]
+    assert any(point["repeats_more"] for point in content["points"])
+    nulls = {(point["settings"]["run"], point["settings"]["size"]): point for point in content["nulls"]}
+    assert {name for name, _ in nulls} >= {"shuffled text", "unigram draws", "periodic tokens", "repeated passage"}
+    assert nulls["shuffled text", 32]["entropy_nats"]["mean"] == pytest.approx(content["real"]["entropy_nats"]["mean"])
+    assert nulls["periodic tokens", 4]["repeats_more"] and not nulls["shuffled text", 32]["repeats_more"]
+    assert {row["run"] for row in content["nulls_matched"]} == {name for name, _ in nulls}
+    text = (tmp_path / "frontier.md").read_text()
+    assert "## No model" in text and "| periodic tokens | 4 | x |" in text
 
 
 def test_a_scorer_takes_the_place_of_the_3_grams(trained, tmp_path, monkeypatch):
@@ -196,7 +242,14 @@ def test_mistakes(trained, corpus, tmp_path, monkeypatch, capfd):
 
     cases = {
         (): "eval.checkpoint_path",
-        (one, "frontier.gamma=[0,1]"): "frontier.gamma",
+        (
+            one,
+            "++frontier.sweep={gamma: [0, 1]}",
+        ): "frontier.sweep.gamma: no sampler here takes it (frontier.sweep.gamma: FLM with "
+        "solver=euler takes no gamma; it takes churn, churn_noise",
+        (one, "++frontier.sweep={top_k: [4, 0]}"): "frontier.sweep.top_k must be a whole number of at least 1, or null, not 0",
+        (one, "++frontier.sweep={top_k: [4, 4]}"): "frontier.sweep.top_k must be a value or several different ones",
+        (one, "++frontier.sweep={churn: [0, 1], solver: [bridge]}"): "frontier.sweep.churn",
         (one, "frontier.temperature=[]"): "frontier.temperature",
         (one, "frontier.temperature=[1,1]"): "frontier.temperature",
         (one, "frontier.temperature=[1,hot]"): "frontier.temperature",

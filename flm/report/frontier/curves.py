@@ -25,6 +25,7 @@ class Point:
         entropy: unigram entropy of the samples in nats.
         log_ppl: log generative perplexity, nats per scored token.
         entropy_error, log_ppl_error: their standard errors; None where not known.
+        repeats_more: whether they repeat more than real text does.
     """
 
     settings: Mapping[str, Any]
@@ -32,6 +33,7 @@ class Point:
     log_ppl: float
     entropy_error: float | None = None
     log_ppl_error: float | None = None
+    repeats_more: bool = False
 
     def __post_init__(self):
         if not (math.isfinite(self.entropy) and math.isfinite(self.log_ppl)):

@@ -33,7 +33,11 @@ def perplexity_by(scorer: str) -> str:
 
 
 def frontier_figure(
-    curves: Sequence[Curve], levels: Sequence[tuple[float, float]], scorer: str, colours: Mapping[str, str]
+    curves: Sequence[Curve],
+    levels: Sequence[tuple[float, float]],
+    scorer: str,
+    colours: Mapping[str, str],
+    nulls: Sequence[Curve] = (),
 ) -> "Figure":
     """Lower is better at one entropy. Call it within `plotting.styled`.
 
@@ -42,6 +46,7 @@ def frontier_figure(
         levels: (entropy, log perplexity) of real text, nats.
         scorer: in words, `scorer_name`.
         colours: by run.
+        nulls: of texts that no model wrote, drawn in the background.
     """
     fixed = [{key: value for key, value in curve.settings.items() if key != "run"} for curve in curves]
     runs = [str(curve.settings["run"]) for curve in curves]
@@ -70,6 +75,14 @@ def frontier_figure(
             axes.plot([], [], color=colours.get(run, INK), label=run)
         for look, name in shown.items():
             axes.plot([], [], color=INK, marker=MARKERS[look % len(MARKERS)], linestyle="none", label=name)
+    flagged = [point for curve in curves for point in curve.points if point.repeats_more]
+    if flagged:
+        where = [point.entropy for point in flagged], [point.log_ppl for point in flagged]
+        axes.plot(*where, "x", color=INK, markersize=9, linestyle="none", label="repeats more than real text")
+    for number, curve in enumerate(nulls):
+        where = [point.entropy for point in curve.points], [point.log_ppl for point in curve.points]
+        look = {"color": "#999999", "linewidth": 0.8, "linestyle": "--", "markersize": 4, "zorder": 1}
+        axes.plot(*where, marker=MARKERS[number % len(MARKERS)], label=f"no model: {curve.settings['run']}", **look)
     for entropy, log_ppl in dict.fromkeys(levels):
         axes.axvline(entropy, color=INK, linewidth=0.8, linestyle=":")
         axes.plot(entropy, log_ppl, "*", color=INK, markersize=12, label="real text", linestyle="none")

@@ -1,9 +1,7 @@
 """mode=frontier: one or several checkpoints at many settings of the sampler, compared at equal entropy."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from annotated_types import MinLen
@@ -13,24 +11,23 @@ from rich.console import Console
 from flm.atomic import write_bytes, write_text
 from flm.checkpoints.hub import ModelName
 from flm.data.tokenizers import Tokenizer
-from flm.language_model import LanguageModel
-from flm.measures.diversity import self_bleu_4, token_diversity
-from flm.ranges import DIFFERENT, NonNegative, Positive, Share, StepCounts
+from flm.measures.diversity import repetition, self_bleu_4, token_diversity
+from flm.measures.estimate import Estimate
+from flm.ranges import DIFFERENT, Count, Positive, StepCounts
 from flm.report.figures.plotting import png, run_colours, styled
 from flm.report.frontier.curves import Point, curves, frontier_table
 from flm.report.frontier.figure import frontier_figure, scorer_name
+from flm.report.frontier.nulls import nulls
+from flm.report.frontier.rankings import Ranking, changes, rankings
+from flm.report.frontier.sweep import Swept, axes_of, key_of, loaded
 from flm.report.frontier.tables import console_table, markdown
-from flm.samplers.canvas import Canvas
-from flm.samplers.options import sampler_for
-from flm.tasks.evaluation import EvalOptions, load_model
+from flm.tasks.evaluation import EvalOptions
 from flm.tasks.held_out import HeldOut, RealText
 from flm.tasks.machine import Machine
-from flm.tasks.processes import Team, team_of
+from flm.tasks.processes import team_of
 from flm.tasks.run import Run
-from flm.tasks.samples import Generation, Request, generate, possible_steps, step_counts, warm_up, write_texts
+from flm.tasks.samples import Generation, Request, step_counts, warm_up, write_texts
 from flm.tasks.scoring import Measures, judges_of, measures, plain
-
-AXES = ("temperature", "churn", "gamma")  # what may be swept beside steps, the one to interpolate along first
 
 
 @dataclass(frozen=True)
@@ -40,38 +37,9 @@ class FrontierOptions:
     checkpoints: Mapping[str, ModelName] | None = None
     steps: StepCounts = (8, 32)
     temperature: Positive | Annotated[Sequence[Positive], MinLen(1), DIFFERENT] | None = 1.0
-    churn: NonNegative | Annotated[Sequence[NonNegative], MinLen(1), DIFFERENT] | None = None
-    gamma: Share | Annotated[Sequence[Share], MinLen(1), DIFFERENT] | None = None
+    sweep: Mapping[str, Any] | None = None
+    seeds: Count = 1
     entropies: float | Annotated[Sequence[float], DIFFERENT] | None = ()
-
-
-@dataclass(frozen=True)
-class Swept:
-    """A model in the sweep.
-
-    Attributes:
-        steps: numbers of steps to sample with.
-        sweeps: values by name, of the swept options that its sampler has.
-    """
-
-    label: str
-    lm: LanguageModel
-    canvas: Canvas
-    steps: list[int]
-    sweeps: dict[str, list[float]]
-
-    @property
-    def along(self) -> str:
-        """The setting whose neighbours are interpolated between."""
-        return next((name for name in self.sweeps if len(self.sweeps[name]) > 1), next(iter(self.sweeps), "steps"))
-
-    def settings(self) -> Iterator[dict[str, Any]]:
-        for steps, *values in product(self.steps, *self.sweeps.values()):
-            yield {"run": self.label, "steps": steps, **dict(zip(self.sweeps, values, strict=True))}
-
-    def generate(self, settings: Mapping[str, Any], request: Request, team: Team) -> Generation:
-        options = {name: settings[name] for name in self.sweeps}
-        return generate(self.lm, self.canvas, settings["steps"], request.batches, request.seed, team, **options)
 
 
 def frontier(config: DictConfig) -> dict[str, Any]:
@@ -85,17 +53,20 @@ def frontier(config: DictConfig) -> dict[str, Any]:
     run = Run(config)
     evaluation, sweep = run.options(EvalOptions, "eval"), run.options(FrontierOptions, "frontier")
     request = Request.of(run["sampling"], run["loader"]["eval_batch_size"], run["seed"])
-    axes = {name: numbers(values) for name in AXES if (values := getattr(sweep, name)) is not None}
+    axes = axes_of(sweep.temperature, sweep.sweep)
+    keys = {name: key_of(name, sweep.sweep) for name in axes}
+    seeds = range(request.seed, request.seed + sweep.seeds)
     machine = Machine.of(run["trainer"], run["model"])
     held_out = HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     with team_of(machine.device) as team:
         console = Console(quiet=not team.is_first)
-        models = loaded(evaluation, sweep.checkpoints, machine, request, step_counts(sweep.steps), axes, console)
+        models = loaded(evaluation, sweep.checkpoints, machine, request, step_counts(sweep.steps), axes, keys, console)
         if not team.is_first:
             for model in models:
                 warm_up(model.lm, model.canvas)
-                for settings in model.settings():
-                    model.generate(settings, request, team)
+                for setting in model.settings():
+                    for seed in seeds:
+                        model.generate(setting, request, seed, team)
             return {}
         first, length = models[0].lm, models[0].canvas.tokens.shape[1]
         judges = judges_of(evaluation, first)
@@ -105,14 +76,22 @@ def frontier(config: DictConfig) -> dict[str, Any]:
         points: list[dict[str, Any]] = []
         for model in models:
             warm_up(model.lm, model.canvas)
-            for settings in model.settings():
+            for setting in model.settings():
                 name = f"frontier-samples/{len(points):03d}.jsonl"
-                found = model.generate(settings, request, team)
-                points.append({"settings": settings, "file": name} | point_of(found, run.folder / name, measured, model.lm))
+                found = [model.generate(setting, request, seed, team) for seed in seeds]
+                rows = [row for one in found for row in one.tokens.tolist()]
+                texts = write_texts(run.folder / name, rows, model.lm.tokenizer)
+                about = {"settings": setting.settings, "file": name} | measured_on(rows, texts, measured, len(seeds), name)
+                points.append(about | cost(found))
     level = real_level(measured, real, first.tokenizer)
+    controls = [] if isinstance(real, str) else controls_of(real, request, length, measured, first.tokenizer)
+    for point in [*points, *controls]:
+        point["repeats_more"] = None if level is None else repeats_more(point, level)
     targets = {f"{entropy:g}": entropy for entropy in numbers(sweep.entropies)}
     if level is not None:
         targets = {"data": level["entropy_nats"]["mean"], **targets}
+    rows = matched(models, points, targets)
+    ranked = [] if level is None else ranking_of(models, points, rows)
     content = run.about("frontier", first, measured.first_scorer)
     content |= {
         "label": evaluation.label or ", ".join(model.label for model in models),
@@ -122,79 +101,27 @@ def frontier(config: DictConfig) -> dict[str, Any]:
         "checkpoints": {model.label: checkpoint_entry(model) for model in models},
         "points": points,
         "real": level,
-        "matched": matched(models, points, targets),
+        "matched": rows,
+        "seeds": list(seeds),
+        "nulls": controls,
+        "nulls_matched": frontier_table(as_points(controls), targets, "size") if targets and controls else [],
+        "rankings": [{"by": one.by, "steps": one.steps, "order": one.order} for one in ranked],
+        "ranking_changes": changes(ranked),
     }
     if isinstance(real, str):
         content["real_unavailable"] = real
     run.write_json("frontier.json", content)
-    write_text(run.folder / "frontier.md", markdown(content, request.count, request.seed))
-    write_bytes(run.folder / "frontier.png", drawn(models, points, level, scorer_name(content["scorer"])))
+    write_text(run.folder / "frontier.md", markdown(content, request.count * sweep.seeds, request.seed))
+    write_bytes(run.folder / "frontier.png", drawn(models, points, controls, level, scorer_name(content["scorer"])))
     console.print(console_table(content))
     held_out.say_what_is_missing(real, request.count, console)
     console.print(f"frontier: {run.folder}")
     return content
 
 
-def loaded(
-    evaluation: EvalOptions,
-    named: Mapping[str, str] | None,
-    machine: Machine,
-    request: Request,
-    steps: list[int],
-    axes: Mapping[str, list[float]],
-    console: Console,
-) -> list[Swept]:
-    """All models, and every option they will be sampled with tried on their samplers.
-
-    Args:
-        named: by label; None: the one of `evaluation`.
-        steps: wanted numbers of steps.
-        axes: wanted values of the options to sweep, by name.
-
-    Raises:
-        ValueError: a swept option that no sampler has, or models whose entropies are not of the same thing.
-    """
-    models: list[Swept] = []
-    for label, path in (named or {None: evaluation.checkpoint_path}).items():
-        lm = load_model(replace(evaluation, checkpoint_path=path), machine)
-        request.set_options(lm)
-        sweeps = {name: values for name, values in axes.items() if refusal(lm, name, values) is None}
-        for values in product(*sweeps.values()):
-            sampler_for(lm.algorithm, lm.options | dict(zip(sweeps, values, strict=True)), "frontier")
-        canvas = request.canvas(lm)
-        label = str(label) if label is not None else evaluation.label or lm.source.label
-        models.append(Swept(label, lm, canvas, possible_steps(steps, lm, canvas, console), sweeps))
-    for name, values in axes.items():
-        if not any(name in model.sweeps for model in models):
-            reason = refusal(models[0].lm, name, values)
-            raise ValueError(f"frontier.{name}: no sampler here takes it ({reason}): set frontier.{name}=null")
-    first = models[0]
-    for model in models[1:]:
-        if model.lm.tokenizer.fingerprint() != first.lm.tokenizer.fingerprint():
-            raise ValueError(
-                f"frontier.checkpoints: {model.label} and {first.label} have different tokenizers: entropies do not compare"
-            )
-        if model.canvas.tokens.shape != first.canvas.tokens.shape:
-            raise ValueError(f"frontier.checkpoints: {model.label} and {first.label} differ in length: set sampling.length")
-    return models
-
-
 def numbers(given: float | Sequence[float] | None) -> list[float]:
     """A number or several, as a list; None: none."""
     return [] if given is None else [float(value) for value in ([given] if isinstance(given, int | float) else given)]
-
-
-def refusal(lm: LanguageModel, option: str, values: Sequence[float]) -> str | None:
-    """Why the model's sampler takes none of the values of an option; None where it takes one."""
-    reason = None
-    for value in values:
-        try:
-            sampler_for(lm.algorithm, lm.options | {option: value}, "sampling")
-        except ValueError as error:
-            reason = str(error)
-        else:
-            return None
-    return reason
 
 
 def check_scorer(measured: Measures, real: RealText | str) -> None:
@@ -207,24 +134,69 @@ def check_scorer(measured: Measures, real: RealText | str) -> None:
         )
 
 
-def point_of(found: Generation, path: Path, measured: Measures, lm: LanguageModel) -> dict[str, Any]:
-    """Samples written to a file, and what the sweep measures on them."""
-    rows = found.tokens.tolist()
-    texts = write_texts(path, rows, lm.tokenizer)
-    timing, diversity, judged = found.timing(), token_diversity(rows), measured.log_ppl(rows, texts)
-    if judged is None:
-        raise ValueError(f"mode=frontier: {path}: every sample is too short for the scorer to have anything to score")
+def measured_on(
+    rows: list[list[int]], texts: list[str], measured: Measures, seeds: int, name: str, with_bleu: bool = True
+) -> dict[str, Any]:
+    """What the sweep measures on samples of as many seeds, one after the other; with several, errors are over seeds."""
+    size = len(rows) // seeds
+    parts = [slice(start, start + size) for start in range(0, len(rows), size)]
+    judged = [measured.log_ppl(rows[part], texts[part]) for part in parts]
+    if None in judged:
+        raise ValueError(f"mode=frontier: {name}: every sample is too short for the scorer to have anything to score")
+
+    def over(values: Sequence[float]) -> Estimate:
+        return Estimate.of(values) if seeds == 1 else Estimate.of([sum(values[part]) / size for part in parts])
+
+    diversity = token_diversity(rows)
     return {
         "count": len(rows),
-        "entropy_nats": plain(diversity.entropy_nats),
-        "log_ppl": plain(judged),
+        "entropy_nats": plain(over(diversity.entropy_per_sample)),
+        "log_ppl": plain(judged[0] if seeds == 1 else Estimate.of([one.mean for one in judged if one is not None])),
         "tokens_used": diversity.tokens_used,
         "token_js_bits": None if measured.frequencies is None else measured.frequencies.js_bits(rows),
         "distinct_2": diversity.distinct_2,
-        "self_bleu_4": plain(self_bleu_4(texts)),
-        "ms_per_sample": timing["ms_per_sample"],
-        "network_evaluations": timing["network_evaluations"],
+        "rep_2": plain(over([repetition(row, 2) for row in rows])),
+        "rep_4": plain(over([repetition(row, 4) for row in rows])),
+        "self_bleu_4": plain(self_bleu_4(texts)) if with_bleu else None,
     }
+
+
+def cost(found: Sequence[Generation]) -> dict[str, Any]:
+    """Of all seeds of a setting."""
+    timings = [one.timing() for one in found]
+    return {
+        "ms_per_sample": sum(timing["ms_per_sample"] for timing in timings) / len(timings),
+        "network_evaluations": timings[0]["network_evaluations"],
+    }
+
+
+def controls_of(
+    real: RealText, request: Request, length: int, measured: Measures, tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """Points of the texts that no model wrote."""
+    found = []
+    for null in nulls(real, request.count, length, request.seed):
+        texts = [tokenizer.decode(row) for row in null.rows]
+        about = measured_on(null.rows, texts, measured, 1, null.name, with_bleu=False)
+        found.append({"settings": {"run": null.name, "size": null.size}} | about)
+    return found
+
+
+def repeats_more(point: Mapping[str, Any], level: Mapping[str, Any]) -> bool:
+    """Whether samples repeat 2-grams or 4-grams more than real text does, by more than two standard errors."""
+    for name in ("rep_2", "rep_4"):
+        errors = [one["standard_error"] or 0.0 for one in (point[name], level[name])]
+        if point[name]["mean"] - level[name]["mean"] > 2 * sum(error**2 for error in errors) ** 0.5:
+            return True
+    return False
+
+
+def ranking_of(
+    models: Sequence[Swept], points: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> list[Ranking]:
+    plain_options = {name: value for model in models for name, value in model.defaults().items()}
+    fixed = [model.label for model in models if model.lm.has_fixed_steps]
+    return rankings(points, rows, "data", plain_options, fixed)
 
 
 def real_level(measured: Measures, real: RealText | str, tokenizer: Tokenizer) -> dict[str, Any] | None:
@@ -243,12 +215,13 @@ def real_level(measured: Measures, real: RealText | str, tokenizer: Tokenizer) -
         "entropy_nats": plain(diversity.entropy_nats),
         "tokens_used": diversity.tokens_used,
         "token_js_bits": None if measured.frequencies is None else measured.frequencies.js_bits(real.rows),
+        "rep_2": plain(Estimate.of([repetition(row, 2) for row in real.rows])),
+        "rep_4": plain(diversity.rep_4),
         "log_ppl": plain(judged),
     }
 
 
-def own_points(run: Swept, points: Sequence[Mapping[str, Any]]) -> list[Point]:
-    """Those of one checkpoint."""
+def as_points(points: Sequence[Mapping[str, Any]]) -> list[Point]:
     return [
         Point(
             point["settings"],
@@ -256,10 +229,15 @@ def own_points(run: Swept, points: Sequence[Mapping[str, Any]]) -> list[Point]:
             point["log_ppl"]["mean"],
             point["entropy_nats"]["standard_error"],
             point["log_ppl"]["standard_error"],
+            bool(point["repeats_more"]),
         )
         for point in points
-        if point["settings"]["run"] == run.label
     ]
+
+
+def own_points(run: Swept, points: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """Those of one checkpoint."""
+    return as_points([point for point in points if point["settings"]["run"] == run.label])
 
 
 def matched(runs: Sequence[Swept], points: Sequence[Mapping[str, Any]], targets: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -267,12 +245,19 @@ def matched(runs: Sequence[Swept], points: Sequence[Mapping[str, Any]], targets:
     return [row for run in runs for row in frontier_table(own_points(run, points), targets, run.along)]
 
 
-def drawn(runs: Sequence[Swept], points: Sequence[Mapping[str, Any]], real: Mapping[str, Any] | None, scorer: str) -> bytes:
+def drawn(
+    runs: Sequence[Swept],
+    points: Sequence[Mapping[str, Any]],
+    controls: Sequence[Mapping[str, Any]],
+    real: Mapping[str, Any] | None,
+    scorer: str,
+) -> bytes:
     """frontier.png."""
     found = [curve for run in runs for curve in curves(own_points(run, points), run.along)]
     levels = [] if real is None else [(real["entropy_nats"]["mean"], real["log_ppl"]["mean"])]
     with styled():
-        return png(frontier_figure(found, levels, scorer, run_colours([run.label for run in runs])))
+        background = curves(as_points(controls), "size")
+        return png(frontier_figure(found, levels, scorer, run_colours([run.label for run in runs]), background))
 
 
 def checkpoint_entry(model: Swept) -> dict[str, Any]:

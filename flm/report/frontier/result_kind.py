@@ -27,6 +27,8 @@ class Frontier:
         real: entropy and log perplexity of real text.
         matched: rows of `flm.report.frontier.curves.frontier_table`, with the run's label in the report.
         models: what is known of each run.
+        nulls: curves of texts that no model wrote.
+        changes: sentences on runs that change places with the policy.
     """
 
     source: Source
@@ -36,6 +38,8 @@ class Frontier:
     real: tuple[Estimate, Estimate] | None
     matched: tuple[Mapping[str, Any], ...]
     models: Mapping[str, "Swept"]
+    nulls: tuple[Curve, ...] = ()
+    changes: tuple[str, ...] = ()
 
     @property
     def runs(self) -> list[str]:
@@ -56,6 +60,12 @@ class _Point(Content):
     entropy_nats: EstimateContent
     log_ppl: EstimateContent
     ms_per_sample: Real | None = None
+    repeats_more: bool | None = None
+
+    def point(self, settings: Mapping[str, Any]) -> Point:
+        entropy, judged = self.entropy_nats, self.log_ppl
+        errors = entropy.standard_error, judged.standard_error
+        return Point(settings, entropy.mean, judged.mean, *errors, bool(self.repeats_more))
 
 
 class _Real(Content):
@@ -86,6 +96,8 @@ class _Row(Content):
 class _Frontier(Content):
     points: Annotated[list[_Point], Field(max_length=2000)]
     matched: Annotated[list[dict[Text, Scalar]], Field(max_length=2000)] = []
+    nulls: Annotated[list[_Point], Field(max_length=200)] = []
+    ranking_changes: Annotated[list[Text], Field(max_length=2000)] = []
     real: _Real | None = None
     scorer: _Scorer
     label: Text | None = None
@@ -109,9 +121,8 @@ def read(source: Source) -> Reading:
         matched.append(named(row))
     by_run: dict[str, list[Point]] = {}
     for point in content.points:
-        settings, entropy, judged = named(point.settings), point.entropy_nats, point.log_ppl
-        made = Point(settings, entropy.mean, judged.mean, entropy.standard_error, judged.standard_error)
-        by_run.setdefault(settings["run"], []).append(made)
+        settings = named(point.settings)
+        by_run.setdefault(settings["run"], []).append(point.point(settings))
     drawn = [curve for run, points in by_run.items() for curve in curves(points, _along(points, matched, run))]
     several = source.sha256 is None
     found = Frontier(
@@ -122,6 +133,8 @@ def read(source: Source) -> Reading:
         real=content.real and (content.real.entropy_nats.estimate(), content.real.log_ppl.estimate()),
         matched=tuple(matched),
         models={run_label(name): Swept(m.algorithm, m.step, m.sha256) for name, m in content.checkpoints.items() if several},
+        nulls=tuple(curves([point.point(point.settings) for point in content.nulls], "size")),
+        changes=tuple(content.ranking_changes),
     )
     return Reading(numbers=tuple(_numbers(found)), records=(found,))
 

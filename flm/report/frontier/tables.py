@@ -6,6 +6,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from flm.annotations import shown
+
 MATCHED_HEADINGS = ("run", "settings", "entropy", "target", "ppl", "+- log ppl", "at", "closest")
 
 
@@ -20,7 +22,7 @@ def matched_cells(content: Mapping[str, Any]) -> list[list[str]]:
         cells.append(
             [
                 row["run"],
-                ", ".join(f"{key} {value:g}" for key, value in rest.items()),
+                ", ".join(f"{key} {_short(value)}" for key, value in rest.items()),
                 f"{row['target_entropy_nats']:.3f}",
                 row["target"],
                 "not reached" if row["ppl"] is None else f"{row['ppl']:.2f}",
@@ -49,26 +51,62 @@ def markdown(content: Mapping[str, Any], count: int, seed: int) -> str:
         lines += [f"Real text: entropy {entropy:.3f}, {spread}, log perplexity {judged:.3f}.", ""]
     if content["matched"]:
         lines += ["## At equal entropy", "", *_markdown_table(MATCHED_HEADINGS, matched_cells(content)), ""]
-    settings = list(dict.fromkeys(key for point in content["points"] for key in point["settings"]))
-    headings = [*settings, "entropy", "log ppl", "+-", "tokens used", "token JS", "distinct-2", "self-BLEU-4", "ms / sample"]
+    if content["rankings"]:
+        lines += ["## Who is ahead", "", *(f"- {said}." for said in ranked(content)), ""]
+    lines += ["## All settings", "", "x: repeats 2-grams or 4-grams more than real text, by two standard errors.", ""]
+    lines += [*_points_table(content["points"]), ""]
+    if content["nulls"]:
+        said = "What reaches no lower than these at its entropy says nothing."
+        lines += ["## No model", "", said, "", *_points_table(content["nulls"]), ""]
+    return "\n".join(lines)
+
+
+def ranked(content: Mapping[str, Any]) -> list[str]:
+    """The orders, and what changes between them."""
+    orders = [f"{one['steps']} steps, by {one['by']}: {' < '.join(one['order'])}" for one in content["rankings"]]
+    return orders + (content["ranking_changes"] or ["No two runs change places with the policy"])
+
+
+def _points_table(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    settings = list(dict.fromkeys(key for point in points for key in point["settings"]))
+    headings = [
+        *settings,
+        "",
+        "entropy",
+        "log ppl",
+        "+-",
+        "tokens used",
+        "token JS",
+        "distinct-2",
+        "rep-2",
+        "rep-4",
+        "self-BLEU-4",
+    ]
     rows = []
-    for point in content["points"]:
-        values = [point["settings"].get(key) for key in settings]
+    for point in points:
+        values = [_short(point["settings"].get(key, "")) for key in settings]
         error, bleu, js = point["log_ppl"]["standard_error"], point["self_bleu_4"], point["token_js_bits"]
         rows.append(
             [
-                *("" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in values),
+                *values,
+                "x" if point["repeats_more"] else "",
                 f"{point['entropy_nats']['mean']:.3f}",
                 f"{point['log_ppl']['mean']:.3f}",
                 "" if error is None else f"{error:.3f}",
                 str(point["tokens_used"]),
                 "" if js is None else f"{js:.3f}",
                 "" if point["distinct_2"] is None else f"{point['distinct_2']:.3f}",
+                f"{point['rep_2']['mean']:.3f}",
+                f"{point['rep_4']['mean']:.3f}",
                 "" if bleu is None else f"{bleu['mean']:.1f}",
-                f"{point['ms_per_sample']:.1f}",
+                *([f"{point['ms_per_sample']:.1f}"] if "ms_per_sample" in point else []),
             ]
         )
-    return "\n".join([*lines, "## All settings", "", *_markdown_table(headings, rows), ""])
+    return _markdown_table([*headings, "ms / sample"] if "ms_per_sample" in points[0] else headings, rows)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else shown(value)
 
 
 def console_table(content: Mapping[str, Any]) -> Table:

@@ -13,8 +13,12 @@ from flm.report.kinds.film import Film
 from flm.report.kinds.samples import Samples, TextSet
 from flm.report.page import Block, Column, Columns, Grid, Heading, Missing, Reels, Section, Text
 from flm.report.records import Results
-from flm.report.sections.quality_tables import diversity_table, frontier_table
+from flm.report.sections.quality_tables import diversity_table, frontier_table, nulls_table
 
+NULLS = (
+    "Texts that no model wrote, drawn grey: what reaches no lower than these at its entropy says nothing, and what repeats "
+    "more than real text is marked, in the figure by a cross."
+)
 CHECKPOINT = "eval.checkpoint_path=RUN/checkpoints/last.ckpt"
 
 
@@ -66,10 +70,14 @@ def frontier(results: Results, art: Art) -> Section:
             blocks.append(Heading(f"Scored by {scorer}"))
         curves = [curve for one in found for curve in one.curves]
         levels = [(one.real[0].mean, one.real[1].mean) for one in found if one.real is not None]
-        draw = lambda: frontier_figure(curves, levels, scorer, art.colours)  # noqa: B023 -- drawn at once
+        nulls = found[0].nulls
+        draw = lambda: frontier_figure(curves, levels, scorer, art.colours, nulls)  # noqa: B023 -- drawn at once
         blocks.append(art.picture(figure, draw, f"log {perplexity_by(scorer)} against entropy, scored by {scorer}"))
         matched = frontier_table(figure, found)
         blocks += [Grid(matched)] if matched.rows else []
+        blocks += [Text(f"{said}.") for one in found for said in one.changes]
+        if nulls:
+            blocks += [Text(NULLS), Grid(nulls_table(f"{figure}_nulls", nulls))]
     return Section(name, heading, tuple(blocks))
 
 

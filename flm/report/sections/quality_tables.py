@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from flm.measures.estimate import Estimate
+from flm.report.frontier.curves import Curve
 from flm.report.frontier.result_kind import Frontier
 from flm.report.kinds.samples import Samples, TextSet
 from flm.results.kinds import Cell, Table
@@ -40,6 +42,22 @@ def frontier_table(name: str, frontiers: Sequence[Frontier]) -> Table:
         named = (_plain(row.get(key)) for key in settings)
         rows.append((row["run"], *named, row["target"], row["target_entropy_nats"], *numbers, near))
     return Table(name, columns, tuple(rows)).without_empty_columns()
+
+
+def nulls_table(name: str, nulls: Sequence[Curve]) -> Table:
+    """Texts that no model wrote, at every size."""
+    rows = [
+        (
+            str(curve.settings["run"]),
+            point.settings["size"],
+            Estimate(point.entropy, point.entropy_error, 0),
+            Estimate(point.log_ppl, point.log_ppl_error, 0),
+            "yes" if point.repeats_more else "no",
+        )
+        for curve in nulls
+        for point in curve.points
+    ]
+    return Table(name, ("no model", "size", "entropy, nats", "log ppl", "repeats more than real text"), tuple(rows))
 
 
 def diversity_table(samples: Sequence[Samples]) -> Table:
