@@ -103,6 +103,7 @@ def _check_model(config: DictConfig) -> None:
     """The nodes `algo` and `model` together; what they still lack is asked for when they are built."""
     plain = {key: {name: v for name, v in _given(_plain(config, key), key).items()} for key in ("algo", "model")}
     check_algorithm(plain, trusted_by(plain), is_complete=False)
+    check_group(config, "trainer")  # whose device says what can be compiled
     compilation(config.model.get("compile"), device_of(config.trainer.accelerator))
 
 
