@@ -1,7 +1,7 @@
 """How near generated responses come to reference responses: exact match, BLEU, ROUGE-L, BERTScore.
 
 Each prompt has n responses. Of a score, `mean` is over all of them, `best` over each prompt's best one ("top-n": a reader who
-may choose with the reference in hand).
+may choose with the reference in hand), `consensus` over the one that a reader without it would choose, by minimum Bayes risk.
 """
 
 import re
@@ -57,6 +57,21 @@ def exact_match(response: str, reference: str) -> float:
     return float(response.strip() == reference.strip())
 
 
+def consensus_of(responses: Sequence[str]) -> int:
+    """Index of the response with the greatest mean sentence BLEU against the others, smoothed: the one of minimum Bayes risk.
+
+    The first of those that are equal; responses of one prompt are draws of one model (Kumar and Byrne, 2004).
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    metric = BLEU(effective_order=True)
+    gains = [
+        sum(metric.sentence_score(one, [other]).score for place, other in enumerate(responses) if place != index)
+        for index, one in enumerate(responses)
+    ]
+    return max(range(len(responses)), key=gains.__getitem__)
+
+
 def response_scores(
     responses: Sequence[Sequence[str]], references: Sequence[str], bert_score_model: str | None = None
 ) -> dict[str, Any]:
@@ -84,6 +99,7 @@ def response_scores(
     }
     if bert is not None:
         scores["bert_score"] = bert
+    chosen = [consensus_of(given) for given in responses]
     flat = [text for given in responses for text in given]
     score, signature = corpus_bleu(flat, [ref for given, ref in zip(responses, references, strict=True) for _ in given])
     return {
@@ -95,6 +111,7 @@ def response_scores(
             name: {
                 "mean": vars(Estimate.of([sum(row) / len(row) for row in rows])),
                 "best": vars(Estimate.of([max(row) for row in rows])),
+                "consensus": vars(Estimate.of([row[index] for row, index in zip(rows, chosen, strict=True)])),
             }
             for name, rows in scores.items()
         },

@@ -14,6 +14,7 @@ _TITLES = {"bleu": "sentence BLEU", "rouge_l": "ROUGE-L", "bert_score": "BERTSco
 class _Score(Content):
     mean: EstimateContent
     best: EstimateContent | None = None
+    consensus: EstimateContent | None = None
 
 
 class _Answers(Content):
@@ -41,8 +42,10 @@ def read(source: Source) -> Reading:
         for name, score in checked(_Scores, {"scores": named}).scores.items():
             title = _TITLES.get(name, name.replace("_", " "))
             scores[title] = score.mean.estimate()
-            if found.samples > 1 and score.best is not None:
-                scores[f"{title}, best"] = score.best.estimate()
+            for way in ("best", "consensus") if found.samples > 1 else ():
+                estimate = getattr(score, way)
+                if estimate is not None:
+                    scores[f"{title}, {way}"] = estimate.estimate()
         rows.append((options_in_words(content.options), steps_of(steps), found.prompts, found.samples, scores))
         numbers += [KeyNumber(title, f"{steps} steps", value, "higher") for title, value in scores.items()]
     return Reading(tables=(answers_table("responses", "prompts", rows),), numbers=tuple(numbers))
@@ -69,5 +72,6 @@ KIND = ResultKind(
     read=read,
     heading="Responses to prompts",
     note="Against one reference response each. A score of several answers to a prompt is their mean; where it says best, that "
-    "of the answer nearest to the reference. BLEU of the corpus is out of 100, all else out of 1.",
+    "of the answer nearest to the reference; where it says consensus, that of the answer nearest to the others, which needs no "
+    "reference to choose. BLEU of the corpus is out of 100, all else out of 1.",
 )

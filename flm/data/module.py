@@ -216,6 +216,10 @@ class TextDataModule(lightning.LightningDataModule):
             "worker_init_fn": ignore_stop_signals,
         }
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # Lightning lets only bare tensors come while the device computes; the loaders' memory is pinned
+        return batch.to(device, non_blocking=True)
+
     def _cache_root(self) -> Path:
         if self.corpus.cache_dir is None:
             self._temporary = self._temporary or tempfile.TemporaryDirectory(prefix="flm-data-")

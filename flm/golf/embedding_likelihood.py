@@ -121,6 +121,28 @@ def bound_report(
     return rows
 
 
+@torch.no_grad()
+def autoregressive_report(
+    algorithm: FlowLM, beside: Any, batches: Iterable[Batch], table: ByteTable, bos_id: int
+) -> dict[str, Any]:
+    """The exact likelihood of the same targets given the same sources, by a model that reads from left to right.
+
+    Args:
+        beside: with `nll(tokens (B, L)) -> (B, L)` nats, of the same tokens.
+    """
+    device = next(beside.parameters()).device
+    table, nats, num_tokens, num_bytes = table.to(device), 0.0, 0, 0
+    for batch in batches:
+        batch = batch.to(device)
+        weight = algorithm.target_weight(batch)
+        nats += (beside.nll(batch.tokens).double() * (weight > 0)).sum().item()
+        num_tokens += int((weight > 0).sum())
+        num_bytes += target_bytes(batch.tokens, weight, table, bos_id)
+    _check(num_tokens)
+    mean = nats / num_tokens
+    return {"nats_per_token": mean, "bits_per_byte": bits_per_byte(mean, num_tokens, num_bytes), "tokens": num_tokens}
+
+
 def _check(num_tokens: int) -> None:
     if not num_tokens:
         raise ValueError("nothing to score: no held-out block has a target (algo.source_fraction, data.layout)")

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+import flm
 from flm.algos.algorithm import Batch
 from flm.data.byte_table import ByteTable
 from flm.data.module import TextDataModule
 from flm.draws import mix_seed
-from flm.golf.embedding_likelihood import GRIDS, bound_report, denoising_report
-from flm.ranges import DIFFERENT, OpenShare, one_of
+from flm.golf.embedding_likelihood import GRIDS, autoregressive_report, bound_report, denoising_report
+from flm.ranges import DIFFERENT, Existing, OpenShare, one_of
 from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.held_out import HeldOut
 from flm.tasks.machine import Machine
@@ -37,6 +38,7 @@ class FlowLMEvalOptions:
     ends: Annotated[Sequence[OpenShare], MinLen(1), DIFFERENT] = (0.1, 0.2, 0.3, 0.5, 0.9)
     grid: Annotated[str, one_of(GRIDS)] = "inclusive"
     points: Annotated[int, Ge(2)] = 32
+    beside: Existing | None = None
 
 
 def flow_lm_eval(config: DictConfig) -> dict[str, Any]:
@@ -57,6 +59,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     if not hasattr(lm.algorithm, "denoising_curve"):
         name = type(lm.algorithm).__name__
         raise ValueError(f"{lm.source.path}: {name} is no embedding flow, which mode=flow_lm_eval needs: take mode=ppl_eval")
+    other = None if wanted.beside is None else _left_to_right(wanted.beside, lm, evaluation)
     data = held_out.data(lm)
     table, bos_id, ends = ByteTable.of(lm.tokenizer), lm.tokenizer.bos_id, [float(end) for end in wanted.ends]
     batches = list(data.valid_loader())
@@ -80,11 +83,24 @@ def evaluate(run: Run) -> dict[str, Any]:
         "bound": bounds,
         "chosen_t1": chosen,
     }
+    if other is not None:
+        exact = autoregressive_report(lm.algorithm, other.algorithm, batches, table, bos_id)
+        result["autoregressive"] = exact | {"checkpoint": other.source.record()}
     console = Console()
     path = run.write_json("flow_lm_eval.json", run.about("flow_lm_eval", lm) | {"flow_lm_eval": result})
     _print(console, result)
     console.print(f"written to {path}", soft_wrap=True)
     return result
+
+
+def _left_to_right(path: str, lm: flm.LanguageModel, evaluation: EvalOptions) -> flm.LanguageModel:
+    """The model of flow_lm_eval.beside, which must read the same tokens from left to right."""
+    other = flm.load(path, lm.device, None, evaluation.trusted_modules)
+    if not hasattr(other.algorithm, "nll"):
+        raise ValueError(f"flow_lm_eval.beside={path}: {type(other.algorithm).__name__} does not read from left to right")
+    if other.tokenizer.fingerprint() != lm.tokenizer.fingerprint():
+        raise ValueError(f"flow_lm_eval.beside={path}: of another tokenizer than {lm.source.path}, so not of the same tokens")
+    return other
 
 
 def _training_batches(data: TextDataModule, wanted: int, size: int) -> list[Batch]:
@@ -114,6 +130,10 @@ def _print(console: Console, result: dict[str, Any]) -> None:
             f"{row['zero_velocity_bits_per_byte']:.4f}",
         )
     console.print(bound)
+    if "autoregressive" in result:
+        exact = result["autoregressive"]
+        numbers = f"{exact['bits_per_byte']:.4f} bits/byte, {exact['nats_per_token']:.4f} nats/token"
+        console.print(f"exact, of the same targets, by the model of flow_lm_eval.beside from left to right: {numbers}")
     if result["chosen_t1"] is not None:
         console.print("* the lowest on training text")
     table = Table(title=f"cross-entropy of the denoised state, {curve['grid']} grid of {len(curve['times'])}", box=SIMPLE)

@@ -25,7 +25,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from flm.checkpoints.description import KEY, Description
-from flm.golf.quantise import SMALL, Plan, Quantised, from_the_middle, num_blocks
+from flm.golf.quantise import SMALL, TABLE_BITS, Plan, Quantised, from_the_middle, num_blocks
 from flm.handed_in import regular_file
 
 MAGIC = b"FLMPACK\x01"
@@ -40,7 +40,7 @@ _SCALES = "|scales"  # after the name of a weight; no module has such a name
 # A promise beyond both is no model: codes of 5 bits do not shrink to a two-hundredth.
 MOST_BYTES = (1 << 32) - 1  # of what is compressed, as the header can say
 _MOST_TIMES, _SPARE_BYTES = 256, 1 << 26
-Rounding = Literal["published", "step"]
+Rounding = Literal["published", "step", "int8"]
 _NOT_KEPT = {"average", "average_updates"}  # of a description: the weights are one set
 
 
@@ -86,7 +86,8 @@ def pack(
         floor: see `quantise`; of the published rounding.
         small: see `Plan.of`.
         rounding: published: 6 bits for matrices of blocks, 5 for those of ever more blocks from the middle until it fits. step:
-            the finest step for all rows under which it fits, from `FINE_STEP` on.
+            the finest step for all rows under which it fits, from `FINE_STEP` on. int8: 8 bits for all, compressed by zlib, as
+            the track's embedding flow was.
 
     Raises:
         ValueError: it does not fit, and by how much; or a weight cannot be rounded, which.
@@ -97,27 +98,31 @@ def pack(
 
     def fits(plan: Plan) -> bool:
         raw = _serialised(*parts, plan, floor, description)
-        for compressed in _compressed(raw):
+        for compressed in compressions(raw):
             tried[plan] = min(len(_file(raw, *compressed)), tried.get(plan, 1 << 62))
             # another level may save a whole block's bit, while a step only grows a little
             if max_bytes is None or not max_bytes < tried[plan] < 1.05 * max_bytes or plan.step is not None:
                 break
         return max_bytes is None or tried[plan] <= max_bytes
 
+    compressions = _by_zlib if rounding == "int8" else _compressed
     order = from_the_middle(num_blocks(parts[0]))
-    if rounding == "step":
+    if rounding == "int8":
+        eight = replace(base, bits={name: max(bits, TABLE_BITS) for name, bits in base.bits.items()})
+        chosen = eight if fits(eight) else None
+    elif rounding == "step":
         chosen = _finest(base, fits, tried, max_bytes, sum(weight.numel() for weight in parts[0].values()))
     else:
         plans = (Plan.of(parts[0], order[:count], small) for count in range(len(order) + 1))
         chosen = next(filter(fits, plans), None)
     if chosen is None:
-        limit = "at the coarsest step" if rounding == "step" else "with all blocks in 5 bits"
+        limit = {"step": "at the coarsest step", "int8": "in 8 bits"}.get(rounding, "with all blocks in 5 bits")
         raise ValueError(
             f"the packed weights are {min(tried.values()):,} bytes {limit}, and {max_bytes:,} are left for them: "
             "take a smaller model, count less code (artifact.code) or raise artifact.limit_bytes"
         )
     raw = _serialised(*parts, chosen, floor, description)
-    return Packed(min((_file(raw, *found) for found in _compressed(raw)), key=len), chosen, tried)
+    return Packed(min((_file(raw, *found) for found in compressions(raw)), key=len), chosen, tried)
 
 
 def _finest(
@@ -241,9 +246,13 @@ def has_zstandard() -> bool:
     return True
 
 
+def _by_zlib(raw: bytes) -> Iterator[tuple[int, bytes]]:
+    yield ZLIB, zlib.compress(raw, 9)
+
+
 def _compressed(raw: bytes) -> Iterator[tuple[int, bytes]]:
     if not has_zstandard():
-        yield ZLIB, zlib.compress(raw, 9)
+        yield from _by_zlib(raw)
         return
     import zstandard
 

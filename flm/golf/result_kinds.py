@@ -59,11 +59,17 @@ class _Bound(Content):
     zero_velocity_bits_per_byte: Real | None = None
 
 
+class _Exact(Content):
+    nats_per_token: Real
+    bits_per_byte: Real
+
+
 class _FlowLM(Content):
     corpus: Text | None = None
     denoising: _Curve
     bound: Annotated[list[_Bound], Field(min_length=1, max_length=200)]
     chosen_t1: Real | None = None
+    autoregressive: _Exact | None = None
 
 
 class _FlowLMEval(Content):
@@ -99,7 +105,12 @@ def read_flow_lm_eval(source: Source) -> Reading:
     chosen = next((row for row in content.bound if row.t1 == content.chosen_t1), None)
     bounds = content.bound if chosen is None else [chosen]  # chosen on other text; else every end stands for itself
     numbers = tuple(KeyNumber("bits per byte, upper bound", f"t1 {row.t1:g}", row.bits_per_byte, "lower") for row in bounds)
-    return Reading((Table("flow_lm_bound", columns, rows), means), (plot,), numbers)
+    tables = [Table("flow_lm_bound", columns, rows), means]
+    if content.autoregressive is not None:
+        exact = content.autoregressive
+        titles = ("corpus", "exact, from left to right: bits per byte", "nats per token")
+        tables.append(Table("beside", titles, ((content.corpus, exact.bits_per_byte, exact.nats_per_token),)))
+    return Reading(tuple(tables), (plot,), numbers)
 
 
 class _Size(Content):

@@ -132,10 +132,6 @@ class Module(LightningModule):
             used, unused = (", ".join(f"optim.{key}={node[key]}" for key in kept) for node in (stored, given))
             print(f"warning: {used} of {name} goes on; not used: {unused}", flush=True)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        # Lightning lets only bare tensors come while the device computes; the loaders' memory is pinned
-        return batch.to(device, non_blocking=True) if isinstance(batch, Batch) else batch
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Lightning counts batch_idx from the start of this fit, where an accumulation begins too, resumed or not
         accumulation = self.trainer.accumulate_grad_batches

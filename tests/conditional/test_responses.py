@@ -2,9 +2,11 @@ import itertools
 import random
 
 import pytest
+from sacrebleu.metrics.bleu import BLEU
 
 from flm.conditional.responses import (
     bert_scores,
+    consensus_of,
     corpus_bleu,
     exact_match,
     longest_common_subsequence,
@@ -69,3 +71,14 @@ def test_bert_score_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bert_score", None)
     with pytest.raises(ValueError, match="pip install bert-score"):
         bert_scores([["a"]], ["a"], "some/model")
+
+
+def test_the_consensus_is_the_response_nearest_to_the_others():
+    given = ["a b c d e", "a b c d f", "x y z w v", "a b c d e g"]
+    gains = [
+        sum(BLEU(effective_order=True).sentence_score(one, [other]).score for other in given if other != one) for one in given
+    ]
+    assert consensus_of(given) == gains.index(max(gains)) != 2
+    assert consensus_of(["same", "same"]) == 0 and consensus_of(["alone"]) == 0
+    found = response_scores([given], ["x y z w v"])
+    assert found["exact_match"]["best"]["mean"] == 1 and found["exact_match"]["consensus"]["mean"] == 0

@@ -148,6 +148,18 @@ def test_steps_are_the_finest_that_fit(law, tmp_path):
         pack(model, about(), 50_000, small=0, rounding="step")
 
 
+def test_the_plan_of_the_embedding_flow(model, tmp_path):
+    packed = pack(model, about(), None, small=SMALL, rounding="int8")
+    assert set(packed.plan.bits.values()) == {8, 16} and packed.content[8] == ZLIB
+    write_bytes(tmp_path / "model.flmpack", packed.content)
+    _, state = read(tmp_path / "model.flmpack")
+    for name, weight in model.named_parameters():
+        found = weight.half().float() if packed.plan.bits[name] == 16 else quantise(weight, 8, TABLE_PERCENTILE).weight()
+        assert torch.equal(state[name], found), name
+    with pytest.raises(ValueError, match="in 8 bits, and 1,000 are left"):
+        pack(model, about(), 1000, small=SMALL, rounding="int8")
+
+
 def test_without_zstandard_zlib_serves(model, packed, tmp_path, monkeypatch):
     path, best = tmp_path / "model.flmpack", tmp_path / "best.flmpack"
     write_bytes(best, packed.content)

@@ -5,9 +5,12 @@ import json
 import pytest
 from running import config_of, tiny, write_corpus
 
+import flm
 from flm.golf.artifact import artifact
 from flm.golf.flow_lm_eval import flow_lm_eval
 from flm.golf.golf_eval import golf_eval
+from flm.tasks.evaluation import EvalOptions
+from flm.tasks.held_out import HeldOut
 from flm.tasks.ppl_eval import ppl_eval
 from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train
@@ -40,6 +43,13 @@ def test_train_evaluate_and_sample(tmp_path):
     assert curve["tokens"] == 4 * 16  # the second halves
     assert curve["tokens"] - 4 <= curve["bytes"] <= curve["tokens"]  # characters of one byte, and a few ends
     assert [row["t1"] for row in result["bound"]] == [0.1, 0.2, 0.3, 0.5, 0.9] and result["chosen_t1"] in (0.1, 0.2, 0.3)
+    train(config_of(tmp_path / "ar", *tiny(corpus, "algo=ar", "trainer.max_steps=6"), f"data.cache_dir={tmp_path}/data"))
+    beside = [f"flow_lm_eval.beside={tmp_path}/ar", "flow_lm_eval.ends=[0.3]", f"data.cache_dir={tmp_path}/data"]
+    found = flow_lm_eval(config_of(tmp_path / "beside", "mode=flow_lm_eval", path, *few, *beside))["autoregressive"]
+    ar = flm.load(tmp_path / "ar", "cpu", None)
+    data = HeldOut.of(EvalOptions(max_examples=4), {}, {"eval_batch_size": 4, "num_workers": 0}, 1).data(ar)
+    nats = [ar.algorithm.nll(batch.tokens)[:, 16:].sum().item() for batch in data.valid_loader()]
+    assert found["tokens"] == 4 * 16 and found["nats_per_token"] == pytest.approx(sum(nats) / 64, rel=1e-5)
     packing = [
         "mode=artifact",
         path,
