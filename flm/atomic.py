@@ -1,12 +1,14 @@
 """Files that are written whole or not at all, and one line on why a disk would not take them."""
 
 import errno
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _ADVICE = {
     errno.ENOSPC: "free some room",
@@ -54,6 +56,12 @@ def draft(path: str | Path, durable: bool = False, shared: bool = False) -> Iter
         if error.errno is None or others:  # says itself what happened, or is not about this file
             raise
         raise unwritable(path, error) from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """The file, for people to read; see `draft`."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return path
 
 
 def write_bytes(path: str | Path, content: bytes, shared: bool = False) -> None:

@@ -13,8 +13,6 @@ from flm import __version__
 
 KEY = "flm"
 FORMAT_VERSION = 1
-# Parts of a config that say where and when a run was made, not what was done.
-_OF_THE_RUN = ("run_dir", "mode", "eval", "report", "benchmark", "callbacks", "logger", "wandb", "checkpointing", "strategy")
 
 
 def package_version() -> str:
@@ -95,17 +93,3 @@ def check_plain(value: Any, where: str) -> None:
             check_plain(item, f"{where}[{index}]")
     elif type(value) not in (type(None), bool, int, float, str):
         raise ValueError(f"{where}: a {type(value).__name__} cannot go into a checkpoint: give plain values")
-
-
-def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe in a recorded config, without what belongs to the machine: absolute paths are cut to their last part."""
-    return _cut({key: value for key, value in config.items() if key not in _OF_THE_RUN})
-
-
-def _cut(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _cut(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_cut(item) for item in value]
-    absolute = isinstance(value, str) and (value.startswith(("/", "~")) or value[1:3] in (":\\", ":/"))
-    return value.replace("\\", "/").rstrip("/").rpartition("/")[2] if absolute else value

@@ -18,6 +18,8 @@ from flm.handed_in import VOCABULARY_BYTES, read_json, read_text
 from flm.registry import objects
 
 FORMAT_VERSION = 1
+# Parts of a config that say where and when a run was made, not what was done.
+_OF_THE_RUN = ("run_dir", "mode", "eval", "report", "benchmark", "callbacks", "logger", "wandb", "checkpointing", "strategy")
 WEIGHTS, CONFIG, GENERATION, TOKENIZER = "model.safetensors", "config.json", "generation_config.json", "tokenizer.json"
 READ = (WEIGHTS, CONFIG, TOKENIZER, GENERATION)  # what `read_folder` needs
 SHA256 = "sha256"  # in config.json under `flm`: digests of these files by name; older folders have none
@@ -151,3 +153,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not a JSON object")
     return content
+
+
+def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe in a recorded config, without what belongs to the machine: absolute paths are cut to their last part."""
+    return _cut({key: value for key, value in config.items() if key not in _OF_THE_RUN})
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _cut(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cut(item) for item in value]
+    absolute = isinstance(value, str) and (value.startswith(("/", "~")) or value[1:3] in (":\\", ":/"))
+    return value.replace("\\", "/").rstrip("/").rpartition("/")[2] if absolute else value

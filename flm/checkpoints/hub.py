@@ -1,8 +1,7 @@
-"""To and from the Hugging Face hub. Only the files of an exported model travel, and no code among them is run here."""
+"""From the Hugging Face hub. Only the files of an exported model are fetched, and no code among them is run here."""
 
 import glob
 import re
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -35,47 +34,6 @@ ModelName = Annotated[
 ]
 
 
-def check_token(repo_id: str) -> None:
-    """Raises ValueError unless a login to the hub is at hand and the name is one."""
-    import huggingface_hub
-
-    if not is_hub_name(repo_id):
-        raise ValueError(f"export.repo_id={repo_id} is no name on the hub: write owner/model")
-    if huggingface_hub.get_token() is None:
-        raise ValueError(f"export.repo_id={repo_id} needs a login to the hub: set HF_TOKEN, or run `hf auth login`")
-
-
-def push_to_hub(folder: Path, files: Sequence[str], repo_id: str, private: bool, endpoint: str | None = None) -> str:
-    """Uploads an exported folder as one commit, making the repository if it is not there; the commit's address.
-
-    Args:
-        files: those of the folder that travel, as `write_folder` names them.
-        repo_id: owner/model.
-        private: of a repository made now.
-        endpoint: address of the hub; None: the usual one, or HF_ENDPOINT.
-
-    Raises:
-        ValueError: no login, or the hub refuses.
-    """
-    import huggingface_hub
-
-    check_token(repo_id)
-    api = huggingface_hub.HfApi(endpoint=endpoint)
-    try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            allow_patterns=list(files),
-            commit_message="Model trained with flm",
-        )
-    except Exception as error:  # the hub and the network each raise their own
-        raise ValueError(
-            f"export.repo_id={repo_id}: not uploaded ({_first_line(error)}); the folder {folder} is whole"
-        ) from error
-    return str(done.commit_url)
-
-
 def download(name: str, revision: str | None = None, endpoint: str | None = None, file: str | None = None) -> Path:
     """The local copy of a model on the hub: the folder, or one file of it; what was downloaded before needs no network.
 
@@ -97,10 +55,10 @@ def download(name: str, revision: str | None = None, endpoint: str | None = None
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted, endpoint=endpoint))
         found = folder / (CONFIG if file is None else file)
         there = [] if found.is_file() else huggingface_hub.HfApi(endpoint).list_repo_files(name, revision=revision)
-    except Exception as error:  # as above
+    except Exception as error:  # the hub and the network each raise their own
         raise ValueError(
             f"{name}: no such file or folder here, and it could not be fetched from the Hugging Face hub "
-            f"({_first_line(error)}): without network, give a local folder or checkpoint"
+            f"({first_line(error)}): without network, give a local folder or checkpoint"
         ) from error
     if not found.is_file():
         others = ", ".join(sorted(there)[:_SHOWN]) or "no file"
@@ -110,5 +68,6 @@ def download(name: str, revision: str | None = None, endpoint: str | None = None
     return folder if file is None else found
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of what it says, or its name."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

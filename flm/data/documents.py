@@ -1,9 +1,13 @@
 """Documents of text in two splits, for training and held out: what is tokenised, and how it is told from other text."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
 Split = Literal["train", "valid"]
+PIECE_CHARACTERS = 2000  # of a piece of a document, at least
+_BLANK_LINE = re.compile(r"\n\s*\n")
+_SPACE = re.compile(r"\s+")
 SPLITS: tuple[Split, ...] = ("train", "valid")
 
 
@@ -47,3 +51,16 @@ class Documents(Protocol):
     def describe(self) -> str:
         """A few words for logs and reports."""
         ...
+
+
+def pieces(text: str, characters: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """Cuts at the first blank line after `characters`, else at the first white space, else at four times that."""
+    start = 0
+    while len(text) - start > characters:
+        earliest, latest = start + characters, start + 4 * characters
+        cut = _BLANK_LINE.search(text, earliest, latest) or _SPACE.search(text, earliest, latest)
+        stop, following = cut.span() if cut else (latest, latest)
+        yield text[start:stop]
+        start = following
+    if text[start:].strip():
+        yield text[start:]

@@ -8,10 +8,10 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from flm.checkpoints.hub import check_token, push_to_hub
 from flm.checkpoints.model_file import AVERAGE, ModelSource
 from flm.export.hf_folder import write_folder
 from flm.export.model_card import model_card
+from flm.export.upload import check_token, push_to_hub
 from flm.ranges import Text
 from flm.results.files import read_result
 from flm.tasks.evaluation import EvalOptions, load_model

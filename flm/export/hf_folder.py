@@ -4,7 +4,6 @@ The folder holds all that a checkpoint says of itself but the state of training.
 weights, so that the modeling file beside it opens them without this package.
 """
 
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from torch import nn
 
 from flm import atomic
 from flm.algos.algorithm import Algorithm
-from flm.checkpoints.description import package_version, shareable
+from flm.checkpoints.description import package_version
 from flm.checkpoints.folder import (
     CONFIG,
     DIGESTED,
@@ -28,6 +27,7 @@ from flm.checkpoints.folder import (
     SHA256,
     TOKENIZER,
     WEIGHTS,
+    shareable,
     transformers_model,
 )
 from flm.checkpoints.model_file import ModelSource, sha256_of
@@ -67,10 +67,10 @@ def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: 
     tokenizer = shareable({key: value for key, value in source.tokenizer.items() if key != "json"})
     atomic.write_text(folder / TOKENIZER, source.tokenizer["json"])
     shutil.copymode(folder / TOKENIZER, folder / WEIGHTS)  # safetensors makes files that only their owner may read
-    _write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(source.tokenizer, algorithm.length))
+    atomic.write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(source.tokenizer, algorithm.length))
     special = {f"{name}_token_id": tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")}
     generation = source.generation
-    _write_json(folder / GENERATION, special | {"flm": generation})
+    atomic.write_json(folder / GENERATION, special | {"flm": generation})
     code = [Path(__file__).parent / MODELING] if own is None else own.code
     for file_of_code in code:
         atomic.write_text(folder / file_of_code.name, file_of_code.read_text(encoding="utf-8"))
@@ -104,7 +104,7 @@ def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: 
             "config": shareable(source.config),
         },
     }
-    _write_json(folder / CONFIG, config)
+    atomic.write_json(folder / CONFIG, config)
     return [*READ, TOKENIZER_CONFIG, CARD, *(path.name for path in code)]
 
 
@@ -157,7 +157,3 @@ def _tokenizer_config(tokenizer: Mapping[str, Any], length: int) -> dict[str, An
         "clean_up_tokenization_spaces": False,
         **spelling,
     }
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    atomic.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flm.algos.algorithm import Algorithm
-from flm.checkpoints.description import package_version, shareable
-from flm.checkpoints.folder import transformers_model
+from flm.checkpoints.description import package_version
+from flm.checkpoints.folder import shareable, transformers_model
 from flm.checkpoints.model_file import AVERAGE, ModelSource
 from flm.export.hf_folder import networks_of
 

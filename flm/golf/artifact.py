@@ -13,7 +13,8 @@ from rich.table import Table
 import flm
 from flm.algos.algorithm import Algorithm
 from flm.atomic import write_bytes
-from flm.checkpoints.description import Description, shareable
+from flm.checkpoints.description import Description
+from flm.checkpoints.folder import shareable
 from flm.golf import flow_lm_eval, golf_eval
 from flm.golf.packed import Packed, Rounding, has_zstandard, pack
 from flm.golf.quantise import Plan

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
 
-from flm.models.attention import attention, in_forward_mode, rotary_table, rotate
+from flm.models.attention import Neighbours, attention, in_forward_mode, rotary_table, rotate
 from flm.models.causal import KeyValues, triangle_after
-from flm.models.layers import CellVectors, LayerNorm, Modulation, Neighbours, TimeEmbedding
+from flm.models.layers import CellVectors, LayerNorm, Modulation, TimeEmbedding
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, Scale, Width
 

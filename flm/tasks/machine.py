@@ -53,11 +53,7 @@ class Machine:
 
 
 def device_of(accelerator: str) -> torch.device:
-    """What trainer.accelerator means: CUDA where it is, unless the CPU is asked for.
-
-    Raises:
-        ValueError: it asks for a GPU and there is none.
-    """
+    """Of trainer.accelerator: CUDA if there is one, unless the CPU is asked for. ValueError: there is no GPU."""
     return device_named(None if accelerator == "auto" else accelerator, "trainer.accelerator")
 
 

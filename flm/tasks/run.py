@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from flm.atomic import write_text
+from flm.atomic import write_json, write_text
 from flm.checkpoints.description import package_version
 from flm.checkpoints.model_file import ModelFile, ModelSource
 from flm.language_model import LanguageModel
@@ -75,9 +75,7 @@ class Run:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
         """Whole or not at all; the file."""
-        path = self.folder / name
-        write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        return path
+        return write_json(self.folder / name, content)
 
 
 def plain_config(config: DictConfig) -> dict[str, Any]:

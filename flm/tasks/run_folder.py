@@ -3,7 +3,6 @@
 `run.json` says what was asked, `.lock` is held by the process that trains.
 """
 
-import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from flm.atomic import write_text
+from flm.atomic import write_json
 from flm.checkpoints.moved import current
 from flm.handed_in import read_json
 from flm.training.schedules import warm_up
@@ -42,10 +41,6 @@ def is_first_process() -> bool:
     """Of all that train together: the one that writes files."""
     node = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"
     return rank_zero_only.rank == 0 and node == "0"
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager

@@ -93,18 +93,12 @@ def table_of(results: dict[str, Any]) -> Table:
     table = Table(title="nats, JS in bits; perplexity: " + (results["scorer"] or {"name": "no scorer"})["name"])
     for heading in ("steps", "entropy", "tokens used", "token JS", "distinct-2", "3-gram CE", "gain", "gen ppl", "ms / sample"):
         table.add_column(heading, justify="right")
-    rows = [(name, entry) for name, entry in results["generated"].items()]
-    rows += [("real", results["real"])] if results["real"] is not None else []
+    rows = [*results["generated"].items(), *([("real", results["real"])] if results["real"] is not None else [])]
     for name, entry in rows:
         found = entry["metrics"]
         perplexity = found["gen_ppl"][0]["ppl"] if found["gen_ppl"] else None
-        numbers = (
-            found["token_js_bits"],
-            found["distinct_2"],
-            mean(found["ngram_ce_nats"]),
-            found["ngram_gain_nats"],
-            perplexity,
-        )
+        order = mean(found["ngram_ce_nats"]), found["ngram_gain_nats"]
+        numbers = found["token_js_bits"], found["distinct_2"], *order, perplexity
         cells = [f"{mean(found['entropy_nats']):.3f}", str(found["tokens_used"])]
         cells += ["" if number is None else f"{number:.3f}" for number in numbers]
         table.add_row(name, *cells, f"{entry['ms_per_sample']:.1f}" if "ms_per_sample" in entry else "")

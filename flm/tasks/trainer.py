@@ -28,17 +28,8 @@ FIXED = {
     "use_distributed_sampler": False,  # the data module shards by itself
     "check_val_every_n_epoch": None,  # a run is one pass of the loader, so epochs say nothing
 }
-SET = (
-    *FIXED,
-    "logger",
-    "callbacks",
-    "strategy",
-    "plugins",
-    "enable_checkpointing",
-    "accumulate_grad_batches",
-    "default_root_dir",
-    "barebones",
-)
+_ARGUMENTS = "logger callbacks strategy plugins enable_checkpointing accumulate_grad_batches default_root_dir barebones"
+SET = (*FIXED, *_ARGUMENTS.split())
 
 
 def trainer_options(
@@ -90,20 +81,12 @@ def trainer_arguments(config: DictConfig) -> dict[str, Any]:
     if config.callbacks.get("stop") is not None:
         arguments.pop("max_time", None)  # that callback's, which saves; Lightning's timer goes on counting after a resume
     strategy = config.strategy if isinstance(config.strategy, str) else instantiate(config.strategy, "strategy")
-    return (
-        arguments
-        | FIXED
-        | {
-            "precision": precision_of(config.trainer.precision, device),
-            "strategy": strategy,
-            "default_root_dir": config.run_dir,
-        }
-    )
+    precision = precision_of(config.trainer.precision, device)
+    return arguments | FIXED | {"precision": precision, "strategy": strategy, "default_root_dir": config.run_dir}
 
 
 def trial(config: DictConfig) -> lightning.Trainer:
-    """A Trainer of the config without logger and callbacks: it refuses what does not go together, and says how many
-    processes there will be."""
+    """A Trainer without logger and callbacks: refuses what does not go together, and knows how many processes there will be."""
     with quiet_lightning():
         return lightning.Trainer(**trainer_arguments(config), logger=False, enable_checkpointing=False)
 

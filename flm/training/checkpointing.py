@@ -1,6 +1,5 @@
 """When checkpoints are written, and how Lightning writes and reads them."""
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -102,7 +101,7 @@ class CheckpointEvery(Checkpoint):
             save_everywhere(trainer, self.dirpath / BEST, self.last_path)
             if trainer.is_global_zero:
                 record = {"step": trainer.global_step, "measure": report.measure, "loss_per_token": report.mean}
-                atomic.write_text(self.dirpath / BEST_RECORD, json.dumps(record, indent=2) + "\n")
+                atomic.write_json(self.dirpath / BEST_RECORD, record)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)

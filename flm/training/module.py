@@ -21,8 +21,9 @@ from flm.ranges import OpenShare
 from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
 from flm.training.average import Average
+from flm.training.progress import fingerprint
 from flm.training.sharding import resplit, shard, whole, whole_blocks
-from flm.training.step_loss import DivergenceCheck, StepLoss, fingerprint, scale_gradients
+from flm.training.step_loss import DivergenceCheck, StepLoss, scale_gradients
 from flm.training.validation import BUCKET_CENTRES, Report, Tally
 
 # streams of the run's seed beside those of Draws (0 and 1)

@@ -1,10 +1,13 @@
-"""What a terminal shows of a run: a bar of optimiser steps, and the validation table at the end."""
+"""What a terminal shows of a run: a bar of optimiser steps, the validation table at the end, and which batch an error is of."""
 
+import hashlib
+from itertools import islice
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from flm.algos.algorithm import Batch
 from flm.training.validation import Report, bucket_name
 
 
@@ -78,3 +81,22 @@ def print_report(report: Report, says: str) -> None:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+SHOWN = 8  # example numbers
+
+
+def fingerprint(batch: Batch, batch_idx: int, trainer: Trainer) -> str:
+    """The process, the SHA-256 of the tokens and, where the loader's batch sampler tells, the numbers of the examples.
+
+    Args:
+        batch_idx: micro-batches of this fit before it.
+    """
+    digest = hashlib.sha256(batch.tokens.cpu().numpy().tobytes()).hexdigest()[:12]
+    text = f"process {trainer.global_rank}, batch sha256 {digest}"
+    sampler = getattr(trainer.train_dataloader, "batch_sampler", None)
+    if sampler is None:
+        return text
+    examples = next(islice(sampler, batch_idx, None), [])
+    more = f" and {len(examples) - SHOWN} more" if len(examples) > SHOWN else ""
+    return f"{text}, examples {', '.join(map(str, examples[:SHOWN]))}{more}"

@@ -1,6 +1,5 @@
 """How a run stands, in a file of its folder: running, finished, stopped or failed, at which step, and why."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,4 +79,4 @@ def _write(folder: Path, trainer: Trainer, status: str, reason: str, cpu: float)
     content = {"status": status, "step": trainer.global_step, "max_steps": trainer.max_steps, "reason": reason}
     content["cpu_seconds"] = round(cpu, 2)
     content["time"] = datetime.now(UTC).isoformat(timespec="seconds")
-    atomic.write_text(folder / FILE, json.dumps(content, indent=2) + "\n")
+    atomic.write_json(folder / FILE, content)

@@ -1,17 +1,14 @@
 """The loss of an optimiser step: one number over its micro-batches and processes, and noticing when it diverges."""
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import islice
 from statistics import median
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import Parameter
 
-from flm.algos.algorithm import Batch, Loss, over
+from flm.algos.algorithm import Loss, over
 from flm.training.sharding import local
 
 
@@ -102,22 +99,3 @@ class DivergenceCheck:
         if self._count > FIRST and self._average > 0 and recent > self._factor * self._average:
             return f"has risen to {recent:.4g}, more than {self._factor:g} times its long average of {self._average:.4g},"
         return None
-
-
-SHOWN = 8  # example numbers
-
-
-def fingerprint(batch: Batch, batch_idx: int, trainer: Trainer) -> str:
-    """The process, the SHA-256 of the tokens and, where the loader's batch sampler tells, the numbers of the examples.
-
-    Args:
-        batch_idx: micro-batches of this fit before it.
-    """
-    digest = hashlib.sha256(batch.tokens.cpu().numpy().tobytes()).hexdigest()[:12]
-    text = f"process {trainer.global_rank}, batch sha256 {digest}"
-    sampler = getattr(trainer.train_dataloader, "batch_sampler", None)
-    if sampler is None:
-        return text
-    examples = next(islice(sampler, batch_idx, None), [])
-    more = f" and {len(examples) - SHOWN} more" if len(examples) > SHOWN else ""
-    return f"{text}, examples {', '.join(map(str, examples[:SHOWN]))}{more}"

@@ -67,24 +67,20 @@ class Throughput(Callback):
                 "give callbacks.throughput.peak_flops_per_second"
             )
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         self._watching.close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._watching.close()
+    on_exception = on_train_end
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._saved = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        now = time.perf_counter()
         if self._ended is not None and not self._saved:  # a checkpoint is written between batches too: that is no waiting
-            self._waited = now - self._ended
+            self._waited = time.perf_counter() - self._ended
         self._count.total = 0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any) -> None:
         now = time.perf_counter()
         if self._ended is not None:
             self._recent.append(_Step(now - self._ended, self._waited, batch.tokens.numel(), self._count.total))

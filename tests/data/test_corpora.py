@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 
 from flm.data.corpora.pairs import PairCorpus
-from flm.data.corpora.random_split import RandomSplitCorpus, pieces
+from flm.data.corpora.random_split import RandomSplitCorpus
 from flm.data.corpora.text import TextCorpus
+from flm.data.documents import pieces
 from flm.schema import check
 from flm.texts.detokenisers import Text8Normaliser
 from flm.texts.pydoc import PydocCorpus, is_prose, prose

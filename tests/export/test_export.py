@@ -17,14 +17,15 @@ import torch
 
 from flm.checkpoints import files
 from flm.checkpoints.build import build_algorithm
-from flm.checkpoints.description import KEY, Description, shareable
-from flm.checkpoints.folder import READ
-from flm.checkpoints.hub import download, push_to_hub
+from flm.checkpoints.description import KEY, Description
+from flm.checkpoints.folder import READ, shareable
+from flm.checkpoints.hub import download
 from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.checkpoints.model_file import generation_defaults
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer
 from flm.export.hf_folder import CARD, MODELING, TOKENIZER_CONFIG, write_folder
 from flm.export.model_card import model_card
+from flm.export.upload import push_to_hub
 from flm.two_stage.flm_distill import raw
 
 LENGTH = 6

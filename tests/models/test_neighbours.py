@@ -2,8 +2,7 @@
 
 import torch
 
-from flm.models.attention import document_mask
-from flm.models.layers import Neighbours
+from flm.models.attention import Neighbours, document_mask
 
 
 def test_it_is_a_convolution_with_a_residual():

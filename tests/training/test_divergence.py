@@ -10,7 +10,8 @@ from toy import BATCH, ToyData, make_batch, make_module, make_trainer
 from flm.algos.algorithm import Batch, Loss
 from flm.data.order import ExampleOrder, ShareSampler
 from flm.training.checkpointing import CheckpointEvery
-from flm.training.step_loss import FIRST, RECENT, DivergenceCheck, fingerprint
+from flm.training.progress import fingerprint
+from flm.training.step_loss import FIRST, RECENT, DivergenceCheck
 
 
 def first_problem(check, losses):

@@ -1,8 +1,4 @@
-"""A corpus gives documents of text in two splits: for training, and held out.
-
-How it comes by the two is its own business: `flm.data.corpora.random_split` holds documents out by chance,
-`flm.data.corpora.hub` knows splits by name.
-"""
+"""A corpus gives documents of text in two splits, for training and held out; how it finds the two, subclasses decide."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

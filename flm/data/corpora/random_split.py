@@ -6,7 +6,6 @@ the order of files does not matter. A document that would be most of a side is c
 
 import hashlib
 import logging
-import re
 from array import array
 from collections.abc import Iterator
 from typing import Any
@@ -15,13 +14,10 @@ import numpy as np
 
 from flm.data.blocks import FrameName
 from flm.data.corpora.corpus import Corpus
-from flm.data.documents import Normaliser, Split
+from flm.data.documents import PIECE_CHARACTERS, Normaliser, Split, pieces
 from flm.ranges import Count, Folder, Index, OpenShare
 
-PIECE_CHARACTERS = 2000  # at least
 _PIECES_OF_A_SIDE = 16  # at least so many pieces make the smaller side
-_BLANK_LINE = re.compile(r"\n\s*\n")
-_SPACE = re.compile(r"\s+")
 
 log = logging.getLogger(__name__)
 
@@ -109,16 +105,3 @@ class RandomSplitCorpus(Corpus):
     def _score(self, text: str) -> int:
         key = self.split_seed.to_bytes(8, "little", signed=True)
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest(), "little")
-
-
-def pieces(text: str, characters: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Cuts at the first blank line after `characters`, else at the first white space, else at four times that."""
-    start = 0
-    while len(text) - start > characters:
-        earliest, latest = start + characters, start + 4 * characters
-        cut = _BLANK_LINE.search(text, earliest, latest) or _SPACE.search(text, earliest, latest)
-        stop, following = cut.span() if cut else (latest, latest)
-        yield text[start:stop]
-        start = following
-    if text[start:].strip():
-        yield text[start:]

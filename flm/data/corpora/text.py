@@ -7,9 +7,9 @@ from typing import Any
 
 from flm.data.blocks import FrameName
 from flm.data.corpora.opened import decoded, found_instead, lines, opened, whole
-from flm.data.corpora.random_split import PIECE_CHARACTERS, RandomSplitCorpus, pieces
+from flm.data.corpora.random_split import RandomSplitCorpus
 from flm.data.corpora.records import record_of, table_column, text_of
-from flm.data.documents import Normaliser, Split
+from flm.data.documents import PIECE_CHARACTERS, Normaliser, Split, pieces
 from flm.ranges import Count, Existing, Folder, Index, OpenShare
 
 
