@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> int:
         ValueError, OSError: what the user can mend.
     """
     command = arguments[0]
-    given = _parser(command).parse_intermixed_args(arguments[1:])
+    given = parser(command).parse_intermixed_args(arguments[1:])
     for package in given.wing:
         add(package)
     weights = not given.last_weights
@@ -47,23 +47,23 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
+def parser(command: str) -> argparse.ArgumentParser:
     """Arguments of one command; MODEL comes first and may be left out, before options, between them or after."""
-    parser = argparse.ArgumentParser(prog=f"flm {command}", description=COMMANDS[command])
-    parser.add_argument(
+    found = argparse.ArgumentParser(prog=f"flm {command}", description=COMMANDS[command])
+    found.add_argument(
         "model",
         nargs="?",
         default=BOXED,
         help=f"a run folder, checkpoint, exported folder, packed artifact, or owner/model on the hub; default: {BOXED}",
     )
-    parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where it is")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--last-weights", action="store_true", help="of a checkpoint: not the averaged weights")
-    parser.add_argument("--trusted-module", action="append", default=[], help="module whose model classes may be built")
-    parser.add_argument("--wing", action="append", default=[], help="package that adds kinds of model or of model file")
-    parser.add_argument("--revision", help="branch, tag or commit on the hub")
-    parser.add_argument("--file", help="path of a checkpoint in its repository on the hub, owt_fmlm.ckpt")
-    parser.add_argument(
+    found.add_argument("--device", help="cpu, cuda, ...; default: cuda where it is")
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--last-weights", action="store_true", help="of a checkpoint: not the averaged weights")
+    found.add_argument("--trusted-module", action="append", default=[], help="module whose model classes may be built")
+    found.add_argument("--wing", action="append", default=[], help="package that adds kinds of model or of model file")
+    found.add_argument("--revision", help="branch, tag or commit on the hub")
+    found.add_argument("--file", help="path of a checkpoint in its repository on the hub, owt_fmlm.ckpt")
+    found.add_argument(
         "--published",
         type=_option,
         action="append",
@@ -72,24 +72,24 @@ def _parser(command: str) -> argparse.ArgumentParser:
         help="what a published checkpoint does not say: length=128, tokenizer_name_or_path=...",
     )
     if command == "nll":
-        parser.add_argument("text", help="- reads standard input")
-        parser.add_argument("--draws", type=int, default=16, help="of a bound")
-        return parser
-    parser.add_argument("-n", type=int, default=1, help="how many texts")
-    parser.add_argument("--steps", type=int, help="default: what the model's recipe names")
-    parser.add_argument("--json", action="store_true", help="a JSON string per line")
-    parser.add_argument(
+        found.add_argument("text", help="- reads standard input")
+        found.add_argument("--draws", type=int, default=16, help="of a bound")
+        return found
+    found.add_argument("-n", type=int, default=1, help="how many texts")
+    found.add_argument("--steps", type=int, help="default: what the model's recipe names")
+    found.add_argument("--json", action="store_true", help="a JSON string per line")
+    found.add_argument(
         "--option", type=_option, action="append", default=[], metavar="KEY=VALUE", help="of the sampler: temperature=0.9"
     )
     if command == "infill":
-        parser.add_argument("template", help='"The [8] sat on the [4].": holes by number of tokens')
-        return parser
-    parser.add_argument("--prompt", help="text they begin with")
-    parser.add_argument("--suffix", help="text they end with")
-    size = parser.add_mutually_exclusive_group()
+        found.add_argument("template", help='"The [8] sat on the [4].": holes by number of tokens')
+        return found
+    found.add_argument("--prompt", help="text they begin with")
+    found.add_argument("--suffix", help="text they end with")
+    size = found.add_mutually_exclusive_group()
     size.add_argument("--length", type=int, help="tokens in all")
     size.add_argument("--between", type=int, metavar="N", help="tokens between prompt and suffix")
-    return parser
+    return found
 
 
 def _option(text: str) -> tuple[str, Any]:

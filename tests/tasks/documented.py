@@ -21,7 +21,7 @@ class Command:
 
 def commands(suffix: str) -> Iterator[Command]:
     """Of .md or .yaml files."""
-    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").rglob("*.yaml"))):
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "configs").rglob("*.yaml"))):
         if file.suffix == suffix and file.name not in _HISTORY:
             text = file.read_text(encoding="utf-8")
             for line, words in _lines(_of_markdown(text) if file.suffix == ".md" else _of_yaml(text)):

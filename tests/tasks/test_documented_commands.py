@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from documented import Command, commands
+from documented import ROOT, Command, commands
 from running import config_of
 from tiny_qwen3 import tiny_qwen3
 
@@ -42,6 +42,7 @@ def make(names: str) -> None:
 @pytest.mark.parametrize(("suffix", "least"), [(".md", 50), (".yaml", 60)], ids=["docs", "recipes"])
 def test_documented_commands_pass_the_checks(tmp_path, monkeypatch, suffix, least):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")  # as PYTHONPATH=examples in the docs
     checked, left_out, seen = 0, [], set()
     for command in commands(suffix):
         if command.arguments in seen:
@@ -53,10 +54,10 @@ def test_documented_commands_pass_the_checks(tmp_path, monkeypatch, suffix, leas
         words = prepared_of(command)
         if command.program == "flm" and command.arguments[0] in {**text_commands.COMMANDS, "demo": 0, "serve": 0}:
             word, *rest = (given.strip("[]") for given in command.arguments)
-            parser = {"demo": demo.parser, "serve": serve.parser}.get(word, text_commands._parser)()
-            rest = rest if word in ("demo", "serve") else [word, *rest]
-            if len(command.arguments) > 1 and "..." not in rest:
-                parser.parse_args(rest)
+            others = {"demo": demo.parser, "serve": serve.parser}
+            parser = others[word]() if word in others else text_commands.parser(word)
+            if rest and "..." not in rest:
+                parser.parse_intermixed_args(rest)
                 checked += 1
             continue
         if command.program == "flm":
