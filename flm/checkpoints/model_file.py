@@ -53,8 +53,9 @@ class ModelFile:
 
     @property
     def only_weights(self) -> str | None:
-        """AVERAGE or LAST_STEP for a file that holds one of them; None where it may hold both."""
-        return None
+        """AVERAGE or LAST_STEP for a file that holds one of them and says so; None where it may hold both."""
+        said = self.config.get("weights")
+        return said if said in (AVERAGE, LAST_STEP) else None
 
     @property
     def generation(self) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     lm = load_model(evaluation, Machine.of(run["trainer"], run["model"]))
     # where the text lies, which a recipe for others leaves out, is what the evaluation below asks of the file
     recipe = shareable(lm.config) | {key: lm.config[key] for key in ("data",) if key in lm.config}
+    recipe["weights"] = lm.source.weights  # the file holds one set
     if wanted.steps is not None:
         recipe["sampling"] = {**(recipe.get("sampling") or {}), "steps": [wanted.steps]}
     about = Description(recipe, lm.source.tokenizer, lm.algorithm.vocab_size, lm.length, lm.source.step)
@@ -81,6 +82,7 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     size = path.stat().st_size
     result = {
         "path": str(path),
+        "weights": lm.source.weights,
         "model_bytes": size,
         "code_bytes": num_code,
         "total_bytes": size + num_code,

@@ -51,6 +51,7 @@ class Likelihood:
         draws_by_part: how many draws, of all sequences together, fell there.
         num_tokens: scored ones, of all sequences.
         num_draws: for each sequence.
+        num_padding: targets that only fill rows up, whose nats are among those of the tokens.
     """
 
     nats_per_token: Estimate
@@ -59,6 +60,7 @@ class Likelihood:
     draws_by_part: dict[str, int]
     num_tokens: int
     num_draws: int
+    num_padding: int = 0
 
     def in_units(self, num_bytes: float, num_characters: float) -> dict[str, Any]:
         """Plain values for a result file; the tokens stand for so many bytes of UTF-8 and so many characters."""
@@ -80,6 +82,7 @@ class Likelihood:
             "draws_by_part": self.draws_by_part,
             "sequences": self.nats_per_token.count,
             "tokens": self.num_tokens,
+            "padding_scored": self.num_padding,
             "draws_per_example": self.num_draws,
         }
 
@@ -92,11 +95,13 @@ class DrawnBound:
         nats: (B, num_draws) float64 on the CPU, of each sequence's scored tokens together.
         parts: by part of the bound, the sum over the batch of the mean over draws, and how many draws fell there.
         num_tokens: scored ones of the batch, padding left out.
+        num_padding: what was left out.
     """
 
     nats: Tensor
     parts: dict[str, tuple[float, int]]
     num_tokens: int
+    num_padding: int = 0
 
 
 class Sharing(Protocol):
@@ -144,7 +149,8 @@ def drawn_bounds(
             if on_draw is not None:
                 on_draw()
         parts = {name: (value, fallen[name]) for name, value in sums.items()}
-        yield DrawnBound(torch.stack(columns, 1), parts, int(batch.counted.sum()))
+        counted, scored = int(batch.counted.sum()), int(batch.scored.sum())
+        yield DrawnBound(torch.stack(columns, 1), parts, counted, scored - counted)
 
 
 def likelihood(
@@ -162,12 +168,13 @@ def likelihood(
         sharing: each process does its share of the batches, which then have to be a sized collection, and all have the whole.
     """
     num_draws = 1 if algorithm.bound_kind == "exact" else draws_per_example
-    nats, parts, fallen, num_tokens = [], defaultdict[str, float](float), defaultdict[str, int](int), 0
+    nats, parts, fallen, num_tokens, num_padding = [], defaultdict[str, float](float), defaultdict[str, int](int), 0, 0
     mine = None if sharing is None else sharing.share(len(batches))  # type: ignore[arg-type]
     found = drawn_bounds(algorithm, batches, num_draws, seed, options, on_draw, mine)
     for drawn in found if sharing is None else sharing.all_of(list(found)):
         nats.append(drawn.nats)
         num_tokens += drawn.num_tokens
+        num_padding += drawn.num_padding
         for name, (value, count) in drawn.parts.items():
             parts[name] += value
             fallen[name] += count
@@ -185,4 +192,5 @@ def likelihood(
         dict(fallen),
         num_tokens,
         num_draws,
+        num_padding,
     )

@@ -224,6 +224,12 @@ def _print_notes(console: Console, result: dict[str, Any], which: str | None, re
         node = escape(str(recorded))
         console.print(f"note: this checkpoint was trained on another data node than is given now: {node}", soft_wrap=True)
     for name, corpus in result["corpora"].items():
+        padding = next(iter(corpus["variants"].values()))["padding_scored"]
+        if padding:
+            remark = (
+                "padding targets, which the model is to write too, have their nats in those of the text and are no tokens of it"
+            )
+            console.print(f"note: {padding} {remark} ({escape(name)})", soft_wrap=True)
         if corpus["unknown_share"] > 0:
             share = f"{100 * corpus['unknown_share']:.2g}% of the tokens of {escape(name)}"
             remark = "stand for unknown characters: its likelihood is no bound on that of the text"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from running import command, config_of, tiny, write_corpus
 
+import flm
 from flm.checkpoints.load import load_algorithm, read_checkpoint, read_model
 from flm.data.byte_table import ByteTable
 from flm.data.tokenizers import Tokenizer
@@ -85,6 +86,17 @@ def test_an_artifact_is_evaluated_from_its_file(monkeypatch, capfd, tmp_path, co
     assert math.isclose(scored["golf_eval"]["methods"]["blocks"]["nats_per_token"], nats / 200, rel_tol=1e-5)
     out = capfd.readouterr().out
     assert f"{packed['headroom_bytes']:,}" in out and f"{packed['total_bytes']:,}" in out
+
+
+@pytest.mark.parametrize("last_step", [False, True])
+def test_an_artifact_says_which_weights_it_holds(monkeypatch, tmp_path, corpus, checkpoint, last_step):
+    """Of the last step's it said that they were averaged."""
+    short = ["golf_eval.methods=[blocks]", "golf_eval.max_tokens=100", f"eval.disable_ema={str(last_step).lower()}"]
+    assert run(monkeypatch, corpus, checkpoint, tmp_path, "mode=artifact", "artifact.kept_elements=100", *short) == 0
+    said = "last step" if last_step else "average"
+    assert json.loads((tmp_path / "golf_eval.json").read_text())["weights"] == said
+    assert json.loads((tmp_path / "artifact.json").read_text())["artifact"]["weights"] == said
+    assert flm.load(tmp_path / "model.flmpack", "cpu").source.weights == said
 
 
 def test_a_limit_that_cannot_be_met_is_one_line_and_leaves_no_file(monkeypatch, capfd, tmp_path, corpus, checkpoint):
