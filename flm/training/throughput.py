@@ -76,8 +76,9 @@ class Throughput(Callback):
         self._saved = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        now = time.perf_counter()
         if self._ended is not None and not self._saved:  # a checkpoint is written between batches too: that is no waiting
-            self._waited = time.perf_counter() - self._ended
+            self._waited = now - self._ended
         self._count.total = 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any) -> None:
@@ -85,8 +86,7 @@ class Throughput(Callback):
         if self._ended is not None:
             self._recent.append(_Step(now - self._ended, self._waited, batch.tokens.numel(), self._count.total))
             pl_module.log_dict(self._averages(pl_module), batch_size=1)
-            rate = self._rate() * trainer.world_size
-            pl_module.log("perf/tokens_per_second", rate, prog_bar=True, batch_size=1)
+            pl_module.log("perf/tokens_per_second", self._rate() * trainer.world_size, prog_bar=True, batch_size=1)
         self._forget()
         self._ended = now
 
