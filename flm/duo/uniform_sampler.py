@@ -67,6 +67,14 @@ class UniformSampler(Policy):
             tokens = canvas.fill(proposed)
         return tokens
 
+    def reread(
+        self, denoiser: UniformDenoiser, canvas: Canvas, tokens: Tensor, tau: float, generator: torch.Generator
+    ) -> tuple[TokenPosterior, Tensor]:
+        """As `verified.Rereader` says."""
+        kappa = denoiser.schedule.kappa(torch.tensor(tau, dtype=torch.float64)).item()
+        state = canvas.fill(corrupt(tokens, kappa, denoiser.source, generator))
+        return denoiser(state, torch.full((len(tokens),), tau, device=tokens.device)), canvas.editable
+
     def corrected_share(self, kappa: float, kappa_next: float) -> float:
         """Share in [0, 1] of the positions that are noised anew rather than led on, in a step from kappa to kappa_next."""
         return 0.0

@@ -20,10 +20,11 @@ from flm.duo.uniform_sampler import CorrectingSampler, UniformSampler
 from flm.models.attention import document_mask
 from flm.paths.mixture import LogLinear, Schedule, UniformSource, corrupt
 from flm.posterior import TokenPosterior
+from flm.samplers.verified import Verifiable
 
 SOLVERS: dict[str, Callable[..., Sampler]] = {
-    "ancestral": UniformSampler,
-    **{f"corrector_{rule}": partial(CorrectingSampler, rule) for rule in ("constant", "cap", "rescale")},
+    "ancestral": Verifiable(UniformSampler),
+    **{f"corrector_{rule}": Verifiable(partial(CorrectingSampler, rule)) for rule in ("constant", "cap", "rescale")},
 }
 
 

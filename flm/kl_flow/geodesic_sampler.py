@@ -86,6 +86,14 @@ class GeodesicSampler(Policy):
             split = self.t_split
         return sum(t < split for t in times[:-1])
 
+    def reread(
+        self, denoiser: GeodesicDenoiser, canvas: Canvas, tokens: Tensor, tau: float, generator: torch.Generator
+    ) -> tuple[TokenPosterior, Tensor]:
+        """As `verified.Rereader` says."""
+        clock = torch.full((len(tokens),), tau, dtype=torch.float32, device=tokens.device)
+        state = noised(canvas, tokens, denoiser.clock.time(clock[0].double()), denoiser, generator)
+        return denoiser(state, clock, clock), canvas.editable
+
     @torch.no_grad()
     def __call__(
         self, denoiser: GeodesicDenoiser, canvas: Canvas, steps: int, generator: torch.Generator, on_step: OnStep = None

@@ -18,6 +18,7 @@ from flm.kl_flow.geodesic_state import FEATURES, State, corrupt, embed
 from flm.models.attention import document_mask
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, OpenShare, Positive, one_of
+from flm.samplers.verified import Verifiable
 
 
 class GeodesicDenoiser:
@@ -65,7 +66,7 @@ class KLFlow(Algorithm):
         features: what the network reads of a state: simplex (as published), sharpened, log or posterior.
     """
 
-    samplers = {"": GeodesicSampler}
+    samplers = {"": Verifiable(GeodesicSampler)}
 
     def __init__(
         self,

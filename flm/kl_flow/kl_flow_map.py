@@ -27,6 +27,7 @@ from flm.outputs import Combination, Output
 from flm.paths.flow_map import PairLaw, TimePairs, draw_time_pairs
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, OpenShare, Positive, Share
+from flm.samplers.verified import Verifiable
 from flm.vocabulary_losses import cross_entropy
 
 
@@ -68,7 +69,7 @@ class KLFlowMap(Distillation):
         max_t, smoothing, concentration, features: as in KLFlow, and the teacher's.
     """
 
-    samplers = {"": GeodesicMapSampler}
+    samplers = {"": Verifiable(GeodesicMapSampler)}
 
     def __init__(
         self,

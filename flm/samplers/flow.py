@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from flm.paths.gaussian import Noise, State, Table, combine, embed, expected, noise_for, step, where
+from flm.paths.gaussian import Given, Noise, State, Table, combine, corrupt, embed, expected, noise_for, step, where
 from flm.paths.renoising import churned, renoised
 from flm.posterior import TokenPosterior
 from flm.ranges import NonNegative
@@ -91,6 +91,15 @@ class StateSampler(Policy):
     def read(self, posterior: TokenPosterior, generator: torch.Generator) -> Tensor:
         """Tokens (B, L) of the last prediction."""
         return posterior.argmax()
+
+    def reread(
+        self, denoiser: FlowDenoiser, canvas: Canvas, tokens: Tensor, tau: float, generator: torch.Generator
+    ) -> tuple[TokenPosterior, Tensor]:
+        """As `verified.Rereader` says."""
+        clock = torch.full((len(tokens),), tau, dtype=torch.float32, device=tokens.device)
+        state = corrupt(tokens, denoiser.clock.time(clock.double()).float(), denoiser.tables, generator)
+        seen = Given(tokens, ~canvas.editable, getattr(denoiser, "clean_given", False)).seen(state, denoiser.tables)
+        return denoiser(seen, clock, clock), canvas.editable
 
     @torch.no_grad()
     def __call__(

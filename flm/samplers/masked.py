@@ -192,6 +192,17 @@ class MaskedSampler(Policy):
             before = before + part.sum(1)
         return tokens
 
+    def reread(
+        self, denoiser: DiscreteDenoiser, canvas: Canvas, tokens: Tensor, tau: float, generator: torch.Generator
+    ) -> tuple[TokenPosterior, Tensor]:
+        """As `verified.Rereader` says; masks alone are read, and all positions where noise cannot be told."""
+        kappa = denoiser.schedule.kappa(torch.tensor(tau, dtype=torch.float64)).item()
+        noisy = canvas.editable & (torch.rand(tokens.shape, generator=generator, device=tokens.device) >= kappa)
+        state = torch.where(noisy, denoiser.source.sample(tokens, generator), tokens)
+        t = torch.full((len(tokens),), tau, device=tokens.device)
+        documents = () if canvas.documents is None else (canvas.documents,)
+        return denoiser(state, t, *documents), noisy if denoiser.source.visible else canvas.editable
+
     def stages(self, canvas: Canvas, steps: int) -> list[tuple[Tensor, int]]:
         """Positions (B, L) bool that are filled together, and the steps that takes, in order."""
         if self.block_length is None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from flm.samplers.bridge import BridgeSampler
 from flm.samplers.discrete_flow import BlindExactJumps, EulerJumps, ExactJumps
-from flm.samplers.flow import FlowSampler, StateSampler
+from flm.samplers.flow import FlowSampler
 from flm.samplers.flow_map import FlowMapSampler
-from flm.samplers.masked import AncestralSampler, MaskedSampler
+from flm.samplers.masked import AncestralSampler
 from flm.samplers.masked_confidence import (
     CONFIDENCES,
     ConfidenceSampler,
@@ -18,28 +19,38 @@ from flm.samplers.masked_confidence import (
 )
 from flm.samplers.masked_remasking import LoopingSampler, RemaskingSampler, RescaledRemaskingSampler
 from flm.samplers.options import Without
+from flm.samplers.verified import Verifiable
 
-FLOW_SOLVERS: dict[str, Callable[..., StateSampler]] = {
-    "euler": partial(FlowSampler, "euler"),
-    "heun": partial(FlowSampler, "heun"),
-    "bridge": BridgeSampler,
-}
-FLOW_MAP_SOLVERS: dict[str, Callable[..., StateSampler]] = {"jump": FlowMapSampler, "bridge": BridgeSampler}
-MASK_SOLVERS: dict[str, Callable[..., MaskedSampler]] = {
-    "ancestral": AncestralSampler,
-    "exact": ExactJumps,
-    "euler": EulerJumps,
-    **{name: partial(ConfidenceSampler, name) for name in CONFIDENCES},
-    "random_order": RandomOrderSampler,
-    "threshold": ThresholdSampler,
-    "low_confidence": DrawnConfidenceSampler,
-    "p2": PathPlanningSampler,
-    "remask_cap": RemaskingSampler,
-    "remask_rescale": RescaledRemaskingSampler,
-    "remask_loop": LoopingSampler,
-}
+Solvers = dict[str, Callable[..., Any]]
+
+
+def _verifiable(kinds: Solvers) -> Solvers:
+    return {name: Verifiable(kind) for name, kind in kinds.items()}
+
+
+FLOW_SOLVERS = _verifiable(
+    {"euler": partial(FlowSampler, "euler"), "heun": partial(FlowSampler, "heun"), "bridge": BridgeSampler}
+)
+FLOW_MAP_SOLVERS = _verifiable({"jump": FlowMapSampler, "bridge": BridgeSampler})
+MASK_SOLVERS = _verifiable(
+    {
+        "ancestral": AncestralSampler,
+        "exact": ExactJumps,
+        "euler": EulerJumps,
+        **{name: partial(ConfidenceSampler, name) for name in CONFIDENCES},
+        "random_order": RandomOrderSampler,
+        "threshold": ThresholdSampler,
+        "low_confidence": DrawnConfidenceSampler,
+        "p2": PathPlanningSampler,
+        "remask_cap": RemaskingSampler,
+        "remask_rescale": RescaledRemaskingSampler,
+        "remask_loop": LoopingSampler,
+    }
+)
 # for a source that cannot be told from data, where nothing can go by masks
-JUMP_SOLVERS: dict[str, Callable[..., MaskedSampler]] = {
-    name: Without(kind, "block_length", "end_last", "stop_at_end")
-    for name, kind in {"exact": BlindExactJumps, "euler": EulerJumps}.items()
-}
+JUMP_SOLVERS = _verifiable(
+    {
+        name: Without(kind, "block_length", "end_last", "stop_at_end")
+        for name, kind in {"exact": BlindExactJumps, "euler": EulerJumps}.items()
+    }
+)

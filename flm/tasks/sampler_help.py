@@ -47,9 +47,11 @@ def options_of(samplers: Mapping[str, Callable[..., Any]]) -> list[Option]:
 
 def _meanings(sampler: Callable[..., Any]) -> Iterator[tuple[str, str]]:
     """Option and text of the Args sections of a sampler's classes."""
-    kind = getattr(sampler, "kind", sampler)
-    kind = kind.func if isinstance(kind, partial) else kind
-    for owner in reversed(getattr(kind, "__mro__", (kind,))):
+    kind, others = sampler, []
+    while not isinstance(kind, type):  # what is around a class
+        others += [kind.also] if hasattr(kind, "also") else []
+        kind = kind.func if isinstance(kind, partial) else kind.kind
+    for owner in [*others, *reversed(kind.__mro__)]:
         section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", inspect.cleandoc(owner.__doc__ or ""), re.MULTILINE)
         for names, text in re.findall(r"^    ([\w, ]+): (.*(?:\n {6,}.*)*)", section[1] if section else "", re.MULTILINE):
             if not text.startswith("as in "):

@@ -29,10 +29,10 @@ def test_every_option_of_every_sampler_is_on_it_with_its_meaning():
 
 
 def test_options_are_those_of_the_signatures():
-    from flm.kl_flow.geodesic_sampler import GeodesicSampler
+    from flm.kl_flow.kl_flow import KLFlow
 
     options = next(options for algos, options in sampler_help.sections() if algos == ["kl_flow"])
-    assert [option.name for option in options] == list(signature_of(GeodesicSampler).parameters)
+    assert [option.name for option in options] == list(signature_of(KLFlow.samplers[""]).parameters)
 
 
 def test_help_lists_them(monkeypatch, capfd):
