@@ -41,7 +41,10 @@ def demo(arguments: Sequence[str]) -> int:
         steps = given.steps or sorted({1, loaded[0].steps})
         terminal_demo_of(loaded[0], steps, given.seed)
         return 0
-    import uvicorn
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise ValueError("this needs two packages more: pip install 'flm[serve]'") from error
 
     from flm.serving.engine import Engine
     from flm.serving.web_demo import web_demo

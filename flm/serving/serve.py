@@ -36,7 +36,10 @@ def parser() -> argparse.ArgumentParser:
 
 def serve(arguments: Sequence[str]) -> int:
     """an OpenAI-style HTTP server for one model"""
-    import uvicorn
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise ValueError("this needs two packages more: pip install 'flm[serve]'") from error
 
     from flm.serving.app import Server
     from flm.serving.chat import chat_template
