@@ -86,8 +86,8 @@ def _other_corpora(named: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _training_blocks(data: TextDataModule, wanted: int, size: int) -> list[Batch]:
-    """`wanted` training blocks, evenly spaced, in batches of `size`; none where the corpus has no training split."""
-    if "train" not in data.corpus.splits or not wanted:
+    """`wanted` training blocks, evenly spaced, in batches of `size`; none where there is no training text, or it is streamed."""
+    if "train" not in data.corpus.splits or data.corpus.streamed or not wanted:
         return []
     blocks = data.train_blocks()
     rows = [blocks.row(i * len(blocks) // wanted) for i in range(wanted)]

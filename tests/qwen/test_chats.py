@@ -1,12 +1,18 @@
 import json
+import math
+from functools import partial
 
 import pytest
 import torch
 from qwen_line import TEMPLATE, json_lines, with_template
 from tiny_qwen3 import with_tokenizer
 
+from flm.algos.ar import AR
 from flm.data.module import TextDataModule
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
+from flm.likelihood.bits_per_byte import scored_bytes
+from flm.likelihood.held_out import likelihood
+from flm.models.dit import DiT
 from flm.qwen.chat import Chats
 from flm.qwen.examples import Unfit
 from flm.qwen.mixture import MixtureCorpus
@@ -125,6 +131,24 @@ def test_answers_alone_are_learned_whole_conversations_share_rows_and_padding_is
     assert held and len(said) == 30 - len(held - {"y" * 200})
     valid = [module.valid_blocks().row(i) for i in range(len(module.valid_blocks()))]
     assert sum(int((row.tokens[row.weight > 0] == end).sum()) for row in valid) == len(held - {"y" * 200})
+
+
+def test_what_a_likelihood_of_conversations_is_divided_by_counted_by_hand(folder, talks):
+    """Answers with what the template writes around them: prompts, padding and other conversations of a row are not counted."""
+    module = module_of(folder, talks)
+    held = [json.loads(text)[1]["content"] for text in module.valid_documents()]
+    answers = [THOUGHT + content + END for content in held if len(content) < 200]
+    ids = [module.tokenizer.encode(answer) for answer in answers]
+    batches = list(module.valid_loader())
+    assert sum(int(batch.counted.sum()) for batch in batches) == sum(map(len, ids))
+    assert all(int(batch.counted.sum()) == int(batch.scored.sum()) for batch in batches)  # padding is of no document
+    assert scored_bytes(batches, module.tokenizer) == sum(len(answer.removesuffix(END).encode()) for answer in answers)
+    tiny = AR(partial(DiT, length=160, hidden_size=16, num_blocks=1, num_heads=2, cond_dim=8), module.vocab_size, 160).eval()
+    with torch.no_grad():
+        for parameter in tiny.parameters():
+            parameter.zero_()  # every token is as likely as any other
+    found = likelihood(tiny, batches, 1, 0)
+    assert found.num_tokens == sum(map(len, ids)) and found.nats_per_token.mean == pytest.approx(math.log(module.vocab_size))
 
 
 def test_the_given_part_of_a_prompt_grows_from_its_beginning(folder, talks):
