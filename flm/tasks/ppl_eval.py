@@ -86,7 +86,7 @@ def _other_corpora(named: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _training_blocks(data: TextDataModule, wanted: int, size: int) -> list[Batch]:
-    """`wanted` training blocks, evenly spaced, in batches of `size`; none where there is no training text, or it is streamed."""
+    """`wanted` training blocks, evenly spaced, in batches of `size`; none where training text is absent or streamed."""
     if "train" not in data.corpus.splits or data.corpus.streamed or not wanted:
         return []
     blocks = data.train_blocks()
