@@ -117,18 +117,19 @@ def read_folder(folder: str | Path) -> ExportedFolder:
             raise ValueError(f"{folder}: not a whole exported model: {name} is missing")
     try:
         weights = safetensors.torch.load_file(folder / WEIGHTS)
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, MemoryError) as error:
         raise ValueError(f"{folder / WEIGHTS}: not a readable safetensors file ({error})") from error
+    try:
+        text = read_text(folder / TOKENIZER, VOCABULARY_BYTES)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / TOKENIZER}: not a readable tokenizer ({error})") from error
     _check_digests(folder, own.get(SHA256, {}))
-    defaults = _read_json(folder / GENERATION).get("flm") if (folder / GENERATION).is_file() else None
+    defaults = _read_json(folder / GENERATION).get("flm") if (folder / GENERATION).exists() else None
     if defaults is not None and not (
         isinstance(defaults, dict) and isinstance(defaults.get("options"), dict) and "steps" in defaults
     ):
         raise ValueError(f"{folder / GENERATION}: key 'flm' must hold steps and options")
-    try:
-        tokenizer = own["tokenizer"] | {"json": read_text(folder / TOKENIZER, VOCABULARY_BYTES)}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / TOKENIZER}: not a readable tokenizer ({error})") from error
+    tokenizer = own["tokenizer"] | {"json": text}
     vocab_size = own.get("vocab_size", content["vocab_size"])  # a table may have rows to spare, which the outer one counts
     description = Description(own["config"], tokenizer, vocab_size, content["length"], own["step"])
     return ExportedFolder(folder, description, weights, weights=own["weights"], defaults=defaults)
