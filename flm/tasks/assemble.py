@@ -127,11 +127,6 @@ def trusted_by(plain: Mapping[str, Any]) -> list[str]:
     return sorted({target.rpartition(".")[0] for node in (plain["algo"], plain["model"]) for target in targets(node)})
 
 
-def algorithm_class(config: DictConfig) -> type[Algorithm]:
-    """What `algo._target_` names, once the config was checked."""
-    return resolve(config.algo._target_, "algo._target_")
-
-
 def probe(config: DictConfig) -> None:
     """Raises ValueError where arguments of the algorithm or its network do not go together.
 

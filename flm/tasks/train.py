@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from flm.data.module import TextDataModule
 from flm.handed_in import read_json
 from flm.ranges import Text
 from flm.samplers.options import check_options
-from flm.tasks.assemble import algorithm_class, data_module, instantiate, new_algorithm, probe, teachers_of
+from flm.tasks.assemble import data_module, instantiate, new_algorithm, probe, resolve, teachers_of
 from flm.tasks.held_out import one_row_each
 from flm.tasks.run import Run, plain_config
 from flm.tasks.run_folder import RECORD, Record, alone_in, check_same_run, differences, is_first_process, shown
@@ -50,7 +50,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     run = Run(config)
     with alone_in(run.folder):
         resume = resume_path(**config.checkpointing, run_dir=config.run_dir)
-        if resume is not None and _is_finished(config, resume):
+        if resume is not None and _is_finished(run.config, resume):
             return {}
         return _train(config, run, resume)
 
@@ -70,7 +70,7 @@ def _train(config: DictConfig, run: Run, resume: str | None) -> dict[str, Any]:
         algorithm=algorithm,
         optimizer=instantiate(config.optim, "optim"),
         # without a target: switched off, and some other config set one of its values
-        lr_scheduler=instantiate(config.lr_scheduler, "lr_scheduler") if _has_schedule(config) else None,
+        lr_scheduler=instantiate(config.lr_scheduler, "lr_scheduler") if _is_set(config.lr_scheduler) else None,
         ema=config.training.ema,
         seed=config.seed,
         config=run.config,
@@ -80,8 +80,8 @@ def _train(config: DictConfig, run: Run, resume: str | None) -> dict[str, Any]:
     )
     record = run.provenance() | {"data_fingerprint": data.corpus.fingerprint()}
     if resume is not None:
-        _check_data(run.folder, record["data_fingerprint"], config)
-    callbacks = [*_callbacks(config, data), Record(run.folder, record)]
+        _check_data(run.folder, record["data_fingerprint"], config.checkpointing.allow_changes)
+    callbacks = [*_callbacks(config.callbacks, data, config.logger is not None), Record(run.folder, record)]
     if any(isinstance(callback, Checkpoint) for callback in callbacks):
         weights = sum(tensor.nbytes for tensor in algorithm.state_dict().values())
         check_room(run.folder, weights, "a checkpoint")  # of weights alone: the optimiser's state comes on top
@@ -104,37 +104,40 @@ def _train(config: DictConfig, run: Run, resume: str | None) -> dict[str, Any]:
     return {name: value.item() for name, value in trainer.callback_metrics.items()}
 
 
-def _is_finished(config: DictConfig, resume: str) -> bool:
+def _is_finished(given: Mapping[str, Any], resume: str) -> bool:
     """Whether there is nothing left to do; says what differs from the run that is to go on.
+
+    Args:
+        given: the plain config of this command.
 
     Raises:
         ValueError: it differs in what makes it another run.
     """
-    file, allowed = read_checkpoint(resume), list(config.checkpointing.allow_changes)
-    said = check_same_run(file.config, plain_config(config), allowed, resume)
+    file, max_steps = read_checkpoint(resume), given["trainer"]["max_steps"]
+    said = check_same_run(file.config, given, given["checkpointing"]["allow_changes"], resume)
     if not is_first_process():
-        return file.step >= config.trainer.max_steps
+        return file.step >= max_steps
     for key, old, new in said:
         if not key.startswith("optim."):  # of which the optimiser's own state wins, and says so
             print(f"{resume} goes on with {key}={shown(new)}; until step {file.step} it was {shown(old)}", flush=True)
-    if file.step < config.trainer.max_steps:
+    if file.step < max_steps:
         return False
     print(
-        f"finished: {resume} is of step {file.step}, trainer.max_steps={config.trainer.max_steps}; a larger trainer.max_steps "
+        f"finished: {resume} is of step {file.step}, trainer.max_steps={max_steps}; a larger trainer.max_steps "
         "goes on from it, another hydra.run.dir begins anew",
         flush=True,
     )
     return True
 
 
-def _check_data(folder: Path, fingerprint: Any, config: DictConfig) -> None:
+def _check_data(folder: Path, fingerprint: Any, allowed: Sequence[str]) -> None:
     """Raises ValueError if the run in this folder was on other text than what the same config names today."""
     try:
         recorded = read_json(folder / RECORD).get("data_fingerprint")
     except (OSError, ValueError, AttributeError):
         return  # a run that begins here from a file of elsewhere, or of a version that did not say
     known = json.loads(json.dumps(fingerprint))
-    if recorded is not None and recorded != known and "data" not in config.checkpointing.allow_changes:
+    if recorded is not None and recorded != known and "data" not in allowed:
         changed = [key for key, *_ in differences(recorded, known)] or ["its files"]
         raise ValueError(
             f"data: the text has changed since this run began ({', '.join(changed)}): bring it back, name another "
@@ -146,7 +149,7 @@ def check(config: DictConfig) -> None:
     """Raises ValueError for what cannot be trained as asked, as far as that can be known without data or a teacher."""
     plain = plain_config(config)
     resume_path(**config.checkpointing, run_dir=config.run_dir)
-    kind = algorithm_class(config)
+    kind = resolve(config.algo._target_, "algo._target_")
     for name in getattr(kind, "required_teachers", ()):
         if plain["algo"].get(f"{name}_path") is None:
             raise ValueError(missing_teacher(name))
@@ -154,27 +157,27 @@ def check(config: DictConfig) -> None:
     for name, node in config.callbacks.items():
         if node is not None and node.get("options"):
             check_options(kind, dict(node.options), f"callbacks.{name}.options")
-    if _has_schedule(config):
-        _check_schedule(config)
+    if _is_set(config.lr_scheduler):
+        _check_schedule(config.lr_scheduler, config.trainer.max_steps)
     data_module(config).accumulation(trial(config).world_size)
     probe(config)
 
 
-def _has_schedule(config: DictConfig) -> bool:
-    return bool((config.lr_scheduler or {}).get("_target_"))
+def _is_set(node: Mapping[str, Any] | None) -> bool:
+    return bool((node or {}).get("_target_"))
 
 
-def _check_schedule(config: DictConfig) -> None:
-    warm_up, steps = config.lr_scheduler.get("warmup_steps"), config.trainer.max_steps
+def _check_schedule(node: Mapping[str, Any], steps: int) -> None:
+    warm_up = node.get("warmup_steps")
     if isinstance(warm_up, int) and warm_up > steps:
         raise ValueError(
             f"lr_scheduler.warmup_steps={warm_up} is more than the run has, trainer.max_steps={steps}: set "
             f"lr_scheduler.warmup_steps={steps // 10}, or leave it out"
         )
-    instantiate(config.lr_scheduler, "lr_scheduler")(torch.optim.SGD([torch.zeros(1)], lr=1.0))
+    instantiate(node, "lr_scheduler")(torch.optim.SGD([torch.zeros(1)], lr=1.0))
 
 
-def _callbacks(config: DictConfig, data: TextDataModule) -> list[lightning.Callback]:
+def _callbacks(nodes: Mapping[str, Any], data: TextDataModule, has_logger: bool) -> list[lightning.Callback]:
     """What `_partial_` callbacks ask for by argument name: `decode`, texts of tokens; `reference`, validation blocks."""
 
     def decode(tokens: Tensor) -> list[str]:
@@ -187,7 +190,7 @@ def _callbacks(config: DictConfig, data: TextDataModule) -> list[lightning.Callb
         return [blocks[each[i * len(each) // count]].tolist() for i in range(count)]
 
     callbacks = []
-    for name, node in config.callbacks.items():
+    for name, node in nodes.items():
         if node is None:
             continue
         callback = instantiate(node, f"callbacks.{name}")
@@ -195,7 +198,7 @@ def _callbacks(config: DictConfig, data: TextDataModule) -> list[lightning.Callb
             wanted = inspect.signature(callback.func).parameters
             given = {"decode": lambda: decode, "reference": reference}
             callback = callback(**{name: make() for name, make in given.items() if name in wanted})
-        if not (isinstance(callback, LearningRateMonitor) and config.logger is None):  # it refuses to run without one
+        if not (isinstance(callback, LearningRateMonitor) and not has_logger):  # it refuses to run without one
             callbacks.append(callback)
     return callbacks
 
