@@ -49,7 +49,7 @@ def written_table(found: Mapping[str, Any], label: str) -> Table:
         ]
         time = f"{entry['ms_per_answer']:.3g}" if "steps" in entry else ""
         rows.append([*_who(name, entry), percent(entry["valid"]), str(entry.get("distinct", "")), *spread, time])
-    title = f"{label}: {found['count']} written from nothing; entropy of all there are: {found['space_nats']:.2f} nats"
+    title = f"{label}: {found['count']} from nothing; all there are: {found['space_nats']:.2f} nats"
     return _table(title, ("", "calls", "valid, %", "distinct", "nats", "most, %", "unseen, %", "ms"), rows)
 
 
