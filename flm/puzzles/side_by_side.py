@@ -86,7 +86,7 @@ def training_seconds(run: Path) -> float | None:
 
 
 def table_of(runs: Sequence[Run], part: str, title: str, show: Callable[[list[Mapping[str, Any]]], str]) -> Table:
-    """A row for each model and a column for each number of evaluations.
+    """A row for each model, with what its training took, and a column for each number of evaluations.
 
     Args:
         show: of what was measured of one model in so many evaluations, one entry a seed; "" where it says nothing.
@@ -97,24 +97,23 @@ def table_of(runs: Sequence[Run], part: str, title: str, show: Callable[[list[Ma
             models.setdefault(run.label, []).append(run)
     evaluations = sorted({count for run in runs for count in run.entries(part)})
     table = Table(title=title)
-    for heading in ("evaluations", "training, CPU s", *(f"{count:g}" for count in evaluations)):
-        table.add_column(heading, justify="right", no_wrap=heading != "training, CPU s")
+    for heading in ("evaluations", *(f"{count:g}" for count in evaluations)):
+        table.add_column(heading, justify="right", no_wrap=True)
     for label, group in models.items():
         known = [run.seconds for run in group if run.seconds is not None]
         found = [
             [entries[count] for entries in (run.entries(part) for run in group) if count in entries] for count in evaluations
         ]
-        name = f"{label}, {len(group)} seeds" if len(group) > 1 else label
-        table.add_row(
-            name, f"{sum(known) / len(known):.0f}" if known else "", *(show(entries) if entries else "" for entries in found)
-        )
+        about = [f"{len(group)} seeds"] if len(group) > 1 else []
+        about += [f"{sum(known) / len(known):.0f} CPU s"] if known else []
+        table.add_row(", ".join([label, *about]), *(show(entries) if entries else "" for entries in found))
     controls: dict[str, dict[str, Any]] = {}
     for run in runs:
         controls |= (run.content.get(part) or {"controls": {}})["controls"]
     ideal = {float(name.rpartition(" ")[2]): entry for name, entry in controls.items() if name.startswith("ideal masked")}
     cells = [show([ideal[count]]) if count in ideal else "" for count in evaluations]
     if any(cells):
-        table.add_row("ideal masked", "", *cells)
+        table.add_row("ideal masked", *cells)
     return table
 
 

@@ -220,9 +220,9 @@ def test_results_side_by_side(tmp_path, capsys):
     names = ",".join(str(tmp_path / f"{name}_solve") for name in ("flm", "flow_map"))
     run(config_of(tmp_path / "out", "mode=side_by_side", f"side_by_side.runs=[{names}]"))
     lines = [line.replace(" ", "") for line in capsys.readouterr().out.splitlines()]
-    assert "│flm│100│0.0│60.0±1.0│" in lines and "│flow_map│200│36.0±1.0│80.0±1.0│" in lines
-    assert "│idealmasked│││18.0│" in lines
-    assert lines.count("│flm│100│7│7│") == 1 and "│flm│100││1.25│" in lines and "│flm│100│0.50│0.50│" in lines
+    assert "│flm,100CPUs│0.0│60.0±1.0│" in lines and "│flow_map,200CPUs│36.0±1.0│80.0±1.0│" in lines
+    assert "│idealmasked││18.0│" in lines
+    assert lines.count("│flm,100CPUs│7│7│") == 1 and "│flm,100CPUs││1.25│" in lines and "│flm,100CPUs│0.50│0.50│" in lines
     assert any("flow_map,oneevaluation" in line for line in lines) and "│34│" in "".join(lines)
     # the same name twice: two seeds, whose mean and error, 10 points on either side, make one row
     again = tmp_path / "seed2/flow_map_solve"
@@ -232,6 +232,6 @@ def test_results_side_by_side(tmp_path, capsys):
     (again / "solve_eval.json").write_text(json.dumps(content))
     run(config_of(tmp_path / "out", "mode=side_by_side", f"side_by_side.runs=[{names},{again}]"))
     lines = [line.replace(" ", "") for line in capsys.readouterr().out.splitlines()]
-    assert "│flow_map,2seeds│200│26.0±10.0│85.0±5.0│" in lines
+    assert "│flow_map,2seeds,200CPUs│26.0±10.0│85.0±5.0│" in lines
     with pytest.raises(ValueError, match="nowhere"):
         run(config_of(tmp_path / "out", "mode=side_by_side", "side_by_side.runs=[nowhere]"))
