@@ -19,8 +19,9 @@ from flm.code.sandbox import Limits, Sandbox, Verdict
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
 from flm.ranges import DIFFERENT, Count, Existing, Index, Share, Text
+from flm.samplers.canvas import Pieces, positions
 from flm.tasks.evaluation import EvalOptions, load_model
-from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of, positions
+from flm.tasks.fillings import Writer, check_hole_is_bounded, padding_of
 from flm.tasks.machine import Machine
 from flm.tasks.processes import Team, team_of
 from flm.tasks.run import Run

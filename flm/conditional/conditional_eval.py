@@ -14,8 +14,9 @@ from flm.data.corpora.corpus import Corpus
 from flm.data.documents import Split
 from flm.language_model import LanguageModel
 from flm.ranges import Count, Text
+from flm.samplers.canvas import Pieces
 from flm.tasks.evaluation import EvalOptions, load_model
-from flm.tasks.fillings import Pieces, Writer, check_hole_is_bounded, padding_of
+from flm.tasks.fillings import Writer, check_hole_is_bounded, padding_of
 from flm.tasks.held_out import HeldOut
 from flm.tasks.machine import Machine
 from flm.tasks.processes import Team, team_of

@@ -9,6 +9,13 @@ from torch import Tensor
 
 from flm.ranges import Count, StepCounts
 
+Pieces = Sequence[Sequence[int] | int]  # given token ids and lengths of holes, in order
+
+
+def positions(pieces: Pieces) -> int:
+    """How many a canvas of these has."""
+    return sum(piece if isinstance(piece, int) else len(piece) for piece in pieces)
+
 
 @dataclass(frozen=True)
 class Canvas:
@@ -27,7 +34,7 @@ class Canvas:
         return cls.from_pieces([length], batch, device)
 
     @classmethod
-    def from_pieces(cls, pieces: Sequence[Sequence[int] | int], batch: int, device: torch.device | str = "cpu") -> "Canvas":
+    def from_pieces(cls, pieces: Pieces, batch: int, device: torch.device | str = "cpu") -> "Canvas":
         """Given token ids and holes in reading order: `[[5, 9], 8, [2]]` is two given tokens, 8 to fill, one given."""
         tokens: list[int] = []
         editable: list[bool] = []

@@ -10,10 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
-from flm.samplers.canvas import Canvas
+from flm.samplers.canvas import Canvas, Pieces, positions
 from flm.tasks.processes import Team
-
-Pieces = Sequence[Sequence[int] | int]  # given token ids and lengths of holes, in order
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,6 @@ class Writer:
         return [*row, max(0, self.lm.length - positions(row))] if self.padding == "target" else row
 
 
-def positions(pieces: Pieces) -> int:
-    """How many a canvas of these has."""
-    return sum(piece if isinstance(piece, int) else len(piece) for piece in pieces)
-
-
 def padding_of(lm: LanguageModel) -> str | None:
     """data.layout.padding of the pairs a model was trained on: target or excluded.
 
@@ -94,11 +87,7 @@ def padding_of(lm: LanguageModel) -> str | None:
 
 
 def check_hole_is_bounded(padding: str | None, new_tokens: Any, key: str) -> None:
-    """A model that never saw padding writes as much as it is shown room for.
-
-    Raises:
-        ValueError: there is nothing to tell how much that should be.
-    """
+    """Raises ValueError unless something says how much to write: a model that never saw padding fills all the room it has."""
     if padding == "excluded" and new_tokens is None:
         raise ValueError(
             f"{key}=null: trained with data.layout.padding=excluded, this model fills all the room it is given: set {key} to "
