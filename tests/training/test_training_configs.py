@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from toy import ToyData, make_module
 
+import flm.tasks  # noqa: F401  resolvers of the configs
 from flm.schema import check
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.generation import SampleEvery
@@ -76,6 +80,42 @@ def test_wandb_is_offline_when_told_so(tmp_path, monkeypatch):
     logger = instantiate(composed(tmp_path, "logger=wandb").logger)
     assert logger._wandb_init["project"] == "p" and logger.name == "p" and logger._wandb_init["name"] == "n"
     assert logger.save_dir == str(tmp_path / "run")
+
+
+def test_tensorboard_writes_into_the_run(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (tmp_path / "run").mkdir()
+    logger = instantiate(composed(tmp_path, "logger=tensorboard").logger)
+    for step in (1, 5):
+        logger.log_metrics({"train/loss": 1 / step}, step)
+    logger.finalize("success")
+    (folder,) = (tmp_path / "run" / "tensorboard").iterdir()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (5, pytest.approx(0.2))]
+
+
+def test_trackio_keeps_numbers_and_goes_on_with_a_run(tmp_path):
+    """In a process of its own: trackio reads its folder once, when it is imported."""
+    pytest.importorskip("trackio")
+    script = """
+import sys
+from flm.training.trackio_logger import TrackioLogger
+logger = TrackioLogger("p", "n")
+logger.log_hyperparams({"lr": 0.5})
+logger.log_metrics({"train/loss": 1 / int(sys.argv[1])}, int(sys.argv[1]))
+logger.finalize("success")
+from trackio.sqlite_storage import SQLiteStorage
+print([(row["step"], row["train/loss"]) for row in SQLiteStorage.get_logs("p", "n")])
+"""
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    for step in (1, 4):
+        command = [sys.executable, "-c", script, str(step)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert "[(1, 1.0), (4, 0.25)]" in done.stdout
 
 
 def test_bad_numbers_name_their_key(tmp_path):
