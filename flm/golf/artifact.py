@@ -12,20 +12,22 @@ from rich.table import Table
 
 import flm
 from flm.algos.algorithm import Algorithm
-from flm.atomic import write_bytes
+from flm.atomic import write_bytes, write_text
 from flm.checkpoints.description import Description
 from flm.checkpoints.folder import shareable
 from flm.golf import flow_lm_eval, golf_eval
 from flm.golf.packed import Packed, Rounding, has_zstandard, pack
 from flm.golf.quantise import Plan
+from flm.golf.submission_script import script
 from flm.ranges import Count, Existing, Index, one_of
 from flm.tasks import ppl_eval
+from flm.tasks.assemble import targets
 from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.machine import Machine
 from flm.tasks.processes import check_alone
 from flm.tasks.run import Run
 
-FILE = "model.flmpack"
+FILE, SCRIPT = "model.flmpack", "submission.py"
 EVALUATIONS = {
     "ppl_eval": ppl_eval.evaluate,
     "golf_eval": golf_eval.evaluate,
@@ -42,6 +44,7 @@ class ArtifactOptions:
     kept_elements: Index = 65_536
     rounding: Rounding = "step"
     scale_floor: bool = False
+    script: bool = False
     steps: Count | None = None
     evaluation: Annotated[str, one_of(EVALUATIONS)] | Literal["auto"] | None = "auto"
 
@@ -49,22 +52,26 @@ class ArtifactOptions:
 def artifact(config: DictConfig) -> dict[str, Any]:
     """Packs eval.checkpoint_path into run_dir/model.flmpack, with averaged weights unless eval.disable_ema.
 
-    Whatever is reported of the model afterwards is of the file, read back. Writes run_dir/artifact.json.
+    With artifact.script also run_dir/submission.py, which scores with that file alone. Whatever is reported of the model
+    afterwards is of the file, read back. Writes run_dir/artifact.json.
     """
     check_alone("artifact")
     run, console = Run(config), Console()
     wanted, evaluation = run.options(ArtifactOptions, "artifact"), run.options(EvalOptions, "eval")
-    num_code = code_bytes(wanted.code)
-    left = None if wanted.limit_bytes is None else wanted.limit_bytes - num_code
+    if wanted.script and wanted.code is not None:
+        raise ValueError("artifact.script=true is itself the code that counts: leave artifact.code null")
+    num_code = 0 if wanted.script else code_bytes(wanted.code)
+    left = _left(wanted.limit_bytes, num_code)
     if wanted.scale_floor and wanted.rounding == "step":
         raise ValueError("artifact.scale_floor=true is of artifact.rounding=published: steps know no floor")
-    if left is not None and left <= 0:
-        raise ValueError(
-            f"artifact.limit_bytes={wanted.limit_bytes:,}: the code alone has {num_code:,}: name in artifact.code what counts"
-        )
     if not has_zstandard():
         console.print("note: zstandard is not installed: compressed with zlib, a few percent larger")
     lm = load_model(evaluation, Machine.of(run["trainer"], run["model"]))
+    if wanted.script:
+        code = script(target for key in ("algo", "model") for target in targets(lm.config[key]))
+        num_code = len(code.encode())
+        left = _left(wanted.limit_bytes, num_code)
+        write_text(run.folder / SCRIPT, code)
     # where the text lies, which a recipe for others leaves out, is what the evaluation below asks of the file
     recipe = shareable(lm.config) | {key: lm.config[key] for key in ("data",) if key in lm.config}
     recipe["weights"] = lm.source.weights  # the file holds one set
@@ -128,6 +135,13 @@ def code_bytes(paths: Sequence[str] | None) -> int:
             raise ValueError(f"artifact.code: {place}: no such file or folder")
         files |= {path.resolve() for path in place.rglob("*.py")} if place.is_dir() else {place.resolve()}
     return sum(path.stat().st_size for path in files)
+
+
+def _left(limit: int | None, num_code: int) -> int | None:
+    """Bytes for the weights; None: as many as they take."""
+    if limit is not None and limit <= num_code:
+        raise ValueError(f"artifact.limit_bytes={limit:,}: the code alone has {num_code:,}: name in artifact.code what counts")
+    return None if limit is None else limit - num_code
 
 
 def _named(plan: Plan) -> str:

@@ -2,6 +2,9 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,8 +14,10 @@ import flm
 from flm.checkpoints.load import load_algorithm, read_checkpoint, read_model
 from flm.data.byte_table import ByteTable
 from flm.data.tokenizers import Tokenizer
+from flm.golf import submission
 from flm.golf.artifact import code_bytes
 from flm.golf.scored_stream import Reading
+from flm.golf.shard_files import write_shard
 from flm.golf.test_time_training import TestTimeTraining, score_then_train
 from flm.tasks.assemble import data_module
 from flm.tasks.train import train
@@ -97,6 +102,36 @@ def test_an_artifact_says_which_weights_it_holds(monkeypatch, tmp_path, corpus, 
     assert json.loads((tmp_path / "golf_eval.json").read_text())["weights"] == said
     assert json.loads((tmp_path / "artifact.json").read_text())["artifact"]["weights"] == said
     assert flm.load(tmp_path / "model.flmpack", "cpu").source.weights == said
+
+
+def test_the_submission_scores_without_this_package(monkeypatch, capfd, tmp_path, corpus, checkpoint):
+    options = ["mode=artifact", "artifact.script=true", "artifact.kept_elements=100", "golf_eval.methods=[sliding]"]
+    assert run(monkeypatch, corpus, checkpoint, tmp_path, *options) == 0
+    capfd.readouterr()
+    packed = json.loads((tmp_path / "artifact.json").read_text())["artifact"]
+    script = tmp_path / "submission.py"
+    assert packed["code_bytes"] == script.stat().st_size < 120_000
+    wanted = json.loads((tmp_path / "golf_eval.json").read_text())["golf_eval"]["methods"]["sliding"]
+    text = data_module(config_of(tmp_path, *tiny(corpus))).cache.tokens("valid")
+    assert len(text) > 3 * 16 * WINDOW
+    write_shard(tmp_path / "val.bin", text.read(0, 3 * 16 * WINDOW))
+    alone = tmp_path / "elsewhere"
+    alone.mkdir()
+    shutil.copy(script, alone)
+    command = [sys.executable, "-I", "submission.py", str(tmp_path / "model.flmpack"), str(tmp_path / "val.bin")]
+    done = subprocess.run([*command, "--stride", "4", "--max-tokens", "200"], cwd=alone, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["tokens"] == wanted["tokens"] and found["bytes"] == wanted["bytes"]
+    assert math.isclose(found["bits_per_byte"], wanted["bits_per_byte"], rel_tol=1e-6)
+    learned = json.loads(subprocess.check_output([*command, "--test-time-training"], cwd=alone))
+    algorithm, file = load_algorithm(tmp_path / "model.flmpack")
+    stream = torch.from_numpy(text.read(0, 3 * 16 * WINDOW))
+    table = ByteTable.of(Tokenizer.from_dict(file.tokenizer))
+    tally = score_then_train(algorithm, stream, Reading(WINDOW, WINDOW, 16 * WINDOW), TestTimeTraining(), table)
+    assert math.isclose(learned["bits_per_byte"], tally.bits_per_byte, rel_tol=1e-6)
+    assert submission.main([*command[3:], "--stride", "5"]) == 1
+    assert capfd.readouterr().err.startswith("error: golf_eval: the stride (5) must divide the window")
 
 
 def test_a_limit_that_cannot_be_met_is_one_line_and_leaves_no_file(monkeypatch, capfd, tmp_path, corpus, checkpoint):

@@ -1,0 +1,95 @@
+"""One self-contained script for a submission: `flm.golf.submission` and every module of this package that it needs, packed.
+
+It runs where torch, numpy, safetensors, tokenizers, pydantic and zstandard are installed and this package is not. Docstrings
+and comments are left out of what is packed.
+"""
+
+import ast
+import base64
+import importlib.util
+import json
+import lzma
+from collections.abc import Iterable
+from pathlib import Path
+
+ENTRY = "flm.golf.submission"
+ROOTS = (ENTRY, "flm.golf.wing", "flm.golf.packed")
+MARK = 'PACKED = "'
+
+_SCRIPT = '''"""Made by flm.golf.submission_script: modules by name, packed, and the call of one of them."""
+import base64, importlib.abc, importlib.util, json, lzma, sys
+{mark}{packed}"
+SOURCES = json.loads(lzma.decompress(base64.b85decode(PACKED)))
+class Modules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        if name in SOURCES:
+            return importlib.util.spec_from_loader(name, self, origin=__file__, is_package=SOURCES[name][0])
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        module.__file__ = __file__
+        exec(compile(SOURCES[module.__name__][1], f"<{{module.__name__}}>", "exec"), module.__dict__)
+sys.meta_path.insert(0, Modules())
+if __name__ == "__main__":
+    from {entry} import main
+    sys.exit(main())
+'''
+
+
+def script(targets: Iterable[str] = ()) -> str:
+    """The script's text.
+
+    Args:
+        targets: classes that the packed model's description names, "module.Class".
+    """
+    modules = closure([*ROOTS, *(target.rpartition(".")[0] for target in targets)])
+    sources = {name: (path.name == "__init__.py", stripped(path.read_text(encoding="utf-8"))) for name, path in modules.items()}
+    packed = lzma.compress(json.dumps(sources).encode(), preset=9 | lzma.PRESET_EXTREME)
+    return _SCRIPT.format(mark=MARK, packed=base64.b85encode(packed).decode(), entry=ENTRY)
+
+
+def closure(names: Iterable[str]) -> dict[str, Path]:
+    """Files by module name: of the modules, the packages they lie in, and what of this package they import, all the way."""
+    found: dict[str, Path] = {}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in found or name.partition(".")[0] != __name__.partition(".")[0]:
+            continue
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            continue
+        found[name] = Path(spec.origin)
+        waiting += [name.rpartition(".")[0], *_imported(found[name])]
+    return dict(sorted(found.items()))
+
+
+def _imported(path: Path) -> list[str]:
+    """Names of modules; of `from a import b` both a and a.b, as b may be either a module or a name in one."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in names if _is_module(name)]
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return name.startswith("flm") and importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # its parent is a module, so it is a name in it
+        return False
+
+
+def stripped(source: str) -> str:
+    """Python source without comments and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not body:
+            continue
+        first = body[0]
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            node.body = body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
