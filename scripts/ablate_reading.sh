@@ -8,26 +8,12 @@
 #   TIME          of each training, DD:HH:MM:SS. Default 00:00:10:00
 #   OUT           folder for everything. Started again with the same OUT, it goes on where it stopped.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source scripts/parts.sh
 out="${OUT:-outputs/ablate_reading}"
 time="${TIME:-00:00:10:00}"
 rows="${ROWS:-published published_map published_near evidence evidence_near evidence_near_map mdlm mdlm_near duo dfm kl_flow ar}"
 
-asked="time $time, overrides: $*"
-if [ "$(cat "$out/asked" 2>/dev/null || echo "$asked")" != "$asked" ]; then
-  echo "error: $out holds an ablation with $(cat "$out/asked"): set OUT to another folder, or remove this one" >&2
-  exit 1
-fi
-mkdir -p "$out"
-echo "$asked" > "$out/asked"
-
-part() { # part NAME ARGUMENT...: writes $out/NAME, unless that is there in full
-  local folder="$out/$1"
-  shift
-  if [ -e "$folder/complete" ]; then return; fi
-  echo "== $folder"
-  python main.py "$@" hydra.run.dir="$folder"
-  mkdir -p "$folder" && touch "$folder/complete"
-}
+begin "time $time, overrides: $*"
 
 for vocabulary in ${VOCABULARIES:-97 512 2048 8192}; do
   tokens=(tokenizer=bpe tokenizer.vocab_size="$vocabulary")
@@ -63,5 +49,4 @@ for vocabulary in ${VOCABULARIES:-97 512 2048 8192}; do
     done
   done
 done
-python main.py mode=report "report.inputs=[$out]" "report.title='What the network reads'" hydra.run.dir="$out/report"
-echo "everything was written under $out; open $out/report/report.html"
+report 'What the network reads'

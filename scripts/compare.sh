@@ -9,6 +9,7 @@
 #   EVALUATION  overrides of what measures texts: EVALUATION="eval.gen_ppl_eval_model_name_or_path=gpt2-large"
 #   OUT         folder for everything. Started again with the same OUT, it goes on where it stopped, also with more TASKS or SEEDS.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source scripts/parts.sh
 budget="${BUDGET:-2800}"
 out="${OUT:-outputs/compare}"
 tasks="${TASKS:-text sudoku4 sudoku4_clues}"
@@ -26,22 +27,7 @@ for task in $tasks; do
       ;;
   esac
 done
-asked="budget $budget, overrides: $*, evaluation: ${EVALUATION:-}, puzzle: ${PUZZLE:-}"
-if [ "$(cat "$out/asked" 2>/dev/null || echo "$asked")" != "$asked" ]; then
-  echo "error: $out holds a comparison with $(cat "$out/asked"): set OUT to another folder, or remove this one" >&2
-  exit 1
-fi
-mkdir -p "$out"
-echo "$asked" > "$out/asked"
-
-part() { # part NAME ARGUMENT...: writes $out/NAME, unless that is there in full
-  local folder="$out/$1"
-  shift
-  if [ -e "$folder/complete" ]; then return; fi
-  echo "== $folder"
-  python main.py "$@" hydra.run.dir="$folder"
-  mkdir -p "$folder" && touch "$folder/complete"
-}
+begin "budget $budget, overrides: $*, evaluation: ${EVALUATION:-}, puzzle: ${PUZZLE:-}"
 
 text() { # text SEED OVERRIDE...
   local at="seed$1" with=(seed="$1" data.cache_dir="$out/data") model checkpoint more
@@ -101,5 +87,4 @@ for task in sudoku4 sudoku4_clues; do # all seeds that are there
       "side_by_side.runs=[$(IFS=, && echo "${runs[*]}")]"
   fi
 done
-python main.py mode=report "report.inputs=[$out]" "report.title='Side by side'" hydra.run.dir="$out/report"
-echo "everything was written under $out; open $out/report/report.html"
+report 'Side by side'

@@ -11,6 +11,7 @@
 #   EVALUATION  overrides of what measures texts
 #   OUT         folder for everything. Started again with the same OUT, it goes on where it stopped, also with more ROWS or SEEDS.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source scripts/parts.sh
 task="${TASK:-sudoku4}"
 budget="${BUDGET:-100}"
 out="${OUT:-outputs/few_step_$task}"
@@ -23,22 +24,7 @@ case $task in
     exit 1
     ;;
 esac
-asked="task $task, budget $budget, overrides: $*, evaluation: ${EVALUATION:-}"
-if [ "$(cat "$out/asked" 2>/dev/null || echo "$asked")" != "$asked" ]; then
-  echo "error: $out holds a comparison with $(cat "$out/asked"): set OUT to another folder, or remove this one" >&2
-  exit 1
-fi
-mkdir -p "$out"
-echo "$asked" > "$out/asked"
-
-part() { # part NAME ARGUMENT...: writes $out/NAME, unless that is there in full
-  local folder="$out/$1"
-  shift
-  if [ -e "$folder/complete" ]; then return; fi
-  echo "== $folder"
-  python main.py "$@" hydra.run.dir="$folder"
-  mkdir -p "$folder" && touch "$folder/complete"
-}
+begin "task $task, budget $budget, overrides: $*, evaluation: ${EVALUATION:-}"
 
 scaled() { # scaled STEPS: of the budget, at least 5
   local found=$(($1 * budget / 100))
@@ -130,5 +116,4 @@ if [ "$task" = sudoku4 ]; then
   done
   python main.py mode=side_by_side "side_by_side.runs=[$(IFS=, && echo "${runs[*]}")]" hydra.run.dir="$out/side_by_side"
 fi
-python main.py mode=report "report.inputs=[$out]" "report.title='Few steps'" hydra.run.dir="$out/report"
-echo "everything was written under $out; open $out/report/report.html"
+report 'Few steps'

@@ -27,4 +27,4 @@ def test_rows_differ_in_what_they_read_alone(tmp_path):
     assert sum("tokenizer=characters" in call for call in trainings) == 10
     assert calls[-1][0] == "mode=report"
     done, calls = run_script("ablate_reading.sh", tmp_path, ROWS="ar", **few)
-    assert done.returncode == 1 and "holds an ablation with" in done.stderr and calls == []
+    assert done.returncode == 1 and "holds a comparison with" in done.stderr and calls == []
