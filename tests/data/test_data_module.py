@@ -112,9 +112,9 @@ def test_text8_characters(build):
     assert module.vocab_size <= 29 and module.tokenizer.vocab_size == len(module.token_counts())
 
 
-def test_wrong_wrap_is_told():
+def test_wrong_wrap_is_told(corpus_path):
     with pytest.raises(ValueError, match=r"data\.wrap must be"):
-        check(TextCorpus, {"path": "x", "wrap": "both"}, "data")
+        check(TextCorpus, {"path": str(corpus_path), "wrap": "both"}, "data")
 
 
 def test_cache_folder_that_cannot_be(build, corpus_path):
