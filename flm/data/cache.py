@@ -16,6 +16,7 @@ import json
 import logging
 import zlib
 from bisect import bisect_right
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -109,23 +110,17 @@ class TokenCache:
         return counts["bytes"] / counts["tokens"]
 
 
-class TokenStream:
-    """Tokens of consecutive shards as one read-only sequence; opened in each process on first use.
+class TokenFiles:
+    """Tokens of consecutive files as one read-only sequence; opened in each process on first use.
+
+    Subclasses give `_part(file, start, stop)`, ids of one file, and `_open(file)`, its memory map.
 
     Args:
-        folder: holds the files.
-        shards: name, number of tokens and CRC-32 of each chunk (8 hexadecimal digits each, one after the other).
-        dtype: of a token.
-        totals: file with the counts of all ids, int64 (V,), and its SHA-256.
+        sizes: tokens of each file.
     """
 
-    def __init__(self, folder: Path, shards: list[tuple[str, int, str]], dtype: np.dtype, totals: tuple[str, str]):
-        self._folder, self._dtype, self._totals = folder, dtype, totals
-        self._names = [name for name, _, _ in shards]
-        self._starts = [0, *accumulate(tokens for _, tokens, _ in shards)]
-        self._checks = [bytes.fromhex(checks) for _, _, checks in shards]
-        self._per_chunk = CHUNK_BYTES // dtype.itemsize
-        self._sound = [bytearray(len(checks) // 4) for checks in self._checks]  # 1: this chunk has been verified
+    def __init__(self, sizes: Iterable[int]):
+        self._starts = [0, *accumulate(sizes)]
         self._maps: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -136,17 +131,59 @@ class TokenStream:
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"[{start}, {stop}) is not within {len(self)} tokens")
         out = np.empty(stop - start, dtype=np.int64)
-        shard = bisect_right(self._starts, start) - 1
-        position = start
+        file, position = bisect_right(self._starts, start) - 1, start
         while position < stop:
-            end = min(stop, self._starts[shard + 1])
-            offset = self._starts[shard]
-            out[position - start : end - start] = self._verified(shard, position - offset, end - offset)
-            position, shard = end, shard + 1
+            end, offset = min(stop, self._starts[file + 1]), self._starts[file]
+            out[position - start : end - start] = self._part(file, position - offset, end - offset)
+            position, file = end, file + 1
         return out
 
     def counts(self, vocab_size: int, stop: int | None = None) -> np.ndarray:
         """How often each id occurs before position `stop` (None: in all), int64 (vocab_size,)."""
+        return self._count(0, len(self) if stop is None else stop, vocab_size)
+
+    def _count(self, start: int, stop: int, vocab_size: int) -> np.ndarray:
+        total = np.zeros(vocab_size, dtype=np.int64)
+        for begin in range(start, stop, 1 << 24):
+            total += np.bincount(self.read(begin, min(stop, begin + (1 << 24))), minlength=vocab_size)
+        return total
+
+    def _map(self, file: int) -> np.ndarray:
+        if file not in self._maps:
+            if len(self._maps) >= _MAX_OPEN:
+                self._maps.pop(next(iter(self._maps)))
+            self._maps[file] = self._open(file)
+        return self._maps[file]
+
+    def _part(self, file: int, start: int, stop: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def _open(self, file: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}  # a pickled memory map is a copy of the file
+
+
+class TokenStream(TokenFiles):
+    """Tokens of the shards of a cache, each chunk verified once.
+
+    Args:
+        folder: holds the files.
+        shards: name, number of tokens and CRC-32 of each chunk (8 hexadecimal digits each, one after the other).
+        dtype: of a token.
+        totals: file with the counts of all ids, int64 (V,), and its SHA-256.
+    """
+
+    def __init__(self, folder: Path, shards: list[tuple[str, int, str]], dtype: np.dtype, totals: tuple[str, str]):
+        super().__init__(tokens for _, tokens, _ in shards)
+        self._folder, self._dtype, self._totals = folder, dtype, totals
+        self._names = [name for name, _, _ in shards]
+        self._checks = [bytes.fromhex(checks) for _, _, checks in shards]
+        self._per_chunk = CHUNK_BYTES // dtype.itemsize
+        self._sound = [bytearray(len(checks) // 4) for checks in self._checks]  # 1: this chunk has been verified
+
+    def counts(self, vocab_size: int, stop: int | None = None) -> np.ndarray:
         stop = len(self) if stop is None else stop
         if stop < len(self) // 2:
             return self._count(0, stop, vocab_size)
@@ -169,17 +206,16 @@ class TokenStream:
     def verify(self) -> None:
         """Reads everything; raises ValueError where it is not what was written."""
         for shard in range(len(self._names)):
-            self._verified(shard, 0, self._starts[shard + 1] - self._starts[shard])
+            self._part(shard, 0, self._starts[shard + 1] - self._starts[shard])
         self._stored_counts()
 
-    def _verified(self, shard: int, start: int, stop: int) -> np.ndarray:
-        """A slice of a shard's map, each of its chunks verified once."""
-        tokens, sound = self._map(shard), self._sound[shard]
+    def _part(self, file: int, start: int, stop: int) -> np.ndarray:
+        tokens, sound = self._map(file), self._sound[file]
         for chunk in range(start // self._per_chunk, -(-stop // self._per_chunk)):
             if not sound[chunk]:
                 found = zlib.crc32(tokens[chunk * self._per_chunk : (chunk + 1) * self._per_chunk])
-                if found != int.from_bytes(self._checks[shard][4 * chunk : 4 * chunk + 4], "big"):
-                    raise damaged(self._folder / self._names[shard], f"CRC-32 of chunk {chunk} differs from the manifest's")
+                if found != int.from_bytes(self._checks[file][4 * chunk : 4 * chunk + 4], "big"):
+                    raise damaged(self._folder / self._names[file], f"CRC-32 of chunk {chunk} differs from the manifest's")
                 sound[chunk] = 1
         return tokens[start:stop]
 
@@ -195,21 +231,8 @@ class TokenStream:
             raise damaged(self._folder / name, "SHA-256 differs from the manifest's")
         return np.frombuffer(raw, dtype="<i8").astype(np.int64)
 
-    def _count(self, start: int, stop: int, vocab_size: int) -> np.ndarray:
-        total = np.zeros(vocab_size, dtype=np.int64)
-        for begin in range(start, stop, 1 << 24):
-            total += np.bincount(self.read(begin, min(stop, begin + (1 << 24))), minlength=vocab_size)
-        return total
-
-    def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
-            if len(self._maps) >= _MAX_OPEN:
-                self._maps.pop(next(iter(self._maps)))
-            self._maps[shard] = np.memmap(self._folder / self._names[shard], dtype=self._dtype, mode="r")
-        return self._maps[shard]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # a pickled memory map is a copy of the file
+    def _open(self, file: int) -> np.ndarray:
+        return np.memmap(self._folder / self._names[file], dtype=self._dtype, mode="r")
 
 
 def open_cache(corpus: Documents, tokenizer: Tokenizer, root: Path) -> TokenCache:

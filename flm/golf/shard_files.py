@@ -2,14 +2,13 @@
 tokens as little-endian uint16. Documents lie one after the other, each begun by BOS.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterable
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
 from flm import atomic
+from flm.data.cache import TokenFiles
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 1024
@@ -77,8 +76,8 @@ def token_count(path: Path) -> int:
     return count
 
 
-class ShardStream:
-    """Tokens of consecutive shard files as one read-only sequence; opened in each process on first use.
+class ShardStream(TokenFiles):
+    """Tokens of consecutive shard files.
 
     Args:
         paths: in reading order.
@@ -86,43 +85,17 @@ class ShardStream:
     """
 
     def __init__(self, paths: list[Path], vocab_size: int):
+        super().__init__(token_count(path) for path in paths)
         self.paths, self.vocab_size = paths, vocab_size
-        self._starts = [0, *accumulate(token_count(path) for path in paths)]
-        self._maps: dict[int, np.ndarray] = {}
 
-    def __len__(self) -> int:
-        return self._starts[-1]
+    def _part(self, file: int, start: int, stop: int) -> np.ndarray:
+        found = self._map(file)[start:stop]
+        if found.size and int(found.max()) >= self.vocab_size:
+            raise ValueError(
+                f"{self.paths[file]}: id {int(found.max())} is not below the tokenizer's {self.vocab_size}: "
+                "give the tokenizer it was written with (tokenizer.path)"
+            )
+        return found
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start .. stop-1 as a new int64 array (stop - start,)."""
-        if not 0 <= start <= stop <= len(self):
-            raise IndexError(f"[{start}, {stop}) is not within {len(self)} tokens")
-        out = np.empty(stop - start, dtype=np.int64)
-        shard, position = bisect_right(self._starts, start) - 1, start
-        while position < stop:
-            end, offset = min(stop, self._starts[shard + 1]), self._starts[shard]
-            piece = self._map(shard)[position - offset : end - offset]
-            if piece.size and int(piece.max()) >= self.vocab_size:
-                raise ValueError(
-                    f"{self.paths[shard]}: id {int(piece.max())} is not below the tokenizer's {self.vocab_size}: "
-                    "give the tokenizer it was written with (tokenizer.path)"
-                )
-            out[position - start : end - start] = piece
-            position, shard = end, shard + 1
-        return out
-
-    def counts(self, vocab_size: int, stop: int | None = None) -> np.ndarray:
-        """How often each id occurs before position `stop` (None: in all), int64 (vocab_size,)."""
-        stop = len(self) if stop is None else stop
-        total = np.zeros(vocab_size, dtype=np.int64)
-        for begin in range(0, stop, 1 << 24):
-            total += np.bincount(self.read(begin, min(stop, begin + (1 << 24))), minlength=vocab_size)
-        return total
-
-    def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
-            self._maps[shard] = np.memmap(self.paths[shard], dtype="<u2", mode="r", offset=HEADER_BYTES)
-        return self._maps[shard]
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_maps": {}}  # a pickled memory map is a copy of the file
+    def _open(self, file: int) -> np.ndarray:
+        return np.memmap(self.paths[file], dtype="<u2", mode="r", offset=HEADER_BYTES)

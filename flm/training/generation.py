@@ -20,7 +20,40 @@ from flm.training.module import Module
 SAMPLES = 5  # stream of the run's seed, beside those in training.module
 
 
-class SampleEvery(Callback):
+class AfterValidations(Callback):
+    """Base of callbacks that sample after every so many validations of a fit; subclasses give `sample`.
+
+    Args:
+        every: how many.
+        options: of the sampler, as in the `sampling` config.
+        path: of these options, for errors.
+    """
+
+    def __init__(self, every: int, options: Mapping[str, Any] | None, path: str):
+        self._every, self._options, self._path = every, dict(options or {}), path
+        self._validations = 0
+
+    def sample(self, trainer: Trainer, pl_module: Module) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
+        pl_module.check_sampler(self._options, self._path)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._validations += 1
+        if self._validations % self._every == 0:
+            self.sample(trainer, pl_module)
+
+
+class SampleEvery(AfterValidations):
     """After validations, writes a few samples of the averaged weights to <folder>/step_0001000.txt and to the logger.
 
     Has its own random stream, a function of (seed, step): training is the same with and without it. Several processes share
@@ -46,25 +79,11 @@ class SampleEvery(Callback):
         length: Count | None = None,
         options: Mapping[str, Any] | None = None,
     ):
-        self._decode, self._folder, self._every = decode, Path(folder), every_n_validations
-        self._count, self._steps, self._length, self._options = count, steps, length, dict(options or {})
-        self._validations = 0
+        super().__init__(every_n_validations, options, "callbacks.sample.options")
+        self._decode, self._folder = decode, Path(folder)
+        self._count, self._steps, self._length = count, steps, length
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._validations = state_dict["validations"]
-
-    def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
-        pl_module.check_sampler(self._options, "callbacks.sample.options")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        self._validations += 1
-        if self._validations % self._every:
-            return
+    def sample(self, trainer: Trainer, pl_module: Module) -> None:
         step = trainer.global_step
         tokens = pl_module.generate(self._count, self._steps, SAMPLES, self._length, self._options)
         if not trainer.is_global_zero:
@@ -80,7 +99,7 @@ class SampleEvery(Callback):
 GENERATION = 6  # stream of the run's seed, beside those in training.module and training.samples
 
 
-class GenerationMonitor(Callback):
+class GenerationMonitor(AfterValidations):
     """After validations, samples with the averaged weights and logs what the samples are like, by number of steps.
 
     gen/entropy_nats_<steps>_steps        unigram entropy within a sample
@@ -126,30 +145,24 @@ class GenerationMonitor(Callback):
         entropy_tolerance: NonNegative = 0.3,
         js_tolerance: NonNegative = 0.1,
     ):
-        self._reference, self._folder, self._every = reference, Path(folder), every_n_validations
-        self._count, self._steps, self._options = count, tuple(steps), dict(options or {})
+        super().__init__(every_n_validations, options, "callbacks.generation.options")
+        self._reference, self._folder = reference, Path(folder)
+        self._count, self._steps = count, tuple(steps)
         self._min_entropy, self._max_js, self._keep_best = min_entropy_nats, max_token_js_bits, keep_best
         self._entropy_tolerance, self._js_tolerance = entropy_tolerance, js_tolerance
         self._judge: tuple[NGramModel, TokenFrequencies] | None = None
         self._real: _Generated | None = None
-        self._validations, self._best = 0, math.inf
+        self._best = math.inf
         self.reason: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validations": self._validations, "best": self._best}
+        return super().state_dict() | {"best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._validations, self._best = state_dict["validations"], state_dict["best"]
+        super().load_state_dict(state_dict)
+        self._best = state_dict["best"]
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Module) -> None:
-        pl_module.check_sampler(self._options, "callbacks.generation.options")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: Module) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        self._validations += 1
-        if self._validations % self._every:
-            return
+    def sample(self, trainer: Trainer, pl_module: Module) -> None:
         found = trainer.strategy.broadcast(self._measure(trainer, pl_module))  # one verdict, whatever the machines
         real = self._real_text(pl_module)
         excess = found.token_js_bits - real.token_js_bits
