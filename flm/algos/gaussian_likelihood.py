@@ -11,6 +11,7 @@ from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.paths.gaussian import Given, State
 from flm.paths.gaussian_bound import GaussianDenoiser, Plan, estimate, measure
+from flm.paths.step_bound import steps_estimate
 from flm.posterior import TokenPosterior
 
 
@@ -35,15 +36,26 @@ class GaussianLikelihood:
     def denoiser(self, mask: Tensor | None = None) -> Any:
         raise NotImplementedError
 
-    def bound(self, batch: Batch, draws: Draws, plan: Plan | None = None) -> DrawnBound:
-        """One draw of the variational bound. plan: None draws evenly along the whole path."""
+    def bound(self, batch: Batch, draws: Draws, plan: Plan | None = None, steps: int | None = None) -> Bound:
+        """One draw of the variational bound. plan: None draws evenly along the whole path.
+
+        steps: that of what is written in so many steps (`flm.paths.step_bound`), a flow map's by its own jumps.
+        """
+        if steps is not None:
+            return Bound(*steps_estimate(self._gaussian(batch), batch.tokens, steps, draws, batch.scored))
         plan = Plan.even(self.vocab_size) if plan is None else plan
         return DrawnBound(*estimate(self._gaussian(batch), batch.tokens, plan, draws, batch.scored))
 
     def bound_variants(
-        self, training: Sequence[Batch], draws: Draws, exact_evidence: bool = False, evidence_share: float = 0.5
+        self,
+        training: Sequence[Batch],
+        draws: Draws,
+        exact_evidence: bool = False,
+        evidence_share: float = 0.5,
+        bound_steps: Sequence[int] = (),
     ) -> dict[str, BoundVariant]:
-        """The network's own bound and, with exact_evidence, the one that hands a share of the evidence to the logits.
+        """The network's own bound and, with exact_evidence, the one that hands a share of the evidence to the logits; for each
+        of bound_steps, that of what is written in so many steps.
 
         Where the path is cut and how draws are spread is chosen on the training batches; without any, the whole path is
         drawn from evenly.
@@ -60,7 +72,7 @@ class GaussianLikelihood:
                 continue
             pilot = measure([(self._gaussian(batch), batch.tokens, batch.scored) for batch in training], draws, share)
             variants[name] = BoundVariant({"plan": pilot.plan()}, pilot.bounds().min().item(), pilot.rows())
-        return variants
+        return variants | {f"of {steps} steps": BoundVariant({"steps": steps}) for steps in bound_steps}
 
     def _gaussian(self, batch: Batch) -> GaussianDenoiser:
         """D for the rows of a batch: attention stays within documents, and given tokens are shown as in training."""
@@ -68,7 +80,7 @@ class GaussianLikelihood:
         tables, given = denoiser.tables, Given(batch.tokens, batch.given, self.clean_given)
         (table,) = tables
 
-        def predict(state: State, tau: Tensor) -> TokenPosterior:
-            return denoiser(given.seen(state, tables), tau)
+        def predict(state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
+            return denoiser(given.seen(state, tables), tau, tau_to)
 
         return GaussianDenoiser(predict, table, denoiser.clock, self.vocab_size)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from flm.draws import Draws
-from flm.paths.gaussian import State, corrupt
+from flm.paths.gaussian import corrupt
 from flm.posterior import TokenPosterior
 
 CELLS = 32  # of the proposal, equal in m over the whole range
@@ -34,9 +34,9 @@ DEFENSIVE = 0.1  # share of the draws that does not follow the pilot, so that no
 
 @dataclass(frozen=True)
 class GaussianDenoiser:
-    """What the bound is of: D_tau(view), the table it reads x_t through, the clock, and V."""
+    """What the bound is of: D_tau(view), or delta to a further tau; the table it reads x_t through, the clock, and V."""
 
-    predict: Callable[[State, Tensor], TokenPosterior]
+    predict: Callable[..., TokenPosterior]
     table: Tensor
     clock: Any
     vocab_size: int

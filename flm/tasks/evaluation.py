@@ -38,6 +38,7 @@ class LikelihoodOptions:
     pilot_draws: Index = 256
     exact_evidence: bool = False
     evidence_share: OpenShare = 0.5
+    bound_steps: Annotated[Sequence[Count], DIFFERENT] = ()
     corpora: Mapping[str, Existing | Mapping[str, Any]] | None = None
 
 

@@ -83,7 +83,7 @@ def test_a_checkpoint_is_scored_on_its_own_and_on_other_text(monkeypatch, capfd,
 
 
 def test_it_repeats_itself_and_runs_without_a_pilot(monkeypatch, tmp_path, checkpoint, corpus):
-    few = ("eval.pilot_draws=0", "eval.max_examples=8", "eval.draws_per_example=1")
+    few = ("eval.pilot_draws=0", "eval.max_examples=8", "eval.draws_per_example=1", "eval.bound_steps=[1,3]")
     first, second, other_seed = (
         evaluated(monkeypatch, checkpoint, corpus, tmp_path / name, *few, f"seed={seed}")["likelihood"]["corpora"]
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
@@ -92,6 +92,9 @@ def test_it_repeats_itself_and_runs_without_a_pilot(monkeypatch, tmp_path, check
     row = first["data"]["variants"]["network"]
     assert row["monte_carlo_error_nats"] is None
     assert [name for name in row["parts_nats_per_token"]][0].startswith("t 0.000") and len(row["parts_nats_per_token"]) == 9
+    one, three = (first["data"]["variants"][f"of {n} steps"] for n in (1, 3))
+    assert one["parts_nats_per_token"]["steps"] == 0 < three["parts_nats_per_token"]["steps"] and one["nats_per_token"] > 1
+    assert sum(three["parts_nats_per_token"].values()) == pytest.approx(three["nats_per_token"])
 
 
 def test_the_pilot_reads_training_text_from_all_over(monkeypatch, tmp_path, checkpoint, corpus):
