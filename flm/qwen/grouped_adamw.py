@@ -42,5 +42,10 @@ class GroupedAdamW(AdamW):
             if len(keys) > 1:
                 raise ValueError(f"optim.apart: {name} contains both {keys[0]!r} and {keys[1]!r}")
             groups[keys[0] if keys else None].append((name, parameter))
-        found = [{"params": named, **(apart[key] if key else {})} for key, named in groups.items() if named]
+        found = [{"params": named, **(_given(apart[key]) if key else {})} for key, named in groups.items() if named]
         super().__init__(found, **options)
+
+
+def _given(options: GroupOptions | Mapping[str, Any]) -> dict[str, Any]:
+    found = vars(options) if isinstance(options, GroupOptions) else options
+    return {name: value for name, value in found.items() if value is not None}

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
-from flm.ranges import Count, StepCounts
+from flm.ranges import StepCounts
 
 Pieces = Sequence[Sequence[int] | int]  # given token ids and lengths of holes, in order
 
@@ -85,8 +87,8 @@ class CanvasOptions:
     All others are options of the sampler."""
 
     steps: StepCounts = (1, 8, 64)
-    num_sample_batches: Count = 1
-    length: Count | None = None
+    num_sample_batches: Annotated[int, Ge(1), Le(10**6)] = 1
+    length: Annotated[int, Ge(1), Le(1 << 20)] | None = None
     prompt: str | None = None
     suffix: str | None = None
     infill: str | None = None

@@ -59,6 +59,7 @@ def resolve(target: Any, key: str) -> Any:
     return found
 
 
+PROBED_BLOCKS = 48
 PROBED_VOCABULARIES = (257, 1 << 20)
 
 
@@ -127,20 +128,19 @@ def trusted_by(plain: Mapping[str, Any]) -> list[str]:
     return sorted({target.rpartition(".")[0] for node in (plain["algo"], plain["model"]) for target in targets(node)})
 
 
-def probe(config: DictConfig) -> None:
-    """Raises ValueError where arguments of the algorithm or its network do not go together.
+def probe(config: DictConfig) -> Algorithm:
+    """Raises ValueError where arguments of the algorithm or its network do not go together; else such a model, without weights.
 
-    Builds them with one block and without memory for the network, for a small and a large vocabulary: what both refuse does
-    not depend on the tokens that the data will turn out to have.
+    Builds them without memory for the network, for a small and a large vocabulary: what both refuse does not depend on the
+    tokens that the data will turn out to have. Of a network of more than PROBED_BLOCKS it has one.
     """
     plain = plain_config(config)
-    if "num_blocks" in plain["model"]:
+    if (plain["model"].get("num_blocks") or 0) > PROBED_BLOCKS:
         plain["model"]["num_blocks"] = 1
     for vocab_size in PROBED_VOCABULARIES:
         try:
             with torch.random.fork_rng(devices=[]):
-                build_algorithm(plain, vocab_size, trusted_by(plain), on_meta=True)
-            return
+                return build_algorithm(plain, vocab_size, trusted_by(plain), on_meta=True)
         except ValueError as error:
             refusal = error
     raise refusal

@@ -1,5 +1,6 @@
 """What `eval` asks for: its keys, by who reads them, and the model that they name."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
@@ -69,6 +70,8 @@ class EvalOptions(SampleOptions, LikelihoodOptions, LoadOptions, ImportChoices):
             raise ValueError("eval.scorer=ar needs eval.scorer_checkpoint_path, a checkpoint trained with algo=ar")
         if self.mauve and self.real_data is None:
             raise ValueError("eval.mauve compares with real text: it needs eval.real_data")
+        if self.mauve and importlib.util.find_spec("mauve") is None:
+            raise ValueError("eval.mauve=true needs the package mauve-text: pip install mauve-text")
 
 
 def load_model(wanted: EvalOptions, machine: Machine) -> LanguageModel:

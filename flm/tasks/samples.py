@@ -82,7 +82,10 @@ def check_sampling(sampling: Mapping[str, Any]) -> CanvasOptions:
     canvas = {key: value for key, value in sampling.items() if key in CANVAS_KEYS}
     if canvas.get("infill") is not None and any(canvas.get(key) is not None for key in ("prompt", "suffix", "length")):
         raise ValueError("sampling.infill gives the whole text: leave out sampling.prompt, suffix and length")
-    return made(CanvasOptions, canvas, "sampling")
+    found = made(CanvasOptions, canvas, "sampling")
+    if found.infill is not None:
+        pieces_of(found.infill, list)  # refuses what has no holes
+    return found
 
 
 def given_options(sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from omegaconf import DictConfig
 from torch import Tensor
 
+from flm.algos.algorithm import Algorithm
 from flm.algos.teacher import missing_teacher
 from flm.atomic import check_room
 from flm.checkpoints.load import read_checkpoint
@@ -20,7 +21,7 @@ from flm.data.module import TextDataModule
 from flm.handed_in import read_json
 from flm.ranges import Text
 from flm.samplers.options import check_options
-from flm.tasks.assemble import data_module, instantiate, new_algorithm, probe, resolve, teachers_of
+from flm.tasks.assemble import PROBED_BLOCKS, data_module, instantiate, new_algorithm, probe, resolve, teachers_of
 from flm.tasks.held_out import one_row_each
 from flm.tasks.run import Run, plain_config
 from flm.tasks.run_folder import RECORD, Record, alone_in, check_same_run, differences, is_first_process, shown
@@ -160,7 +161,14 @@ def check(config: DictConfig) -> None:
     if _is_set(config.lr_scheduler):
         _check_schedule(config.lr_scheduler, config.trainer.max_steps)
     data_module(config).accumulation(trial(config).world_size)
-    probe(config)
+    _check_optimizer(config, probe(config))
+
+
+def _check_optimizer(config: DictConfig, model: Algorithm) -> None:
+    """Raises ValueError where an optimiser refuses the names of the parameters, or its arguments do not go together."""
+    if (config.model.get("num_blocks") or 0) <= PROBED_BLOCKS:
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        instantiate(config.optim, "optim")(trained)
 
 
 def _is_set(node: Mapping[str, Any] | None) -> bool:

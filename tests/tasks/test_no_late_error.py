@@ -39,7 +39,12 @@ QUICK = [
 ]
 SAMPLED = ["sampling.num_sample_batches=1", "sampling.steps=[1]", "loader.eval_batch_size=2", "eval.max_examples=2"]
 # What only the text, the model or the network can tell, by the end of a key's path or the start of the error.
-LATE: dict[str, str] = {}
+LATE = {
+    "model.length": "how much text there is, only the text says",
+    "eval.gen_ppl_eval_model_name_or_path": "whether the hub has a judge, only the network says",
+    "sampling.prompt": "what can be written, the model's tokenizer says",
+    "sampling.suffix": "as above",
+}
 # Options that need files or a network which are not here.
 ELSEWHERE = ("hub", "lm1b", "wikitext", "openwebtext", "ag_news", "arxiv", "fineweb", "lambada", "lamini", "ptb", "pubmed")
 ELSEWHERE += ("tinystories", "wmt14", "text8", "text27", "qwen3", "mixture", "golf", "tinygsm", "gpt2", "bert", "huggingface")
