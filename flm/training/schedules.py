@@ -46,9 +46,10 @@ def linear_warmdown(
 ) -> LambdaLR:
     """Linear warm-up, constant, then a line down to final_factor at total_steps.
 
-    warmdown_fraction in (0, 1]: share of the steps after the warm-up that the line takes.
+    warmdown_fraction in (0, 1]: share of the steps after the warm-up that the line takes; one step at least.
     """
-    warmdown_steps = round(warmdown_fraction * (total_steps - warmup_steps))
+    share = warmdown_fraction * (total_steps - warmup_steps)
+    warmdown_steps = max(round(share), math.ceil(min(share, 1)))
     _check(warmup_steps, total_steps, warmdown_steps)
     return _decay(optimizer, warmup_steps, total_steps, warmdown_steps, final_factor, lambda progress: 1 - progress)
 

@@ -14,15 +14,17 @@ NEEDS = {
     "flm_distill": DATA | {"TEACHER_PATH": "/runs/flm.ckpt"},
     "flm_distill_second": DATA | {"TEACHER_PATH": "/runs/first.ckpt"},
 }
+KL_FLOW = ("fineweb", "tinystories", "lamini", "wmt14_de_en")
 EVALUATED = {"flm": "flm", "fmlm": "fmlm", "flm_distill_double": "flm_distill_second"}  # by script: experiment
 LAUNCHERS = {f"train_{corpus}_{name}.sh": needs for corpus in ("lm1b", "owt") for name, needs in NEEDS.items()}
+LAUNCHERS |= {f"train_{corpus}_kl_flow.sh": DATA for corpus in KL_FLOW}
 LAUNCHERS |= {
     f"gen_ppl_{corpus}_{name}.sh": DATA | {"CKPT_PATH": "/runs/model.ckpt"} for corpus in ("lm1b", "owt") for name in EVALUATED
 }
 
 
 def test_every_launcher_is_here_and_small():
-    found = {path.name for path in SCRIPTS.glob("*_lm1b_*.sh")} | {path.name for path in SCRIPTS.glob("*_owt_*.sh")}
+    found = {path.name for kind in ("*_lm1b_*.sh", "*_owt_*.sh", "*_kl_flow.sh") for path in SCRIPTS.glob(kind)}
     assert found == set(LAUNCHERS)
     for name in LAUNCHERS:
         lines = (SCRIPTS / name).read_text().splitlines()
@@ -47,9 +49,10 @@ def test_the_command_is_the_experiment_with_what_was_given_last(name, tmp_path):
     done, (call,) = run_script(name, tmp_path, "optim.lr=1e-3", "a=b c", STEPS="[1,2]", **needed)
     assert done.returncode == 0, done.stderr
     assert call[-2:] == ["optim.lr=1e-3", "a=b c"] and "data.cache_dir=/data/texts" in call
-    kind, corpus, algo = name.removesuffix(".sh").replace("gen_ppl", "evaluate").split("_", 2)
+    kind, recipe = name.removesuffix(".sh").replace("gen_ppl", "evaluate").split("_", 1)
+    corpus, _, algo = recipe.partition("_")
     if kind == "train":
-        assert f"experiment={corpus}_{algo}" in call and "mode=sample_eval" not in call
+        assert f"experiment={recipe}" in call and "mode=sample_eval" not in call
         assert not any(argument.startswith("sampling.steps") for argument in call)
         if "TEACHER_PATH" in needed:
             key = "algo.teacher_g_path" if algo == "flm_distill_second" else "algo.teacher_path"

@@ -106,3 +106,33 @@ def test_a_script_as_typed(data, tmp_path):
     done = subprocess.run(typed, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").step == 2
+
+
+def records(corpus: str, number: int) -> dict:
+    return {
+        "fineweb": {"text": f"sentence {number} about a river"},
+        "tinystories": {"text": f"once there were {number} small cats"},
+        "lamini": {"instruction": f"name {number}", "response": "blue"},
+        "wmt14_de_en": {"translation": {"de": f"Haus {number}", "en": "a house"}},
+    }[corpus]
+
+
+HELD_OUT = {"fineweb": ["data.valid_documents=5"], "lamini": ["data.valid_fraction=0.3"], "tinystories": [], "wmt14_de_en": []}
+
+
+@pytest.mark.parametrize("corpus", HELD_OUT)
+def test_scripts_of_kl_flow(corpus, tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    files = tmp_path / "files"
+    files.mkdir()
+    for split in ("train", "validation"):
+        (files / f"{split}.jsonl").write_text("".join(json.dumps(records(corpus, n)) + "\n" for n in range(40)))
+    options = [*TINY, "model.length=24", "tokenizer=bytes", f"data.path={files}", "data.subset=null", *HELD_OUT[corpus]]
+    options += [f"hydra.run.dir={tmp_path / 'run'}", "data.processes=1"]
+    launched(monkeypatch, tmp_path, f"train_{corpus}_kl_flow.sh", *options, DATA_DIR=tmp_path / "data")
+    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert checkpoint.step == 2 and checkpoint.config["algo"]["_target_"].endswith(".KLFlow")
+    assert checkpoint.config["optim"]["_target_"].endswith("MuonWithAdamW") and checkpoint.config["optim"]["betas"] == [
+        0.9,
+        0.95,
+    ]

@@ -32,6 +32,7 @@ def test_linear_warmdown():
     found = rates(lambda o: linear_warmdown(o, 2, 10, 0.5), 12)
     assert found == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0])
     assert rates(lambda o: linear_warmdown(o, 0, 4), 4) == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert rates(lambda o: linear_warmdown(o, 0, 4, 0.01), 5) == pytest.approx([1, 1, 1, 1, 0])  # one step at least
 
 
 @pytest.mark.parametrize("arguments", [(5, 4), (2, 10, 9), (2, 10, 0), (2, 10, 4, 1.5)])
