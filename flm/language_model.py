@@ -60,7 +60,7 @@ class LanguageModel:
 
     @precision.setter
     def precision(self, name: str | None) -> None:
-        autocast(self.device, name)  # refuses what there is not
+        autocast(self.device, name)  # raises ValueError for one that is not known
         self._precision = name
 
     @property

@@ -12,7 +12,7 @@ PUBLIC = (
     "flm/__init__.py",
     "flm/language_model.py",
     "flm/algos/algorithm.py",
-    "flm/checkpoints/builtin.py",
+    "flm/checkpoints/hub.py",
     "flm/checkpoints/model_file.py",
     "flm/data/tokenizers.py",
     "flm/likelihood/held_out.py",

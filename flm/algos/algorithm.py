@@ -28,7 +28,7 @@ class Batch:
 
     Attributes:
         tokens: (B, L) int64.
-        weight: (B, L) float: 0 on padding and on what is given, else 1.
+        weight: (B, L) float: 0 on padding and given tokens, else 1.
         documents: (B, L) int64, positions of a row that belong together, -1 on padding; attention crosses no boundary.
             None: every row is one whole document.
         numbers: (B,) int64, which example of its split each sequence is, for who draws noise for it. None: nobody says.
@@ -79,7 +79,7 @@ class Loss:
     """What one micro-batch adds to the loss of an optimiser step, as sums and counts, never means.
 
     That loss is the sum of `sum` over all micro-batches and processes divided by the sum of `count`, however the global batch
-    is cut: whoever trains divides. An algorithm of several terms weighs them so that one count serves all.
+    is cut: the training module divides. An algorithm of several terms weighs them so that one count serves all.
 
     Attributes:
         sum: differentiable scalar.
@@ -177,8 +177,8 @@ class Algorithm(nn.Module):
             called, as transforms of torch.func do; asked by a strategy that splits parameters over processes.
         samplers: what generates, by its name as the option `solver`, the first by default; "" where there is one alone.
         networks_are_split: whether parameters are split over processes, so that all must call networks equally often; set by
-            whoever trains.
-        averaged_weights: running average of the trained parameters by name, kept by whoever trains; None if none is.
+            the training module.
+        averaged_weights: running average of the trained parameters by name, kept by the training module; None if none is.
     """
 
     validation_metric = "denoising_ce_nats"

@@ -68,7 +68,7 @@ class FMLM(GaussianLikelihood, Distillation):
         averaged_targets: targets from the running average of the weights instead of the weights.
         learnable_loss_weighting: exp(-w) loss + w with a learned w(tau).
         clock: None for the decoding-error clock.
-        clean_given: as in `FLM`, and the teacher's: what is given is read without noise, by student and teacher.
+        clean_given: as in `FLM`, and the teacher's: given tokens are read without noise, by student and teacher.
         reads: as in `FLM`, and the teacher's; "evidence" is read toward the end of a jump (`flm.algos.evidence_map`).
     """
 

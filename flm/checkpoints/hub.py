@@ -1,13 +1,38 @@
-"""From the Hugging Face hub. Only the files of an exported model are fetched, and no code among them is run here."""
+"""Models by name: those that come with the package (flm/box/README.md), and those on the Hugging Face hub.
+
+Of the hub only the files of an exported model are fetched, and no code among them is run.
+"""
 
 import glob
 import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-from flm.checkpoints import builtin
 from flm.checkpoints.folder import CONFIG, READ
 from flm.ranges import Where, is_there
+
+BOX = Path(__file__).resolve().parents[1] / "box"
+PREFIX = "builtin:"
+
+
+def names() -> dict[str, Path]:
+    """The file of each model that comes with the package, `builtin:text` and `builtin:puzzle`."""
+    return {f"{PREFIX}{path.stem}": path for path in sorted(BOX.glob("*.flmpack"))}
+
+
+def builtin(source: str) -> Path | None:
+    """The file that such a name stands for; None for any other name.
+
+    Raises:
+        ValueError: there is no such model, and which there are.
+    """
+    if not source.startswith(PREFIX):
+        return None
+    found = names()
+    if source not in found:
+        raise ValueError(f"{source}: no such model comes with the package; there are: {', '.join(found) or 'none'}")
+    return found[source]
+
 
 _SHOWN = 8  # names of files in an error
 FILE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".flmpack")  # never the end of a name on the hub
@@ -28,7 +53,7 @@ def names_repository(name: str) -> bool:
 ModelName = Annotated[
     str,
     Where(
-        lambda name: is_there(name) or names_repository(name) or name in builtin.names(),
+        lambda name: is_there(name) or names_repository(name) or name in names(),
         "a run folder, checkpoint, exported folder or artifact, owner/model on the hub, builtin:text or builtin:puzzle",
     ),
 ]

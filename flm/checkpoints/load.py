@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm
 from flm.checkpoints import restricted
-from flm.checkpoints.builtin import builtin
 from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.files import check_state
 from flm.checkpoints.folder import CONFIG, read_folder
 from flm.checkpoints.foreign import ImportChoices, layout_of
-from flm.checkpoints.hub import download, names_repository
+from flm.checkpoints.hub import builtin, download, names_repository
 from flm.checkpoints.model_file import AVERAGE, LAST_STEP, ModelFile, ModelSource
 from flm.registry import objects
 

@@ -47,5 +47,5 @@ MOVED = {
 
 
 def current(target: str) -> str:
-    """The path of today for a `_target_` of any day."""
+    """The present path of a `_target_` of any version."""
     return MOVED.get(target, target)

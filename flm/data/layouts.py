@@ -1,6 +1,6 @@
 """How a prompt and its response lie in a row of L tokens, and what of it is to be learned.
 
-A row holds prompt, response, one EOS, and EOS up to L. A token that is given has weight 0, one that is to be written weight 1.
+A row holds prompt, response, one EOS, and EOS up to L. A given token has weight 0, a token to write weight 1.
 Padding is either a target too, which teaches a model that writes all positions at once how long a response is, or belongs to
 no document (-1), so that nothing attends to it and nothing is learned there. In either case it is no text: nats are not divided
 by it.
@@ -65,7 +65,7 @@ class Layout:
         variant: int,
         rng: random.Random,
     ) -> Row:
-        """One row of a pair that fits; `rng` decides what chance has to."""
+        """One row of a pair that fits; `rng` makes the random choices."""
         tokens: list[int] = []
         weight: list[float] = []
         padding: list[bool] = []
@@ -169,7 +169,7 @@ class LineLayout(Layout):
     """Random lines of the response are to be written, each in a slot of its own; all else is given.
 
     A slot holds the line without its line break, padded with EOS to `line_length` tokens, all of them targets. Lines and
-    line breaks are tokenised each on its own, so that what is given does not tell of what is hidden. A blank line is never
+    line breaks are tokenised each on its own, so that given tokens reveal nothing of hidden ones. A blank line is never
     hidden. A pair with a line that no slot holds is left out.
 
     Args:

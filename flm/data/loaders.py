@@ -119,7 +119,7 @@ def collate(rows: list[Row]) -> Batch:
 
 
 def collate_numbered(items: list[tuple[Row, float, int]]) -> Batch:
-    """Of rows with what to multiply their weight with."""
+    """Rows, each with a factor for its weight and its number."""
     batch = collate([row for row, _, _ in items])
     batch.weight *= torch.tensor([weight for _, weight, _ in items])[:, None]
     batch.numbers = torch.tensor([number for _, _, number in items])

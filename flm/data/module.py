@@ -1,4 +1,4 @@
-"""The data module: a corpus and a tokenizer turned into batches for training, validation and whoever asks."""
+"""The data module: a corpus and a tokenizer turned into batches for training, validation and evaluation."""
 
 import math
 import tempfile

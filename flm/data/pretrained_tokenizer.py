@@ -65,7 +65,7 @@ class HuggingFaceTokenizer(TokenizerBuilder):
         return self._load_with_transformers(place)
 
     def _check_sizes(self, folder: Path) -> None:
-        """What parsers read whole is looked at before: nothing in a folder is larger than such files are."""
+        """Raises ValueError for a file larger than such files are, before a parser reads it whole."""
         for file in sorted(folder.iterdir()) if folder.is_dir() else ():
             if file.suffix in (".json", ".txt", ".model", ".jinja"):
                 try:

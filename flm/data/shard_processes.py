@@ -30,7 +30,7 @@ def available_cores() -> int:
 
 
 def write_shards(writer: ShardWriter, jobs: Iterable[Job], processes: int, enough: int, advance: Advance) -> Iterator[Result]:
-    """Results in no certain order. At most `processes` + 1 jobs are in memory at once.
+    """Results in any order. At most `processes` + 1 jobs are in memory at once.
 
     Args:
         processes: 1 does everything in this process, with all the tokenizer's threads.

@@ -92,7 +92,7 @@ class ShardWriter:
         return record, counts
 
     def _examine(self, path: Path) -> tuple[dict[str, Any], np.ndarray]:
-        """What the bytes of a file say of themselves, and the counts of ids."""
+        """Checksums of the bytes of a file, and how often each id occurs."""
         digest = hashlib.sha256()
         checks: list[str] = []
         counts = np.zeros(self.tokenizer.vocab_size, dtype=np.int64)

@@ -36,7 +36,7 @@ def export(config: DictConfig) -> dict[str, Any]:
     wanted = run.options(ExportOptions, "export")
     repo_id = wanted.repo_id
     if repo_id is not None:
-        check_token(repo_id)  # what is missing is missed before anything is written
+        check_token(repo_id)  # a missing login is an error before anything is written
     lm = load_model(run.options(EvalOptions, "eval"), Machine.of(run["trainer"], run["model"]))
     results = [_result(path, lm.source) for path in wanted.results]
     name = repo_id or run.folder.resolve().name

@@ -185,7 +185,7 @@ class PuzzleTable:
 
 
 class PuzzleRows(Dataset[Tensor]):
-    """Rows (L,) int64 of puzzles: what is given has weight 0, what is to be written 1.
+    """Rows (L,) int64 of puzzles: given symbols have weight 0, symbols to write 1.
 
     Args:
         request: `PuzzleCorpus.request`.

@@ -83,7 +83,7 @@ class Canvas:
 
 @dataclass(frozen=True)
 class CanvasOptions:
-    """The keys of a `sampling` config that say what is filled and what is given; configs/sampling/default.yaml explains them.
+    """The keys of a `sampling` config that say what text is given and what is filled; see configs/sampling/default.yaml.
     All others are options of the sampler."""
 
     steps: StepCounts = (1, 8, 64)

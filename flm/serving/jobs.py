@@ -41,7 +41,7 @@ class Job:
     """A request, from the event loop it came in on to the thread of the model and back.
 
     Attributes:
-        pieces: what is given and what is to be filled.
+        pieces: given token ids and lengths of holes.
         count: texts wanted.
         watched: whether states on the way are to be reported.
         deadline: on the monotonic clock.

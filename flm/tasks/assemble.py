@@ -1,4 +1,4 @@
-"""What training and its kin build from a composed config: objects that `_target_` names, data, and a fresh model."""
+"""What a training run is made of, built from its config: objects that `_target_` names, data, and a fresh model."""
 
 import inspect
 from collections.abc import Iterator, Mapping

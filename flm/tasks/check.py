@@ -62,7 +62,7 @@ def top_level(seed: Seed, run_dir: Folder, wings: Sequence[Text] = ()) -> None:
 def check_config(config: DictConfig) -> None:
     """Raises ValueError, one line that names the key, for the first thing that cannot be.
 
-    Values that are still to be given (`???`) are let pass: not every mode reads every group.
+    Missing values (`???`) pass: not every mode reads every group.
     """
     _check_added(config)
     for key in config:

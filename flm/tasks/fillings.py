@@ -21,7 +21,7 @@ class Writer:
     Attributes:
         batch: canvases filled at once.
         seed: of the noise; batch after batch draws from it.
-        padding: how the rows of pairs ended that it was trained on, `padding_of`; canvases then end in the same way.
+        padding: how the rows of its training pairs ended, `padding_of`; canvases then end in the same way.
         team: each process fills its share of the batches; all of them have all answers, whatever their number.
     """
 
@@ -32,13 +32,13 @@ class Writer:
     team: Team = Team()
 
     def steps(self, wanted: list[int]) -> list[int]:
-        """Those wanted, or [1] where the sampler takes one step a position whatever it is told."""
+        """The step counts asked for; [1] where the canvas alone decides how many steps there are."""
         return [1] if self.lm.has_fixed_steps else wanted
 
     def __call__(self, requests: Sequence[Pieces], samples: int, steps: int) -> list[list[list[str]]]:
         """`samples` answers to every request: the texts of its holes, each up to the first EOS.
 
-        Canvases of one length, whosever they are, are filled together.
+        Canvases of equal length are filled together, whichever request they belong to.
         """
         by_length: dict[int, list[tuple[int, int]]] = defaultdict(list)
         canvases = [Canvas.from_pieces(self._row(pieces), 1, self.lm.device) for pieces in requests]

@@ -126,7 +126,7 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, A
 
 
 def _today(value: Any) -> Any:
-    """A class of an earlier version by its path of today."""
+    """A class that has moved, by its present path."""
     return current(value) if isinstance(value, str) else value
 
 

@@ -40,7 +40,7 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
             for steps in all_steps:
                 generate(lm, canvas, steps, request.batches, request.seed, team)
             return {}
-        judges = judges_of(evaluation, lm)  # what is missing is missed before anything is sampled
+        judges = judges_of(evaluation, lm)  # a judge that is missing is an error before sampling starts
         real = held_out.real_text(lm, length, request.count)
         measured = measures(evaluation, judges, lm, length, real)
         warm_up(lm, canvas)

@@ -25,7 +25,7 @@ class Request:
     """What `sampling` asks for.
 
     Attributes:
-        canvas_options: what is given and what is to be filled.
+        canvas_options: given text and positions to fill.
         options: of the sampler, those given now.
         batch_size: of each batch.
         seed: of the noise.

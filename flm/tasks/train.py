@@ -136,7 +136,7 @@ def _check_data(folder: Path, fingerprint: Any, allowed: Sequence[str]) -> None:
     try:
         recorded = read_json(folder / RECORD).get("data_fingerprint")
     except (OSError, ValueError, AttributeError):
-        return  # a run that begins here from a file of elsewhere, or of a version that did not say
+        return  # begun from another folder's checkpoint, or by a version that recorded no fingerprint
     known = json.loads(json.dumps(fingerprint))
     if recorded is not None and recorded != known and "data" not in allowed:
         changed = [key for key, *_ in differences(recorded, known)] or ["its files"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import flm
-from flm.checkpoints.builtin import BOX
+from flm.checkpoints.hub import BOX
 from flm.checkpoints.recorded_corpus import recorded_corpus
 from flm.samplers.canvas import Canvas
 
