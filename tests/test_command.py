@@ -4,11 +4,12 @@ import json
 import re
 import sys
 
-from running import command, tiny, write_corpus
+from running import command, config_of, tiny, write_corpus
 
 import flm
 from flm import config_files
 from flm.__main__ import help_text, main, mode_names
+from flm.tasks.check import check_config
 
 
 def test_help_names_every_mode_command_and_option():
@@ -71,3 +72,14 @@ def test_without_a_model_the_one_in_the_box_answers(tmp_path, monkeypatch, capsy
     counts = ["solve_eval.puzzles=4", "solve_eval.written=4", "sampling.steps=[2]"]
     assert main(["solve", *counts, f"hydra.run.dir={tmp_path}"]) == 0
     assert "builtin:puzzle" in capsys.readouterr().out and (tmp_path / "solve_eval.json").is_file()
+
+
+def test_train_alone_is_a_whole_command_and_says_which(tmp_path, monkeypatch, capsys):
+    """It would take minutes, so it is stopped where it would begin; what it begins with passes the checks of a config."""
+    begun = []
+    monkeypatch.setattr("flm.tasks.command_line.main", lambda: begun.append(sys.argv[1:]) or 0)
+    assert main(["train"]) == 0
+    said = capsys.readouterr().out
+    assert "experiment=pydoc_flm" in said and "minutes" in said and "flm demo outputs/first" in said
+    check_config(config_of(tmp_path, *(word for word in begun[0] if not word.startswith("hydra."))))
+    assert "hydra.run.dir=outputs/first" in begun[0]

@@ -72,8 +72,10 @@ def artifact(config: DictConfig) -> dict[str, Any]:
         num_code = len(code.encode())
         left = _left(wanted.limit_bytes, num_code)
         write_text(run.folder / SCRIPT, code)
-    # where the text lies, which a recipe for others leaves out, is what the evaluation below asks of the file
-    recipe = shareable(lm.config) | {key: lm.config[key] for key in ("data",) if key in lm.config}
+    # where the text lies, which a recipe for others leaves out, is what the evaluation below asks of the file; not its cache
+    recipe = shareable(lm.config)
+    if "data" in lm.config:
+        recipe["data"] = lm.config["data"] | ({"cache_dir": None} if "cache_dir" in lm.config["data"] else {})
     recipe["weights"] = lm.source.weights  # the file holds one set
     if wanted.steps is not None:
         recipe["sampling"] = {**(recipe.get("sampling") or {}), "steps": [wanted.steps]}

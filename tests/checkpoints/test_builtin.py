@@ -27,7 +27,9 @@ def test_both_fit_into_four_megabytes_and_the_card_tells_where_they_are_from():
         about = card[card.index(f"## `{name}`") :].split("\n## ")[0]
         for key in ("data", "licence", "command", "date", "steps"):
             assert f"| {key} |" in about, f"{name}: the card lacks {key}"
-        assert f"| steps | {flm.load(name).source.step:,} |" in about
+        lm = flm.load(name)
+        assert f"| steps | {lm.source.step:,} |" in about
+        assert not re.search(r"['\"](/|~)", str(lm.config)), f"{name}: tells of the machine it was made on"
 
 
 def test_an_answer_takes_less_than_five_seconds_of_a_core():
