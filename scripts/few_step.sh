@@ -61,10 +61,10 @@ row() { # row NAME: trains it after its teachers. Steps that took one core the s
         algo.teacher_g_path="$out/$at/two_stage_first/$last"
       ;;
     duo) train "$1" 1250 experiment="${task}_duo" algo.curriculum_end="$(scaled 625)" ;;
-    duo_distill) # five rounds, the last over the whole clock
+    duo_distill) # five rounds, the last over the whole clock: each begins with a larger loss
       row duo
       train "$1" 860 experiment="${task}_fmlm" algo=duo_distill algo.teacher_path="$out/$at/duo/$last" algo.first_steps=16 \
-        algo.round_steps="$(scaled 172)"
+        algo.round_steps="$(scaled 172)" training.max_loss_rise=null
       ;;
     kl_flow_map)
       train kl_flow 1300 experiment="${task}_kl_flow"
