@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flm.annotations import shown
 from flm.report.figures.plotting import COLOURS, INK, MARKERS, bulk, canvas, legend
 from flm.report.frontier.curves import Curve
 
@@ -53,12 +54,12 @@ def frontier_figure(
     varying = {key for rest in fixed for key in rest if len({repr(other.get(key)) for other in fixed}) > 1}
     by_run = len(set(runs)) > 1
     looks = list(dict.fromkeys(repr(sorted(rest.items())) for rest in fixed))
-    crowded, shown = by_run and len(curves) > MANY, dict[int, str]()
+    crowded, listed = by_run and len(curves) > MANY, dict[int, str]()
     figure, axes = canvas(8.4, 4.4)
     for run, rest, curve in zip(runs, fixed, curves, strict=True):
         look = looks.index(repr(sorted(rest.items())))
         named = [f"{rest[key]} {'step' if rest[key] == 1 else 'steps'}" for key in ("steps",) if key in rest]
-        named += [f"{key} {rest[key]}" for key in sorted(rest) if key in varying and key != "steps"]
+        named += [f"{key} {shown(rest[key])}" for key in sorted(rest) if key in varying and key != "steps"]
         axes.errorbar(
             [point.entropy for point in curve.points],
             [point.log_ppl for point in curve.points],
@@ -69,11 +70,11 @@ def frontier_figure(
             elinewidth=0.8,
             label=None if crowded else ", ".join([run, *named] if by_run or not named else named),
         )
-        shown[look] = ", ".join(named)
+        listed[look] = ", ".join(named)
     if crowded:  # an entry for each curve would be longer than the axes are high
         for run in dict.fromkeys(runs):
             axes.plot([], [], color=colours.get(run, INK), label=run)
-        for look, name in shown.items():
+        for look, name in listed.items():
             axes.plot([], [], color=INK, marker=MARKERS[look % len(MARKERS)], linestyle="none", label=name)
     flagged = [point for curve in curves for point in curve.points if point.repeats_more]
     if flagged:
@@ -87,6 +88,8 @@ def frontier_figure(
         axes.axvline(entropy, color=INK, linewidth=0.8, linestyle=":")
         axes.plot(entropy, log_ppl, "*", color=INK, markersize=12, label="real text", linestyle="none")
     beyond = _limit(axes, curves, levels)
+    if nulls and not beyond:
+        _around(axes, [(point.entropy, point.log_ppl) for curve in curves for point in curve.points] + list(levels))
     axes.set_xlabel("unigram entropy within a sample, nats" + (f"\n{beyond}" if beyond else ""))
     name = perplexity_by(scorer)
     axes.set_ylabel(f"log {name}, nats per token")
@@ -114,6 +117,13 @@ def _limit(axes: "Axes", curves: Sequence[Curve], levels: Sequence[tuple[float, 
     named = ", ".join(f"{key} {value}" for key, value in first.settings.items())
     more = f", and {len(outside) - 1} more" if len(outside) > 1 else ""
     return textwrap.fill(f"beyond the axes: {named} at {first.entropy:.2f} nats, log {first.log_ppl:.2f}{more}", 85)
+
+
+def _around(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
+    """Axes around points with room of half their range on each side, whatever else is drawn."""
+    for limit, values in zip((axes.set_xlim, axes.set_ylim), zip(*points, strict=True), strict=True):
+        margin = 0.5 * (max(values) - min(values)) or 0.1
+        limit(min(values) - margin, max(values) + margin)
 
 
 def perplexity_axis(axes: "Axes", name: str) -> None:

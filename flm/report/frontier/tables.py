@@ -11,11 +11,11 @@ from flm.annotations import shown
 MATCHED_HEADINGS = ("run", "settings", "entropy", "target", "ppl", "+- log ppl", "at", "closest")
 
 
-def matched_cells(content: Mapping[str, Any]) -> list[list[str]]:
+def matched_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Rows of text under MATCHED_HEADINGS: perplexity where the sweep reaches the entropy, else the closest point."""
     fixed = ("run", "target", "target_entropy_nats", "ppl", "log_ppl", "log_ppl_error", "crossings")
     cells = []
-    for row in content["matched"]:
+    for row in rows:
         along = next(name.removeprefix("closest_") for name in reversed(row) if name.startswith("closest_"))
         rest = {key: value for key, value in row.items() if key not in (*fixed, along) and not key.startswith("closest_")}
         closest = row["closest_ppl"]
@@ -50,7 +50,9 @@ def markdown(content: Mapping[str, Any], count: int, seed: int) -> str:
         spread = f"{used} different tokens" + ("" if js is None else f", token JS {js:.3f} bits")
         lines += [f"Real text: entropy {entropy:.3f}, {spread}, log perplexity {judged:.3f}.", ""]
     if content["matched"]:
-        lines += ["## At equal entropy", "", *_markdown_table(MATCHED_HEADINGS, matched_cells(content)), ""]
+        nulls = [row for row in content["nulls_matched"] if row["ppl"] is not None]
+        cells = matched_cells(content["matched"]) + [[f"no model: {name}", *rest] for name, *rest in matched_cells(nulls)]
+        lines += ["## At equal entropy", "", *_markdown_table(MATCHED_HEADINGS, cells), ""]
     if content["rankings"]:
         lines += ["## Who is ahead", "", *(f"- {said}." for said in ranked(content)), ""]
     lines += ["## All settings", "", "x: repeats 2-grams or 4-grams more than real text, by two standard errors.", ""]
@@ -113,7 +115,7 @@ def console_table(content: Mapping[str, Any]) -> Table:
     table = Table(title=f"perplexity at equal entropy; {content['scorer']['name']}")
     for heading in MATCHED_HEADINGS:
         table.add_column(heading)
-    for cells in matched_cells(content):
+    for cells in matched_cells(content["matched"]):
         table.add_row(*(escape(cell) for cell in cells))
     return table
 
