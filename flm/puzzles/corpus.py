@@ -4,9 +4,10 @@ import hashlib
 import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -33,7 +34,7 @@ class PuzzleCorpus(Corpus):
         givens: none: all is to be written. own: every puzzle has its givens. scattered: any number of positions is given,
             anywhere, in `masks` rows of every training puzzle; held-out puzzles have their own.
         masks: rows of a puzzle with scattered givens.
-        variants: held-out puzzles of one answer, each with givens of its own.
+        variants: held-out puzzles of one answer, each with givens of its own, as far as there are so many.
         layout: holes: a row is the answer, L positions, and the givens are given in it. prompt: what is given, with
             holes as a symbol, then the answer, 2 L positions: a model that writes from left to right reads all givens first.
         cache_dir: where a learned tokenizer is kept.
@@ -55,7 +56,7 @@ class PuzzleCorpus(Corpus):
         givens: Literal["none", "own", "scattered"] = "own",
         masks: Count = 64,
         layout: Literal["holes", "prompt"] = "holes",
-        variants: Count = 1,
+        variants: Annotated[int, Ge(1), Le(1000)] = 1,
         cache_dir: Folder | None = None,
     ):
         super().__init__(cache_dir=cache_dir)

@@ -117,8 +117,9 @@ def test_rows_of_scattered_givens(layout):
     assert len(rows) == 240 * 20
     written = []
     for index in range(0, len(rows), 7):
-        tokens, weight, documents = rows.row(index)
-        assert documents is None and tokens.shape == weight.shape == (length,)
+        row = rows.row(index)
+        tokens, weight = row.tokens, row.weight
+        assert row.documents is None and tokens.shape == weight.shape == (length,)
         answer = "".join(tokenizer.token(i) for i in tokens[-16:].tolist())
         assert corpus.rules.valid(answer)
         if layout == "prompt":
