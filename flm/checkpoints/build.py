@@ -112,6 +112,8 @@ def check_algorithm(
     partial_model = {} if is_complete and called else {"_partial_": True}
     check_node(_arguments(config["model"]) | partial_model, "model", resolve, given)
     partial_algorithm = {} if is_complete else {"_partial_": True}
+    if not is_complete:  # those that will be handed over
+        extra = {*extra, *getattr(algorithm, "required_teachers", ())}
     check_node(_arguments(config["algo"]) | partial_algorithm, "algo", resolve, {"backbone", "vocab_size", "length", *extra})
 
 

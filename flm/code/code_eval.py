@@ -18,7 +18,7 @@ from flm.code.problems import Hole, Problem, hide_lines, load_problems
 from flm.code.sandbox import Limits, Sandbox, Verdict
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
-from flm.ranges import DIFFERENT, Count, Existing, Index, Share, Text
+from flm.ranges import DIFFERENT, Count, Existing, Few, Index, Share, Text
 from flm.samplers.canvas import Pieces, positions
 from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.fillings import Writer, check_hole_is_bounded, padding_of
@@ -38,7 +38,7 @@ class CodeEvalOptions:
     limit: Count | None = None
     skip: Sequence[Text | Index] = ()
     answers: Literal["model", "reference", "empty"] = "model"
-    samples: Count = 1
+    samples: Few = 1
     k: Annotated[Sequence[Count], MinLen(1), DIFFERENT] = (1, 10, 100)
     shots: Index = 0
     new_tokens: Literal["reference"] | Count | None = None

@@ -91,6 +91,8 @@ class FlowLM(Algorithm):
     ):
         super().__init__(vocab_size, length)
         self.backbone = backbone(vocab_size=vocab_size)
+        if not hasattr(self.backbone, "logit_bias"):
+            raise ValueError("algo=flow_lm needs a network that reads and writes embeddings: model=golf_flow")
         if self_condition and getattr(self.backbone, "estimate", None) is None:
             raise ValueError("algo.self_condition=true needs a network that reads an estimate: model.self_condition=true")
         self.source_length = int(source_fraction * length)

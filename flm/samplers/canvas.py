@@ -9,7 +9,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from flm.ranges import StepCounts
+from flm.ranges import Few, StepCounts
 
 Pieces = Sequence[Sequence[int] | int]  # given token ids and lengths of holes, in order
 
@@ -87,7 +87,7 @@ class CanvasOptions:
     All others are options of the sampler."""
 
     steps: StepCounts = (1, 8, 64)
-    num_sample_batches: Annotated[int, Ge(1), Le(10**6)] = 1
+    num_sample_batches: Few = 1
     length: Annotated[int, Ge(1), Le(1 << 20)] | None = None
     prompt: str | None = None
     suffix: str | None = None

@@ -155,6 +155,9 @@ def user_error(error: BaseException, folder: str | None = None) -> str | None:
         return of_disk(error, folder) or _one_line(error)
     if isinstance(error, ValueError | MisconfigurationException):
         return _one_line(error)
+    compiler = sys.modules.get("torch._dynamo.exc")  # imported by whoever compiles
+    if compiler is not None and isinstance(error, compiler.TorchDynamoException):
+        return f"model.compile: this machine's compiler failed: set model.compile=false ({str(error).partition(chr(10))[0]})"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return f"not enough memory, take a smaller model or batch: {_one_line(error)}"
     return None

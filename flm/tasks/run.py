@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from flm.annotations import shown
 from flm.atomic import write_json, write_text
 from flm.checkpoints.description import package_version
 from flm.checkpoints.model_file import ModelFile, ModelSource
@@ -38,6 +39,8 @@ class Run:
 
     def options(self, kind: type[Options], group: str) -> Options:
         """A group of the config as an object of the class whose arguments its keys are."""
+        if not isinstance(self.config[group], Mapping):
+            raise ValueError(f"{group} must be a mapping of its keys, not {shown(self.config[group])}")
         values = {key: value for key, value in self.config[group].items() if key != "_target_"}
         return made(kind, values, group)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from flm import atomic
 from flm.measures.diversity import TokenFrequencies, TokenRows, token_diversity
 from flm.measures.ngram import NGramModel
-from flm.ranges import Count, Folder, NonNegative, Share
+from flm.ranges import Count, Few, Folder, NonNegative, Share, Steps
 from flm.training.checkpointing import save_everywhere
 from flm.training.module import Module
 
@@ -74,9 +74,9 @@ class SampleEvery(AfterValidations):
         decode: Callable[[Tensor], list[str]],
         folder: Folder,
         every_n_validations: Count = 1,
-        count: Count = 4,
-        steps: Count = 32,
-        length: Count | None = None,
+        count: Few = 4,
+        steps: Steps = 32,
+        length: Few | None = None,
         options: Mapping[str, Any] | None = None,
     ):
         super().__init__(every_n_validations, options, "callbacks.sample.options")
@@ -136,8 +136,8 @@ class GenerationMonitor(AfterValidations):
         reference: Sequence[Sequence[int]],
         folder: Folder,
         every_n_validations: Count = 1,
-        count: Count = 32,
-        steps: Annotated[Sequence[Count], MinLen(1)] = (1,),
+        count: Few = 32,
+        steps: Annotated[Sequence[Steps], MinLen(1)] = (1,),
         options: Mapping[str, Any] | None = None,
         min_entropy_nats: NonNegative | None = None,
         max_token_js_bits: Share | None = None,

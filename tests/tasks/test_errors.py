@@ -140,6 +140,18 @@ def test_the_error_has_a_line_of_its_own_after_a_progress_bar(monkeypatch, tmp_p
     assert "Training" in shown and "\nerror: the loss is too high" in shown
 
 
+@pytest.mark.slow
+def test_a_compiler_that_fails(monkeypatch, capfd, tmp_path, corpus):
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\necho no >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    short = ["trainer.max_steps=1", "logger=none", "model.compile=true", f"hydra.run.dir={tmp_path / 'run'}"]
+    line = fails(monkeypatch, capfd, *tiny(corpus, *short))
+    assert line.startswith("error: model.compile: ") and "set model.compile=false" in line
+
+
 def test_unknown_keys_name_the_nearest_and_the_plus_form(monkeypatch, capfd, tmp_path, corpus):
     run = f"hydra.run.dir={tmp_path}"
     cases = {

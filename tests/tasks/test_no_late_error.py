@@ -44,6 +44,7 @@ LATE = {
     "eval.gen_ppl_eval_model_name_or_path": "whether the hub has a judge, only the network says",
     "sampling.prompt": "what can be written, the model's tokenizer says",
     "sampling.suffix": "as above",
+    "algo.mask_id": "whether an id is one of the vocabulary's, the tokenizer says",
 }
 # Options that need files or a network which are not here.
 ELSEWHERE = ("hub", "lm1b", "wikitext", "openwebtext", "ag_news", "arxiv", "fineweb", "lambada", "lamini", "ptb", "pubmed")
