@@ -46,7 +46,7 @@ from flm.paths.evidence import FullState, Held, LocalEvidence, Pinned, Stepped, 
 from flm.paths.gaussian import Given, OneHot, State, Table, combine, corrupt, noise_for
 from flm.posterior import TokenPosterior
 from flm.ranges import Count
-from flm.samplers.flow_map import FlowMapSampler
+from flm.samplers.fresh_noise import FlowMapSampler
 from flm.vocabulary_losses import cross_entropy, of_logits
 
 NEARLY_CLEAN = (

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from flm.samplers.bridge import BridgeSampler
 from flm.samplers.discrete_flow import BlindExactJumps, EulerJumps, ExactJumps
 from flm.samplers.flow import FlowSampler
-from flm.samplers.flow_map import FlowMapSampler
+from flm.samplers.fresh_noise import BridgeSampler, FlowMapSampler
 from flm.samplers.masked import AncestralSampler
 from flm.samplers.masked_confidence import (
     CONFIDENCES,

@@ -28,7 +28,7 @@ from flm.paths.flow_map import PairLaw, draw_time_pairs, semigroup_weight
 from flm.paths.gaussian import Given, State, corrupt, step
 from flm.posterior import TokenPosterior
 from flm.ranges import Count
-from flm.samplers.flow_map import FlowMapSampler
+from flm.samplers.fresh_noise import FlowMapSampler
 from flm.samplers.options import POLICY_OPTIONS, Without
 from flm.vocabulary_losses import squared_error
 

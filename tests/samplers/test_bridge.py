@@ -12,10 +12,9 @@ from flm.paths.clock import DecodingErrorClock, IdentityClock
 from flm.paths.gaussian import State, combine, embed, expected, noise_for, step, where
 from flm.paths.renoising import bridge, churned, kept_noise, renoised
 from flm.posterior import TokenPosterior
-from flm.samplers.bridge import BridgeSampler
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import FlowSampler
-from flm.samplers.flow_map import FlowMapSampler
+from flm.samplers.fresh_noise import BridgeSampler, FlowMapSampler
 from flm.schema import check
 
 

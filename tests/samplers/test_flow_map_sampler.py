@@ -12,7 +12,7 @@ from flm.paths.gaussian import State
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import FlowSampler
-from flm.samplers.flow_map import FlowMapSampler
+from flm.samplers.fresh_noise import FlowMapSampler
 from flm.schema import check
 
 V, L, B = 40, 6, 20

@@ -7,8 +7,8 @@ import torch
 from every_algorithm import build
 from test_bridge import OnePosition
 
-from flm.samplers.bridge import BridgeSampler
 from flm.samplers.canvas import Canvas
+from flm.samplers.fresh_noise import BridgeSampler
 from flm.samplers.options import sampler_for
 from flm.samplers.verified import Verifiable, Verification, Verified
 

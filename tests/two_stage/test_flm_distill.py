@@ -18,7 +18,7 @@ from flm.draws import Draws
 from flm.paths.flow_map import draw_time_pairs
 from flm.paths.gaussian import State, step
 from flm.samplers.canvas import Canvas
-from flm.samplers.flow_map import FlowMapSampler
+from flm.samplers.fresh_noise import FlowMapSampler
 from flm.samplers.options import sampler_for
 from flm.two_stage.flm_distill import FLMDistill
 from flm.two_stage.flm_distill_second import FLMDistillSecond
