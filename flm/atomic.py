@@ -64,6 +64,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     return path
 
 
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """JSON Lines, whole or not at all."""
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
 def write_bytes(path: str | Path, content: bytes, shared: bool = False) -> None:
     """See `draft`."""
     with draft(path, shared=shared) as partial:

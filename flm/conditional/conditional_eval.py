@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flm.atomic import write_lines
 from flm.conditional.responses import response_scores
 from flm.data.corpora.corpus import Corpus
 from flm.data.documents import Split
@@ -20,7 +21,7 @@ from flm.tasks.fillings import Writer, check_hole_is_bounded, padding_of
 from flm.tasks.held_out import HeldOut
 from flm.tasks.machine import Machine
 from flm.tasks.processes import Team, team_of
-from flm.tasks.run import Run, write_lines
+from flm.tasks.run import Run
 from flm.tasks.samples import Request
 
 

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from flm.atomic import write_lines
 from flm.data.tokenizers import Tokenizer
 from flm.measures.film import FilmStrip
 from flm.puzzles.rules import HOLE, Puzzle, Verdict
 from flm.puzzles.solve_tables import terminal
-from flm.tasks.run import Run, write_lines
+from flm.tasks.run import Run
 
 _SHOWN = 6  # answers, and moments of a film
 

@@ -1,6 +1,5 @@
 """One run of a mode: its config in plain values, its folder, and where the numbers in its result files come from."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from flm.annotations import shown
-from flm.atomic import write_json, write_text
+from flm.atomic import write_json
 from flm.checkpoints.description import package_version
 from flm.checkpoints.model_file import ModelFile, ModelSource
 from flm.language_model import LanguageModel
@@ -86,11 +85,6 @@ def plain_config(config: DictConfig) -> dict[str, Any]:
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
     return resolved
-
-
-def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """JSON Lines, whole or not at all."""
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def _computed_in(lm: LanguageModel, autocast: bool) -> str:

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from flm.atomic import write_lines
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
 from flm.samplers.canvas import CANVAS_KEYS, Canvas, CanvasOptions, pieces_of
 from flm.samplers.options import sampler_for
 from flm.schema import made
 from flm.tasks.processes import Team
-from flm.tasks.run import write_lines
 
 
 @dataclass(frozen=True)
