@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from test_export import checkpoint, edited
+from export.test_export import checkpoint, edited
 from torch import nn
 
 import flm
