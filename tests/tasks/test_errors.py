@@ -145,7 +145,7 @@ def test_a_compiler_that_fails(monkeypatch, capfd, tmp_path, corpus):
     compiler = tmp_path / "g++"
     compiler.write_text("#!/bin/sh\necho no >&2\nexit 1\n")
     compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(compiler)))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     short = ["trainer.max_steps=1", "logger=none", "model.compile=true", f"hydra.run.dir={tmp_path / 'run'}"]
     line = fails(monkeypatch, capfd, *tiny(corpus, *short))

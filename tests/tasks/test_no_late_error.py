@@ -44,6 +44,8 @@ LATE = {
     "eval.gen_ppl_eval_model_name_or_path": "whether the hub has a judge, only the network says",
     "sampling.prompt": "what can be written, the model's tokenizer says",
     "sampling.suffix": "as above",
+    "algo.teacher": "an object that no config can give",
+    "frontier.gamma": "which sampler there is, the model's file says",
     "algo.mask_id": "whether an id is one of the vocabulary's, the tokenizer says",
 }
 # Options that need files or a network which are not here.
@@ -153,13 +155,14 @@ def refusals(group: str, world: Path, share: float) -> tuple[dict[str, list[str]
                         check_config(config)
                         count += 1
                         config.run_dir = str(folder)
-                        run(config, folder, f"{' '.join(place.overrides)} {place.path}={value!r}", faults)
+                        run(config, folder, place, value, faults)
             except ValueError:
                 continue  # refused at once
     return faults, count
 
 
-def run(config, folder: Path, said: str, faults: dict[str, list[str]]) -> None:
+def run(config, folder: Path, place: Place, value: object, faults: dict[str, list[str]]) -> None:
+    said = f"{' '.join(place.overrides)} {place.path}={value!r}"
     Module.begun[0] = 0
     signal.alarm(SECONDS)
     try:
@@ -171,7 +174,7 @@ def run(config, folder: Path, said: str, faults: dict[str, list[str]]) -> None:
         line = user_error(error)
         if line is None:
             faults["traceback"].append(f"{said}: {type(error).__name__}: {error}")
-        elif work.done and not any(said.partition("=")[0].endswith(key) or line.startswith(key) for key in LATE):
+        elif work.done and not any(place.path == key or line.startswith(key) for key in LATE):
             faults["late"].append(f"{said}: {line}; before it: {work.done}")
     finally:
         signal.alarm(0)
