@@ -49,32 +49,35 @@ class SoftwareHeritage:
     """The bucket of Software Heritage's archive, as files are in The Stack v2. Never run here: it needs credentials.
 
     Raises:
-        ValueError: boto3 is not installed, or there are no credentials.
+        ValueError: on first use: boto3 is not installed, or there are no credentials.
     """
 
     def __init__(self, bucket: Text = "softwareheritage", prefix: Text = "content", max_bytes: Count = MAX_BYTES):
         self.bucket, self.prefix, self.max_bytes = bucket, prefix, max_bytes
+        self._client: tuple[int, Any] | None = None
+
+    def _connected(self) -> Any:
+        """This process's client: one made before a fork is the other's."""
+        if self._client is not None and self._client[0] == os.getpid():
+            return self._client[1]
         try:
             import boto3
         except ImportError as error:
-            raise ValueError(
-                "The Stack v2 holds file ids: pip install boto3 to fetch the files from Software Heritage"
-            ) from error
+            raise ValueError("The Stack v2 holds file ids: pip install boto3 to fetch its files") from error
         if boto3.Session().get_credentials() is None:
             raise ValueError(
                 "The Stack v2 holds file ids; its files lie in Software Heritage's bucket, for which AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY must be set; --include_stack_v1 needs neither"
             )
-        self._client: tuple[int, Any] | None = None
+        self._client = os.getpid(), boto3.client("s3")
+        return self._client[1]
 
     def __call__(self, file_id: str) -> bytes:
-        import boto3
+        client = self._connected()
         from botocore.exceptions import BotoCoreError, ClientError
 
-        if self._client is None or self._client[0] != os.getpid():  # a client is one process's
-            self._client = os.getpid(), boto3.client("s3")
         try:
-            body = self._client[1].get_object(Bucket=self.bucket, Key=f"{self.prefix}/{file_id}")["Body"]
+            body = client.get_object(Bucket=self.bucket, Key=f"{self.prefix}/{file_id}")["Body"]
             return unpacked(body.read(self.max_bytes + 1), file_id, self.max_bytes)
         except (BotoCoreError, ClientError) as error:
             raise OSError(f"{self.bucket}/{self.prefix}/{file_id}: {' '.join(str(error).split())}") from error

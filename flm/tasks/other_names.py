@@ -31,7 +31,6 @@ INSTEAD = {
     "training.change_of_variables": "times follow the algorithm's own law",
     "training.sampling_eps": "algo.schedule={_target_: flm.paths.mixture.LogLinear, eps: ...} says where a schedule starts",
     "training.loss_precision": "losses are always computed in float32",
-    "sampling.noise_removal": "the last step always writes tokens",
     "sampling.num_sample_log": "callbacks.sample.count says how many samples a validation writes",
     "sampling.semi_ar": "sampling.prompt continues a text; there is no sampler that writes one stretch after the other",
     "eval.compute_generative_perplexity": "mode=sample_eval measures it always, by eval.gen_ppl_eval_model_name_or_path",

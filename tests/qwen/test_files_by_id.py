@@ -83,7 +83,7 @@ def test_without_credentials_or_client_there_is_one_line(monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", "/nonexistent")
     with pytest.raises(ValueError, match="The Stack v2 holds file ids"):
-        SoftwareHeritage()
+        FilesById(SoftwareHeritage()).text({"blob_id": "a", "src_encoding": None})
 
 
 def test_the_config_reads_a_folder_of_files(contents, sources, tmp_path):
