@@ -79,7 +79,7 @@ def build(name: str, options: Iterable[str] = (), disturbed: bool = True, **teac
     options = tuple(options)
     shared = tuple(option for option in options if option.startswith(SHARED))
     for key, kind in TEACHERS.get(name, {}).items():
-        if key not in teachers:
+        if key not in teachers and kind is not None:
             teachers[key] = build(
                 kind,
                 [

@@ -131,7 +131,7 @@ def distilled(taught, tmp_path_factory):
     """The overrides of a run of three rounds, and its last checkpoint."""
     corpus, checkpoint = taught
     options = tiny(corpus, "algo=duo_distill", f"algo.teacher_path={checkpoint}", "algo.round_steps=3", "algo.first_steps=4")
-    options += ["training.ema=0.5", "trainer.limit_val_batches=1", "callbacks.sample=null"]
+    options += ["training.ema=0.5", "trainer.limit_val_batches=1", "callbacks.sample=null", "lr_scheduler.warmup_steps=2"]
     options += ["callbacks.checkpoint_every_n_steps.every_n_train_steps=2", "loader.batch_size=4", "model.dropout=0.1"]
     whole = tmp_path_factory.mktemp("whole")
     run(config_of(whole, *options, "trainer.max_steps=8"))

@@ -36,7 +36,7 @@ def fill_required(config, corpus: Path) -> None:
 
 
 # what does not go with the default of another group
-COMPANIONS = {("model", "golf_native"): ["algo=native_flow"]}
+COMPANIONS = {("model", "golf_native"): ["algo=native_flow"], ("algo", "flow_lm"): ["model=golf_flow"]}
 
 
 @pytest.mark.parametrize("group,name", FILES, ids=lambda value: value)

@@ -29,6 +29,8 @@ from flm.tasks.run import Run
 from flm.tasks.samples import Generation, Request, step_counts, warm_up, write_texts
 from flm.tasks.scoring import Measures, judges_of, measures, plain
 
+Option = bool | int | float | str  # a value of a sampler's option
+
 
 @dataclass(frozen=True)
 class FrontierOptions:
@@ -37,7 +39,7 @@ class FrontierOptions:
     checkpoints: Mapping[str, ModelName] | None = None
     steps: StepCounts = (8, 32)
     temperature: Positive | Annotated[Sequence[Positive], MinLen(1), DIFFERENT] | None = 1.0
-    sweep: Mapping[str, Any] | None = None
+    sweep: Mapping[str, Option | Sequence[Option | None] | None] | None = None
     seeds: Count = 1
     entropies: float | Annotated[Sequence[float], DIFFERENT] | None = ()
 
