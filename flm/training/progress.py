@@ -1,18 +1,50 @@
 """What a terminal shows of a run: a bar of optimiser steps, the validation table at the end, and which batch an error is of."""
 
 import hashlib
+import sys
+import time
 from itertools import islice
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from flm.algos.algorithm import Batch
 from flm.training.validation import Report, bucket_name
 
 
 class StepProgressBar(TQDMProgressBar):
-    """Lightning's bar, counting optimiser steps up to trainer.max_steps, so that the time left is that of the run."""
+    """Lightning's bar, counting optimiser steps up to trainer.max_steps, so that the time left is that of the run.
+
+    Where standard output is no terminal but a file, a line at most every `LINE_SECONDS` takes its place.
+    """
+
+    LINE_SECONDS = 30.0
+
+    @property
+    def is_line_by_line(self) -> bool:
+        return not getattr(sys.stdout, "isatty", lambda: True)()
+
+    def init_train_tqdm(self) -> Tqdm:
+        return Tqdm(disable=True) if self.is_line_by_line else super().init_train_tqdm()
+
+    def init_validation_tqdm(self) -> Tqdm:
+        return Tqdm(disable=True) if self.is_line_by_line else super().init_validation_tqdm()
+
+    def on_train_start(self, trainer: Trainer, *rest: Any) -> None:
+        super().on_train_start(trainer, *rest)
+        self._began = self._said = time.monotonic()
+
+    def _say(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        now, step, last = time.monotonic(), trainer.global_step, trainer.max_steps
+        done = step - self.train_progress_bar.initial
+        if now - self._said < self.LINE_SECONDS and step != last or not done:
+            return
+        self._said = now
+        left = "" if last < 0 else f", {(last - step) * (now - self._began) / done:.0f} s left"
+        metrics = "".join(f", {name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
+        print(f"step {step}{f' of {last}' if last > 0 else ''}{metrics}{left}", flush=True)
 
     def on_exception(self, trainer: Trainer, *_: Any) -> None:
         if not self.is_disabled and self._train_progress_bar is not None:
@@ -28,7 +60,13 @@ class StepProgressBar(TQDMProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         bar, step = self.train_progress_bar, trainer.global_step
-        if step != bar.n and self._should_update(step, bar.total) and not bar.disable:
+        if step == bar.n:
+            return
+        if bar.disable:
+            bar.n = step
+            if self.is_line_by_line and not self.is_disabled:
+                self._say(trainer, pl_module)
+        elif self._should_update(step, bar.total):
             bar.n = step
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 

@@ -44,6 +44,20 @@ def test_the_bar_counts_optimiser_steps_of_the_whole_run(tmp_path, monkeypatch):
     assert "5/5" in terminal.written and "Training" in terminal.written
 
 
+def test_a_file_gets_lines(tmp_path, monkeypatch, capsys):
+    """At most one in so many seconds, and the last step's; nothing is overwritten in place."""
+    arguments = dict(enable_progress_bar=True, callbacks=[StepProgressBar(), Throughput()])
+    make_trainer(tmp_path, 5, **arguments).fit(make_module(), datamodule=ToyData())
+    out = capsys.readouterr().out
+    assert "\r" not in out and "it/s" not in out
+    (line,) = [line for line in out.splitlines() if line.startswith("step ")]
+    assert line.startswith("step 5 of 5, nats/token ") and line.endswith(", 0 s left")
+    monkeypatch.setattr(StepProgressBar, "LINE_SECONDS", 0.0)
+    make_trainer(tmp_path, 3, enable_progress_bar=True, callbacks=[StepProgressBar()]).fit(make_module(), datamodule=ToyData())
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["1", "2", "3"]
+
+
 def test_the_table_has_both_columns(tmp_path, capsys):
     module = make_module()
     tally = Tally()
