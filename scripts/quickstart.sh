@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# About twelve minutes on two idle CPU cores. On one of them: models of one training time that write 4x4 Sudoku grids from nothing:
+# About eleven minutes on two idle CPU cores. On one of them: models of one training time that write 4x4 Sudoku grids from nothing:
 # a flow map in one network evaluation, beside masked diffusion, Duo and AR. On the other: a flow language model on the prose
 # that ships with Python, and its flow map. Then what they write, and a report.
 # Arguments override the config of every training: `bash scripts/quickstart.sh trainer.max_steps=100`. OUT names the folder.

@@ -13,8 +13,7 @@ from flm.atomic import write_lines
 from flm.data.tokenizers import Tokenizer
 from flm.measures.film import FilmStrip
 from flm.puzzles.rules import HOLE, Puzzle, Verdict
-from flm.puzzles.solve_tables import terminal
-from flm.tasks.run import Run
+from flm.tasks.run import Run, terminal
 
 _SHOWN = 6  # answers, and moments of a film
 

@@ -16,9 +16,10 @@ from rich.table import Table
 
 from flm.handed_in import parsed, read_text
 from flm.measures.estimate import Estimate
-from flm.puzzles.solve_tables import percent, terminal
+from flm.puzzles.solve_tables import percent
 from flm.ranges import Existing
 from flm.results.files import read_json, read_result
+from flm.tasks.run import terminal
 from flm.training.status import cpu_seconds
 
 

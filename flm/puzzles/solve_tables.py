@@ -4,16 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
-
-_WIDTH = 120  # of what is no terminal: a file does not end at column 80
-
-
-def terminal() -> Console:
-    """Where results are printed; as wide as the tables where nobody's window is the limit."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
 
 
 def percent(estimate: Mapping[str, Any] | None) -> str:

@@ -23,7 +23,7 @@ from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.held_out import HeldOut, corpus_of
 from flm.tasks.machine import Machine
 from flm.tasks.processes import ALONE, Team, team_of
-from flm.tasks.run import Run
+from flm.tasks.run import Run, terminal
 
 FIRST = "data"  # what the corpus of eval.real_data is called among eval.corpora
 
@@ -45,7 +45,7 @@ def evaluate(run: Run, team: Team = ALONE) -> dict[str, Any]:
     held_out = HeldOut.of(wanted, run["data"], run["loader"], run["seed"])
     held_out.check_needed("ppl_eval")
     others = _other_corpora(wanted.corpora)
-    lm, console = load_model(wanted, Machine.of(run["trainer"], run["model"])), Console()
+    lm, console = load_model(wanted, Machine.of(run["trainer"], run["model"])), terminal()
     if lm.algorithm.bound_kind is None:
         name = type(lm.algorithm).__name__
         other = lm.algorithm.scored_by

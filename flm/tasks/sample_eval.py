@@ -14,7 +14,7 @@ from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.held_out import HeldOut, RealText
 from flm.tasks.machine import Machine
 from flm.tasks.processes import team_of
-from flm.tasks.run import Run
+from flm.tasks.run import Run, terminal
 from flm.tasks.samples import Request, generate, possible_steps, warm_up, write_texts
 from flm.tasks.scoring import judges_of, measures
 
@@ -31,7 +31,7 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
     machine = Machine.of(run["trainer"], run["model"])
     held_out = HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     with team_of(machine.device) as team:
-        lm, console = load_model(evaluation, machine), Console(quiet=not team.is_first)
+        lm, console = load_model(evaluation, machine), terminal(quiet=not team.is_first)
         request.set_options(lm)
         canvas = request.canvas(lm)
         length, all_steps = canvas.tokens.shape[1], possible_steps(request.steps, lm, canvas, console)

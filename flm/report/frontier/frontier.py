@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from annotated_types import MinLen
 from omegaconf import DictConfig
-from rich.console import Console
 
 from flm.atomic import write_bytes, write_text
 from flm.checkpoints.hub import ModelName
@@ -25,7 +24,7 @@ from flm.tasks.evaluation import EvalOptions
 from flm.tasks.held_out import HeldOut, RealText
 from flm.tasks.machine import Machine
 from flm.tasks.processes import team_of
-from flm.tasks.run import Run
+from flm.tasks.run import Run, terminal
 from flm.tasks.samples import Generation, Request, step_counts, warm_up, write_texts
 from flm.tasks.scoring import Measures, judges_of, measures, plain
 
@@ -61,7 +60,7 @@ def frontier(config: DictConfig) -> dict[str, Any]:
     machine = Machine.of(run["trainer"], run["model"])
     held_out = HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     with team_of(machine.device) as team:
-        console = Console(quiet=not team.is_first)
+        console = terminal(quiet=not team.is_first)
         models = loaded(evaluation, sweep.checkpoints, machine, request, step_counts(sweep.steps), axes, keys, console)
         if not team.is_first:
             for model in models:
