@@ -125,8 +125,13 @@ def test_a_defect_of_the_program_is_not_hidden(monkeypatch, tmp_path, corpus):
         command(monkeypatch, *tiny(corpus), f"hydra.run.dir={tmp_path}")
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 def test_the_error_has_a_line_of_its_own_after_a_progress_bar(monkeypatch, tmp_path, corpus):
-    terminal = io.StringIO()
+    terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(sys, "stderr", terminal)
 
