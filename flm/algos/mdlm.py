@@ -6,14 +6,9 @@ and what is not masked is known (SUBS), so losses and draws exist at masks alone
 
     -log p(x)  <=  E_t[ kappa'(t) / (1 - kappa(t))  sum of it over the masks ]
                =   E_k[ L / k  sum of it over k masks in random places ],    k ~ U{1 .. L},
-
-since (1 - kappa)^k kappa^(L - k), the probability of a set of k masks, integrates over d kappa / (1 - kappa) to
-1 / (k C(L, k)), whatever the schedule. It is also the mean of -log p(x) over all orders in which the tokens could be written
-one by one, so it is exact for a network whose predictions fit together.
-
-Training draws k, the bound too. Published training draws t and then each mask by itself: the same loss on average, but the
-number of masks is random a second time, and weights near t = 1 are large, so that t has to stop before it.
-B batch, L length, V vocabulary.
+since (1 - kappa)^k kappa^(L - k), the probability of a set of k masks, integrates to 1 / (k C(L, k)), whatever the schedule.
+It is also the mean of -log p(x) over all orders of writing the tokens one by one. Training and bound draw k; published
+training draws t and then each mask, the same on average with more variance. B batch, L length, V vocabulary.
 """
 
 from dataclasses import replace
@@ -98,19 +93,17 @@ class MDLM(Algorithm):
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
         """The entropy of the unigrams: a mask says nothing."""
-        p = token_counts.double() / token_counts.sum()
-        return torch.special.entr(p).sum().expand(tau.shape)
+        return torch.special.entr(token_counts.double() / token_counts.sum()).sum().expand(tau.shape)
 
     def denoiser(self) -> MaskPredictor:
         return MaskPredictor(self.backbone, self.source, self.schedule)
 
     def _cross_entropy(self, batch: Batch, masked: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The sum weighted by weight (B, L), differentiable, and the nats at each mask (B, L), 0 elsewhere."""
-        state = batch.tokens.masked_fill(masked, self.source.mask_id)
-        posterior = self.denoiser()(state, documents=batch.documents)
+        posterior = self.denoiser()(batch.tokens.masked_fill(masked, self.source.mask_id), documents=batch.documents)
         # the vocabulary's end for masks alone: on average half of its work
-        posterior = replace(posterior, hidden=posterior.hidden[masked][None])
-        total, found = cross_entropy(posterior, batch.tokens[masked][None], weight[masked][None])
+        at_masks = replace(posterior, hidden=posterior.hidden[masked][None])
+        total, found = cross_entropy(at_masks, batch.tokens[masked][None], weight[masked][None])
         nats = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
         nats[masked] = found[0].double()
         return total, nats

@@ -13,7 +13,8 @@ from flm.atomic import write_lines
 from flm.data.tokenizers import Tokenizer
 from flm.measures.film import FilmStrip
 from flm.puzzles.rules import HOLE, Puzzle, Verdict
-from flm.tasks.run import Run, terminal
+from flm.tasks.processes import terminal
+from flm.tasks.run import Run
 
 _SHOWN = 6  # answers, and moments of a film
 

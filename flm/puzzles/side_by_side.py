@@ -19,7 +19,7 @@ from flm.measures.estimate import Estimate
 from flm.puzzles.solve_tables import percent
 from flm.ranges import Existing
 from flm.results.files import read_json, read_result
-from flm.tasks.run import terminal
+from flm.tasks.processes import terminal
 from flm.training.status import cpu_seconds
 
 

@@ -22,8 +22,8 @@ from flm.likelihood.held_out import Likelihood
 from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.held_out import HeldOut, corpus_of
 from flm.tasks.machine import Machine
-from flm.tasks.processes import ALONE, Team, team_of
-from flm.tasks.run import Run, terminal
+from flm.tasks.processes import ALONE, Team, team_of, terminal
+from flm.tasks.run import Run
 
 FIRST = "data"  # what the corpus of eval.real_data is called among eval.corpora
 

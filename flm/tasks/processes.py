@@ -9,10 +9,19 @@ from typing import Any
 
 import torch
 import torch.distributed
+from rich.console import Console
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 PATIENCE = timedelta(days=7)  # the others wait while the first one scores, which may take hours
+
+_WIDTH = 120  # of what is no terminal: a file does not end at column 80
+
+
+def terminal(quiet: bool = False) -> Console:
+    """Where results are printed, by the first process; as wide as the tables where nobody's window is the limit."""
+    console = Console(quiet=quiet)
+    return console if console.is_terminal else Console(width=_WIDTH, quiet=quiet)
 
 
 @dataclass(frozen=True)

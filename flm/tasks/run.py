@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from flm.annotations import shown
 from flm.atomic import write_json
@@ -20,14 +19,6 @@ from flm.results.files import FORMAT_VERSION
 from flm.schema import made
 
 Options = TypeVar("Options")
-
-_WIDTH = 120  # of what is no terminal: a file does not end at column 80
-
-
-def terminal(quiet: bool = False) -> Console:
-    """Where results are printed; as wide as the tables where nobody's window is the limit."""
-    console = Console(quiet=quiet)
-    return console if console.is_terminal else Console(width=_WIDTH, quiet=quiet)
 
 
 class Run:

@@ -13,8 +13,8 @@ from flm.measures.film import FilmStrip
 from flm.tasks.evaluation import EvalOptions, load_model
 from flm.tasks.held_out import HeldOut, RealText
 from flm.tasks.machine import Machine
-from flm.tasks.processes import team_of
-from flm.tasks.run import Run, terminal
+from flm.tasks.processes import team_of, terminal
+from flm.tasks.run import Run
 from flm.tasks.samples import Request, generate, possible_steps, warm_up, write_texts
 from flm.tasks.scoring import judges_of, measures
 

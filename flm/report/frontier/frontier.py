@@ -23,8 +23,8 @@ from flm.report.frontier.tables import console_table, markdown
 from flm.tasks.evaluation import EvalOptions
 from flm.tasks.held_out import HeldOut, RealText
 from flm.tasks.machine import Machine
-from flm.tasks.processes import team_of
-from flm.tasks.run import Run, terminal
+from flm.tasks.processes import team_of, terminal
+from flm.tasks.run import Run
 from flm.tasks.samples import Generation, Request, step_counts, warm_up, write_texts
 from flm.tasks.scoring import Measures, judges_of, measures, plain
 
