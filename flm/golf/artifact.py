@@ -71,7 +71,6 @@ def artifact(config: DictConfig) -> dict[str, Any]:
         code = script(target for key in ("algo", "model") for target in targets(lm.config[key]))
         num_code = len(code.encode())
         left = _left(wanted.limit_bytes, num_code)
-        write_text(run.folder / SCRIPT, code)
     # where the text lies, which a recipe for others leaves out, is what the evaluation below asks of the file; not its cache
     recipe = shareable(lm.config)
     if "data" in lm.config:
@@ -86,6 +85,8 @@ def artifact(config: DictConfig) -> dict[str, Any]:
         raise ValueError(f"{lm.source.path}: {error}") from error
     path = run.folder / FILE
     write_bytes(path, packed.content)
+    if wanted.script:
+        write_text(run.folder / SCRIPT, code)
     loaded = flm.load(path, lm.device, None, evaluation.trusted_modules).algorithm
     weights = {name: parameter for name, parameter in loaded.named_parameters() if name in packed.plan.bits}
     size = path.stat().st_size

@@ -134,7 +134,7 @@ def _finest(
         plan = replace(base, step=step)
         if fits(plan):
             best, coarse = plan, step
-            if step == FINE_STEP or max_bytes is None or tried[plan] > _CLOSE * max_bytes:
+            if step == FINE_STEP or tried[plan] > _CLOSE * max_bytes:  # without a limit the first fits
                 break
         else:
             fine = step

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 # one compilation, so a block's output would be gone before the backward pass reads it.
 MODES = ("default", "max-autotune-no-cudagraphs")
 # of DIT_USE_COMPILE, which compiles as the published runs did
-SWITCH = {"TRUE": MODES[1], "1": MODES[1], "FALSE": None, "0": None, "": None}
+SWITCH = {"TRUE": MODES[1], "1": MODES[1], "FALSE": None, "0": None}
 
 
 @dataclass(frozen=True)
