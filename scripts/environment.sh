@@ -30,7 +30,7 @@ else
     "$python" -m venv "$venv"
     # torch first and by itself: where several builds are offered, the machine's own index decides
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
     touch "$stamp"
   fi
   PATH="$(cd "$venv" && pwd)/bin:$PATH"

@@ -2,21 +2,26 @@
 
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 import flm
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def requirements(name: str) -> list[Requirement]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
 def lock() -> dict[str, Requirement]:
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    return {item.name: item for item in found}
+    return {item.name: item for item in requirements("requirements.txt")}
 
 
 def project() -> dict:
@@ -36,6 +41,35 @@ def test_every_range_admits_the_version_that_was_tested():
         (pin,) = tested[item.name].specifier
         assert pin.operator == "==" and item.specifier.contains(pin.version), f"{item}: {pin} was tested"
     assert {"torch", *(item.name for item in ranges)} == set(tested), "requirements.txt and pyproject.toml name other packages"
+
+
+def test_the_lock_names_all_that_comes_along_and_agrees_with_every_range():
+    """From requirements.txt along what each package, in its locked version, says that it needs; torch's needs are its own."""
+    held = {canonicalize_name(r.name): r for r in requirements("requirements.lock") if not r.marker or r.marker.evaluate()}
+    versions = {}
+    for name, item in held.items():
+        (pin,) = item.specifier
+        assert pin.operator == "==" and not item.url, item
+        versions[name] = pin.version
+    open_ends = [item for item in lock().values() if item.name != "torch"]
+    seen = set()
+    while open_ends:
+        wanted = open_ends.pop()
+        name = canonicalize_name(wanted.name)
+        if name == "torch":
+            continue
+        assert name in versions, f"{wanted}: no version of it in requirements.lock"
+        assert wanted.specifier.contains(versions[name], prereleases=True), f"{wanted}: requirements.lock has {versions[name]}"
+        if (name, *wanted.extras) in seen or metadata.version(name) != versions[name]:
+            continue
+        seen.add((name, *wanted.extras))
+        for text in metadata.requires(name) or ():
+            need = Requirement(text)
+            if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in ("", *wanted.extras)):
+                open_ends.append(need)
+    assert len(seen) > 60
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text and "@" not in text
 
 
 def test_nothing_pins_in_the_project_itself():
