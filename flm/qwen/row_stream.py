@@ -17,6 +17,8 @@ from flm.draws import mix_seed
 from flm.qwen.packing import packed
 from flm.qwen.source import WINDOW, Position, Source, SourceReader
 
+_DEALS = "files are dealt to readers"
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -82,6 +84,9 @@ class RowStream:
             "window": WINDOW,
             **{f"data.sources.{source.name}": source.positions_depend_on() for source in mixture.sources},
         }
+        deals = state is None or _DEALS in recorded(state)  # a run that began before files were dealt goes on without
+        if deals:
+            self._depends_on[_DEALS] = True
         if state is not None:
             _check(recorded(state), self._depends_on)
         self._readers = {}
@@ -90,7 +95,7 @@ class RowStream:
             for index, source in enumerate(mixture.sources):
                 at = None if state is None else Position(*state["at"][f"{number}/{source.name}"])
                 own = mix_seed(seed, index)
-                self._readers[number, index] = SourceReader(source, tokenizer, number, count, own, length, at)
+                self._readers[number, index] = SourceReader(source, tokenizer, number, count, own, length, at, deals)
         self._run = range(first * rows // count, (last + 1) * rows // count)
 
     def step(self, step: int) -> Iterator[Row]:

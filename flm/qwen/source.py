@@ -1,7 +1,8 @@
 """One source of a mixture: files of records, read in a stream, without end and in a fresh order each time.
 
-R readers share a source out: in every epoch each takes every R-th record of every file. Which record comes next is a function
-of a few numbers, a `Position`, so a run that resumes opens the file it stood in and goes on.
+R readers share a source out: of F files, F // R go to each reader alone, and of the F % R that are left each takes every R-th
+record. The order of files is another every R epochs; in between readers move on by one, so that each has every file once. Which
+record comes next is a function of a few numbers, a `Position`, so a run that resumes opens the file it stood in and goes on.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ class Position:
 
     Attributes:
         epoch: passes completed.
-        file: how many files of this epoch are done.
+        file: how many of the reader's files of this epoch are done.
         window: of this file.
         record: how many of the reader's records of this window are done.
         example: of the record that is next.
@@ -206,6 +207,7 @@ class SourceReader:
         position: where it begins; None: at the first epoch.
         seed: of the order of files and records.
         length: longest example that is not divisible; longer ones are passed over and counted.
+        deals: whether files go to readers; otherwise they share all of them, as runs of before that do.
 
     Attributes:
         at: where it stands.
@@ -221,10 +223,12 @@ class SourceReader:
         seed: int,
         length: int,
         position: Position | None = None,
+        deals: bool = True,
     ):
         self.source, self.tokenizer, self.number, self.readers = source, tokenizer, number, readers
         self.seed, self.length, self.passed_over = seed, length, 0
         self.at = Position() if position is None else position
+        self._deals = deals
         self._open: tuple[int, int, Iterator[dict[str, Any]]] | None = None  # epoch, file, records from the next window on
         self._window: list[tuple[dict[str, Any], str]] | None = None
         self._is_last = False  # whether the file ends with this window
@@ -277,30 +281,40 @@ class SourceReader:
             self.at.window += 1
             return
         self.at.window, self.at.file = 0, self.at.file + 1
-        if self.at.file == len(self.source.files()):
+        if self.at.file == self._dealt() + len(self.source.files()) - self.readers * self._dealt():
             self.at.file, self.at.epoch, self._useless = 0, self.at.epoch + 1, self._useless + 1
             if self.number == 0:
                 left_out = f"; {self.passed_over} examples so far did not fit" if self.passed_over else ""
                 log.info("data.sources.%s: epoch %d begins%s", self.source.name, self.at.epoch + 1, left_out)
-            if self._useless > self.readers:  # by then it has had every record
+            if self._useless > 2 * self.readers:  # by then it has had every record
                 raise ValueError(
                     f"data.sources.{self.source.name}: an epoch of it has no example of at most model.length={self.length} "
                     "tokens to train on"
                 )
 
+    def _dealt(self) -> int:
+        """How many files are this reader's alone, in every epoch."""
+        return len(self.source.files()) // self.readers if self._deals else 0
+
+    def _file(self) -> tuple[int, bool]:
+        """The file at hand by its number, and whether it is this reader's alone."""
+        count, dealt, at = len(self.source.files()), self._dealt(), self.at
+        order = Permutation(count, mix_seed(self.seed, at.epoch // self.readers if dealt else at.epoch))
+        if at.file < dealt:
+            return order(at.file * self.readers + (self.number + at.epoch) % self.readers), True
+        return order(at.file + (self.readers - 1) * dealt), False
+
     def _load_window(self) -> None:
         """This reader's records of the window at hand, without held-out ones, in their order of this epoch."""
-        files, at = self.source.files(), self.at
-        order = Permutation(len(files), mix_seed(self.seed, at.epoch))
-        number = order(at.file)
-        file = files[number]
+        at, (number, is_alone) = self.at, self._file()
+        file = self.source.files()[number]
         if self._open is None or self._open[:2] != (at.epoch, at.file):
             self._open = at.epoch, at.file, self.source.read(file, at.window * WINDOW)
         found = list(islice(self._open[2], WINDOW))
         self._is_last = len(found) < WINDOW
         # the share goes round with file and epoch, so that small files serve all readers
         first = at.window * WINDOW + number + at.epoch
-        own = [r for row, r in enumerate(found, first) if row % self.readers == self.number]
+        own = found if is_alone else [r for row, r in enumerate(found, first) if row % self.readers == self.number]
         own = [r for r in own if (text := self.source.text(r, file)) and not self.source.is_held_out(text)]
         if own:
             shuffled = Permutation(len(own), mix_seed(self.seed, at.epoch, number, at.window, self.number))

@@ -210,6 +210,68 @@ def test_a_state_of_before_these_records_goes_on(build):
         run(build(), 4, 8, old | {"files": names | {"short": "0"}})
 
 
+FILES = 10  # for four readers: two for each alone, two that they share
+
+
+@pytest.fixture
+def many_files(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "many").mkdir()
+    texts = words(FILES * 12, 6, 12, "ghijkl", 5)
+    for number in range(FILES):
+        lines = (json.dumps({"text": text}) + "\n" for text in texts[number::FILES])
+        (tmp_path / "many" / f"{number}.jsonl").write_text("".join(lines))
+    return tmp_path
+
+
+def test_readers_open_files_of_their_own_and_an_epoch_has_every_document_once(many_files, monkeypatch):
+    source = Source("many", 1, Texts(), path=many_files / "many", valid_fraction=0.1)
+    tokenizer = ByteTokenizer().build(lambda: iter(()))
+    texts = [record["text"] for file in source.files() for record in source.read(file)]
+    wanted = sorted(text for text in texts if not source.is_held_out(text))
+    readers = [source_module.SourceReader(source, tokenizer, number, 4, 1, LENGTH) for number in range(4)]
+    opened = defaultdict(list)  # by reader and epoch
+    read = Source.read
+
+    def noted(self, file, start=0):
+        opened[reader.number, reader.at.epoch].append(file)
+        return read(self, file, start)
+
+    monkeypatch.setattr(Source, "read", noted)
+    seen = defaultdict(list)
+    for reader in readers:
+        while True:
+            reader._next_example()  # which opens what it needs
+            if (epoch := reader.at.epoch) == 4:
+                break
+            seen[epoch].append(bytes(reader.take(LENGTH).tokens[:-1]).decode())
+    for epoch in range(4):
+        assert sorted(seen[epoch]) == wanted
+        assert all(len(set(opened[number, epoch])) == len(opened[number, epoch]) == 4 for number in range(4))  # of ten
+        own = [file for number in range(4) for file in opened[number, epoch][:2]]
+        left_over = [set(opened[number, epoch][2:]) for number in range(4)]
+        assert len(set(own)) == 8 and {*own, *left_over[0]} == set(source.files()) and left_over == [left_over[0]] * 4
+    for number in range(4):  # an order of files serves four epochs, in which each reader has every file once
+        alone = [file for epoch in range(4) for file in opened[number, epoch][:2]]
+        assert len(set(alone)) == 8
+
+
+def test_a_run_over_dealt_files_resumes_and_one_of_before_goes_on_as_it_began(build, many_files, monkeypatch):
+    data = {"path": many_files, "sources": {"many": {"hub": "x/y", "weight": 1}}}
+    whole, _ = run(build(data), 0, 30)
+    first, state = run(build(data, num_workers=1), 0, 13)
+    assert equal(first, whole[:13]) and equal(run(build(data), 13, 30, state)[0], whole[13:])
+    make = source_module.SourceReader.__init__
+    with monkeypatch.context() as before:
+        before.setattr(source_module.SourceReader, "__init__", lambda self, *a: make(self, *a[:7], False))
+        shared, _ = run(build(data), 0, 30)
+        _, state = run(build(data), 0, 13)
+    assert not equal(shared, whole)
+    state["depends_on"].pop("files are dealt to readers")
+    rest, after = run(build(data), 13, 20, state)
+    assert equal(rest, shared[13:20]) and equal(run(build(data), 20, 30, after)[0], shared[20:])
+
+
 def test_a_run_goes_on_with_the_commit_it_began_with(monkeypatch):
     hub = FakeHub("some/set", "main", "a" * 40, {"data/train-0.jsonl": b"{}"})
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
