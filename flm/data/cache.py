@@ -3,12 +3,14 @@
     manifest.json       what was tokenised with what, counts, SHA-256 of every shard and CRC-32 of each of its chunks
     train-00000.bin     token ids, little-endian uint16 (V <= 65536) or uint32, documents in order, one EOS after each
     train-counts.bin    how often each id occurs in the split, little-endian int64
+    train-sound.bin     which chunks of the shards were found sound, a byte each
     valid-00000.bin
 
 A shard holds whole documents. How documents are cut into blocks is decided when reading, so all lengths share a cache.
 
 Damage is noticed before it is used: a cache of up to a gibibyte is verified whole on opening, a larger one chunk by chunk,
-each when a process first reads from it. CRC-32 finds every error within 32 bits for certain, others but for one in 2^32.
+each when a process first reads from it; either way once for all processes and runs, as long as a shard's size, times and inode
+stay the same. CRC-32 finds every error within 32 bits for certain, others but for one in 2^32.
 """
 
 import hashlib
@@ -27,7 +29,7 @@ from filelock import FileLock, Timeout
 from flm.atomic import writable_folder
 from flm.data.building import build, manifest_digest
 from flm.data.documents import Documents, Split
-from flm.data.shards import CHUNK_BYTES
+from flm.data.shards import CHUNK_BYTES, Sound
 from flm.data.tokenizers import Tokenizer
 from flm.handed_in import read_json, regular_file
 
@@ -181,7 +183,7 @@ class TokenStream(TokenFiles):
         self._names = [name for name, _, _ in shards]
         self._checks = [bytes.fromhex(checks) for _, _, checks in shards]
         self._per_chunk = CHUNK_BYTES // dtype.itemsize
-        self._sound = [bytearray(len(checks) // 4) for checks in self._checks]  # 1: this chunk has been verified
+        self._sound = Sound(folder / totals[0].replace("counts", "sound"), self._names, [len(c) // 4 for c in self._checks])
 
     def counts(self, vocab_size: int, stop: int | None = None) -> np.ndarray:
         stop = len(self) if stop is None else stop
@@ -200,7 +202,7 @@ class TokenStream(TokenFiles):
             path, tokens = self._folder / name, self._starts[shard + 1] - self._starts[shard]
             if not path.is_file() or path.stat().st_size != tokens * self._dtype.itemsize:
                 raise damaged(path, f"not {tokens} tokens of {self._dtype}")
-            if len(self._sound[shard]) != -(-tokens // self._per_chunk):
+            if len(self._checks[shard]) // 4 != -(-tokens // self._per_chunk):
                 raise damaged(self._folder / "manifest.json", f"wrong number of CRC-32 for {name}")
 
     def verify(self) -> None:
@@ -210,13 +212,13 @@ class TokenStream(TokenFiles):
         self._stored_counts()
 
     def _part(self, file: int, start: int, stop: int) -> np.ndarray:
-        tokens, sound = self._map(file), self._sound[file]
+        tokens = self._map(file)
         for chunk in range(start // self._per_chunk, -(-stop // self._per_chunk)):
-            if not sound[chunk]:
+            if not self._sound.known(file, chunk):
                 found = zlib.crc32(tokens[chunk * self._per_chunk : (chunk + 1) * self._per_chunk])
                 if found != int.from_bytes(self._checks[file][4 * chunk : 4 * chunk + 4], "big"):
                     raise damaged(self._folder / self._names[file], f"CRC-32 of chunk {chunk} differs from the manifest's")
-                sound[chunk] = 1
+                self._sound.found(file, chunk)
         return tokens[start:stop]
 
     def _stored_counts(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One shard: a run of whole documents as token ids in one file.
+"""One shard: a run of whole documents as token ids in one file; and which parts of shards were found sound.
 
 train-00003.bin     little-endian uint16 (V <= 65536) or uint32, documents in order, one EOS after each (or BOS before)
 train-00003.json    its line of the manifest, written last: what has none is not finished
@@ -6,10 +6,14 @@ train-00003.json    its line of the manifest, written last: what has none is not
 
 import hashlib
 import json
+import os
 import re
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,8 @@ from flm.handed_in import read_json
 
 SHARD_CHARACTERS = 1 << 26
 CHUNK_BYTES = 1 << 18  # what one CRC-32 stands for: read whole at the first touch, so not much more than a disk reads ahead
+_KEY_BYTES = 32
+_SETTLED_SECONDS = 3.0  # coarser than any clock of a file system that is in use
 _BATCH_CHARACTERS = 1 << 18  # what is tokenised at once: the library needs some hundred bytes per token meanwhile
 _ANCHOR = "a"
 _BETWEEN_WORDS = re.compile(r"(?<=\S)[ \n](?=\S)")
@@ -179,3 +185,65 @@ def _fingerprint(documents: list[str]) -> str:
         raw = document.encode()
         digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()
+
+
+class Sound:
+    """Which chunks of some files were found sound, remembered in a file beside them for other processes and later runs.
+
+    The file is only a memory: where it cannot be written, every process looks for itself. So it is for a file that was changed
+    in the last seconds, which may change again within a tick of the file system's clock and look the same.
+
+    Args:
+        memory: path of that file: a digest of what the files looked like, and a byte for each chunk, 1 for sound.
+        names: of the files.
+        chunks: how many each has.
+    """
+
+    def __init__(self, memory: Path, names: list[str], chunks: list[int]):
+        self._memory, self._names = memory, names
+        self._starts = [0, *accumulate(chunks)]
+        self._own = bytearray(self._starts[-1])
+        self._settled: list[float] | None = None  # when each file had been left alone long enough; None: not looked at yet
+
+    def known(self, file: int, chunk: int) -> bool:
+        index = self._starts[file] + chunk
+        if not self._own[index]:
+            if self._settled is None:
+                self._settled = self._recall()
+            self._own[index] = self._own[index] or self._read(_KEY_BYTES + index, 1) == b"\1"
+        return bool(self._own[index])
+
+    def found(self, file: int, chunk: int) -> None:
+        """`known` was asked before."""
+        index = self._starts[file] + chunk
+        self._own[index] = 1
+        if self._settled is not None and time.time() > self._settled[file]:
+            with suppress(OSError):
+                handle = os.open(self._memory, os.O_WRONLY)
+                try:
+                    os.pwrite(handle, b"\1", _KEY_BYTES + index)
+                finally:
+                    os.close(handle)
+
+    def _recall(self) -> list[float]:
+        status = [(self._memory.parent / name).stat() for name in self._names]
+        looks = [[s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for s in status]
+        key = hashlib.sha256(json.dumps([self._names, looks]).encode()).digest()
+        if self._read(0, _KEY_BYTES) != key:
+            with suppress(OSError):
+                atomic.write_bytes(self._memory, key, shared=True)
+        seen = self._read(_KEY_BYTES, len(self._own))
+        self._own[: len(seen)] = bytes(mark == 1 for mark in seen)
+        return [s.st_ctime + _SETTLED_SECONDS for s in status]
+
+    def _read(self, start: int, size: int) -> bytes:
+        try:
+            handle = os.open(self._memory, os.O_RDONLY)
+        except OSError:
+            return b""
+        try:
+            return os.pread(handle, size, start)
+        except OSError:
+            return b""
+        finally:
+            os.close(handle)

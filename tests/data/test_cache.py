@@ -28,7 +28,8 @@ def tokenizer():
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """But for what was found sound, which goes by the times of the files."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith("-sound.bin")}
 
 
 def test_stream_is_the_documents_with_an_end_after_each(corpus, tokenizer, tmp_path, monkeypatch):
@@ -142,6 +143,58 @@ def test_large_caches_are_verified_where_they_are_read(corpus, tokenizer, tmp_pa
     path.write_bytes(raw + raw[:2])
     with pytest.raises(ValueError, match="train-00000.bin is damaged"):
         open_cache(corpus, tokenizer, tmp_path / "cache")
+
+
+@pytest.fixture
+def read_to_verify(monkeypatch):
+    """Sizes of what was read to verify it."""
+    read, crc32 = [], cache_module.zlib.crc32
+    monkeypatch.setattr(cache_module.zlib, "crc32", lambda chunk: read.append(memoryview(chunk).nbytes) or crc32(chunk))
+    return read
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_cache_is_verified_once_for_all_processes_and_runs(
+    corpus, tokenizer, tmp_path, monkeypatch, read_to_verify, is_large
+):
+    monkeypatch.setattr(shards, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(cache_module, "CHUNK_BYTES", 64)
+    if is_large:
+        monkeypatch.setattr(cache_module, "_VERIFY_BYTES", 10)
+    folder = open_cache(corpus, tokenizer, tmp_path / "cache").folder
+    size = sum(path.stat().st_size for path in folder.glob("*-0*.bin"))
+    for path in folder.glob("*-sound.bin"):
+        path.unlink()
+    read_to_verify.clear()
+
+    def run():
+        """Two workers of a run read everything, one behind the other; and what is pickled for a third."""
+        streams = [TokenCache(folder).tokens(split) for split in ("train", "valid") for _ in range(2)]
+        for stream in [*streams, pickle.loads(pickle.dumps(streams[0]))]:
+            stream.read(0, len(stream))
+
+    run()  # files that were written just now may change unnoticed: nothing is remembered
+    assert sum(read_to_verify) >= 2 * size
+    monkeypatch.setattr(shards, "_SETTLED_SECONDS", -3600.0)
+    read_to_verify.clear()
+    run()
+    assert sum(read_to_verify) == size
+    read_to_verify.clear()
+    run()
+    assert read_to_verify == []
+    path = folder / "train-00000.bin"
+    raw = path.read_bytes()
+    path.write_bytes(raw[:100] + bytes([raw[100] ^ 1]) + raw[101:])
+    with pytest.raises(ValueError, match="train-00000.bin is damaged .*chunk 1 "):
+        run()
+    path.write_bytes(raw)
+    run()
+    for memory in folder.glob("*-sound.bin"):  # in the way: every process looks for itself
+        memory.unlink()
+        memory.mkdir()
+    read_to_verify.clear()
+    run()
+    assert sum(read_to_verify) >= 2 * size
 
 
 def test_a_manifest_that_disagrees_with_its_shards_is_noticed(corpus, tokenizer, tmp_path):
