@@ -45,10 +45,10 @@ def draft(path: str | Path, durable: bool = False, shared: bool = False) -> Iter
         try:
             yield partial
             if durable:
-                _sync(partial)
+                sync(partial)
             os.replace(partial, path)
             if durable:
-                _sync(path.parent)
+                sync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
@@ -81,15 +81,30 @@ def write_text(path: str | Path, text: str, shared: bool = False) -> None:
 
 
 def alias(path: Path, name: Path) -> None:
-    """Makes `name` the same file as `path`; a copy where the file system has no hard links. Survives a power cut."""
+    """Makes `name` the same file as `path`; a copy where the file system has no hard links. Survives a power cut.
+
+    Of a folder, which must be beside it, `name` is a symbolic link.
+    """
     with draft(name) as partial:
         partial.unlink(missing_ok=True)
         try:
-            os.link(path, partial)
+            os.symlink(path.name, partial) if path.is_dir() else os.link(path, partial)
         except OSError:
             shutil.copyfile(path, partial)
     # `draft` removes what is left: renaming a link onto another link to the same file leaves both
-    _sync(name.parent)
+    sync(name.parent)
+
+
+def remove(path: str | Path) -> None:
+    """A file, or a folder with all in it, if it is there; no folder of this name is ever left with a part of its content."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        leaving = path.with_name(f".{path.name}.leaving")
+        shutil.rmtree(leaving, ignore_errors=True)
+        os.replace(path, leaving)
+        shutil.rmtree(leaving, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def writable_folder(path: str | Path, key: str) -> Path:
@@ -156,7 +171,8 @@ def _is_parent(name: object, path: Path) -> bool:
     return isinstance(name, str) and Path(name) in path.parents
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """What was written to a file, or the names in a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

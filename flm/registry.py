@@ -22,7 +22,7 @@ class Wing:
 
     Attributes:
         model_files: further kinds of model file by name; each an object with `matches(path) -> bool` and
-            `read(path) -> (Description, state dict)`.
+            `read(path) -> (Description, state dict)`; with `describe(path) -> Description` where its weights need not be read.
         transformers_models: by name, `find(algorithm) -> object or None`: models whose network transformers itself opens.
         checkpoint_layouts: by name, how others write checkpoints; each an object with `matches(content) -> bool` of a loaded
             file, and `read(content, name, choices, base) -> (Description, state dict)`; see `flm.checkpoints.foreign`.

@@ -31,6 +31,8 @@ def load(path: str | Path) -> Any:
     Raises:
         ValueError: there is no such file, it is cut short or damaged, or it holds more than plain values and tensors.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: a folder: give the strategy= that wrote it, or make a file of it: flm join {path} FILE")
     noted: list[str] = []
     content = restricted.read(path, noted)
     if noted:

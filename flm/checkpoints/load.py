@@ -47,6 +47,14 @@ def read_model(
     return read_folder(path) if path.is_dir() else read_checkpoint(path, choices)
 
 
+def read_description(path: str | Path) -> Description:
+    """What a checkpoint to go on from says of itself; errors as of `read_checkpoint`."""
+    kind = _registered_kind(Path(path))
+    if kind is None:
+        return read_checkpoint(path).description
+    return kind.describe(path) if hasattr(kind, "describe") else kind.read(path)[0]
+
+
 def read_checkpoint(path: str | Path, choices: ImportChoices | None = None) -> ModelFile:
     """A checkpoint file of this project, or one of others that a wing reads as if it were; else as `read_model`."""
     content, name = _content(path), str(path)
@@ -132,7 +140,7 @@ def _located(source: str | Path, revision: str | None, file: str | None) -> Path
         return download(str(source), revision, file=file)
     if (path / CONFIG).is_file() or _registered_kind(path) is not None:
         return path
-    last = next((path / name for name in _OF_A_RUN if (path / name).is_file()), None)
+    last = next((path / name for name in _OF_A_RUN if (path / name).exists()), None)
     if last is None:
         raise ValueError(
             f"{source}: not an exported model: it has no {CONFIG}; and not a run's folder: it has no {_OF_A_RUN[0]}"

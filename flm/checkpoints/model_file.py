@@ -126,6 +126,10 @@ class ModelSource:
 
 
 def sha256_of(path: Path) -> str:
+    """Of a file, or of the names and digests of the files in a folder."""
+    if path.is_dir():
+        inside = sorted(file for file in path.iterdir() if file.is_file())
+        return hashlib.sha256("".join(f"{file.name} {sha256_of(file)}\n" for file in inside).encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from flm.algos.algorithm import Algorithm
 from flm.algos.teacher import missing_teacher
 from flm.atomic import check_room
-from flm.checkpoints.load import read_checkpoint
+from flm.checkpoints.load import read_description
 from flm.data.module import TextDataModule
 from flm.handed_in import read_json
 from flm.ranges import Text
@@ -114,7 +114,7 @@ def _is_finished(given: Mapping[str, Any], resume: str) -> bool:
     Raises:
         ValueError: it differs in what makes it another run.
     """
-    file, max_steps = read_checkpoint(resume), given["trainer"]["max_steps"]
+    file, max_steps = read_description(resume), given["trainer"]["max_steps"]
     said = check_same_run(file.config, given, given["checkpointing"]["allow_changes"], resume)
     if not is_first_process():
         return file.step >= max_steps

@@ -1,8 +1,8 @@
 """When checkpoints are written, and how Lightning writes and reads them."""
 
 import math
-import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class AtomicCheckpointIO(CheckpointIO):
         return files.load(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        Path(path).unlink(missing_ok=True)
+        atomic.remove(path)
 
 
 class CheckpointEvery(Checkpoint):
@@ -53,8 +53,8 @@ class CheckpointEvery(Checkpoint):
         keep_best: whether to keep best_validation.ckpt, the one with the lowest validation loss, described by
             best_validation.json beside it.
 
-    Attributes:
-        last_path: the newest file of this run, None before the first.
+    A strategy may go on writing while training does (`flm.split_checkpoints.strategy`): it has methods `after_writing`, to be
+    told what then is to be done, and `finish_writing`; no file has its name before it is whole.
     """
 
     def __init__(
@@ -67,15 +67,20 @@ class CheckpointEvery(Checkpoint):
     ):
         self.dirpath, self.every_n_train_steps = Path(dirpath), every_n_train_steps
         self.keep, self.save_last, self.keep_best = keep, save_last, keep_best
-        self.last_path: Path | None = None
+        self._written: list[Path] = []  # or being written
         self._saved_step, self._best = 0, math.inf
+
+    @property
+    def last_path(self) -> Path | None:
+        """The newest whole file of this run; None: there is none yet."""
+        return next((path for path in reversed(self._written) if path.exists()), None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # a resumed run stands at a step that is on disk already
         self._saved_step = trainer.global_step
-        self.last_path, self._best = None, math.inf
+        self._written, self._best = [], math.inf
         if trainer.ckpt_path is not None:
-            self.last_path = Path(trainer.ckpt_path)
+            self._written = [Path(trainer.ckpt_path)]
             # not in the checkpoint itself: the one resumed from may have been written before its validation
             record = self.dirpath / BEST_RECORD
             if self.keep_best and record.is_file():
@@ -98,31 +103,39 @@ class CheckpointEvery(Checkpoint):
             return
         if report.mean < self._best:  # the same number on every process
             self._best = report.mean
-            save_everywhere(trainer, self.dirpath / BEST, self.last_path)
-            if trainer.is_global_zero:
-                record = {"step": trainer.global_step, "measure": report.measure, "loss_per_token": report.mean}
-                atomic.write_json(self.dirpath / BEST_RECORD, record)
+            record = {"step": trainer.global_step, "measure": report.measure, "loss_per_token": report.mean}
+            describe = partial(atomic.write_json, self.dirpath / BEST_RECORD, record)
+            save_everywhere(trainer, self.dirpath / BEST, self.last_path, describe)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
+        _finish_writing(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.global_step == self._saved_step:
             return
         path = self.dirpath / f"step_{trainer.global_step:07d}.ckpt"
-        save_everywhere(trainer, path, self.last_path)
-        self.last_path, self._saved_step = path, trainer.global_step
-        if trainer.is_global_zero:
-            if self.save_last:
-                atomic.alias(path, self.dirpath / "last.ckpt")
-            if self.keep is not None:
-                older = [p for p in self.dirpath.glob("step_*.ckpt") if _step(p) <= trainer.global_step]
-                for old in sorted(older, key=_step)[: -self.keep]:
-                    os.unlink(old)
+        last_good = self.last_path
+        self._written.append(path)
+        self._saved_step = trainer.global_step
+        save_everywhere(trainer, path, last_good, partial(self._now_whole, path))
+        if trainer.should_stop:  # others say next from where the run can go on
+            _finish_writing(trainer)
+
+    def _now_whole(self, path: Path) -> None:
+        if self.save_last:
+            atomic.alias(path, self.dirpath / "last.ckpt")
+        if self.keep is not None:
+            older = [p for p in self.dirpath.glob("step_*.ckpt") if _step(p) <= _step(path)]
+            for old in sorted(older, key=_step)[: -self.keep]:
+                atomic.remove(old)
 
 
-def save_everywhere(trainer: Trainer, path: Path, last_good: Path | None) -> None:
+def save_everywhere(trainer: Trainer, path: Path, last_good: Path | None, then: Callable[[], object] = lambda: None) -> None:
     """The checkpoint of all processes in one file, written by the first one; every process must call it.
+
+    Args:
+        then: what the first process does once the file is whole.
 
     Raises:
         OSError: on every process where the first one could not write; in one line, with the last good file.
@@ -136,6 +149,15 @@ def save_everywhere(trainer: Trainer, path: Path, last_good: Path | None) -> Non
     problem = trainer.strategy.broadcast(problem)
     if problem is not None:
         raise OSError(f"{problem}; last good checkpoint: {last_good or 'none'}; free some room, then the same command goes on")
+    if trainer.is_global_zero:
+        later = getattr(trainer.strategy, "after_writing", None)
+        then() if later is None else later(then)
+
+
+def _finish_writing(trainer: Trainer) -> None:
+    finish = getattr(trainer.strategy, "finish_writing", None)
+    if finish is not None:
+        finish()
 
 
 def _step(path: Path) -> int:

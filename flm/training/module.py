@@ -22,7 +22,7 @@ from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
 from flm.training.average import Average
 from flm.training.progress import fingerprint
-from flm.training.sharding import resplit, shard, whole, whole_blocks
+from flm.training.sharding import resplit, shard, whole_blocks
 from flm.training.step_loss import DivergenceCheck, StepLoss, scale_gradients
 from flm.training.validation import BUCKET_CENTRES, Report, Tally
 
@@ -266,7 +266,7 @@ class Module(LightningModule):
             vocab_size=self.algorithm.vocab_size,
             length=self.algorithm.length,
             step=self.trainer.global_step,
-            average=None if self.average is None else whole(self.average.weights, self.trainer.is_global_zero),
+            average=None if self.average is None else self.average.weights,
             average_updates=0 if self.average is None else self.average.updates,
         ).to_dict()
 

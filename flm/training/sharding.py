@@ -50,9 +50,15 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Of tensors split as they are, like the optimiser's state and the average."""
         assert self.lightning_module is not None
         resplit(self.lightning_module)
-        return whole(self.lightning_module.state_dict(), self.is_global_zero)
+        return self.lightning_module.state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        checkpoint = whole(checkpoint, self.is_global_zero)
+        if self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         # every process reads the file, mapped, so what it does not keep never leaves the disk's cache
@@ -67,7 +73,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         )
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return whole(getattr(optimizer, "_optimizer", optimizer).state_dict(), self.is_global_zero)
+        return getattr(optimizer, "_optimizer", optimizer).state_dict()
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -146,8 +152,8 @@ def whole_blocks(module: nn.Module) -> Iterator[None]:
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor in the form of another: this process's part of it where that is split."""
-    if not isinstance(model, DTensor):
+    """A whole tensor in the form of another: this process's part of it where that is split; nothing to do where both are."""
+    if not isinstance(model, DTensor) or isinstance(tensor, DTensor):
         return tensor
     # every process has all of it and takes its own part: nothing is sent
     return distribute_tensor(tensor.to(model.device, model.dtype), model.device_mesh, model.placements, src_data_rank=None)
