@@ -1,18 +1,22 @@
 """Checks and times what runs on a GPU: correctness of each CUDA branch, pieces of a step, whole steps, sampling, the trainer.
 
-`bash scripts/gpu_check.sh [SECTION ...]` starts it. It ends with status 1 if a value is further off than it may be.
+`bash scripts/gpu_check.sh [SECTION ...]` starts it. It ends with status 1 if a value is further off than it may be. Its time it
+keeps itself: a section that takes more than its share is broken off, and so is all that is left after --minutes.
 """
 
 import argparse
 import json
 import math
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,11 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flm.algos.algorithm import Algorithm, Batch
 from flm.algos.flm import FLM
 from flm.algos.fmlm import FMLM
 from flm.algos.mdlm import MDLM
+from flm.benchmark.benchmark_process import logits
+from flm.checkpoints.load import read_checkpoint
 from flm.draws import Draws
 from flm.duo.duo import Duo
 from flm.kl_flow.kl_flow import KLFlow
@@ -57,6 +64,26 @@ class Sizes:
 
 
 SMALL = Sizes(32, 2, 16, 4, (211, 122, 256), 37, 2, 2)
+
+
+class OutOfTime(BaseException):
+    """Passes by whoever catches exceptions of the code that is checked."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Ends the block by `OutOfTime`, once the interpreter comes to it."""
+
+    def ring(*_: object) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Check:
@@ -117,8 +144,22 @@ def off(found: Tensor, wanted: Tensor) -> float:
     return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
+def tests(check: Check) -> None:
+    """The tests marked gpu."""
+    if check.device.type != "cuda":
+        check.say("none on a CPU")
+        return
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"], capture_output=True, text=True, cwd=ROOT
+    )
+    for line in done.stdout.strip().splitlines()[-12:]:
+        check.say(line)
+    if done.returncode not in (0, 5):  # 5: there are none
+        check.failed.append("tests marked gpu")
+
+
 def correct(check: Check) -> None:
-    """Values and gradients against float64, draws against the CPU. About a minute."""
+    """Values and gradients against float64, draws against the CPU and their law."""
     device, dtype = check.device, check.dtype
     rough = 1e-2 if dtype == torch.bfloat16 else 1e-5
     documents = torch.arange(200, device=device).div(70, rounding_mode="floor").expand(2, 200)
@@ -158,11 +199,59 @@ def correct(check: Check) -> None:
     )
     times = Draws(1, 3, device=device).stratified(64).cpu()
     check.within("stratified times against the CPU's", (times - Draws(1, 3).stratified(64)).abs().max().item(), 0)
+    _draws(check)
+    _network(check)
     _samplers(check)
 
 
+def _draws(check: Check) -> None:
+    """Tokens drawn of known probabilities: chi-square over its degrees of freedom, which is 1 on average."""
+    count, size = 1 << 14, 61
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    hidden = torch.ones(1, count, 1, device=check.device)
+    drawn = TokenPosterior(hidden, logits[:, None].to(check.device)).draw(torch.Generator(check.device).manual_seed(1))
+    expected = count * logits.double().softmax(0)
+    found = torch.bincount(drawn.flatten().cpu(), minlength=size)
+    square = ((found - expected).square() / expected).sum().item() / (size - 1)
+    check.within(f"chi-square of {count} drawn tokens a degree of freedom", square, 1 + 5 * math.sqrt(2 / (size - 1)))
+
+
+def _network(check: Check) -> None:
+    """Logits and gradients of a compiled network at odd V, beside the same weights in float32 on the CPU."""
+    vocab_size, width = check.sizes.vocabularies[0], check.sizes.width
+    for softcap in (None, 50.0):
+        shape = {"hidden_size": width, "num_blocks": 2, "num_heads": width // 64 or 2, "attention_softcap": softcap}
+        torch.manual_seed(0)
+        ours = DiT(vocab_size, length=check.sizes.length, dropout=0.0, **shape)
+        for parameter in ours.parameters():
+            if not parameter.any():  # gates, which would leave out what stands behind them
+                torch.nn.init.normal_(parameter, std=0.02)
+        theirs, ours = deepcopy(ours), ours.to(check.device)
+        if check.device.type == "cuda":
+            ours.compile_blocks()
+        view = torch.randn(2, check.sizes.length, width)
+        tokens, weight = torch.randint(vocab_size, view.shape[:2]), torch.full(view.shape[:2], 1 / view.shape[:2].numel())
+        losses = []
+        for network in (ours, theirs):
+            device = network.input_table.device
+            on_gpu = device.type == "cuda"
+            with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+                posterior = network(view.to(device), torch.full((2,), 0.5, device=device))
+                losses.append(cross_entropy(posterior, tokens.to(device), weight.to(device))[0])
+            losses[-1].backward()
+        kind = f"network with softcap {softcap}, odd V"
+        rough = 3e-2 if check.dtype == torch.bfloat16 else 1e-4
+        check.within(f"{kind}: loss", abs(losses[0].item() - losses[1].item()), rough)
+        slopes = (
+            torch.cat([p.grad.flatten().cpu() for p in network.parameters() if p.grad is not None])
+            for network in (ours, theirs)
+        )
+        check.within(f"{kind}: gradients", off(*slopes), rough)
+        torch._dynamo.reset()
+
+
 def _samplers(check: Check) -> None:
-    """Sampling the same way again gives the same tokens; more rows do not change the first ones' probabilities."""
+    """Sampling the same way again gives the same tokens."""
     vocab_size = check.sizes.vocabularies[1]
     for make in (FLM, FMLM, MDLM, Duo):
         algorithm = check.network(make, vocab_size).eval()
@@ -173,7 +262,7 @@ def _samplers(check: Check) -> None:
 
 
 def pieces(check: Check) -> None:
-    """Parts of a step: what each change of the vocabulary end or the noise law would gain. A minute and a half."""
+    """Parts of a step: what each change of the vocabulary end or the noise law would gain."""
     n, width, device = check.sizes.chunk, check.sizes.width, check.device
     made = {"device": device, "dtype": check.dtype}
     odd, _, even = check.sizes.vocabularies
@@ -199,15 +288,32 @@ def pieces(check: Check) -> None:
     torch.set_float32_matmul_precision("highest")
     shape = (check.sizes.batch, max(1, width // 64), check.sizes.length, 64)
     q, k, v = (torch.randn(shape, **made).requires_grad_() for _ in range(3))
-    flop = 4e-9 * shape[0] * shape[1] * shape[2] ** 2 * shape[3]
-    for cap in (None, 50.0):
-        out = attention(q, k, v, cap)
-        upstream = torch.randn_like(out)
-        forward = check.milliseconds(lambda cap=cap: attention(q, k, v, cap))
-        backward = check.milliseconds(lambda o=out, g=upstream: torch.autograd.grad(o, (q, k, v), g, retain_graph=True))
-        check.say(
-            f"attention, softcap {cap}: forward {forward:.2f} ms, {flop / forward:.0f} TFLOP/s; backward {backward:.2f} ms"
-        )
+    rows = torch.arange(shape[2], device=device).div(max(1, shape[2] // 4), rounding_mode="floor").expand(shape[0], -1)
+    mask = document_mask(rows)
+    kinds = {
+        f"softcap {cap}, {name}": (cap, *how)
+        for cap in (None, 50.0)
+        for name, how in (("all", (False, None)), ("causal", (True, None)), ("four documents", (False, mask)))
+    }
+    for kind, how in kinds.items():
+        _attended(check, f"attention, {kind}", lambda how=how: attention(q, k, v, *how), (q, k, v))
+    if device.type == "cuda":
+        for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION"):
+            try:
+                with sdpa_kernel(getattr(SDPBackend, name)):
+                    _attended(check, f"torch's {name}", lambda: F.scaled_dot_product_attention(q, k, v), (q, k, v))
+            except RuntimeError as error:
+                check.say(f"torch's {name}: not here ({str(error).splitlines()[0][:80]})")
+
+
+def _attended(check: Check, name: str, function: Callable[[], Tensor], inputs: tuple[Tensor, ...]) -> None:
+    batch, heads, length, width = inputs[0].shape
+    flop = 4e-9 * batch * heads * length**2 * width  # of all pairs, also where some are not looked at
+    out = function()
+    upstream = torch.randn_like(out)
+    forward = check.milliseconds(function)
+    backward = check.milliseconds(lambda: torch.autograd.grad(out, inputs, upstream, retain_graph=True))
+    check.say(f"{name}: forward {forward:.2f} ms, {flop / forward:.0f} TFLOP/s; backward {backward:.2f} ms")
 
 
 def _products(check: Check, vocab_size: int) -> None:
@@ -220,11 +326,13 @@ def _products(check: Check, vocab_size: int) -> None:
 
 
 def step(check: Check) -> None:
-    """Training steps without the trainer, compiled and not, and where the time goes. Two and a half minutes."""
+    """Training steps without the trainer, compiled and not, and where the time goes; FLM with the recipe's softcap, too."""
     for make in (FLM, MDLM, FMLM, Duo, KLFlow):
         _steps(check, make, None, True)
-    _steps(check, FLM, 50.0, True)
-    _steps(check, FLM, 50.0, False)
+    for is_compiled in (True, False):
+        _steps(check, FLM, 50.0, is_compiled)
+    for make in (FLM, MDLM, FMLM, Duo, KLFlow):
+        _steps(check, make, None, False)
 
 
 def _steps(check: Check, make: type[Algorithm], softcap: float | None, is_compiled: bool) -> None:
@@ -249,21 +357,23 @@ def _steps(check: Check, make: type[Algorithm], softcap: float | None, is_compil
     first = one(0).item()
     check.say(f"{name}: loss {first:.4f}, first step {time.perf_counter() - start:.0f} s")
     check.within(f"{name}: first loss over that of a uniform guess", first / math.log(vocab_size), 1.5)
+    steps = check.sizes.steps if is_compiled else max(2, check.sizes.steps // 3)
+    one(1)  # what is allocated or compiled a second time is so now
     with FlopCount().watching(algorithm.every_module()) as count:
         check.synchronise()
         start = time.perf_counter()
-        for number in range(check.sizes.steps):
-            one(1 + number)
-        queued = (time.perf_counter() - start) / check.sizes.steps
+        for number in range(steps):
+            one(2 + number)
+        queued = (time.perf_counter() - start) / steps
         check.synchronise()
-        seconds = (time.perf_counter() - start) / check.sizes.steps
+        seconds = (time.perf_counter() - start) / steps
     peak = peak_flops(check.device)
-    share = "" if peak is None else f", utilisation {count.total / check.sizes.steps / seconds / peak:.3f}"
+    share = "" if peak is None else f", utilisation {count.total / steps / seconds / peak:.3f}"
     rate, memory = batch.tokens.numel() / seconds, peak_memory_mb(check.device)
     check.say(
         f"{name}: {1e3 * seconds:.1f} ms, {rate:,.0f} tokens/s{share}, host {1e3 * queued:.1f} ms, peak {memory:,.0f} MiB"
     )
-    if make is FLM and softcap is None and on_cuda:
+    if make is FLM and is_compiled and on_cuda:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             one(0)
             check.synchronise()
@@ -272,7 +382,7 @@ def _steps(check: Check, make: type[Algorithm], softcap: float | None, is_compil
 
 
 def sampling(check: Check) -> None:
-    """1 and 8 steps at both published sizes, over evaluations of the network and its vocabulary end. A minute."""
+    """1 and 8 steps at both published sizes, over evaluations of the network and its logits."""
     _sampled(check, check.sizes.vocabularies[1], min(128, check.sizes.length))
     _sampled(check, check.sizes.vocabularies[0], check.sizes.length)
 
@@ -287,9 +397,9 @@ def _sampled(check: Check, vocab_size: int, length: int) -> None:
         times = {steps: check.milliseconds(lambda n=steps: algorithm.generate(canvas, n, generator), 3) for steps in (1, 8)}
         posterior = algorithm.backbone(view, tau, tau)
         trunk = check.milliseconds(lambda: algorithm.backbone(view, tau, tau), 3)
-        logits = check.milliseconds(lambda: [None for _ in posterior.logit_chunks()], 3)
+        last = check.milliseconds(lambda: logits(posterior), 3)
     for steps, took in times.items():
-        parts = f"{took / steps / (trunk + logits):.2f} of trunk and logits a step"
+        parts = f"{took / steps / (trunk + last):.2f} of trunk and logits a step"
         check.say(
             f"V {vocab_size}, L {length}, batch {batch}, {steps} steps: {took:.1f} ms, {took / batch:.2f} ms a text, {parts}"
         )
@@ -297,29 +407,45 @@ def _sampled(check: Check, vocab_size: int, length: int) -> None:
 
 
 def trainer(check: Check) -> None:
-    """Ten steps by the command line under each strategy, and going on from a checkpoint. A minute and a half."""
+    """Ten steps by the command line under each strategy, and going on from a checkpoint, beside a run that never stopped."""
     size = ["model=tiny", "model.length=32"] if check.sizes is SMALL else ["model=small", f"model.length={check.sizes.length}"]
     steps = check.sizes.trainer_steps
     quick = ["tokenizer=bytes", f"loader.global_batch_size={check.sizes.batch}", "trainer.limit_val_batches=0", "logger=none"]
     quick += ["callbacks.sample=null", "callbacks.generation=null"]
     quick += [f"callbacks.checkpoint_every_n_steps.every_n_train_steps={steps}", f"trainer.accelerator={check.device.type}"]
     strategies = ("auto", "ddp", "fsdp2") if check.device.type == "cuda" else ("auto",)
-    for strategy in strategies:
-        with tempfile.TemporaryDirectory() as folder:
-            for most in (steps, 2 * steps):  # the second goes on where the first stopped
-                command = [sys.executable, str(ROOT / "main.py"), "experiment=pydoc_flm", *size, *quick, f"strategy={strategy}"]
-                command += [f"trainer.max_steps={most}", f"hydra.run.dir={folder}/run", f"data.cache_dir={folder}/data"]
-                start = time.perf_counter()
-                done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=170)
-                last = " | ".join((done.stdout + done.stderr).strip().splitlines()[-2:])[-200:]
-                check.say(
-                    f"strategy={strategy}, {most} steps: status {done.returncode}, {time.perf_counter() - start:.0f} s: {last}"
+    with tempfile.TemporaryDirectory() as folder:
+        # the second goes on where the first stopped; the third is what both should have come to
+        runs = [(strategy, strategy, most) for strategy in strategies for most in (steps, 2 * steps)]
+        runs.insert(2, ("auto", "whole", 2 * steps))
+        for strategy, name, most in runs:
+            command = [sys.executable, str(ROOT / "main.py"), "experiment=pydoc_flm", *size, *quick, f"strategy={strategy}"]
+            command += [f"trainer.max_steps={most}", f"hydra.run.dir={folder}/{name}", f"data.cache_dir={folder}/data"]
+            start = time.perf_counter()
+            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+            took = time.perf_counter() - start
+            last = " | ".join((done.stdout + done.stderr).strip().splitlines()[-2:])[-200:]
+            check.say(f"strategy={strategy}, {most} steps: status {done.returncode}, {took:.0f} s: {last}")
+            if done.returncode:
+                check.failed.append(f"strategy={strategy}: {done.stderr.strip()[-500:]}")
+            elif name == "whole":
+                stopped, whole = (
+                    read_checkpoint(f"{folder}/{of}/checkpoints/step_{most:07d}.ckpt").state for of in ("auto", "whole")
                 )
-                if done.returncode:
-                    check.failed.append(f"strategy={strategy}: {done.stderr.strip()[-500:]}")
+                furthest = max(off(stopped[key], whole[key]) for key in whole if whole[key].double().norm() > 0)
+                # a GPU adds up a table's gradient in another order every time
+                check.within("a run that went on beside one that never stopped", furthest, 1e-3 * (check.device.type == "cuda"))
 
 
-SECTIONS = {"correct": correct, "pieces": pieces, "step": step, "sampling": sampling, "trainer": trainer}
+# with the seconds that each may take of a run of all
+SECTIONS = {
+    "tests": (tests, 70),
+    "correct": (correct, 90),
+    "pieces": (pieces, 60),
+    "step": (step, 170),
+    "sampling": (sampling, 60),
+    "trainer": (trainer, 130),
+}
 
 
 def main() -> int:
@@ -327,6 +453,7 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all if none is named")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="toy sizes, to try the script itself")
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which it ends, whatever is left")
     given = parser.parse_args()
     unknown = set(given.sections) - set(SECTIONS)
     if unknown or (given.device.startswith("cuda") and not torch.cuda.is_available()):
@@ -338,19 +465,30 @@ def main() -> int:
         print(f"error: {why}", file=sys.stderr)
         return 1
     check, start = Check(torch.device(given.device), SMALL if given.small else Sizes()), time.perf_counter()
-    for name, section in SECTIONS.items():
-        if given.sections and name not in given.sections:
-            continue
+    wanted = {name: found for name, found in SECTIONS.items() if not given.sections or name in given.sections}
+    limit, all_seconds = 60 * given.minutes, sum(seconds for _, seconds in wanted.values())
+    broken_off = []
+    for name, (section, seconds) in wanted.items():
         began = time.perf_counter()
-        print(f"== {name} (at {began - start:.0f} s): {section.__doc__}", flush=True)
+        left = limit - (began - start) - 5  # to say what was found
+        # its share of the whole, or of what is left: what others did not use is to be had
+        share = max(limit * seconds / max(all_seconds, 540), left * seconds / all_seconds)
+        all_seconds -= seconds
+        print(f"== {name} (at {began - start:.0f} s, at most {min(share, left):.0f}): {section.__doc__}", flush=True)
         try:
-            section(check)
+            with at_most(min(share, left)):
+                section(check)
+        except OutOfTime:
+            check.say("its time is up: what is left of it was not done")
+            broken_off.append(name)
         except Exception:  # the sections that follow are worth having
             traceback.print_exc()
             check.failed.append(name)
+        if check.device.type == "cuda":
+            torch.cuda.empty_cache()
         print(f"   {time.perf_counter() - began:.0f} s", flush=True)
     about = {"device": device_name(check.device), "torch": torch.__version__, "seconds": round(time.perf_counter() - start)}
-    print(json.dumps(about | {"off": check.failed}))
+    print(json.dumps(about | {"broken_off": broken_off, "off": check.failed}))
     return 1 if check.failed else 0
 
 

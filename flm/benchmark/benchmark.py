@@ -1,4 +1,4 @@
-"""mode=benchmark: what training steps and sampling cost, beside the dense twin and other algorithms of the same size.
+"""mode=benchmark: what training steps and sampling cost, beside twins and other algorithms of the same size.
 
 Everything is measured in fresh processes of its own, in turn, so that peak memory is its own and all meet the same machine.
 Models and teachers have random weights; no data are read.
@@ -6,7 +6,7 @@ Models and teachers have random weights; no data are read.
 
 import multiprocessing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import hydra
@@ -26,7 +26,7 @@ from flm.tasks.run import Run
 from flm.training.cost import device_name, peak_flops
 
 ALGOS = CONFIGS / "algo"
-PARTS = "parts"  # of sampling: see `benchmark_process.sampling`
+COMPARED = ("parts", "trunk_and_logits")  # of sampling: see `benchmark_process.sampling`
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class BenchmarkOptions:
 
     vocab_size: Annotated[int, Ge(2)] = 50257
     against: Sequence[Text] = ()
-    dense: bool = True
+    twins: bool = True
     warm_up: Index = 1
     steps: Count = 2
     sampling_steps: Count | None = 4
@@ -50,7 +50,7 @@ def benchmark(config: DictConfig) -> dict[str, Any]:
     """Measures, writes run_dir/benchmark.json and prints tables.
 
     Returns:
-        `training_step` and `sampling`, by name of the algorithm ("flm_dense" for the twin of flm), `ratios` of seconds and
+        `training_step` and `sampling`, by name of the algorithm ("flm_dense" for a twin of flm), `ratios` of seconds and
         memory by name, and `targets`.
     """
     run = Run(without_paths(config))
@@ -58,9 +58,10 @@ def benchmark(config: DictConfig) -> dict[str, Any]:
     device = device_of(run["trainer"]["accelerator"])
     jobs = _jobs(run.config)
     measured: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for _ in range(settings["rounds"]):
-        for key, job in jobs.items():
-            measured.setdefault(key, []).append(_in_a_process(job))
+    for number, (key, job) in enumerate(list(jobs.items()) * settings["rounds"], 1):
+        found = _in_a_process(job)
+        measured.setdefault(key, []).append(found)
+        print(f"{number}/{settings['rounds'] * len(jobs)} {_line(*key, found)}", flush=True)
     tokens = (loader["batch_size"] or loader["global_batch_size"]) * model["length"]
     peak = (run["callbacks"].get("throughput") or {}).get("peak_flops_per_second")
     peak = peak_flops(device) if peak is None else peak
@@ -108,18 +109,14 @@ def _jobs(plain: dict[str, Any]) -> dict[tuple[str, str], Job]:
             raise ValueError(f"benchmark.teachers.{name}: say which algo config {', '.join(sorted(unknown))} is of, or null")
         teachers = {argument: _node(of) for argument, of in known.items() if argument in asked and of is not None}
         trusted = {target.rpartition(".")[0] for part in (node, plain["model"]) for target in targets(part)}
-        twin = settings["dense"] and hydra.utils.get_class(node["_target_"]) in TWINS
+        twins = TWINS.get(hydra.utils.get_class(node["_target_"]), {}) if settings["twins"] else {}
+        of_own = options if name == own else {}
         for what in wanted:
-            for dense in (False, True)[: 1 + twin]:
-                jobs[what, f"{name}_dense" if dense else name] = Job(
-                    what,
-                    plain | {"algo": node},
-                    teachers,
-                    tuple(sorted(trusted)),
-                    dense,
-                    device,
-                    options if name == own else {},
-                )
+            job = Job(what, plain | {"algo": node}, teachers, tuple(sorted(trusted)), None, device, of_own)
+            jobs[what, name] = job
+            for label, twin in twins.items():
+                if what == STEP or twin.sample is not None:
+                    jobs[what, f"{name}_{label}"] = replace(job, twin=label)
     return jobs
 
 
@@ -183,7 +180,7 @@ def _summary(
 
 
 def ratios(result: dict[str, Any]) -> dict[str, float]:
-    """Every pair "a/b" of "step_seconds", "step_memory", "sampling_seconds", and "sampling_seconds a/parts"."""
+    """Every pair "a/b" of "step_seconds", "step_memory" and "sampling_seconds", and "sampling_seconds a/C", C of `COMPARED`."""
     found, measure = {}, _measure(result)
     for what, label in ((STEP, "step"), (SAMPLING, "sampling")):
         whole = {name: row for name, row in result[what].items() if "failed" not in row}
@@ -193,8 +190,9 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
                     found[f"{label}_seconds {a}/{b}"] = one[measure] / other[measure]
                     if what == STEP:
                         found[f"{label}_memory {a}/{b}"] = one["peak_memory_mb"] / other["peak_memory_mb"]
-            if one.get("parts") is not None:
-                found[f"{label}_seconds {a}/{PARTS}"] = one[measure] / one["parts"][measure]
+            for other_thing in COMPARED:
+                if one.get(other_thing) is not None:
+                    found[f"{label}_seconds {a}/{other_thing}"] = one[measure] / one[other_thing][measure]
     return found
 
 
@@ -219,7 +217,7 @@ def _print(result: dict[str, Any], size: str, sampling_steps: int | None) -> Non
     samples = Table(title=f"sampling, {sampling_steps} steps: {size}")
     for table, headings in (
         (steps, ("", "s / step", "of processor", "tokens / s", "utilisation", "peak memory, MB", "loss")),
-        (samples, ("", "seconds", "of processor", "over its parts", "peak memory, MB")),
+        (samples, ("", "seconds", "of processor", "over its parts", "over trunk + logits", "peak memory, MB")),
     ):
         for heading in headings:
             table.add_column(heading, justify="right")
@@ -227,8 +225,8 @@ def _print(result: dict[str, Any], size: str, sampling_steps: int | None) -> Non
         keys = ("seconds", "processor_seconds", "tokens_per_second", "model_flop_utilisation", "peak_memory_mb", "loss")
         steps.add_row(name, *([row["failed"]] if "failed" in row else [_cell(row[key]) for key in keys]))
     for name, row in result[SAMPLING].items():
-        over = result["ratios"].get(f"sampling_seconds {name}/{PARTS}")
-        numbers = (row.get("seconds"), row.get("processor_seconds"), over, row.get("peak_memory_mb"))
+        over = (result["ratios"].get(f"sampling_seconds {name}/{thing}") for thing in COMPARED)
+        numbers = (row.get("seconds"), row.get("processor_seconds"), *over, row.get("peak_memory_mb"))
         cells = [row["failed"]] if "failed" in row else [_cell(number) for number in numbers]
         samples.add_row(name, *cells)
     console.print(steps)
@@ -243,6 +241,15 @@ def _print(result: dict[str, Any], size: str, sampling_steps: int | None) -> Non
         verdict = {True: "met", False: "MISSED", None: "not measured"}[target["met"]]
         line = f"{verdict}: {target['quantity']} {kind.replace('_', ' ')} {target[kind]}, found {_cell(target['value'])}"
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _line(what: str, name: str, found: dict[str, Any]) -> str:
+    """One process that has ended."""
+    label = f"{what.replace('_', ' ')}, {name}"
+    if "failed" in found:
+        return f"{label}: {found['failed']}"
+    seconds = f"{_cell(found['seconds'])} s, of processor {_cell(found['processor_seconds'])}"
+    return f"{label}: {seconds}, peak memory {_cell(found['peak_memory_mb'])} MB"
 
 
 def _cell(value: float | None) -> str:

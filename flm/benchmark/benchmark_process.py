@@ -15,6 +15,8 @@ from flm.algos.algorithm import Algorithm, Batch
 from flm.benchmark.dense_twin import TWINS
 from flm.checkpoints.build import build_algorithm
 from flm.draws import Draws
+from flm.outputs import RawOutput
+from flm.posterior import TokenPosterior, chunks, padded_copy
 from flm.samplers.canvas import Canvas
 from flm.tasks.machine import compilation, compile_networks
 from flm.training.average import Average
@@ -32,7 +34,7 @@ class Job:
         config: the resolved config, whose node `algo` is what to measure.
         teachers: argument name to node `algo` of a model to learn from.
         trusted_modules: see `build`.
-        dense: measure the dense twin in its place.
+        twin: measure that one of its `TWINS` in its place; None: itself.
         device: where.
         sampler_options: of the algorithm's sampler.
     """
@@ -41,7 +43,7 @@ class Job:
     config: dict[str, Any]
     teachers: dict[str, dict[str, Any]]
     trusted_modules: tuple[str, ...]
-    dense: bool
+    twin: str | None
     device: str
     sampler_options: dict[str, Any]
 
@@ -72,6 +74,7 @@ def step(job: Job) -> dict[str, Any]:
     """Training steps as a run takes them: forward, backward, clipping, optimiser, average of the weights."""
     settings, device = job.config["benchmark"], torch.device(job.device)
     algorithm = build(job).train()
+    twin = None if job.twin is None else TWINS[type(algorithm)][job.twin]
     trained = [(name, p) for name, p in algorithm.named_parameters() if p.requires_grad]
     optimizer = hydra.utils.instantiate(job.config["optim"])(trained)
     average = Average(algorithm, job.config["training"]["ema"]) if job.config["training"]["ema"] else None
@@ -83,7 +86,7 @@ def step(job: Job) -> dict[str, Any]:
     def one(index: int, batch: Batch) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             draws = Draws(job.config["seed"], index, device=device)
-            loss = TWINS[type(algorithm)].loss(algorithm, batch, draws) if job.dense else algorithm.loss(batch, draws).total
+            loss = algorithm.loss(batch, draws).total if twin is None else twin.loss(algorithm, batch, draws)
         loss.backward()
         if clip:
             nn.utils.clip_grad_norm_([p for _, p in trained], clip)
@@ -113,40 +116,56 @@ def step(job: Job) -> dict[str, Any]:
 
 @torch.no_grad()
 def sampling(job: Job) -> dict[str, Any]:
-    """Sampling in benchmark.sampling_steps steps, and as many times what no sampler can do without, in turn.
+    """Sampling in benchmark.sampling_steps steps, and in turn, as many times, two things to compare it with.
 
-    That is, for each network that a step calls, its evaluation, and the vocabulary end: the expected row of its input table
-    under its prediction. Left out for samplers that fix their steps, whose calls differ.
+    `parts` is what no flow sampler can do without: each network that a step calls, and the expected row of its input table
+    under its prediction. `trunk_and_logits` is the network and its logits alone. Left out for samplers that fix their steps,
+    whose calls differ, and for twins.
     """
     settings, device = job.config["benchmark"], torch.device(job.device)
     algorithm = build(job).eval()
+    twin = None if job.twin is None else TWINS[type(algorithm)][job.twin].sample
     steps, canvas = settings["sampling_steps"], Canvas.blank(*_shape(job), device)
     fixed = getattr(algorithm.sampler(**job.sampler_options), "steps_are_fixed", False)
 
     def generate(steps: int) -> Tensor:
         generator = torch.Generator(device).manual_seed(job.config["seed"])
-        if job.dense:
-            return TWINS[type(algorithm)].sample(algorithm, canvas, steps, generator)
+        if twin is not None:
+            return twin(algorithm, canvas, steps, generator)
         return algorithm.generate(canvas, steps, generator, **job.sampler_options)
 
-    def parts(calls: list[Call]) -> None:
-        for _ in range(steps):
-            for call in calls:
-                call.network(*call.arguments, **call.options).expected((call.network.input_table,))
+    def each_step(calls: list[Call], end: Callable[[Call, Any], Any]) -> Span:
+        def evaluate() -> None:
+            for _ in range(steps):
+                for call in calls:
+                    end(call, call.network(*call.arguments, **call.options))
 
-    whole, needed = [], []
+        return _timed(evaluate, device)
+
+    whole, needed, least = [], [], []
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        calls = [] if fixed or job.dense else _calls(algorithm, lambda: generate(1))
+        calls = [] if fixed or twin is not None else _calls(algorithm, lambda: generate(1))
         generate(2)  # compiles, and whatever else is done once
         for _ in range(settings["samplings"]):
             whole.append(_timed(lambda: generate(steps), device))
             if calls:
-                needed.append(_timed(lambda: parts(calls), device))
+                needed.append(each_step(calls, lambda call, output: output.expected((call.network.input_table,))))
+                least.append(each_step(calls, lambda call, output: logits(output)))
     return median_of(whole) | {
         "parts": median_of(needed) if needed else None,
+        "trunk_and_logits": median_of(least) if least else None,
         "steps": canvas.tokens.shape[1] if fixed else steps,
         "peak_memory_mb": peak_memory_mb(device),
     }
+
+
+def logits(output: TokenPosterior | RawOutput) -> None:
+    """All logits of a prediction, chunk by chunk, in the precision in which losses and expectations multiply."""
+    hidden = output.hidden.flatten(0, -2)
+    table = padded_copy(hidden, output.table)
+    for part in chunks(len(hidden), output.vocab_size, hidden.device):
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden[part].to(table.dtype) @ table.T
 
 
 @dataclass(frozen=True)

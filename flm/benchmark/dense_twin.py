@@ -1,20 +1,26 @@
-"""The dense twin: the same method written the textbook way, with (B, L, V) one-hot vectors, noise, states and logits.
+"""Twins of algorithms that the tests hold them to and the benchmark measures them beside. Never used for training.
 
-The tests hold the V-free code to it, and the benchmark measures what being V-free buys. Never used for training.
+`dense` is FLM the textbook way, with (B, L, V) one-hot vectors (int64, as torch makes them), noise, states and logits;
+`dense_indexed` the same without a one-hot vector: what V-free code is worth is the distance from it, not from the former.
+`all_positions` is a masked diffusion that scores the tokens it can see, too, as published code does.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm, Batch
 from flm.algos.flm import FLM
+from flm.algos.mdlm import MDLM
 from flm.draws import Draws
 from flm.paths.evidence import Held
+from flm.paths.masking import random_masks
 from flm.posterior import TokenPosterior
 from flm.samplers.canvas import Canvas
+from flm.vocabulary_losses import cross_entropy
 
 
 def dense_state(tokens: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -76,30 +82,86 @@ def dense_euler(
     return p.argmax(-1)
 
 
+def indexed_state(tokens: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """As `dense_state`, in the memory of the noise."""
+    return noise.mul_((1 - t)[:, None, None]).scatter_add_(-1, tokens[..., None], t[:, None, None].expand(*tokens.shape, 1))
+
+
+def indexed_loss(
+    backbone: nn.Module,
+    tokens: Tensor,
+    weight: Tensor,
+    t: Tensor,
+    tau: Tensor,
+    noise: Tensor,
+    log_prior: Tensor | None = None,
+) -> Tensor:
+    """As `dense_loss`; the noise is overwritten."""
+    log_p = dense_prediction(backbone, indexed_state(tokens, t, noise), t, tau, log_prior)
+    return -(log_p.gather(-1, tokens[..., None])[..., 0] * weight).sum()
+
+
+@torch.no_grad()
+def indexed_euler(
+    backbone: nn.Module, clock: nn.Module, canvas: Canvas, steps: int, noise: Tensor, log_prior: Tensor | None = None
+) -> Tensor:
+    """As `dense_euler`, with one state; the noise is overwritten."""
+    grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=noise.device)
+    times = clock.time(grid).tolist()
+    ids, is_given = canvas.tokens[..., None], ~canvas.editable[..., None]
+    z = noise
+    for i in range(steps):
+        tau, t = (torch.full((len(noise),), at, dtype=torch.float32, device=noise.device) for at in (grid[i].item(), times[i]))
+        p = dense_prediction(backbone, z, t, tau, log_prior).exp_().masked_fill_(is_given, 0)
+        p = p.scatter_add_(-1, ids, is_given.to(p.dtype))
+        share = (times[i + 1] - times[i]) / (1 - times[i])
+        z = z.mul_(1 - share).add_(p, alpha=share)
+    return p.argmax(-1)
+
+
 @dataclass(frozen=True)
-class DenseTwin:
-    """The textbook way of an algorithm: its training loss, and its sampling from noise in some steps."""
+class Twin:
+    """Another way of an algorithm.
 
-    loss: Callable[[Algorithm, Batch, Draws], Tensor]
-    sample: Callable[[Algorithm, Canvas, int, torch.Generator], Tensor]
+    Attributes:
+        loss: of training.
+        sample: from noise, in some steps; None: as the algorithm does.
+    """
 
-
-def flm_loss(algorithm: FLM, batch: Batch, draws: Draws) -> Tensor:
-    tau = draws.stratified(len(batch.tokens))
-    t = algorithm.clock.time(tau).float()
-    noise = draws.normal(*batch.tokens.shape, algorithm.vocab_size)
-    weight = batch.weight / batch.weight.sum()
-    return dense_loss(algorithm.backbone, batch.tokens, weight, t, tau.float(), noise, _log_prior(algorithm))
+    loss: Callable[[Any, Batch, Draws], Tensor]
+    sample: Callable[[Any, Canvas, int, torch.Generator], Tensor] | None = None
 
 
-def flm_sample(algorithm: FLM, canvas: Canvas, steps: int, generator: torch.Generator) -> Tensor:
-    shape = (*canvas.tokens.shape, algorithm.vocab_size)
-    noise = torch.randn(shape, generator=generator, device=canvas.tokens.device)
-    return dense_euler(algorithm.backbone, algorithm.clock, canvas, steps, noise, _log_prior(algorithm))
+def _flm(loss: Callable[..., Tensor], euler: Callable[..., Tensor]) -> Twin:
+    def of_batch(algorithm: FLM, batch: Batch, draws: Draws) -> Tensor:
+        tau = draws.stratified(len(batch.tokens))
+        t = algorithm.clock.time(tau).float()
+        noise = draws.normal(*batch.tokens.shape, algorithm.vocab_size)
+        weight = batch.weight / batch.weight.sum()
+        return loss(algorithm.backbone, batch.tokens, weight, t, tau.float(), noise, _log_prior(algorithm))
+
+    def sample(algorithm: FLM, canvas: Canvas, steps: int, generator: torch.Generator) -> Tensor:
+        shape = (*canvas.tokens.shape, algorithm.vocab_size)
+        noise = torch.randn(shape, generator=generator, device=canvas.tokens.device)
+        return euler(algorithm.backbone, algorithm.clock, canvas, steps, noise, _log_prior(algorithm))
+
+    return Twin(of_batch, sample)
 
 
 def _log_prior(algorithm: FLM) -> Tensor | None:
     return algorithm.log_prior if algorithm.reads == "evidence" else None
 
 
-TWINS: dict[type[Algorithm], DenseTwin] = {FLM: DenseTwin(flm_loss, flm_sample)}
+def all_positions_loss(algorithm: MDLM, batch: Batch, draws: Draws) -> Tensor:
+    """As MDLM's own, of the same masks: what it sees is scored with a weight of 0."""
+    masked, scale = random_masks(batch.weight > 0, draws.stratified(len(batch.tokens)), draws.rows)
+    posterior = algorithm.denoiser()(batch.tokens.masked_fill(masked, algorithm.source.mask_id), documents=batch.documents)
+    total, _ = cross_entropy(posterior, batch.tokens, batch.weight * masked * scale[:, None].to(batch.weight))
+    return total / batch.weight.sum()
+
+
+# by algorithm and by what is put behind its name, with an underscore
+TWINS: dict[type[Algorithm], dict[str, Twin]] = {
+    FLM: {"dense": _flm(dense_loss, dense_euler), "dense_indexed": _flm(indexed_loss, indexed_euler)},
+    MDLM: {"all_positions": Twin(all_positions_loss)},
+}

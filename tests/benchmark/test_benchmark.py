@@ -23,7 +23,7 @@ def without_teachers(config):
     return plain_config(without_paths(config))
 
 
-def test_both_ways_are_measured_and_dense_takes_more_memory(tmp_path):
+def test_both_ways_are_measured_and_dense_takes_more_memory(tmp_path, capsys):
     config = config_of(
         tmp_path,
         *QUICK,
@@ -35,9 +35,11 @@ def test_both_ways_are_measured_and_dense_takes_more_memory(tmp_path):
     )
     result = benchmark(config)
     steps = result["training_step"]
-    assert list(steps) == ["flm", "flm_dense"] and result["sampling"] == {}
+    assert list(steps) == ["flm", "flm_dense", "flm_dense_indexed"] and result["sampling"] == {}
     dense_tensor_mb = 16 * 32 * 20000 * 4 / 2**20
-    assert steps["flm_dense"]["peak_memory_mb"] > steps["flm"]["peak_memory_mb"] + 2 * dense_tensor_mb
+    peak = {name: row["peak_memory_mb"] for name, row in steps.items()}
+    assert peak["flm_dense_indexed"] > peak["flm"] + dense_tensor_mb
+    assert peak["flm_dense"] > peak["flm_dense_indexed"] + dense_tensor_mb  # an int64 one-hot vector is two of them
     # the same loss over other noise: log V at the start
     assert abs(steps["flm_dense"]["loss"] - steps["flm"]["loss"]) < 0.1
     # blocks 12 D^2, table V D, attention 4 L D a block; three passes
@@ -45,6 +47,10 @@ def test_both_ways_are_measured_and_dense_takes_more_memory(tmp_path):
     assert steps["flm"]["model_flops"] == flops
     assert steps["flm"]["model_flop_utilisation"] == pytest.approx(flops / steps["flm"]["seconds"] / 1e12)
     assert [target["met"] for target in result["targets"]] == [True, None]
+    printed = [line for line in capsys.readouterr().out.splitlines() if line[:2] in ("1/", "2/", "3/")]
+    assert [line.split(":")[0] for line in printed] == [
+        f"{n}/3 training step, {name}" for n, name in enumerate(("flm", "flm_dense", "flm_dense_indexed"), 1)
+    ]
     stored = json.loads((tmp_path / "benchmark.json").read_text())
     assert {key: stored[key] for key in result} == json.loads(json.dumps(result))
 
@@ -59,7 +65,9 @@ def test_any_algorithm_steps_and_samples_with_a_teacher_where_it_has_one(tmp_pat
         generated = sampling(jobs[SAMPLING, name])
         fixed = algo == "ar"  # as many steps as positions, and no parts that would repeat
         assert generated["steps"] == (32 if fixed else 2)
-        assert (generated["parts"] is None) == (fixed or name.endswith("_dense"))
+        assert (generated["parts"] is None) == (generated["trunk_and_logits"] is None) == (fixed or "_dense" in name)
+        if generated["parts"] is not None:  # which evaluate the same network, and multiply with a second table
+            assert generated["trunk_and_logits"]["processor_seconds"] > 0
 
 
 def test_teachers_of_distillation_are_built_and_used(tmp_path):
@@ -94,7 +102,7 @@ def test_ratios_and_targets(tmp_path):
     result = {
         "device": "gpu",
         STEP: {"a": row | {"seconds": 3.0}, "b": row | {"seconds": 2.0, "peak_memory_mb": 2.0}, "c": {"failed": "memory"}},
-        SAMPLING: {"a": {"seconds": 5.0, "parts": {"seconds": 4.0}}},
+        SAMPLING: {"a": {"seconds": 5.0, "parts": {"seconds": 4.0}, "trunk_and_logits": {"seconds": 2.0}}},
     }
     found = ratios(result)
     assert found == {
@@ -103,6 +111,7 @@ def test_ratios_and_targets(tmp_path):
         "step_seconds b/a": 2 / 3,
         "step_memory b/a": 1 / 3,
         "sampling_seconds a/parts": 1.25,
+        "sampling_seconds a/trunk_and_logits": 2.5,
     }
     config = config_of(
         tmp_path,
@@ -122,14 +131,15 @@ def test_ratios_and_targets(tmp_path):
 
 def test_a_process_that_is_killed_does_not_end_the_benchmark(tmp_path, monkeypatch):
     def in_a_process(job):
-        if job.dense:
+        if job.twin == "dense":
             return {"failed": "killed (status -9), for want of memory perhaps"}
         return step(job) if job.what == STEP else sampling(job)
 
     monkeypatch.setattr(benchmark_task, "_in_a_process", in_a_process)
     result = benchmark(config_of(tmp_path, *QUICK, "benchmark.vocab_size=50"))
     assert "failed" in result["training_step"]["flm_dense"] and result["training_step"]["flm"]["seconds"] > 0
-    assert set(result["ratios"]) == {"sampling_seconds flm/parts"}
+    assert {"sampling_seconds flm/parts", "step_seconds flm/flm_dense_indexed"} <= set(result["ratios"])
+    assert not [ratio for ratio in result["ratios"] if ratio.endswith("flm_dense")]
 
 
 def test_the_dense_twin_samples_what_the_noise_says(tmp_path):
@@ -137,15 +147,57 @@ def test_the_dense_twin_samples_what_the_noise_says(tmp_path):
     canvas = Canvas.blank(3, 32)
     with torch.no_grad():
         algorithm.backbone.output_layer.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
-    a, b, c = (TWINS[type(algorithm)].sample(algorithm, canvas, 2, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(a, b) and not torch.equal(a, c)
+    for twin in TWINS[type(algorithm)].values():
+        a, b, c = (twin.sample(algorithm, canvas, 2, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+        assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("reads", ["view", "evidence"])
+def test_the_twin_without_a_one_hot_vector_computes_what_the_other_does(tmp_path, reads):
+    """Loss, gradient and samples, with tokens that are given."""
+    algorithm = new_algorithm(config_of(tmp_path, *QUICK, f"algo.reads={reads}"), 50).eval()
+    if reads == "evidence":
+        algorithm.know_frequencies(torch.arange(50))
+    with torch.no_grad():
+        algorithm.backbone.output_layer.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
+    twins = TWINS[type(algorithm)]
+    batch = Batch(torch.randint(50, (3, 32), generator=torch.Generator().manual_seed(1)), torch.ones(3, 32))
+    batch.weight[0, 5:] = 0
+    table = algorithm.backbone.input_table
+    losses = [twins[name].loss(algorithm, batch, Draws(0)) for name in ("dense", "dense_indexed")]
+    slopes = [torch.autograd.grad(loss, table)[0] for loss in losses]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
+    canvas = Canvas(batch.tokens, torch.arange(32).expand(3, 32) >= 8)
+    samples = [
+        twins[name].sample(algorithm, canvas, 3, torch.Generator().manual_seed(4)) for name in ("dense", "dense_indexed")
+    ]
+    assert torch.equal(*samples)
+
+
+def test_a_masked_diffusion_that_scores_all_positions_has_the_same_loss(tmp_path):
+    algorithm = new_algorithm(config_of(tmp_path, *QUICK, "algo=mdlm"), 50).eval()
+    with torch.no_grad():
+        algorithm.backbone.output_layer.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
+    batch = Batch(torch.randint(50, (4, 32), generator=torch.Generator().manual_seed(1)), torch.ones(4, 32))
+    batch.weight[1, 9:] = 0
+    (twin,) = TWINS[type(algorithm)].values()
+    own, other = algorithm.loss(batch, Draws(2)).total, twin.loss(algorithm, batch, Draws(2))
+    torch.testing.assert_close(own, other)
+    table = algorithm.backbone.output_layer.linear.weight
+    slopes = (torch.autograd.grad(loss, table)[0] for loss in (own, other))
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
+    assert twin.sample is None and list(_jobs(without_teachers(config_of(tmp_path, *QUICK, "algo=mdlm"))))[-1] == (
+        SAMPLING,
+        "mdlm",
+    )
 
 
 def test_the_dense_twin_of_evidence_trains_and_samples_alike(tmp_path):
     """Noise of a loss is drawn otherwise there: losses agree as means of many, samples exactly."""
     algorithm = new_algorithm(config_of(tmp_path, *QUICK, "algo.reads=evidence"), 50).eval()
     algorithm.know_frequencies(torch.arange(50))
-    twin, canvas = TWINS[type(algorithm)], Canvas.blank(3, 32)
+    twin, canvas = TWINS[type(algorithm)]["dense"], Canvas.blank(3, 32)
     with torch.no_grad():
         algorithm.backbone.output_layer.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
         batch = Batch(torch.randint(50, (64, 32), generator=torch.Generator().manual_seed(1)), torch.ones(64, 32))
