@@ -37,7 +37,7 @@ from flm.checkpoints.load import read_checkpoint
 from flm.draws import Draws
 from flm.duo.duo import Duo
 from flm.kl_flow.kl_flow import KLFlow
-from flm.models.attention import _written_out_attention, attention, document_mask
+from flm.models.attention import DocumentMask, _written_out_attention, attention, forward_mode_attention
 from flm.models.dit import DiT
 from flm.paths.gaussian import ProjectedNoise, noise_for
 from flm.posterior import TokenPosterior
@@ -164,12 +164,18 @@ def correct(check: Check) -> None:
     rough = 1e-2 if dtype == torch.bfloat16 else 1e-5
     documents = torch.arange(200, device=device).div(70, rounding_mode="floor").expand(2, 200)
     for cap in (50.0, None):
-        for causal, mask in ((False, None), (True, None), (False, document_mask(documents))):
+        for causal, mask in ((False, None), (True, None), (False, DocumentMask(documents))):
             q, k, v = (torch.randn(2, 4, 200, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
-            out = attention(q, k, v, cap, causal, mask)
+            seen = None if mask is None else mask.for_kernels(q, 64, causal)
+            out = attention(q, k, v, cap, causal, seen)
             upstream = torch.randn_like(out)
             exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
-            wanted = _written_out_attention(*exact, cap or 1e9, causal, mask)
+            visible = documents.new_ones(200, 200, dtype=torch.bool).tril() if causal else None if mask is None else mask.dense
+
+            def written(*x: Tensor, cap: float | None = cap, visible: Tensor | None = visible) -> Tensor:
+                return _written_out_attention(*x, cap or 1e9, visible)
+
+            wanted = written(*exact)
             pairs = zip(
                 torch.autograd.grad(out, (q, k, v), upstream),
                 torch.autograd.grad(wanted, exact, upstream.double()),
@@ -178,6 +184,12 @@ def correct(check: Check) -> None:
             kind = f"softcap {cap}, {'causal' if causal else 'documents' if mask is not None else 'all'}"
             check.within(f"attention {kind}", off(out, wanted), rough)
             check.within(f"attention {kind}, gradients", max(off(*pair) for pair in pairs), rough)
+            primals, tangents = (tuple(x.detach() for x in values) for values in ((q, k, v), (upstream, q, k)))
+            with forward_mode_attention(), torch.no_grad():
+                options = cap, causal, None if mask is None else mask.dense
+                _, moved = torch.func.jvp(lambda *x, options=options: attention(*x, *options), primals, tangents)
+                exactly = [tuple(x.double() for x in values) for values in (primals, tangents)]
+                check.within(f"attention {kind}, forward mode", off(moved, torch.func.jvp(written, *exactly)[1]), rough)
     width = check.sizes.width
     for vocab_size in check.sizes.vocabularies:
         hidden = torch.randn(2, 350, width, device=device, requires_grad=True)

@@ -14,7 +14,7 @@ from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.gaussian_likelihood import GaussianLikelihood
 from flm.algos.losses import token_loss
 from flm.draws import Draws
-from flm.models.attention import document_mask
+from flm.models.attention import DocumentMask, document_mask
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.evidence import FullState, Held, LocalEvidence, embed_evidence, noised
 from flm.paths.gaussian import Given, OneHot, State, Table, context_free_cross_entropy, corrupt
@@ -31,7 +31,7 @@ class SingleTimeDenoiser:
         clean_given: see `FLM`.
     """
 
-    def __init__(self, backbone: nn.Module, clock: nn.Module, mask: Tensor | None = None, clean_given: bool = False):
+    def __init__(self, backbone: nn.Module, clock: nn.Module, mask: DocumentMask | None = None, clean_given: bool = False):
         self.backbone, self.clock, self.clean_given = backbone, clock, clean_given
         self.options = {} if mask is None else {"mask": mask}
 
@@ -59,7 +59,7 @@ class EvidenceDenoiser(SingleTimeDenoiser):
         backbone: nn.Module,
         clock: nn.Module,
         log_prior: Tensor,
-        mask: Tensor | None = None,
+        mask: DocumentMask | None = None,
         clean_given: bool = False,
     ):
         super().__init__(backbone, clock, mask, clean_given)
@@ -136,7 +136,7 @@ class FLM(GaussianLikelihood, Algorithm):
         state = Given(batch.tokens, batch.given, self.clean_given).seen(state, denoiser.tables)
         return token_loss(denoiser(state, tau.float()), batch, tau)
 
-    def denoiser(self, mask: Tensor | None = None) -> SingleTimeDenoiser:
+    def denoiser(self, mask: DocumentMask | None = None) -> SingleTimeDenoiser:
         if self.reads == "evidence":
             return EvidenceDenoiser(self.backbone, self.clock, self.log_prior, mask, self.clean_given)
         return SingleTimeDenoiser(self.backbone, self.clock, mask, self.clean_given)

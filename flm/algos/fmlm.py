@@ -15,7 +15,7 @@ from flm.algos.gaussian_likelihood import GaussianLikelihood
 from flm.algos.losses import LossWeight, apply_loss_weight, of_parts, summed, token_loss
 from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_on
 from flm.draws import Draws, Part
-from flm.models.attention import document_mask
+from flm.models.attention import DocumentMask, document_mask
 from flm.outputs import Output
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.evidence import FullState, noised
@@ -139,7 +139,7 @@ class FMLM(GaussianLikelihood, Distillation):
         return of_parts(loss, split, ("diagonal", "jump"))
 
     def _from_views(
-        self, batch: Batch, parts: Sequence[Part], tau: Tensor, pairs: TimePairs, mask: Tensor | None
+        self, batch: Batch, parts: Sequence[Part], tau: Tensor, pairs: TimePairs, mask: DocumentMask | None
     ) -> tuple[Tensor, list["Lesson"]]:
         """What the student is shown (B, L, D), and what it is to predict on the diagonal and at the jumps."""
         diagonal, jumps = parts
@@ -180,7 +180,7 @@ class FMLM(GaussianLikelihood, Distillation):
         return shown.views[0], [Lesson(target) for target in targets]
 
     def _from_evidence(
-        self, batch: Batch, parts: Sequence[Part], tau: Tensor, pairs: TimePairs, mask: Tensor | None
+        self, batch: Batch, parts: Sequence[Part], tau: Tensor, pairs: TimePairs, mask: DocumentMask | None
     ) -> tuple[Tensor, list["Lesson"]]:
         """The same of states of V numbers a position, made chunk by chunk."""
         network = self.averaged("backbone") if self.averaged_targets else self.backbone
@@ -207,7 +207,7 @@ class FMLM(GaussianLikelihood, Distillation):
         t = self.clock.time(tau)[:, None].expand(clean.shape).masked_fill(clean, 1.0)
         return clean, noised(given.tokens, t, draws.rows.seeds(len(tau)), self.log_prior), t
 
-    def _teacher_on(self, rows: slice, mask: Tensor | None, given: Given) -> Callable[[State, Tensor], Output]:
+    def _teacher_on(self, rows: slice, mask: DocumentMask | None, given: Given) -> Callable[[State, Tensor], Output]:
         """The teacher on some rows of the batch, for its own views of the state."""
         denoiser, known = denoiser_on(self.teacher("teacher"), None if mask is None else mask[rows]), given.rows(rows)
         return lambda state, tau: denoiser(known.seen(state, denoiser.tables), tau)
@@ -224,7 +224,7 @@ class FMLM(GaussianLikelihood, Distillation):
         state = Given(batch.tokens, batch.given, self.clean_given).seen(state, tables)
         return token_loss(self.denoiser(document_mask(batch.documents))(state, tau.float()), batch, tau)
 
-    def denoiser(self, mask: Tensor | None = None) -> Any:
+    def denoiser(self, mask: DocumentMask | None = None) -> Any:
         if self.reads == "evidence":
             return EvidenceMap(self.backbone, self.clock, self.log_prior, mask, self.clean_given)
         return TwoTimeDenoiser(self.backbone, self.clock, mask, self.clean_given)
@@ -241,7 +241,7 @@ class FMLM(GaussianLikelihood, Distillation):
         return apply_loss_weight(self.loss_weight(tau.float()), weight, loss)
 
 
-def _asked(network: nn.Module, given: Given, mask: Tensor | None, rows: slice = slice(None)) -> Network:
+def _asked(network: nn.Module, given: Given, mask: DocumentMask | None, rows: slice = slice(None)) -> Network:
     """A network on rows of a batch: positions see their own document, and given tokens as the convention has it."""
     options = {} if mask is None else {"mask": mask[rows]}
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flm.algos.algorithm import Batch, Bound, BoundVariant
 from flm.draws import Draws
-from flm.models.attention import document_mask
+from flm.models.attention import DocumentMask, document_mask
 from flm.paths.gaussian import Given, State
 from flm.paths.gaussian_bound import GaussianDenoiser, Plan, estimate, measure
 from flm.paths.step_bound import steps_estimate
@@ -33,7 +33,7 @@ class GaussianLikelihood:
     vocab_size: int
     clean_given: bool
 
-    def denoiser(self, mask: Tensor | None = None) -> Any:
+    def denoiser(self, mask: DocumentMask | None = None) -> Any:
         raise NotImplementedError
 
     def bound(self, batch: Batch, draws: Draws, plan: Plan | None = None, steps: int | None = None) -> Bound:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flm.algos.algorithm import Algorithm
+from flm.models.attention import DocumentMask
 from flm.posterior import TokenPosterior
 
 
@@ -138,7 +139,7 @@ class AveragedBackbone:
         return torch.func.functional_call(self.module, self.weights, args, options)
 
 
-def denoiser_on(teacher: Algorithm, mask: Tensor | None) -> Any:
+def denoiser_on(teacher: Algorithm, mask: DocumentMask | None) -> Any:
     """A teacher's denoiser, its attention under a mask; None: every position sees every other."""
     return teacher.denoiser() if mask is None else teacher.denoiser(mask)
 

@@ -32,7 +32,7 @@ from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.flow_map_objectives import derivative
 from flm.draws import Draws
 from flm.few_step.commit_sampler import CommitSampler, committed
-from flm.models.attention import document_mask
+from flm.models.attention import DocumentMask, document_mask
 from flm.paths.gaussian import State, combine, embed, noise_for, where
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, Index, OpenShare, Positive, Share
@@ -44,7 +44,7 @@ class TokenMap:
 
     clean_given = True
 
-    def __init__(self, backbone: nn.Module, mask: Tensor | None = None):
+    def __init__(self, backbone: nn.Module, mask: DocumentMask | None = None):
         self.backbone = backbone
         self.options = {} if mask is None else {"mask": mask}
 
@@ -154,7 +154,7 @@ class DBTM(Algorithm):
         weight = batch.weight * noisy
         return Loss(total, (nats * weight).sum(1), weight.sum(1), t)
 
-    def denoiser(self, mask: Tensor | None = None) -> TokenMap:
+    def denoiser(self, mask: DocumentMask | None = None) -> TokenMap:
         return TokenMap(self.backbone, mask)
 
     def _noised(self, batch: Batch, draws: Draws, whole: Tensor) -> tuple[Tensor, Tensor, State, Tensor]:

@@ -39,7 +39,7 @@ from flm.algos.flm import SingleTimeDenoiser, log_frequencies
 from flm.algos.losses import summed
 from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_on
 from flm.draws import Draws
-from flm.models.attention import document_mask
+from flm.models.attention import DocumentMask, document_mask
 from flm.outputs import Output
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.evidence import FullState, Held, LocalEvidence, Pinned, Stepped, embed_evidence, kept, noised
@@ -57,7 +57,7 @@ NEARLY_CLEAN = (
 class Student:
     """delta(x, tau): told where on the clock the state is. It is no denoiser, and teaches nobody as one."""
 
-    def __init__(self, backbone: nn.Module, clock: nn.Module, mask: Tensor | None = None, clean_given: bool = False):
+    def __init__(self, backbone: nn.Module, clock: nn.Module, mask: DocumentMask | None = None, clean_given: bool = False):
         self.backbone, self.clock, self.clean_given = backbone, clock, clean_given
         self.options = {} if mask is None else {"mask": mask}
 
@@ -73,7 +73,12 @@ class EvidenceStudent(Student):
     """The same of x itself, V numbers a position, read as evidence toward the end of the clock and given as logits."""
 
     def __init__(
-        self, backbone: nn.Module, clock: nn.Module, log_prior: Tensor, mask: Tensor | None = None, clean_given: bool = False
+        self,
+        backbone: nn.Module,
+        clock: nn.Module,
+        log_prior: Tensor,
+        mask: DocumentMask | None = None,
+        clean_given: bool = False,
     ):
         super().__init__(backbone, clock, mask, clean_given)
         self.reader = EvidenceMap(backbone, clock, log_prior)
@@ -174,7 +179,7 @@ class SimplexDMD(Distillation):
         """The squared difference of scores, t^2 / (1 - t)^2 |F - D|^2 a token, at the levels the student starts from."""
         return self._student_loss(batch, draws)
 
-    def denoiser(self, mask: Tensor | None = None) -> Student:
+    def denoiser(self, mask: DocumentMask | None = None) -> Student:
         if self.reads == "evidence":
             return EvidenceStudent(self.backbone, self.clock, self.log_prior, mask, self.clean_given)
         return Student(self.backbone, self.clock, mask, self.clean_given)
@@ -202,7 +207,7 @@ class SimplexDMD(Distillation):
         total, nats = cross_entropy(self._fake(drawn, document_mask(batch.documents)), drawn.student, batch.weight)
         return summed(total, nats, batch.weight, drawn.level, metric="fake_nats_per_token")
 
-    def _fake(self, drawn: Draw, mask: Tensor | None) -> TokenPosterior:
+    def _fake(self, drawn: Draw, mask: DocumentMask | None) -> TokenPosterior:
         options = {} if mask is None else {"mask": mask}
         found = self.fake(drawn.view, drawn.level.float(), drawn.start.float(), **options)
         return found if drawn.evidence is None else replace(found, offset=drawn.evidence)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-from flm.models.attention import attention
+from flm.models.attention import DocumentMask, attention
 from flm.models.layers import TimeEmbedding
 from flm.ranges import Count, Scale, Width
 
@@ -112,14 +112,16 @@ class FlowEncoder(nn.Module):
         table = self.embedding.to(torch.promote_types(self.embedding.dtype, torch.float32))
         return table if self.embed_norm == "none" else F.normalize(table, dim=-1) * math.sqrt(self.hidden_size)
 
-    def forward(self, state: Tensor, t: Tensor, estimate: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, state: Tensor, t: Tensor, estimate: Tensor | None = None, mask: Tensor | DocumentMask | None = None
+    ) -> Tensor:
         """What the last layer says (B, L, D), in the state's dtype.
 
         Args:
             state: (B, L, D) with L at most `length`.
             t: (B,) in [0, 1].
             estimate: (B, L, D), the previous estimate of the clean state; None for none. Only read with self_condition.
-            mask: as `attention`.
+            mask: as `DiT.hidden`.
 
         Raises:
             ValueError: more positions than the network knows.
@@ -131,8 +133,9 @@ class FlowEncoder(nn.Module):
         if self.estimate is not None and estimate is not None:
             x = x + self.estimate(estimate.to(dtype)).to(dtype)
         x = self.dropout(self.norm(x))
+        seen = mask.dense if isinstance(mask, DocumentMask) else mask  # dropout of attention needs it
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, seen)
         return (x if self.head is None else self.head(x)).to(state.dtype)
 
 

@@ -20,7 +20,7 @@ from flm.algos.losses import summed
 from flm.draws import Draws, randn
 from flm.golf.embedding_sampler import EmbeddingFlowSampler
 from flm.golf.linear_embedding import clean_of, corrupt, diffusion_nats, diffusion_times, zero_velocity_factor
-from flm.models.attention import document_mask
+from flm.models.attention import DocumentMask, document_mask
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, NonNegative, one_of
 from flm.vocabulary_losses import cross_entropy
@@ -49,11 +49,11 @@ class VelocityDenoiser:
     def bias(self) -> Tensor | None:
         return self.backbone.logit_bias
 
-    def __call__(self, state: Tensor, t: Tensor, estimate: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def __call__(self, state: Tensor, t: Tensor, estimate: Tensor | None = None, mask: DocumentMask | None = None) -> Tensor:
         output = self.output(state, t, estimate, mask)
         return clean_of(state, output, t) if self.predicts_velocity else output
 
-    def output(self, state: Tensor, t: Tensor, estimate: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def output(self, state: Tensor, t: Tensor, estimate: Tensor | None = None, mask: DocumentMask | None = None) -> Tensor:
         """What the network says, velocity or clean state."""
         return self.backbone(state, t, estimate if self.self_condition else None, mask)
 
@@ -135,7 +135,7 @@ class FlowLM(Algorithm):
             return weight
         if batch.documents is None:
             return weight.mean(1, keepdim=True).expand_as(weight)
-        together = document_mask(batch.documents)[:, 0].to(weight)
+        together = DocumentMask(batch.documents).dense[:, 0].to(weight)
         return (together @ weight[..., None])[..., 0] / together.sum(-1)
 
     @torch.no_grad()

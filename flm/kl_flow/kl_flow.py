@@ -15,7 +15,7 @@ from flm.draws import Draws
 from flm.kl_flow.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
 from flm.kl_flow.geodesic_sampler import GeodesicSampler
 from flm.kl_flow.geodesic_state import FEATURES, State, corrupt, embed
-from flm.models.attention import document_mask
+from flm.models.attention import DocumentMask, document_mask
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, OpenShare, Positive, one_of
 from flm.samplers.verified import Verifiable
@@ -28,7 +28,9 @@ class GeodesicDenoiser:
         mask: as the backbone takes it; None: every position sees every other.
     """
 
-    def __init__(self, backbone: nn.Module, path: Geodesic, clock: GeodesicClock, features: str, mask: Tensor | None = None):
+    def __init__(
+        self, backbone: nn.Module, path: Geodesic, clock: GeodesicClock, features: str, mask: DocumentMask | None = None
+    ):
         self.backbone, self.path, self.clock, self.features = backbone, path, clock, features
         self.options = {} if mask is None else {"mask": mask}
 
@@ -90,7 +92,7 @@ class KLFlow(Algorithm):
         tau = self.clock.tau(t)
         return token_loss(denoiser(state, tau.float()), batch, tau)
 
-    def denoiser(self, mask: Tensor | None = None) -> GeodesicDenoiser:
+    def denoiser(self, mask: DocumentMask | None = None) -> GeodesicDenoiser:
         return GeodesicDenoiser(self.backbone, self.path, self.clock, self.features, mask)
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:

@@ -22,7 +22,7 @@ from flm.kl_flow.geodesic import Geodesic, GeodesicClock, context_free_cross_ent
 from flm.kl_flow.geodesic_map_sampler import GeodesicMapSampler
 from flm.kl_flow.geodesic_state import Moved, State, corrupt
 from flm.kl_flow.kl_flow import FeatureName, GeodesicDenoiser
-from flm.models.attention import document_mask
+from flm.models.attention import DocumentMask, document_mask
 from flm.outputs import Combination, Output
 from flm.paths.flow_map import PairLaw, TimePairs, draw_time_pairs
 from flm.posterior import TokenPosterior
@@ -143,7 +143,7 @@ class KLFlowMap(Distillation):
         return of_parts(loss, split, ("diagonal", "jump"))
 
     @torch.no_grad()
-    def _two_jumps(self, state: State, pairs: TimePairs, mask: Tensor | None) -> Combination:
+    def _two_jumps(self, state: State, pairs: TimePairs, mask: DocumentMask | None) -> Combination:
         """What a jump over each pair should predict: the average of its halves' predictions."""
         denoiser = self.denoiser(mask)
         t = [self.clock.time(tau) for tau in (pairs.start, pairs.middle, pairs.end)]
@@ -166,7 +166,7 @@ class KLFlowMap(Distillation):
         state = self._state(batch, slice(None), tau, draws.rows.seeds(len(tau)))
         return token_loss(self.denoiser(document_mask(batch.documents))(state, tau.float()), batch, tau)
 
-    def denoiser(self, mask: Tensor | None = None) -> TwoTimeGeodesicDenoiser:
+    def denoiser(self, mask: DocumentMask | None = None) -> TwoTimeGeodesicDenoiser:
         return TwoTimeGeodesicDenoiser(self.backbone, self.path, self.clock, self.features, mask)
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:

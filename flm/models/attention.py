@@ -10,30 +10,81 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-_written_out = False  # set by forward_mode_attention
+from flm.posterior import chunks
+
+FLEX_ON = {"cuda"}  # where masks of documents are blocks: on a CPU flex_attention has no gradients
+
+_forward_mode = False  # set by forward_mode_attention
 
 
 def in_forward_mode() -> bool:
     """Whether this runs inside `forward_mode_attention`."""
-    return _written_out
+    return _forward_mode
 
 
 @contextmanager
 def forward_mode_attention() -> Iterator[None]:
-    """Inside, attention uses operations that have forward-mode derivatives (torch.func.jvp); the fused ones have none.
+    """Inside, attention has forward-mode derivatives (torch.func.jvp), and no others; the fused operations have none.
 
     Compiled blocks run uncompiled inside: torch.compile cannot trace under torch.func.jvp, and code that it has once met
     there stays eager for the rest of the process.
     """
-    global _written_out
-    before, _written_out = _written_out, True
+    global _forward_mode
+    before, _forward_mode = _forward_mode, True
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
-        _written_out = before
+        _forward_mode = before
+
+
+class DocumentMask:
+    """Who sees whom in rows of documents: a position its own document alone, padding only padding.
+
+    Made once a batch and handed to every network; what a kernel reads is made of it when the first asks for it, and kept.
+
+    Args:
+        documents: (B, L), runs of positions that belong together, -1 on padding.
+    """
+
+    def __init__(self, documents: Tensor):
+        self.documents = documents
+        self._made: dict[str, Tensor | BlockMask] = {}
+
+    def __getitem__(self, rows: slice) -> "DocumentMask":
+        return DocumentMask(self.documents[rows])
+
+    @property
+    def dense(self) -> Tensor:
+        """(B, 1, L, L), True where the row's position may see the column's."""
+        if "dense" not in self._made:
+            self._made["dense"] = self.documents[:, None, :, None] == self.documents[:, None, None, :]
+        return self._made["dense"]
+
+    def for_kernels(self, x: Tensor, head_dim: int, causal: bool) -> "Tensor | BlockMask":
+        """What `attention` takes for a network that reads x: blocks where flex_attention runs, else the dense mask.
+
+        Blocks say which tiles of scores hold something; the others cost nothing. Those of a causal network have its triangle.
+        """
+        if x.device.type not in FLEX_ON or x.dtype == torch.float64 or head_dim < 16 or _forward_mode:
+            return self.dense
+        kind = "causal" if causal else "blocks"
+        if kind not in self._made:
+            documents = self.documents
+
+            def seen(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+                together = documents[batch, row] == documents[batch, column]
+                return together & (row >= column) if causal else together
+
+            size, length = documents.shape
+            self._made[kind] = create_block_mask(seen, size, None, length, length, device=documents.device)
+        return self._made[kind]
+
+
+def document_mask(documents: Tensor | None) -> DocumentMask | None:
+    """None where rows are not divided."""
+    return None if documents is None else DocumentMask(documents)
 
 
 def attention(
@@ -42,7 +93,7 @@ def attention(
     v: Tensor,
     softcap: float | None = None,
     causal: bool = False,
-    mask: Tensor | None = None,
+    mask: Tensor | BlockMask | None = None,
 ) -> Tensor:
     """softmax(scores) v with scores = q k^T / sqrt(Dh), for q, k, v of shape (B, H, L, Dh); same shape out.
 
@@ -50,32 +101,77 @@ def attention(
         softcap: scores become softcap * tanh(scores / softcap), a bound on their size; None leaves them as they are.
         causal: position i sees positions 0..i only.
         mask: bool, broadcastable to (B, H, L, L), True where the row's position may see the column's. Every row needs
-            a True. None: all may.
+            a True. Or blocks, which have the triangle in them where it is causal. None: all may.
 
-    With a softcap: flash-attn where it is installed (2.6 or newer) and applies, else flex_attention on CUDA, else
-    written out in full, which holds (B, H, L, L) scores.
+    Blocks are for flex_attention. Without them and without a softcap torch chooses the kernel (cuDNN or flash attention on
+    CUDA). With a softcap: flash-attn where it is installed (2.6 or newer) and applies, else flex_attention on CUDA, else
+    written out in full, which holds (B, H, L, L) scores. In forward mode no (B, H, L, L) tensor is held.
     """
     if causal and q.shape[-2] != k.shape[-2]:
         raise ValueError(f"causal attention needs as many queries ({q.shape[-2]}) as keys ({k.shape[-2]}): pass a mask")
+    if isinstance(mask, BlockMask):
+        return _flexed(q, k, v, None if softcap is None else _capped(softcap, False, None), mask)
     if softcap is None:
         if causal and mask is not None:
             mask, causal = mask & _lower_triangle(q), False
+        if _forward_mode:
+            return _Differentiated.apply(q, k, v, mask, causal)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    if q.is_cuda and q.dtype != torch.float64 and not _written_out:
+    if q.is_cuda and q.dtype != torch.float64 and not _forward_mode:
         if mask is None and q.dtype != torch.float32 and _flash_supports_softcap():
             return _flash_attention(q, k, v, softcap, causal)
-        score_mod = _capped(softcap, causal, None if mask is None else mask.expand(*q.shape[:-1], k.shape[-2]))
-        return _compiled_flex_attention()(q, k, v, score_mod=score_mod)
-    return _written_out_attention(q, k, v, softcap, causal, mask)
+        return _flexed(q, k, v, _capped(softcap, causal, None if mask is None else mask.expand(*q.shape[:-1], k.shape[-2])))
+    if causal:
+        mask = _lower_triangle(q) if mask is None else mask & _lower_triangle(q)
+    if not _forward_mode:
+        return _written_out_attention(q, k, v, softcap, mask)
+    pieces = []
+    for part in chunks(q.shape[-2], q.shape[:-2].numel() * k.shape[-2], q.device):
+        own = mask if mask is None or mask.shape[-2] == 1 else mask[..., part, :]
+        pieces.append(_written_out_attention(q[..., part, :], k, v, softcap, own))
+    return torch.cat(pieces, dim=-2)
 
 
-def _written_out_attention(q: Tensor, k: Tensor, v: Tensor, softcap: float, causal: bool, mask: Tensor | None) -> Tensor:
+class _Differentiated(torch.autograd.Function):
+    """Attention with a forward-mode derivative out of the kernels that exist, which have a reverse-mode one only.
+
+    With scores s = c q k^T and p = softmax(s) the derivative along (dq, dk, dv) is, a row,
+
+        sum_j p_j (ds_j - sum_l p_l ds_l) v_j + sum_j p_j dv_j,        ds_j = c (dq k_j + q dk_j).
+
+    The reverse-mode derivative of attention by its queries is sum_j p_j (g w_j - sum_l p_l g w_l) c k_j for values w and a
+    gradient g that comes back. So with keys (k, v), values (k, dk) and queries (q, 0), whose scores are still s, and with
+    (dq, q) coming back, its second half is the first sum. Heads are twice as wide there; no scores are kept.
+    """
+
+    @staticmethod
+    def forward(q, k, v, mask, causal):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.causal = inputs
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def jvp(ctx, dq, dk, dv, _, __):
+        q, k, v, mask = ctx.saved_tensors
+        read, kept = torch.cat((k, v), -1), torch.cat((k, dk), -1)
+
+        def widened(queries: Tensor) -> Tensor:
+            options = {"attn_mask": mask, "is_causal": ctx.causal, "scale": q.shape[-1] ** -0.5}
+            return F.scaled_dot_product_attention(queries, read, kept, **options)
+
+        _, reverse = torch.func.vjp(widened, torch.cat((q, torch.zeros_like(q)), -1))
+        (moved,) = reverse(torch.cat((dq, q), -1))
+        return moved[..., q.shape[-1] :] + F.scaled_dot_product_attention(q, k, dv, attn_mask=mask, is_causal=ctx.causal)
+
+
+def _written_out_attention(q: Tensor, k: Tensor, v: Tensor, softcap: float, mask: Tensor | None) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)  # as the fused kernels, which accumulate in fp32
     with torch.autocast(q.device.type, enabled=False):
         scores = q.to(wide) @ k.to(wide).transpose(-2, -1) / math.sqrt(q.shape[-1])
         scores = softcap * torch.tanh(scores / softcap)
-        if causal:
-            scores = scores.masked_fill(~_lower_triangle(q), -math.inf)
         if mask is not None:
             scores = scores.masked_fill(~mask, -math.inf)
         return (scores.softmax(-1) @ v.to(wide)).to(v.dtype)
@@ -86,6 +182,7 @@ def _lower_triangle(q: Tensor) -> Tensor:
 
 
 @torch.compiler.assume_constant_result
+@functools.cache
 def _flash_supports_softcap() -> bool:
     try:
         version = importlib.metadata.version("flash-attn")
@@ -102,10 +199,16 @@ def _flash_attention(q: Tensor, k: Tensor, v: Tensor, softcap: float, causal: bo
     return out.transpose(1, 2)
 
 
+def _flexed(
+    q: Tensor, k: Tensor, v: Tensor, score_mod: Callable[..., Tensor] | None, blocks: BlockMask | None = None
+) -> Tensor:
+    run = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+    # compiled for a CPU it reads a view of the three projections at wrong places (torch 2.13)
+    return run(*(x.contiguous() for x in (q, k, v)), score_mod=score_mod, block_mask=blocks)
+
+
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
     return torch.compile(flex_attention)  # uncompiled it holds the full scores
 
 
@@ -121,14 +224,6 @@ def _capped(softcap: float, causal: bool, mask: Tensor | None) -> Callable[..., 
         return score
 
     return score_mod
-
-
-def document_mask(documents: Tensor | None) -> Tensor | None:
-    """The mask (B, 1, L, L) under which a position sees its own document (B, L) alone, and padding (-1) only padding.
-
-    None where rows are not divided.
-    """
-    return None if documents is None else documents[:, None, :, None] == documents[:, None, None, :]
 
 
 def rotary_table(positions: Tensor, head_dim: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
@@ -160,9 +255,10 @@ class Neighbours(nn.Module):
         bound = (width * (2 * reach + 1)) ** -0.5
         self.weight = nn.Parameter(torch.empty(2 * reach + 1, width, width).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | DocumentMask | None) -> Tensor:
         """x (B, L, D), and a mask as `attention` takes it, the same for all heads: who may not be seen is left out."""
         length, total = x.shape[1], x
+        mask = mask.dense if isinstance(mask, DocumentMask) else mask
         for index, weight in enumerate(self.weight):
             distance = index - self.reach
             if abs(distance) >= length:

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
-from flm.models.attention import Neighbours, attention, in_forward_mode, rotary_table, rotate
+from flm.models.attention import DocumentMask, Neighbours, attention, in_forward_mode, rotary_table, rotate
 from flm.models.causal import KeyValues, triangle_after
 from flm.models.layers import CellVectors, LayerNorm, Modulation, TimeEmbedding
 from flm.posterior import TokenPosterior
@@ -54,7 +55,7 @@ class DiTBlock(nn.Module):
         condition: Tensor | None,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | BlockMask | None = None,
         cache: KeyValues | None = None,
     ) -> Tensor:
         """x (B, L, D), condition (B, cond_dim), rotary tables (L, Dh/2), mask as in `attention`; returns (B, L, D)."""
@@ -66,7 +67,7 @@ class DiTBlock(nn.Module):
         x = x + gate_a * self.dropout(self.attn_out(mixed))
         return x + gate_m * self.dropout(self.mlp(self.norm2(x) * (1 + scale_m) + shift_m))
 
-    def _mix(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
+    def _mix(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | BlockMask | None, cache: KeyValues | None) -> Tensor:
         # (B, L, 3 D) -> three of (B, H, L, Dh); the 3 D rows are all q, all k, all v, each ordered by head
         q, k, v = self.attn_qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
@@ -183,7 +184,7 @@ class DiT(nn.Module):
         embedded: Tensor,
         tau: Tensor | None = None,
         tau_to: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | DocumentMask | None = None,
         cache: Sequence[KeyValues] | None = None,
     ) -> TokenPosterior:
         """The distribution of each token; arguments as for `hidden`."""
@@ -196,7 +197,7 @@ class DiT(nn.Module):
         embedded: Tensor,
         tau: Tensor | None = None,
         tau_to: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | DocumentMask | None = None,
         cache: Sequence[KeyValues] | None = None,
     ) -> Tensor:
         """The output layer's input (B, L, D).
@@ -206,7 +207,7 @@ class DiT(nn.Module):
             tau: (B,) in [0, 1], where on the clock the state is; None for a model that is not conditioned.
             tau_to: (B,) in [tau, 1], where on the clock a flow map jumps to; None means tau itself, the denoiser. Only
                 for models with two_times.
-            mask: bool, broadcastable to (B, H, L, L): True where the row's position may see the column's.
+            mask: documents; or bool, broadcastable to (B, H, L, L), True where the row's position may see the column's.
             cache: of a causal model (`new_cache`), without a mask: what it has read of the sequences so far. `embedded`
                 continues them, and is added.
 
@@ -222,13 +223,14 @@ class DiT(nn.Module):
         cos, sin = rotary_table(positions, self.head_dim)
         x = embedded if self.cells is None else self.cells(embedded, positions)
         x = x if self.neighbours is None else self.neighbours(x, mask)
+        seen = mask.for_kernels(x, self.head_dim, self.causal) if isinstance(mask, DocumentMask) else mask
         for index, block in enumerate(self.blocks):
             if cache is not None:  # never the compiled block: shapes change at every call
                 x = block.forward(x, condition, cos, sin, cache=cache[index])
             elif in_forward_mode():
-                x = block.forward(x, condition, cos, sin, mask)
+                x = block.forward(x, condition, cos, sin, seen)
             else:
-                x = block(x, condition, cos, sin, mask)
+                x = block(x, condition, cos, sin, seen)
         return self.output_layer(x, condition)
 
     def new_cache(self, capacity: int) -> list[KeyValues]:

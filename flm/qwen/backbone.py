@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flm.handed_in import read_json
+from flm.models.attention import FLEX_ON
 from flm.models.token_backbone import among_real
 from flm.paths.mixture import Cosine, Polynomial, Schedule
 from flm.posterior import TokenPosterior
@@ -84,12 +85,14 @@ class QwenBackbone(nn.Module):
         time_mode: "none", "add" or "adaln", how t enters; None: none, enough for a mask, whose number tells the time.
         time_embedding_dim, time_embedding_type: as in `FlowMatchingConfig`.
         causal: Qwen3's own direction of attention, for comparison.
-        attention: "sdpa", "eager" or "flex_attention"; "flash_attention_2" for rows without documents or padding.
+        attention: "sdpa", "eager" or "flex_attention"; "flash_attention_2" for rows without documents or padding. None:
+            flex_attention on CUDA where a mask is needed, which skips tiles of scores that hold nothing; else sdpa.
         activation_checkpointing: compute each layer again in the backward pass instead of keeping what it computed.
 
     Attributes:
         network: the `FlowMatchingLanguageModel`.
         mask_id, real_vocab_size: as in `TokenBackbone`.
+        chooses_attention: whether that depends on the device and the rows.
 
     Raises:
         ValueError: there is no architecture, no free row for a mask, too few rows or positions, or the folder's weights are
@@ -110,7 +113,7 @@ class QwenBackbone(nn.Module):
         time_embedding_dim: Count | None = None,
         time_embedding_type: str | None = None,
         causal: bool = False,
-        attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa",
+        attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] | None = None,
         activation_checkpointing: bool = False,
     ):
         super().__init__()
@@ -126,8 +129,10 @@ class QwenBackbone(nn.Module):
             "time_embedding_type": time_embedding_type,
         }
         given = {key: value for key, value in given.items() if value is not None}
-        config = _config(dict(architecture), given | {"is_causal": causal}, vocab_size, length, attention)
-        self._hold(_new(config) if pretrained is None else _pretrained(pretrained, config, attention))
+        config = _config(dict(architecture), given | {"is_causal": causal}, vocab_size, length)
+        config._attn_implementation = attention or "sdpa"
+        self._hold(_new(config) if pretrained is None else _pretrained(pretrained, config))
+        self.chooses_attention = attention is None
         self.network.train()  # transformers loads for evaluation, where no activation is checkpointed
         if activation_checkpointing:
             self.network.activation_checkpointing_enable({"use_reentrant": False})
@@ -138,6 +143,7 @@ class QwenBackbone(nn.Module):
         backbone = cls.__new__(cls)
         nn.Module.__init__(backbone)
         backbone._hold(network)
+        backbone.chooses_attention = False
         return backbone
 
     def _hold(self, network: "FlowMatchingLanguageModel") -> None:
@@ -147,6 +153,10 @@ class QwenBackbone(nn.Module):
 
     def forward(self, tokens: Tensor, t: Tensor | None = None, documents: Tensor | None = None) -> TokenPosterior:
         """The posterior (B, L) of every token, of ids below `real_vocab_size` other than the mask's."""
+        if self.chooses_attention:
+            needs_mask = documents is not None or self.network.is_annealed
+            flexes = needs_mask and tokens.device.type in FLEX_ON
+            self.network.config._attn_implementation = "flex_attention" if flexes else "sdpa"
         hidden = self.network.encode(tokens, t, documents)
         return among_real(TokenPosterior(hidden, self.network.lm_head.weight), self.real_vocab_size, self.mask_id)
 
@@ -167,9 +177,7 @@ class QwenBackbone(nn.Module):
         self.network.future_share = share
 
 
-def _config(
-    architecture: dict[str, Any], given: dict[str, Any], vocab_size: int, length: int, attention: str
-) -> "FlowMatchingConfig":
+def _config(architecture: dict[str, Any], given: dict[str, Any], vocab_size: int, length: int) -> "FlowMatchingConfig":
     from flm.qwen.configuration_flow_qwen3 import FlowMatchingConfig
 
     rows = architecture.get("vocab_size", 0)
@@ -194,7 +202,6 @@ def _config(
         raise ValueError(
             f"model.length={length}: the model reads at most {config.max_position_embeddings} positions, not {read}"
         )
-    config._attn_implementation = attention
     return config
 
 
@@ -204,7 +211,7 @@ def _new(config: "FlowMatchingConfig") -> "FlowMatchingLanguageModel":
     return FlowMatchingLanguageModel(config)
 
 
-def _pretrained(folder: str | Path, config: "FlowMatchingConfig", attention: str) -> "FlowMatchingLanguageModel":
+def _pretrained(folder: str | Path, config: "FlowMatchingConfig") -> "FlowMatchingLanguageModel":
     from transformers.utils import logging
 
     from flm.qwen.modeling_flow_qwen3 import FlowMatchingLanguageModel
@@ -215,9 +222,8 @@ def _pretrained(folder: str | Path, config: "FlowMatchingConfig", attention: str
     logging.set_verbosity_error()  # else it reports what is missing, which `from_pretrained` has checked
     try:
         with torch.device("cpu"):
-            return FlowMatchingLanguageModel.from_pretrained(
-                str(folder), config=config, dtype=torch.float32, attn_implementation=attention, local_files_only=True
-            )
+            options = {"dtype": torch.float32, "attn_implementation": config._attn_implementation, "local_files_only": True}
+            return FlowMatchingLanguageModel.from_pretrained(str(folder), config=config, **options)
     except Exception as error:  # transformers and safetensors each raise their own
         raise ValueError(f"{KEY}={folder}: {_first_line(error)}") from error
     finally:

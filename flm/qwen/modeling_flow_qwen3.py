@@ -124,10 +124,11 @@ class Frame(NamedTuple):
     predictor: Tensor | None
 
 
-def frame_of(tokens: Tensor, documents: Tensor | None, anchor: int | None) -> Frame:
+def frame_of(tokens: Tensor, documents: Tensor | None, anchor: int | None, multiple: int = 1) -> Frame:
     """Tokens (B, L) as the layers read them. Documents are runs of one id; those of -1 are padding.
 
     Args:
+        multiple: of this are the anchors of a row, so that there are few N: compiled code is made for each.
         anchor: id that stands before every document; None: no anchors, and each token is read off its own position.
             Attention knows order by `positions` alone, so all anchors of a row can stand at its beginning.
     """
@@ -143,7 +144,7 @@ def frame_of(tokens: Tensor, documents: Tensor | None, anchor: int | None) -> Fr
         return Frame(tokens, documents, positions, None)
     begins &= documents >= 0
     rank = begins.cumsum(1) - 1
-    count = max(1, int(begins.sum(1).max()))  # a row with fewer documents has padding among its anchors
+    count = -(-max(1, int(begins.sum(1).max())) // multiple) * multiple  # with fewer documents some anchors are padding
     owner = documents.new_full((batch, count + 1), -1)  # the last column takes what begins no document
     owner = owner.scatter(1, torch.where(begins, rank, count), documents)[:, :count]
     predictor = torch.where(begins, rank, count + index - 1)
@@ -189,6 +190,11 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
             self.time_embedding = TimeEmbedding(width, width, learned)
         self.post_init()
 
+    @property
+    def is_annealed(self) -> bool:
+        """Whether some later tokens are hidden."""
+        return self.training and self.future_share is not None and self.future_share < 1
+
     def encode(self, tokens: Tensor, t: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Final hidden states (B, L, D), the i-th of which predicts token i.
 
@@ -200,7 +206,8 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
         Raises:
             ValueError: time_mode asks for t and there is none.
         """
-        frame = frame_of(tokens, documents, self.config.anchor_token_id if self.config.shift else None)
+        multiple = 64 if self.config._attn_implementation == "flex_attention" else 1
+        frame = frame_of(tokens, documents, self.config.anchor_token_id if self.config.shift else None, multiple)
         embedded, options = self.model.embed_tokens(frame.tokens), {}
         if self.config.time_mode != "none":
             if t is None:
@@ -239,8 +246,7 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
 
     def _attention_mask(self, frame: Frame, embedded: Tensor) -> dict[str, Any] | None:
         """None where all of a row sees all of it (or, causal, all before it): kernels are fastest without a mask."""
-        annealed = self.training and self.future_share is not None and self.future_share < 1
-        if frame.documents is None and not annealed:
+        if frame.documents is None and not self.is_annealed:
             return None
         if self.config._attn_implementation.startswith("flash"):
             raise ValueError(
@@ -251,7 +257,7 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
         documents = torch.zeros_like(frame.tokens) if frame.documents is None else frame.documents
         positions = torch.arange(size, device=device).expand_as(documents) if frame.positions is None else frame.positions
         future = torch.full((size, size), not self.config.is_causal, device=device)
-        if annealed:
+        if self.is_annealed:
             future = torch.rand(size, size, device=device) < self.future_share
 
         def seen(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from flm.algos.flm import SingleTimeDenoiser
 from flm.algos.losses import LossWeight, apply_loss_weight, summed
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.draws import Draws
-from flm.models.attention import document_mask
+from flm.models.attention import DocumentMask, document_mask
 from flm.outputs import Combination, RawOutput
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.flow_map import PairLaw, draw_time_pairs, semigroup_weight
@@ -37,7 +37,12 @@ class ResidualDenoiser:
     """delta_{s,t} = f_s + c g_{s,t}: two networks, each with its own view of the state."""
 
     def __init__(
-        self, base: nn.Module, residual: nn.Module, clock: nn.Module, mask: Tensor | None = None, clean_given: bool = False
+        self,
+        base: nn.Module,
+        residual: nn.Module,
+        clock: nn.Module,
+        mask: DocumentMask | None = None,
+        clean_given: bool = False,
     ):
         self.base, self.residual, self.clock, self.clean_given = base, residual, clock, clean_given
         self.options = {} if mask is None else {"mask": mask}
@@ -141,7 +146,7 @@ class FLMDistill(Distillation):
         scale = (c * jump_fraction(s, t)).float().square()
         return jump_loss(batch, pairs.start, scale, self.loss_weight, lambda weight: squared_error(g_st, target, weight))
 
-    def denoiser(self, mask: Tensor | None = None) -> ResidualDenoiser:
+    def denoiser(self, mask: DocumentMask | None = None) -> ResidualDenoiser:
         return ResidualDenoiser(self.base, self.residual, self.clock, mask, self.clean_given)
 
 

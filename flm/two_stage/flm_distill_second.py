@@ -5,7 +5,7 @@ cancels and |X^{fg}_{s,t} - X_{s,t}|^2 = ((t-s)/(1-s))^2 |delta^{fg}_{s,t} - del
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.flm import SingleTimeDenoiser
@@ -13,7 +13,7 @@ from flm.algos.fmlm import TwoTimeDenoiser
 from flm.algos.losses import LossWeight
 from flm.algos.teacher import Distillation, backbone_of, copy_weights
 from flm.draws import Draws
-from flm.models.attention import document_mask
+from flm.models.attention import DocumentMask, document_mask
 from flm.paths.clock import DecodingErrorClock
 from flm.paths.flow_map import PairLaw, draw_time_pairs
 from flm.paths.gaussian import Given, State, corrupt
@@ -85,10 +85,10 @@ class FLMDistillSecond(Distillation):
         scale = jump_fraction(s, t).float().square()
         return jump_loss(batch, pairs.start, scale, self.loss_weight, lambda weight: squared_error(student, target, weight))
 
-    def denoiser(self, mask: Tensor | None = None) -> TwoTimeDenoiser:
+    def denoiser(self, mask: DocumentMask | None = None) -> TwoTimeDenoiser:
         return TwoTimeDenoiser(self.backbone, self.clock, mask, self.clean_given)
 
-    def _pair(self, mask: Tensor | None = None) -> ResidualDenoiser:
+    def _pair(self, mask: DocumentMask | None = None) -> ResidualDenoiser:
         f, g = self.teacher("teacher_f"), self.teacher("teacher_g")
         base = g.base if f is None else backbone_of(f, "algo.teacher_f_path")
         return ResidualDenoiser(base, g.residual, self.clock, mask, self.clean_given)

@@ -5,9 +5,22 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention import flex_attention as flex_module
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from flm.models.attention import _capped, attention, forward_mode_attention, rotary_table, rotate
+from flm import posterior
+from flm.models import attention as attention_module
+from flm.models.attention import (
+    DocumentMask,
+    _capped,
+    attention,
+    document_mask,
+    forward_mode_attention,
+    rotary_table,
+    rotate,
+)
+from flm.models.dit import DiT
 
 B, H, L, DH = 2, 3, 7, 8
 
@@ -86,19 +99,124 @@ def test_scores_of_half_precision_inputs_are_capped_in_single_precision(qkv):
     torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-5)
 
 
+def dense(q: Tensor, k: Tensor, v: Tensor, softcap: float | None, causal: bool, mask: Tensor | None) -> Tensor:
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    triangle = torch.ones(scores.shape[-2:], dtype=torch.bool).tril() if causal else torch.tensor(True)
+    seen = triangle if mask is None else triangle & mask
+    return scores.masked_fill(~seen, -math.inf).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("softcap", [None, 1.0])
-def test_forward_mode_derivatives_pass_and_match_differences(qkv, softcap):
-    generator = torch.Generator().manual_seed(1)
+def test_forward_mode_derivatives_are_those_of_the_dense_formula_and_of_differences(
+    qkv, documents, softcap, causal, masked, monkeypatch
+):
+    monkeypatch.setitem(posterior.CHUNK_ELEMENTS, "cpu", 2 * B * H * L)  # two queries a chunk
+    generator, mask = torch.Generator().manual_seed(1), documents if masked else None
     tangents = tuple(torch.randn(x.shape, dtype=x.dtype, generator=generator) for x in qkv)
 
     def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, softcap)
+        return attention(q, k, v, softcap, causal, mask)
 
-    with forward_mode_attention():
-        _, derivative = torch.func.jvp(f, qkv, tangents)
+    with forward_mode_attention(), torch.no_grad():
+        value, derivative = torch.func.jvp(f, qkv, tangents)
+    exact = torch.func.jvp(lambda *x: dense(*x, softcap, causal, mask), qkv, tangents)
+    torch.testing.assert_close((value, derivative), exact, rtol=0, atol=1e-13)
     h = 1e-5
     ahead, behind = (f(*(x + sign * h * t for x, t in zip(qkv, tangents, strict=True))) for sign in (1, -1))
     torch.testing.assert_close(derivative, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-7)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of a tensor that is made inside."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return found
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("softcap", [None, 1.0])
+def test_forward_mode_holds_no_scores(softcap, causal, monkeypatch):
+    size, head_dim = 512, 16
+    monkeypatch.setitem(posterior.CHUNK_ELEMENTS, "cpu", 2 * 16 * size)  # of two heads
+    generator = torch.Generator().manual_seed(1)
+    primals, tangents = torch.randn(2, 3, 1, 2, size, head_dim, generator=generator).unbind(0)
+    with forward_mode_attention(), torch.no_grad(), Largest() as largest:
+        torch.func.jvp(lambda *x: attention(*x, softcap, causal), tuple(primals), tuple(tangents))
+    if softcap is None:
+        assert largest.elements == 2 * size * 2 * head_dim  # queries beside zeros
+    else:
+        assert largest.elements == (size * size if causal else 2 * 16 * size)  # a chunk, and a triangle without heads
+    with Largest() as largest:
+        dense(*primals, softcap, causal, None)
+    assert largest.elements == 2 * size * size
+
+
+@pytest.fixture
+def flexed(monkeypatch):
+    """flex_attention as CUDA has it, uncompiled on the CPU, where its gradients are there but refused."""
+    monkeypatch.setattr(attention_module, "FLEX_ON", {"cpu"})
+    monkeypatch.setattr(attention_module, "_compiled_flex_attention", lambda: flex_attention)
+    monkeypatch.setattr(flex_module, "_validate_device", lambda *_: None)
+
+
+IDS = torch.tensor([[0, 0, 0, 1, 1, 1, -1], [5, 5, 2, 2, 2, 5, 5]])
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("softcap", [None, 1.0])
+def test_blocks_of_documents_have_the_values_and_gradients_of_the_dense_mask(qkv, softcap, causal, flexed):
+    inputs = tuple(x.clone().requires_grad_() for x in qkv)
+    together = document_mask(IDS)
+    blocks = together.for_kernels(torch.empty(0), 16, causal)
+    assert isinstance(blocks, BlockMask) and together.for_kernels(torch.empty(0), 16, causal) is blocks
+    found = attention(*inputs, softcap, causal, blocks)
+    exact = dense(*inputs, softcap, causal, together.dense)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-12)
+    upstream = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(2))
+    gradients = (torch.autograd.grad(out, inputs, upstream) for out in (found, exact))
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_tiles_without_a_pair_are_left_out():
+    ids = torch.arange(512).div(128, rounding_mode="floor")[None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_module, "FLEX_ON", {"cpu"})
+        blocks = document_mask(ids).for_kernels(torch.empty(0), 16, False)
+    assert blocks.sparsity() == 75.0 and torch.equal(blocks.full_kv_num_blocks, torch.ones(1, 1, 4, dtype=torch.int32))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_network_reads_blocks_made_once_for_all_of_its_layers(softcap, flexed, monkeypatch):
+    torch.manual_seed(0)
+    network = DiT(11, L, 32, 3, 2, dropout=0.0, attention_softcap=softcap, neighbours=1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    made, original = [], attention_module.create_block_mask
+    monkeypatch.setattr(attention_module, "create_block_mask", lambda *a, **k: made.append(1) or original(*a, **k))
+    state, tau, mask = torch.randn(2, L, 32), torch.tensor([0.2, 0.7]), document_mask(IDS)
+    network.hidden(state, tau, mask=mask)
+    found = network.hidden(state, tau, mask=mask)
+    assert len(made) == 1
+    others = network.hidden(state, tau, mask=DocumentMask(IDS).dense)
+    torch.testing.assert_close(found, others, rtol=1e-4, atol=1e-5)
+    weights = [p for p in network.parameters() if p.requires_grad and p is not network.input_table]
+    weights = [p for p in weights if p not in set(network.output_layer.linear.parameters())]
+    pairs = zip(*(torch.autograd.grad(out.square().sum(), weights) for out in (found, others)), strict=True)
+    assert max((a - b).norm() / b.norm() for a, b in pairs) < 1e-4
+    rows = network.hidden(state[1:], tau[1:], mask=mask[slice(1, 2)])
+    torch.testing.assert_close(rows, found[1:], rtol=1e-4, atol=1e-5)
 
 
 def test_backward_matches_differences(qkv, documents):

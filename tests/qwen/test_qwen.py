@@ -289,6 +289,40 @@ def test_packed_rows_need_attention_that_takes_a_mask(folder):
         model(tokens(1, 4), documents=torch.tensor([[0, 0, 1, 1]]))
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_rows_that_need_a_mask_are_read_by_blocks_where_flex_attention_runs(folder, monkeypatch):
+    """As on CUDA, with what is compiled there left as it is: hidden states and gradients are those under a dense mask."""
+    from torch.nn.attention import flex_attention
+    from transformers import masking_utils
+    from transformers.integrations.flex_attention import WrappedFlexAttention
+
+    made, create = [], masking_utils.create_block_mask
+
+    def counted(*args, _compile, **options):
+        made.append(_compile)
+        return create(*args, **options)
+
+    monkeypatch.setattr("flm.qwen.backbone.FLEX_ON", {"cpu"})
+    monkeypatch.setattr(masking_utils, "create_block_mask", counted)
+    monkeypatch.setattr(WrappedFlexAttention, "__call__", lambda wrapped: flex_attention.flex_attention)
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    x, documents = tokens(2, 16), torch.tensor([[0] * 3 + [1] * 13, [0] * 6 + [4] * 8 + [-1] * 2])
+    found = []
+    for attention in (None, "sdpa"):
+        network = backbone(folder, attention=attention).train()
+        hidden = network(x, None, documents).hidden[documents >= 0]
+        (hidden * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+        found.append((hidden.detach(), {name: p.grad for name, p in network.named_parameters() if p.grad is not None}))
+        assert network.network.config._attn_implementation == ("flex_attention" if attention is None else "sdpa")
+        network(x)  # without documents no mask is needed
+        assert network.network.config._attn_implementation == "sdpa"
+    assert made == [True]  # once for all layers
+    torch.testing.assert_close(found[0][0], found[1][0], atol=2e-5, rtol=0)
+    assert found[0][1].keys() == found[1][1].keys() and len(found[0][1]) > 10
+    for name, gradient in found[1][1].items():
+        assert (found[0][1][name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+
+
 def test_layers_computed_again_give_the_same_gradients(folder):
     x, t, documents = tokens(2, 8), torch.tensor([0.2, 0.7]), torch.tensor([[0] * 3 + [1] * 5, [0] * 6 + [-1] * 2])
     found = []
