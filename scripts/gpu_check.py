@@ -301,7 +301,7 @@ def pieces(check: Check) -> None:
     shape = (check.sizes.batch, max(1, width // 64), check.sizes.length, 64)
     q, k, v = (torch.randn(shape, **made).requires_grad_() for _ in range(3))
     rows = torch.arange(shape[2], device=device).div(max(1, shape[2] // 4), rounding_mode="floor").expand(shape[0], -1)
-    mask = document_mask(rows)
+    mask = DocumentMask(rows).for_kernels(q, shape[3], False)
     kinds = {
         f"softcap {cap}, {name}": (cap, *how)
         for cap in (None, 50.0)
