@@ -9,10 +9,6 @@ case "${BENCHMARK:=humaneval}" in
   all) benchmarks=(humaneval mbpp) ;;
   *) echo "error: BENCHMARK=$BENCHMARK must be humaneval, mbpp or all" >&2; exit 1 ;;
 esac
-case "${TEMPERATURE:=0.0}" in
-  0 | 0.0) draw=(sampling.top_k=1) ;;
-  *) draw=(sampling.temperature="$TEMPERATURE") ;;
-esac
 out="${OUTPUT_DIR:-outputs/qwen3_evaluation}"
 case "$out" in /*) ;; *) [ -z "${OUTPUT_DIR:-}" ] || out="$PWD/$out" ;; esac
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -21,7 +17,7 @@ for benchmark in "${benchmarks[@]}"; do
     humaneval) file=(code_eval.path="$DATA_DIR/HumanEval.jsonl.gz") ;;
     mbpp) file=(code_eval.path="$DATA_DIR/mbpp.jsonl" code_eval.first=11 code_eval.last=510 code_eval.shots=3) ;;
   esac
-  python main.py mode=code_eval eval.checkpoint_path="$MODEL_PATH" eval.disable_ema=true "${file[@]}" "${draw[@]}" \
-    code_eval.samples="${NUM_SAMPLES:-1}" code_eval.new_tokens="${NEW_TOKENS:-512}" sampling.solver=top_probability \
+  python main.py mode=code_eval eval.checkpoint_path="$MODEL_PATH" eval.disable_ema=true "${file[@]}" \
+    code_eval.samples="${NUM_SAMPLES:-1}" code_eval.new_tokens="${NEW_TOKENS:-512}" sampling.solver=top_probability sampling.temperature="${TEMPERATURE:-0.0}" \
     sampling.steps="${NUM_STEPS:-32}" hydra.run.dir="$out/$benchmark" "$@"
 done

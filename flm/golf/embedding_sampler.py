@@ -46,8 +46,9 @@ class EmbeddingFlowSampler(Policy):
         **policy: Any,
     ):
         super().__init__(**policy)
+        idle = (None, 1.0, 0) if read_out == "argmax" else (None, 1.0)  # the most probable token is what it reads
         for name in ("temperature", "temperature_end", "top_k", "top_p"):
-            if read_out != "categorical" and policy.get(name) not in (None, 1.0):
+            if read_out != "categorical" and policy.get(name) not in idle:
                 raise ValueError(f"sampling.{name}={policy[name]} is for sampling.read_out=categorical, not {read_out}")
         self.zigzag, self.read_out, self.clamp = solver == "zigzag", read_out, clamp
 

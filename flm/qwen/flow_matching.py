@@ -202,9 +202,8 @@ class FlowMatchingSampler:
         if given.shape[1] > self._algorithm.length:
             raise ValueError(f"{given.shape[1]} tokens: the model reads at most {self._algorithm.length}")
         options: dict[str, Any] = {"solver": "top_probability" if by_confidence else config.solver_type}
-        # greedy is the best of one: the confidence is then that of the model, untempered
-        options |= {"top_k": 1} if config.temperature == 0 else {"temperature": config.temperature}
-        options |= {"top_k": config.top_k} if config.top_k is not None and config.temperature != 0 else {}
+        options |= {"temperature": config.temperature}  # at 0 the confidence is that of the model, untempered
+        options |= {"top_k": config.top_k} if config.top_k is not None else {}
         options |= {"top_p": config.top_p} if config.top_p is not None else {}
         return self._algorithm.generate(
             Canvas(given.masked_fill(editable, 0), editable),

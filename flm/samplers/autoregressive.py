@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flm.posterior import TokenPosterior
-from flm.ranges import Count, NonNegative, Positive, PositiveShare, TokenId
+from flm.ranges import Count, NonNegative, PositiveShare, TokenId
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import Moment, OnStep, check_steps
 from flm.samplers.policy import Policy, Shaping
@@ -60,7 +60,7 @@ class AutoregressiveSampler(Policy):
 
     def __init__(
         self,
-        temperature: Positive = 1.0,
+        temperature: NonNegative = 1.0,
         frequency_penalty: NonNegative = 0.0,
         top_k: Count | None = None,
         top_p: PositiveShare | None = None,

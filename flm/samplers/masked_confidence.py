@@ -63,7 +63,7 @@ class ConfidenceSampler(OrderSampler):
     other. A real network's order of confidence changes what is sampled, and takes diversity for quality.
 
     Args:
-        confidence: a key of CONFIDENCES; measured at the sampler's temperature, before top_k and top_p.
+        confidence: a key of CONFIDENCES; measured at the sampler's temperature (1 where that is 0), before top_k and top_p.
         order_temperature: of the order: positions are drawn without replacement, with probabilities proportional to
             exp(confidence / order_temperature); 0: the surest.
     """

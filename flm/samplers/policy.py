@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flm.posterior import Offset, TokenPosterior
-from flm.ranges import Count, NonNegative, Positive, PositiveShare, TokenId
+from flm.ranges import Count, NonNegative, PositiveShare, TokenId
 from flm.samplers.canvas import Canvas
 
 ANNEALING_POWER = 1.5
@@ -27,7 +27,8 @@ class Policy:
     """Base of samplers: the options that all of them have.
 
     Args:
-        temperature: divides the logits.
+        temperature: divides the logits; 0: all mass is on the most probable token, no draw is left to chance (and the
+            penalty below weighs as at 1).
         temperature_end: the temperature where the text is finished (tau = 1), `temperature` then being that of noise (tau =
             0); between them temperature_end + (temperature - temperature_end) (1 - tau)^1.5. None: the same throughout.
         frequency_penalty: takes frequency_penalty * log(1 + count) nats off the logit of a token that stands `count` times in
@@ -42,8 +43,8 @@ class Policy:
 
     def __init__(
         self,
-        temperature: Positive = 1.0,
-        temperature_end: Positive | None = None,
+        temperature: NonNegative = 1.0,
+        temperature_end: NonNegative | None = None,
         frequency_penalty: NonNegative = 0.0,
         top_k: Count | None = None,
         top_p: PositiveShare | None = None,
@@ -105,12 +106,12 @@ class Shaping:
         if policy.is_plain:
             return posterior
         temperature = policy.temperature_at(tau)
-        found = posterior.tempered(temperature) if temperature != 1 else posterior
+        greedy = temperature == 0  # one token is left, by its logit: nothing is divided by zero
+        found = posterior if greedy or temperature == 1 else posterior.tempered(temperature)
         if policy.moves_logits:
             found = replace(found, offset=self._offset(found, at))
-        if policy.top_k is None and policy.top_p is None:
-            return found
-        return replace(found, top_k=policy.top_k, top_p=policy.top_p)
+        top_k, top_p = (1, None) if greedy else (policy.top_k, policy.top_p)
+        return found if top_k is None and top_p is None else replace(found, top_k=top_k, top_p=top_p)
 
     def _offset(self, posterior: TokenPosterior, at: Tensor | None) -> "LogitOffset":
         policy, editable, vocab_size = self.policy, self.canvas.editable, posterior.vocab_size

@@ -196,7 +196,7 @@ def test_probabilities_that_are_drawn_from_are_float64():
 @pytest.mark.parametrize(
     "wrong,key",
     [
-        (lambda: check(UniformSampler, {"temperature": 0}, "sampling"), "sampling.temperature"),
+        (lambda: check(UniformSampler, {"temperature": -1}, "sampling"), "sampling.temperature"),
         (lambda: check(UniformSampler, {"top_k": 0}, "sampling"), "sampling.top_k"),
         (lambda: check(UniformSampler, {"top_p": 1.5}, "sampling"), "sampling.top_p"),
         (lambda: check(UniformSampler, {"noise_removal": "none"}, "sampling"), "sampling.noise_removal"),

@@ -253,14 +253,20 @@ def test_read_outs_and_one_step():
     def run(steps=1, seed=0, **options):
         return EmbeddingFlowSampler(**options)(Points(), canvas, steps, torch.Generator().manual_seed(seed))
 
-    assert (run() == 1).all()  # the longest embedding has the largest logit
+    assert (run() == 1).all() and (run(read_out="categorical", temperature=0) == 1).all() and (run(temperature=0) == 1).all()
+    # the longest embedding has the largest logit
     assert (run(read_out="nearest") == 0).all()
     drawn = torch.bincount(run(read_out="categorical", temperature=2.0).flatten(), minlength=3) / 800
     expected = (torch.tensor([1.2, 0.1]) @ table.T / 2.0).softmax(0)
     assert torch.allclose(drawn.double(), expected.double(), atol=0.09)  # 5 standard errors
     for steps in (1, 4):
         assert torch.equal(run(steps, solver="euler"), run(steps, solver="zigzag", clamp=True))
-    for options in ({"solver": "heun"}, {"read_out": "state"}, {"temperature": 0.0}, {"temperature": 2.0}):
+    for options in (
+        {"solver": "heun"},
+        {"read_out": "state"},
+        {"read_out": "nearest", "temperature": 0.0},
+        {"temperature": 2.0},
+    ):
         with pytest.raises(ValueError, match="sampling."):
             check(EmbeddingFlowSampler, options, "sampling")
             EmbeddingFlowSampler(**options)

@@ -301,7 +301,7 @@ def test_bad_options_name_their_key():
         ({"scheme": "basic", "guess": "argmax"}, "sampling.guess"),
         ({"top_k": 0}, "sampling.top_k"),
         ({"top_p": 0.0}, "sampling.top_p"),
-        ({"temperature": 0.0}, "sampling.temperature"),
+        ({"temperature": -0.1}, "sampling.temperature"),
         ({"read_out": "state"}, "sampling.read_out"),
     ):
         with pytest.raises(ValueError, match=key):

@@ -120,6 +120,49 @@ def test_annealing_has_its_ends_and_its_power():
     assert Policy(temperature=0.3).temperature_at(0.4) == 0.3
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"top_k": 3, "top_p": 0.5}, {"frequency_penalty": 3.0}, {"suppress": [0, 4, 7]}], ids=str
+)
+def test_at_temperature_0_all_mass_is_on_the_first_choice(options):
+    """Of what the policy leaves at temperature 1; nothing is infinite, not a number, or left to the seed."""
+    posterior, canvas = some_posterior(), Canvas.blank(B, L)
+    shaped = Shaping(Policy(temperature=0, **options), canvas)
+    tokens = torch.tensor([[2, 2, 7, 4], [5, 5, 5, 2], [0, 1, 1, 9]])
+    shaped.stands(tokens)
+    found = shaped(posterior, 0.3)
+    want = dense(posterior, Policy(**options), 0.3, tokens, canvas.editable, canvas.editable).argmax(-1)
+    assert torch.equal(found.probabilities(), torch.nn.functional.one_hot(want, SIZE).double())
+    assert torch.equal(found.expected([torch.eye(SIZE).double()])[0], torch.nn.functional.one_hot(want, SIZE).double())
+    for seed in range(3):
+        assert torch.equal(found.draw(generator(seed)), want)
+    cooled = Policy(temperature=1.0, temperature_end=0, **options)  # annealed to it
+    assert torch.equal(Shaping(cooled, canvas)(posterior, 1.0).probabilities().argmax(-1), posterior_at_end(posterior, cooled))
+
+
+def posterior_at_end(posterior, policy):
+    """The first choice where no token stands yet."""
+    nowhere = torch.zeros(B, L, dtype=torch.bool)
+    plain = Policy(suppress=policy.suppress)
+    return dense(posterior, plain, 1.0, torch.zeros(B, L).long(), nowhere, ~nowhere).argmax(-1)
+
+
+# what order they write or take back in would be left to chance if all confidences were 1: theirs is that at temperature 1
+BY_CONFIDENCE = ("top_probability", "top_margin", "low_entropy", "threshold", "low_confidence", "p2")
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in CASES}))
+def test_temperature_0_is_where_low_temperatures_lead(name):
+    """For every sampler: so cold that nothing but the first choice is drawn gives the same texts, of the same noise."""
+    algorithm = build(name, ()).eval()
+    for solver in algorithm.samplers:
+        options = ({"solver": solver} if solver else {}) | FURTHER.get(name, {})
+        if "temperature" not in signature_of(algorithm.samplers[solver]).parameters:
+            continue
+        same = {"top_k": 1} if solver in BY_CONFIDENCE else {"temperature": 1e-7}
+        written = [algorithm.generate(Canvas.blank(6, 8), 3, generator(1), **options, **o) for o in ({"temperature": 0}, same)]
+        assert torch.equal(*written), solver
+
+
 def test_the_penalty_of_the_source():
     """Logits (0, 0), counts (1, 0), lambda 1: (1/3, 2/3)."""
     posterior = TokenPosterior(torch.zeros(1, 2, 1, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64))

@@ -53,7 +53,7 @@ def test_evaluation_by_benchmark_and_temperature(tmp_path):
         assert {f"code_eval.path={file}", "sampling.temperature=0.7", "code_eval.samples=10", "sampling.steps=32"} <= set(call)
         assert call[-1] == "x=1"
     _, (greedy,) = run_script(name, tmp_path, **given)
-    assert "sampling.top_k=1" in greedy and not any(argument.startswith("sampling.temperature") for argument in greedy)
+    assert "sampling.temperature=0.0" in greedy
     done, calls = run_script(name, tmp_path, BENCHMARK="apps", **given)
     assert done.returncode == 1 and calls == [] and "BENCHMARK=apps must be" in done.stderr
 

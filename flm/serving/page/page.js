@@ -245,7 +245,7 @@ function choose() {
   slider({ name: "steps", min: 1, max: 256, value: first.steps, log: true });
   if (second) slider({ name: SECOND, min: 1, max: 256, value: second === first ? 1 : second.steps, log: true });
   const options = new Set(chosen.flatMap((m) => m.options));
-  if (options.has("temperature")) slider({ name: "temperature", min: 0.1, max: 1.5, step: 0.05, value: 1 });
+  if (options.has("temperature")) slider({ name: "temperature", min: 0, max: 1.5, step: 0.05, value: 1 });
   if (options.has("churn")) slider({ name: "churn", min: 0, max: 1, step: 0.05, value: 0 });
   if (options.has("gamma")) slider({ name: "gamma", min: 0, max: 1, step: 0.05, value: 0 });
   chosen.forEach((model, place) => panel(place, model));
