@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}  # Lightning takes these names too
+OF_WEIGHTS = {torch.float32: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}  # what suits weights so kept
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -30,6 +31,19 @@ def device_named(device: torch.device | str | None, key: str = "device") -> torc
         raise ValueError(f"{key} must be cpu, cuda or cuda:NUMBER, not {device!r}") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"{key}={device}: PyTorch finds no such CUDA device here; take cpu")
+    return found
+
+
+def dtype_named(dtype: torch.dtype | str) -> torch.dtype:
+    """One of OF_WEIGHTS, by itself or by its name.
+
+    Raises:
+        ValueError: it is another.
+    """
+    names = {str(known).removeprefix("torch."): known for known in OF_WEIGHTS}
+    found = names.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise ValueError(f"dtype must be {', '.join(names)} or null, not {dtype}")
     return found
 
 

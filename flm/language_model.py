@@ -19,11 +19,12 @@ from flm.checkpoints.foreign import ImportChoices
 from flm.checkpoints.load import load_algorithm
 from flm.checkpoints.model_file import ModelSource, generation_defaults
 from flm.data.tokenizers import Tokenizer
-from flm.device import autocast, device_named
+from flm.device import OF_WEIGHTS, autocast, device_named, dtype_named
 from flm.draws import Draws, mix_seed
 from flm.likelihood.held_out import Likelihood, NegativeLogLikelihood, Sharing, drawn_bounds, likelihood
 from flm.ranges import Count, Index, Seed
-from flm.samplers.canvas import Canvas, pieces_of
+from flm.samplers.canvas import Canvas, Pieces, Text, pieces_of
+from flm.samplers.flow import OnStep
 from flm.samplers.options import sampler_for
 from flm.schema import check, check_call
 
@@ -77,31 +78,40 @@ class LanguageModel:
     def device(self) -> torch.device:
         return next(self.algorithm.parameters()).device
 
-    def to(self, device: torch.device | str) -> "LanguageModel":
-        self.algorithm.to(device_named(device))
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None) -> "LanguageModel":
+        """Moves it; and rounds its weights to `dtype`, which its networks then compute in. A clock's table stays as it is."""
+        if device is not None:
+            self.algorithm.to(device_named(device))
+        if dtype is not None:
+            kind = dtype_named(dtype)
+            for parameter in self.algorithm.parameters():
+                parameter.data = parameter.data.to(kind)
+            self.precision = OF_WEIGHTS[kind]
         return self
 
     def generate(
         self,
         n: Count = 1,
         steps: Count | None = None,
-        prompt: str | None = None,
+        prompt: str | Sequence[str] | None = None,
         suffix: str | None = None,
         length: Count | None = None,
         seed: Seed = 0,
         batch_size: Count = 32,
+        on_step: OnStep = None,
         **options: Any,
-    ) -> list[str]:
-        """Texts of `length` tokens, each beginning with the prompt and ending with the suffix.
+    ) -> list[Text]:
+        """Texts of `length` tokens, each beginning with the prompt and ending with the suffix; with their `ids`.
 
         Args:
-            n: how many.
+            n: how many, of each prompt.
             steps: of the sampler; None: `self.steps`. A model that writes from left to right takes no notice.
-            prompt: given text at the start.
+            prompt: given text at the start; of several prompts the texts come in their order, n of the first, n of the second.
             suffix: given text at the end.
             length: tokens in all, given ones included; None: `self.length`.
             seed: the same seed gives the same texts, for the same n and batch_size, on the same kind of device.
             batch_size: texts made at a time.
+            on_step: called with each `Moment` of each batch: what stands, and how sure it is.
             options: of the sampler (temperature, churn, gamma, ... as it has them), over `self.options`; None: its default.
 
         Raises:
@@ -109,37 +119,41 @@ class LanguageModel:
         """
         check_call(LanguageModel.generate, locals())
         length = self.length if length is None else length
-        named = {"prompt": prompt, "suffix": suffix}
-        given = [self.tokenizer.encode_exactly(text, name) if text else [] for name, text in named.items()]
-        hole = length - len(given[0]) - len(given[1])
-        if hole < 1:
-            raise ValueError(
-                f"prompt ({len(given[0])} tokens) and suffix ({len(given[1])}) leave nothing to fill in {length} tokens: "
-                "shorten them or raise length"
-            )
-        return self._texts([given[0], hole, given[1]], n, steps, seed, batch_size, options)
+        end = self.tokenizer.encode_exactly(suffix, "suffix") if suffix else []
+        rows: list[Pieces] = []
+        for text in [prompt] if prompt is None or isinstance(prompt, str) else prompt:
+            start = self.tokenizer.encode_exactly(text, "prompt") if text else []
+            hole = length - len(start) - len(end)
+            if hole < 1:
+                both = f"prompt ({len(start)} tokens) and suffix ({len(end)})"
+                raise ValueError(f"{both} leave nothing to fill in {length} tokens: shorten them or raise length")
+            rows += [[start, hole, end]] * n
+        return self._texts(rows, steps, seed, batch_size, on_step, options)
 
     def infill(
         self,
-        template: str,
+        template: str | Sequence[str],
         n: Count = 1,
         steps: Count | None = None,
         seed: Seed = 0,
         batch_size: Count = 32,
+        on_step: OnStep = None,
         **options: Any,
-    ) -> list[str]:
+    ) -> list[Text]:
         """Texts with the holes of a template filled: "The [8] sat on the [4]." has holes of 8 and 4 tokens.
 
         Args:
-            template: the text between holes is kept; it is tokenized stretch by stretch.
-            n, steps, seed, batch_size, options: as in `generate`.
+            template: the text between holes is kept; it is tokenized stretch by stretch. Several are filled one by one.
+            n, steps, seed, batch_size, on_step, options: as in `generate`.
 
         Raises:
             ValueError: as `generate`; or the template has no hole, or one of 0 tokens.
         """
         check_call(LanguageModel.infill, locals())
-        pieces = pieces_of(template, lambda text: self.tokenizer.encode_exactly(text, "infill"), "infill")
-        return self._texts(pieces, n, steps, seed, batch_size, options)
+        encode = lambda text: self.tokenizer.encode_exactly(text, "infill")  # noqa: E731
+        templates = [template] if isinstance(template, str) else template
+        every = [[pieces_of(one, encode, "infill")] * n for one in templates]  # none is begun before all are read
+        return [text for rows in every for text in self._texts(rows, steps, seed, batch_size, on_step, options)]
 
     @torch.no_grad()
     def fill(
@@ -148,7 +162,7 @@ class LanguageModel:
         steps: Count | None = None,
         seed: Seed = 0,
         batch: Index = 0,
-        on_step: Callable[[Any], None] | None = None,
+        on_step: OnStep = None,
         **options: Any,
     ) -> Tensor:
         """Token ids (B, L) for a canvas on `self.device`: what `generate` and `infill` decode; arguments as there.
@@ -254,13 +268,13 @@ class LanguageModel:
         return self.algorithm
 
     def _texts(
-        self, pieces: Sequence[list[int] | int], n: int, steps: int | None, seed: int, batch_size: int, options: dict[str, Any]
-    ) -> list[str]:
-        rows: list[list[int]] = []
-        while len(rows) < n:
-            canvas = Canvas.from_pieces(pieces, min(batch_size, n - len(rows)), self.device)
-            rows += self.fill(canvas, steps, seed, len(rows) // batch_size, **options).tolist()
-        return [self.tokenizer.decode(row) for row in rows]
+        self, rows: list[Pieces], steps: int | None, seed: int, batch_size: int, on_step: OnStep, options: dict[str, Any]
+    ) -> list[Text]:
+        found: list[list[int]] = []
+        for batch, start in enumerate(range(0, len(rows), batch_size)):
+            canvas = Canvas.stacked([Canvas.from_pieces(row, 1, self.device) for row in rows[start : start + batch_size]])
+            found += self.fill(canvas, steps, seed, batch, on_step, **options).tolist()
+        return [Text.of(self.tokenizer.decode(ids), ids) for ids in found]
 
     def __repr__(self) -> str:
         return (
@@ -276,6 +290,7 @@ def load(
     trusted_modules: Sequence[str] = (),
     revision: str | None = None,
     file: str | None = None,
+    dtype: torch.dtype | str | None = None,
     **published: Any,
 ) -> LanguageModel:
     """The model of a run folder (its last checkpoint), a checkpoint, an exported folder, an artifact, or a name on the hub.
@@ -291,6 +306,8 @@ def load(
         trusted_modules: modules outside this package whose model classes may be built; your word, never the file's.
         revision: branch, tag or commit on the hub; None: main.
         file: path of a checkpoint inside the repository on the hub, owt_fmlm.ckpt; None: an exported model.
+        dtype: that the weights are rounded to and the networks compute in: float32, bfloat16, float16; None: as they are, and
+            `precision`.
         published: what a published checkpoint does not say, as fields of `flm.checkpoints.foreign.ImportChoices`:
             tokenizer_name_or_path, length, imported_as, ... Not read for others.
 
@@ -309,4 +326,4 @@ def load(
     # a model may have a row for a mask that its tokenizer lacks
     if not algorithm.vocab_size - 1 <= tokenizer.vocab_size <= algorithm.vocab_size:
         raise ValueError(f"{source}: its tokenizer has {tokenizer.vocab_size} tokens, its model {algorithm.vocab_size}")
-    return LanguageModel(algorithm.to(device), tokenizer, about)
+    return LanguageModel(algorithm.to(device), tokenizer, about).to(dtype=dtype)

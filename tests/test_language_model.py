@@ -181,13 +181,13 @@ def test_either_weights(checkpoint, folder, tmp_path):
         (lambda lm: lm.generate(steps=0), "steps must be a whole number of at least 1, or null, not 0"),
         (lambda lm: lm.generate(n=0), "n must be"),
         (lambda lm: lm.generate(n=True), "n must be a whole number of at least 1, not true"),
-        (lambda lm: lm.generate(prompt=3), "prompt must be text, or null, not 3"),
+        (lambda lm: lm.generate(prompt=3), "prompt must be text, or a list, each text, or null, not 3"),
         (lambda lm: lm.generate(suffix=["a"]), "suffix must be text"),
         (lambda lm: lm.generate(seed=-1), "seed must be a whole number of at least 0"),
         (lambda lm: lm.generate(seed="x"), "seed must be"),
         (lambda lm: lm.generate(temperature="hot"), "temperature must be a number of at least 0, not hot"),
         (lambda lm: lm.generate(solver="rk4"), "solver must be one of euler, heun, bridge, not rk4"),
-        (lambda lm: lm.infill(7), "template must be text, not 7"),
+        (lambda lm: lm.infill(7), "template must be text, or a list, each text, not 7"),
         (lambda lm: lm.nll(7), "text must be text, not 7"),
         (lambda lm: lm.to("cudaa"), "device must be cpu, cuda or cuda:NUMBER, not 'cudaa'"),
         (lambda lm: lm.to("cuda:99"), "device=cuda:99: PyTorch finds no such CUDA device here"),
@@ -291,3 +291,40 @@ def test_the_card_names_licence_recipe_and_measurements(checkpoint, folder, corp
         (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
         assert any(part in line for part in named.split("|")), line
     assert not (tmp_path / "other" / "config.json").exists()
+
+
+def test_several_prompts_share_a_batch_and_every_text_has_its_ids(checkpoint):
+    lm = flm.load(checkpoint, device="cpu")
+    prompts = ["the cat ", "a ", "one bird"]
+    texts = lm.generate(n=2, steps=2, prompt=prompts)
+    assert [text.startswith(prompts[i // 2]) for i, text in enumerate(texts)] == [True] * 6
+    assert all(lm.tokenizer.decode(text.ids) == text and len(text.ids) == lm.length for text in texts)
+    # what stands in a row is its own: the noise is that of a batch of two, whatever the other prompt
+    assert lm.generate(steps=2, prompt=prompts[:2])[1] == lm.generate(n=2, steps=2, prompt="a ")[1]
+    assert lm.generate(n=3, steps=2, prompt=["the "]) == lm.generate(n=3, steps=2, prompt="the ")
+    templates = ["the [4] sees.", "a [2] dog [2]"]
+    assert lm.infill(templates, n=2, steps=2) == [t for one in templates for t in lm.infill(one, n=2, steps=2)]
+    with pytest.raises(ValueError, match="infill='none' has no hole"):
+        lm.infill(["the [4]", "none"], on_step=lambda moment: pytest.fail("begun before all were read"))
+
+
+def test_every_step_of_every_batch_is_shown(checkpoint):
+    lm, seen = flm.load(checkpoint, device="cpu"), []
+    texts = lm.generate(n=3, steps=4, prompt="the ", batch_size=2, on_step=seen.append)
+    assert [(moment.index, len(moment.tokens())) for moment in seen] == [(i, rows) for rows in (2, 1) for i in range(4)]
+    assert all(lm.tokenizer.decode(row.tolist()).startswith("the ") for moment in seen for row in moment.tokens())
+    assert len(texts) == 3
+
+
+def test_weights_rounded_to_a_dtype(checkpoint):
+    text = "the cat sees fish."
+    exact, rounded = flm.load(checkpoint, device="cpu"), flm.load(checkpoint, device="cpu", dtype="bfloat16")
+    for (name, one), (_, other) in zip(exact.algorithm.named_parameters(), rounded.algorithm.named_parameters(), strict=True):
+        assert other.dtype == torch.bfloat16 and torch.equal(other, one.bfloat16()), name
+    for (name, one), (_, other) in zip(exact.algorithm.named_buffers(), rounded.algorithm.named_buffers(), strict=True):
+        assert torch.equal(one, other) and one.dtype == other.dtype, name
+    assert rounded.precision == "bf16-mixed" and len(rounded.generate(steps=2, prompt="the ")[0]) > 4
+    assert rounded.nll(text, seed=1).nats == pytest.approx(exact.nll(text, seed=1).nats, rel=0.03)
+    assert flm.load(checkpoint, device="cpu", dtype=torch.float32).generate(steps=2) == exact.generate(steps=2)
+    with pytest.raises(ValueError, match="^dtype must be float32, bfloat16, float16 or null, not int8$"):
+        exact.to(dtype="int8")

@@ -35,7 +35,8 @@ from flm.data.tokenizers import Tokenizer
 from flm.models.causal import CausalTransformer
 from flm.models.dit import DiT
 
-CARD, TOKENIZER_CONFIG, MODELING = "README.md", "tokenizer_config.json", "modeling_flm.py"
+CARD, TOKENIZER_CONFIG = "README.md", "tokenizer_config.json"
+MODELING, GENERATING = "modeling_flm.py", "generation_flm.py"
 
 
 def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: str) -> list[str]:
@@ -70,8 +71,10 @@ def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: 
     atomic.write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(source.tokenizer, algorithm.length))
     special = {f"{name}_token_id": tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")}
     generation = source.generation
-    atomic.write_json(folder / GENERATION, special | {"flm": generation})
-    code = [Path(__file__).parent / MODELING] if own is None else own.code
+    # said in full, so that no pipeline puts defaults of its own in their place
+    usual = {"do_sample": True, "temperature": generation["options"].get("temperature", 1.0), "max_length": algorithm.length}
+    atomic.write_json(folder / GENERATION, special | (usual if own is None else {}) | {"flm": generation})
+    code = [Path(__file__).parent / name for name in (MODELING, GENERATING)] if own is None else own.code
     for file_of_code in code:
         atomic.write_text(folder / file_of_code.name, file_of_code.read_text(encoding="utf-8"))
     atomic.write_text(folder / CARD, card)
@@ -81,6 +84,7 @@ def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: 
         "auto_map": {
             "AutoConfig": f"{MODELING.removesuffix('.py')}.FlowLanguageModelConfig",
             "AutoModel": f"{MODELING.removesuffix('.py')}.FlowLanguageModel",
+            "AutoModelForCausalLM": f"{MODELING.removesuffix('.py')}.FlowLanguageModel",
         },
     }
     config = {
@@ -91,6 +95,11 @@ def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: 
         "length": algorithm.length,
         **special,
         "networks": networks,
+        "tables": {
+            name: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
+            for name, tensor in weights.items()
+            if not name.startswith(tuple(f"{network}." for network in networks))
+        },
         **({} if own is None else own.config(algorithm, generation["steps"])),
         "flm": {
             "format_version": FORMAT_VERSION,

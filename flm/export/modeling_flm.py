@@ -1,4 +1,4 @@
-"""The networks of a flow language model for transformers, in one file that needs torch and transformers only.
+"""The networks of a flow language model for transformers; needs torch and transformers only.
 
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     logits = model(inputs_embeds=state, tau=tau).logits
@@ -7,8 +7,8 @@ A flow language model reads a noised sequence x_t = (1 - t) noise + t onehot(tok
 `state = x_t @ model.backbone.input_table`, and predicts the token at every position. One trained with algo.reads=evidence
 reads `state = softmax(evidence) @ model.backbone.input_table` with evidence = log_prior + t x_t / (1 - t)^2 and log_prior from
 the file of the weights, and its prediction is softmax(logits + evidence); a flow map takes the mean of t / (1 - t) over the two
-ends of the jump in place of t / (1 - t). This file holds the networks alone: samplers, clock
-and likelihood are in the package `flm`, whose `flm.load(folder)` opens the same folder.
+ends of the jump in place of t / (1 - t). This file holds the networks alone: samplers, clock and likelihood are in the package
+`flm`, whose `flm.load(folder)` opens the same folder, and which `generate` and `pipeline("text-generation")` ask.
 
 B batch, L positions, D width, V vocabulary, H heads of width Dh.
 """
@@ -22,14 +22,26 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .generation_flm import Generates
+
 
 class FlowLanguageModelConfig(PretrainedConfig):
-    """`networks` maps the name of each network in the weights to its class here (`kind`) and its arguments."""
+    """`networks` maps the name of each network in the weights to its class here (`kind`) and its arguments; `tables` the name
+    of all else in them to its shape and dtype: what the package reads."""
 
     model_type = "flm"
 
-    def __init__(self, vocab_size: int = 2, length: int = 1, networks: dict | None = None, flm: dict | None = None, **kwargs):
+    def __init__(
+        self,
+        vocab_size: int = 2,
+        length: int = 1,
+        networks: dict | None = None,
+        tables: dict | None = None,
+        flm: dict | None = None,
+        **kwargs,
+    ):
         self.vocab_size, self.length, self.networks, self.flm = vocab_size, length, networks or {}, flm or {}
+        self.tables = tables or {}
         super().__init__(**kwargs)
 
 
@@ -224,8 +236,8 @@ class CausalTransformer(nn.Module):
         return self.body(state, tau, tau_to, softcapped)
 
 
-class FlowLanguageModel(PreTrainedModel):
-    """All networks of an exported model, under the names they have in its weights."""
+class FlowLanguageModel(Generates, PreTrainedModel):
+    """All networks of an exported model, and what else is in its weights, under the names that they have there."""
 
     config_class = FlowLanguageModelConfig
     base_model_prefix = ""
@@ -234,17 +246,25 @@ class FlowLanguageModel(PreTrainedModel):
     def __init__(self, config: FlowLanguageModelConfig):
         super().__init__(config)
         for name, node in config.networks.items():
-            place: nn.Module = self
-            *parents, last = name.split(".")
-            for part in parents:
-                if part not in place._modules:
-                    place.add_module(part, nn.Module())
-                place = place.get_submodule(part)
+            place, last = self._place(name)
             place.add_module(last, self._kinds[node["kind"]](**node["arguments"]))
-        # the weights may hold more than networks, what only training uses
+        for name, (shape, dtype) in config.tables.items():
+            place, last = self._place(name)
+            place.register_buffer(last, torch.zeros(shape, dtype=getattr(torch, dtype)))
+        # a folder without `tables` may hold more than networks
         names = "|".join(name.replace(".", r"\.") for name in config.networks)
         self._keys_to_ignore_on_load_unexpected = [rf"^(?!({names})\.)"]
         self.post_init()
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        """The module that holds what is called `a.b.c`, made where there is none, and `c`."""
+        place: nn.Module = self
+        *parents, last = name.split(".")
+        for part in parents:
+            if part not in place._modules:
+                place.add_module(part, nn.Module())
+            place = place.get_submodule(part)
+        return place, last
 
     def _init_weights(self, module: nn.Module) -> None:
         """Weights come from a file."""

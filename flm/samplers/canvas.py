@@ -55,6 +55,11 @@ class Canvas:
         )
 
     @classmethod
+    def stacked(cls, canvases: Sequence["Canvas"]) -> "Canvas":
+        """Sequences of several canvases of one length, in their order; without documents."""
+        return cls(torch.cat([one.tokens for one in canvases]), torch.cat([one.editable for one in canvases]))
+
+    @classmethod
     def between(
         cls,
         prompt: Sequence[int],
@@ -79,6 +84,18 @@ class Canvas:
     def fill(self, tokens: Tensor) -> Tensor:
         """The proposed tokens (B, L) where editable, the given ones elsewhere."""
         return torch.where(self.editable, tokens, self.tokens)
+
+
+class Text(str):
+    """A text that was written, with its token ids."""
+
+    ids: list[int]
+
+    @classmethod
+    def of(cls, text: str, ids: list[int]) -> "Text":
+        found = cls(text)
+        found.ids = ids
+        return found
 
 
 @dataclass(frozen=True)

@@ -152,8 +152,7 @@ class Engine:
 
     def _generate(self, jobs: list[Job]) -> list[list[int]]:
         settings, device = jobs[0].settings, self.lm.device
-        parts = [Canvas.from_pieces(job.pieces, job.count, device) for job in jobs]
-        canvas = Canvas(torch.cat([part.tokens for part in parts]), torch.cat([part.editable for part in parts]))
+        canvas = Canvas.stacked([Canvas.from_pieces(job.pieces, job.count, device) for job in jobs])
         seed = secrets.randbits(31) if settings.seed is None else settings.seed
         films = {}
         place = 0

@@ -23,13 +23,13 @@ from flm.checkpoints.hub import download
 from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.checkpoints.model_file import generation_defaults
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer
-from flm.export.hf_folder import CARD, MODELING, TOKENIZER_CONFIG, write_folder
+from flm.export.hf_folder import CARD, GENERATING, MODELING, TOKENIZER_CONFIG, write_folder
 from flm.export.model_card import model_card
 from flm.export.upload import push_to_hub
 from flm.two_stage.flm_distill import raw
 
 LENGTH = 6
-FILES = (*READ, TOKENIZER_CONFIG, MODELING, CARD)
+FILES = (*READ, TOKENIZER_CONFIG, MODELING, GENERATING, CARD)
 DOCUMENTS = ["A cat sees, a dog hears.", "one  bird sees the sea. na\u00efve caf\u00e9 <|end|> 'tis"] * 4
 SIZES = {"length": LENGTH, "hidden_size": 16, "num_blocks": 2, "num_heads": 2, "cond_dim": 8}
 KINDS = {
@@ -186,6 +186,61 @@ def test_transformers_opens_it_without_this_package_and_predicts_the_same(models
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == len(KINDS)
+
+
+THROUGH_TRANSFORMERS = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+import flm
+
+torch.set_num_threads(1)
+root, saved, *kinds = sys.argv[1:]
+for kind in kinds:
+    folder = f"{root}/{kind}"
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    lm = flm.load(folder, device="cpu")
+    prompt = tokenizer("A ", return_tensors="pt").input_ids
+    wanted = [text.ids for text in lm.generate(n=3, prompt="A ", steps=2, seed=4)]
+    assert model.generate(prompt, num_return_sequences=3, steps=2, seed=4).tolist() == wanted, kind
+    warm = [text.ids for text in lm.generate(n=3, prompt="A ", steps=2, seed=4, temperature=3.0)]
+    assert model.generate(prompt, num_return_sequences=3, steps=2, seed=4, temperature=3.0).tolist() == warm, kind
+    assert warm != wanted or kind != "ar"
+    # greedy, and prompts of two lengths padded on the left: each is what it would be alone
+    cold = {"do_sample": False, "max_new_tokens": 2, "seed": 1, "steps": 2}
+    longer = torch.cat((prompt, prompt[:, :1]), 1)
+    both = torch.cat((torch.nn.functional.pad(prompt, (1, 0)), longer))
+    found = model.generate(both, attention_mask=torch.tensor([[0] + [1] * prompt.shape[1], [1] * longer.shape[1]]), **cold)
+    assert torch.equal(found[:1, 1:], model.generate(prompt, **cold)) and torch.equal(found[1:], model.generate(longer, **cold))
+    torch.manual_seed(0)
+    made = pipeline("text-generation", model=model, tokenizer=tokenizer)("A ", num_return_sequences=2)
+    assert len(made) == 2 and all(one["generated_text"].startswith("A") for one in made), made
+    with torch.no_grad():  # as after a fine-tuning
+        for parameter in model.parameters():
+            parameter.mul_(1.25)
+    tuned = model.generate(prompt, num_return_sequences=3, steps=2, seed=4, temperature=0.5).tolist()
+    model.save_pretrained(f"{saved}/{kind}")
+    tokenizer.save_pretrained(f"{saved}/{kind}")
+    again = flm.load(f"{saved}/{kind}", device="cpu")
+    assert [t.ids for t in again.generate(n=3, prompt="A ", steps=2, seed=4, temperature=0.5)] == tuned, kind
+    assert AutoModelForCausalLM.from_pretrained(f"{saved}/{kind}", trust_remote_code=True).config.length == lm.length
+    print("fine", kind)
+"""
+
+
+def test_transformers_writes_with_it_and_what_it_saves_loads(models, tmp_path):
+    pytest.importorskip("transformers")
+    kinds = ["flm", "flm_evidence", "fmlm", "ar"]
+    done = subprocess.run(
+        [sys.executable, "-c", THROUGH_TRANSFORMERS, str(models["ar"][1].parent), str(tmp_path / "saved"), *kinds],
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("fine") == len(kinds)
 
 
 def test_nothing_of_the_machine_is_shared(models):

@@ -56,7 +56,7 @@ def files_of(page: Path) -> dict[str, str]:
 
 def sessions_of(page: Path) -> list[str]:
     """Blocks of Python that begin with `import flm`, or with a line that imports from it."""
-    begins, block = r"    (?:import flm|from flm\S* import).*\n", r"(?:(?:    .*)?\n)*"
+    begins, block = r"    (?:import flm|from (?:flm|transformers)\S* import).*\n", r"(?:(?:    .*)?\n)*"
     found = re.findall(f"^{begins}{block}", page.read_text(encoding="utf-8"), re.M)
     return [textwrap.dedent(block) for block in found]
 
