@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import flm
 from flm.algos.algorithm import Algorithm
@@ -16,13 +17,17 @@ from flm.atomic import write_bytes, write_text
 from flm.checkpoints.description import Description
 from flm.checkpoints.folder import shareable
 from flm.golf import flow_lm_eval, golf_eval
-from flm.golf.packed import Packed, Rounding, has_zstandard, pack
+from flm.golf.error_feedback import input_moments
+from flm.golf.flow_lm_eval import training_batches
+from flm.golf.packed import has_zstandard
+from flm.golf.packing import Packed, Rounding, pack
 from flm.golf.quantise import Plan
 from flm.golf.submission_script import script
 from flm.ranges import Count, Existing, Index, one_of
 from flm.tasks import ppl_eval
 from flm.tasks.assemble import targets
 from flm.tasks.evaluation import EvalOptions, load_model
+from flm.tasks.held_out import HeldOut
 from flm.tasks.machine import Machine
 from flm.tasks.processes import check_alone
 from flm.tasks.run import Run
@@ -43,6 +48,7 @@ class ArtifactOptions:
     code: Existing | Sequence[Existing] | None = None
     kept_elements: Index = 65_536
     rounding: Rounding = "step"
+    calibration: Index = 0
     scale_floor: bool = False
     script: bool = False
     steps: Count | None = None
@@ -64,6 +70,11 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     left = _left(wanted.limit_bytes, num_code)
     if wanted.scale_floor and wanted.rounding == "step":
         raise ValueError("artifact.scale_floor=true is of artifact.rounding=published: steps know no floor")
+    if wanted.calibration and wanted.rounding != "step":
+        raise ValueError(f"artifact.calibration={wanted.calibration} is of artifact.rounding=step, not {wanted.rounding}")
+    held_out = HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
+    if wanted.calibration:
+        held_out.check_needed("artifact with artifact.calibration")
     if not has_zstandard():
         console.print("note: zstandard is not installed: compressed with zlib, a few percent larger")
     lm = load_model(evaluation, Machine.of(run["trainer"], run["model"]))
@@ -79,8 +90,9 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     if wanted.steps is not None:
         recipe["sampling"] = {**(recipe.get("sampling") or {}), "steps": [wanted.steps]}
     about = Description(recipe, lm.source.tokenizer, lm.algorithm.vocab_size, lm.length, lm.source.step)
+    moments = _moments(lm, held_out, wanted.calibration, run["loader"]["eval_batch_size"], run["seed"])
     try:
-        packed = pack(lm.algorithm, about, left, wanted.scale_floor, wanted.kept_elements, wanted.rounding)
+        packed = pack(lm.algorithm, about, left, wanted.scale_floor, wanted.kept_elements, wanted.rounding, moments)
     except ValueError as error:
         raise ValueError(f"{lm.source.path}: {error}") from error
     path = run.folder / FILE
@@ -100,6 +112,7 @@ def artifact(config: DictConfig) -> dict[str, Any]:
         "headroom_bytes": None if left is None else left - size,
         "elements_by_bits": packed.plan.elements(weights),
         "step": packed.plan.step,
+        "calibration": wanted.calibration,
         "blocks_in_5_bits": list(packed.plan.fewer),
         "tried": [
             {"step": plan.step, "blocks_in_5_bits": list(plan.fewer), "model_bytes": size}
@@ -115,12 +128,23 @@ def artifact(config: DictConfig) -> dict[str, Any]:
     return result
 
 
+def _moments(lm: flm.LanguageModel, held_out: HeldOut, blocks: int, size: int, seed: int) -> dict[str, Tensor] | None:
+    """Of the inputs of all matrices over so many training blocks; None: none. Held-out text must not shape what it scores."""
+    if not blocks:
+        return None
+    batches = training_batches(held_out.data(lm), blocks, size)
+    if not batches:
+        raise ValueError(f"artifact.calibration={blocks}: the data have no training text: set artifact.calibration=0")
+    with lm.autocast():
+        return input_moments(lm.algorithm, batches, seed)
+
+
 def _evaluation_of(algorithm: Algorithm) -> str:
     """What the track asks of a model: its exact likelihood from left to right where it has one, else a bound."""
     return "golf_eval" if hasattr(algorithm, "predictions") else algorithm.scored_by or "ppl_eval"
 
 
-def code_bytes(paths: Sequence[str] | None) -> int:
+def code_bytes(paths: str | Sequence[str] | None) -> int:
     """Bytes of the files, and of the .py files in the folders; None: of this package and the main.py beside it.
 
     Raises:
@@ -131,7 +155,7 @@ def code_bytes(paths: Sequence[str] | None) -> int:
         main = package.parent / "main.py"  # absent where the package is installed alone
         places = [package, *([main] if main.is_file() else [])]
     else:
-        places = [Path(path) for path in paths]
+        places = [Path(path) for path in ([paths] if isinstance(paths, str) else paths)]
     files: set[Path] = set()
     for place in places:
         if not place.exists():

@@ -63,7 +63,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     data = held_out.data(lm)
     table, bos_id, ends = ByteTable.of(lm.tokenizer), lm.tokenizer.bos_id, [float(end) for end in wanted.ends]
     batches = list(data.valid_loader())
-    pilot = _training_batches(data, evaluation.pilot_draws, run["loader"]["eval_batch_size"])
+    pilot = training_batches(data, evaluation.pilot_draws, run["loader"]["eval_batch_size"])
     draws = evaluation.draws_per_example
     with Progress(transient=True) as progress, lm.autocast():
         total = len(batches) * (1 + draws * len(ends)) + len(pilot) * len(ends)
@@ -103,7 +103,7 @@ def _left_to_right(path: str, lm: flm.LanguageModel, evaluation: EvalOptions) ->
     return other
 
 
-def _training_batches(data: TextDataModule, wanted: int, size: int) -> list[Batch]:
+def training_batches(data: TextDataModule, wanted: int, size: int) -> list[Batch]:
     """`wanted` training blocks, evenly spaced, in batches of `size`; none where the corpus has no training split."""
     if "train" not in data.corpus.splits or not wanted:
         return []

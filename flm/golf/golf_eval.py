@@ -46,8 +46,8 @@ class GolfEvalOptions:
 def golf_eval(config: DictConfig) -> dict[str, Any]:
     """Scores the held-out text of the corpus eval.real_data names. Writes run_dir/golf_eval.json and prints a table.
 
-    Of several processes each scores its share of the chunks; the numbers are those of one. What trains on scored text goes from
-    chunk to chunk, in the first one alone, which also writes.
+    Of several processes each scores its share of the chunks, or of each chunk where scored text is trained on, which the first
+    does; it also writes. The numbers are those of one process.
     """
     run = Run(config)
     with team_of(Machine.of(run["trainer"], run["model"]).device) as team:
@@ -85,14 +85,16 @@ def evaluate(run: Run, team: Team = ALONE) -> dict[str, Any]:
         for method, reading in readings.items():
             chunks = reading.num_chunks(len(text) - 1)
             bar = progress.add_task(method, total=chunks if method == TRAINED else len(team.share(chunks)))
+            sharing = None if team.group is None else team
 
             def after(chunk: Any, bar: Any = bar) -> None:
                 progress.advance(bar)
 
-            if method != TRAINED:
-                rows[method] = _row(score(lm.algorithm, text, reading, table, after, team), reading)
-            elif team.is_first:
-                rows[method] = _row(score_then_train(lm.algorithm, text, reading, settings, table, after), reading)
+            if method == TRAINED:
+                tally = score_then_train(lm.algorithm, text, reading, settings, table, after, sharing)
+            else:
+                tally = score(lm.algorithm, text, reading, table, after, sharing)
+            rows[method] = _row(tally, reading)
     if not team.is_first:
         return {}
     result, console = {"corpus": data.corpus.describe(), "methods": rows}, Console()

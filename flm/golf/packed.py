@@ -7,7 +7,8 @@
     the rest  compressed: a safetensors file whose metadata hold the description
 
 Parameters are rounded as `quantise` says, and tied ones kept once. Buffers are no weights (clocks, tables of constants) and
-kept to the bit.
+kept to the bit. Codes lie under the weight's name; in version 2 those of all weights together, as `entropy_coder` writes them.
+`flm.golf.packing` makes such files.
 """
 
 import hashlib
@@ -15,32 +16,30 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from flm.checkpoints.description import KEY, Description
-from flm.golf.quantise import SMALL, TABLE_BITS, Plan, Quantised, from_the_middle, num_blocks
+from flm.golf.entropy_coder import decode, encode
+from flm.golf.quantise import Quantised
 from flm.handed_in import regular_file
 
-MAGIC = b"FLMPACK\x01"
+MAGIC = b"FLMPACK\x02"
+_READ = (b"FLMPACK\x01", MAGIC)
 _HEADER = struct.Struct("<8sBI32s")
 ZSTD, ZLIB = 1, 2
-# of zstandard: the first finds what fits, in a second where 16 takes fifteen; which is smallest changes from model to model
-LEVELS = (1, 16, 17, 2)
-FINE_STEP = 0.1  # root mean squares of a row: 5.4 bits a Gaussian weight, and 2.9 % off; finer only costs bytes
-COARSE_STEP = 1.0
-_CLOSE = 0.998  # of the limit: near enough
 _SCALES = "|scales"  # after the name of a weight; no module has such a name
+_WORDS, _FREQUENCIES = "|words", "|frequencies"  # of all codes together
 # A promise beyond both is no model: codes of 5 bits do not shrink to a two-hundredth.
 MOST_BYTES = (1 << 32) - 1  # of what is compressed, as the header can say
 _MOST_TIMES, _SPARE_BYTES = 256, 1 << 26
-Rounding = Literal["published", "step", "int8"]
 _NOT_KEPT = {"average", "average_updates"}  # of a description: the weights are one set
 
 
@@ -56,94 +55,40 @@ _NOT_ONE = (
 )
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A model as bytes.
-
-    Attributes:
-        content: of the file.
-        plan: bits of each parameter.
-        tried: what was tried on the way, and the bytes that came of it.
-    """
-
-    content: bytes
-    plan: Plan
-    tried: dict[Plan, int]
-
-
-def pack(
-    model: nn.Module,
+def serialised(
+    rounded: Mapping[str, Quantised | Tensor],
+    others: Mapping[str, Tensor],
+    aliases: Mapping[str, str],
     description: Description,
-    max_bytes: int | None,
-    floor: bool = False,
-    small: int = SMALL,
-    rounding: Rounding = "published",
-) -> Packed:
-    """The model in at most so many bytes.
+    entropy_coded: bool = False,
+) -> bytes:
+    """What `file_of` compresses.
 
     Args:
-        max_bytes: None for no limit.
-        floor: see `quantise`; of the published rounding.
-        small: see `Plan.of`.
-        rounding: published: 6 bits for matrices of blocks, 5 for those of ever more blocks from the middle until it fits. step:
-            the finest step for all rows under which it fits, from `FINE_STEP` on. int8: 8 bits for all, compressed by zlib, as
-            the track's embedding flow was.
-
-    Raises:
-        ValueError: it does not fit, and by how much; or a weight cannot be rounded, which.
+        rounded: parameters by name.
+        others: buffers.
+        aliases: for each further name of a parameter or buffer the one it stands for.
+        entropy_coded: the codes in as many bytes as their entropy; else in int8, for the compressor to shrink.
     """
-    parts = _parts(model)
-    base = Plan.of(parts[0], (), small)
-    tried: dict[Plan, int] = {}
-
-    def fits(plan: Plan) -> bool:
-        raw = _serialised(*parts, plan, floor, description)
-        for compressed in compressions(raw):
-            tried[plan] = min(len(_file(raw, *compressed)), tried.get(plan, 1 << 62))
-            # another level may save a whole block's bit, while a step only grows a little
-            if max_bytes is None or not max_bytes < tried[plan] < 1.05 * max_bytes or plan.step is not None:
-                break
-        return max_bytes is None or tried[plan] <= max_bytes
-
-    compressions = _by_zlib if rounding == "int8" else _compressed
-    order = from_the_middle(num_blocks(parts[0]))
-    if rounding == "int8":
-        eight = replace(base, bits={name: max(bits, TABLE_BITS) for name, bits in base.bits.items()})
-        chosen = eight if fits(eight) else None
-    elif rounding == "step":
-        chosen = _finest(base, fits, tried, max_bytes, sum(weight.numel() for weight in parts[0].values()))
+    tensors = {name: tensor.contiguous().clone() for name, tensor in others.items()}
+    quantised = {name: found for name, found in rounded.items() if isinstance(found, Quantised)}
+    tensors |= {name: found.contiguous() for name, found in rounded.items() if name not in quantised}
+    tensors |= {name + _SCALES: found.scales for name, found in quantised.items()}
+    about = {item.name: getattr(description, item.name) for item in fields(description) if item.name not in _NOT_KEPT}
+    about |= {"parameters": sorted(rounded), "aliases": dict(aliases)}
+    if entropy_coded and quantised:
+        words, frequencies = encode([found.bytes() for found in quantised.values()])
+        tensors |= {_WORDS: torch.from_numpy(words.view("int16")), _FREQUENCIES: torch.from_numpy(frequencies.view("int16"))}
+        about["coded"] = [[name, list(found.codes.shape)] for name, found in quantised.items()]
     else:
-        plans = (Plan.of(parts[0], order[:count], small) for count in range(len(order) + 1))
-        chosen = next(filter(fits, plans), None)
-    if chosen is None:
-        limit = {"step": "at the coarsest step", "int8": "in 8 bits"}.get(rounding, "with all blocks in 5 bits")
-        raise ValueError(
-            f"the packed weights are {min(tried.values()):,} bytes {limit}, and {max_bytes:,} are left for them: "
-            "take a smaller model, count less code (artifact.code) or raise artifact.limit_bytes"
-        )
-    raw = _serialised(*parts, chosen, floor, description)
-    return Packed(min((_file(raw, *found) for found in compressions(raw)), key=len), chosen, tried)
+        tensors |= {name: found.codes.contiguous() for name, found in quantised.items()}
+    return safetensors.torch.save(tensors, {KEY: json.dumps(about, separators=(",", ":"), ensure_ascii=False)})
 
 
-def _finest(
-    base: Plan, fits: Callable[[Plan], bool], tried: Mapping[Plan, int], max_bytes: int | None, elements: int
-) -> Plan | None:
-    """The plan of the smallest step that fits, to a few thousandths of the limit; None: none does."""
-    step, best, coarse, fine = FINE_STEP, None, COARSE_STEP, FINE_STEP
-    for _ in range(12):
-        plan = replace(base, step=step)
-        if fits(plan):
-            best, coarse = plan, step
-            if step == FINE_STEP or tried[plan] > _CLOSE * max_bytes:  # without a limit the first fits
-                break
-        else:
-            fine = step
-            if step == COARSE_STEP:
-                break
-        # twice the step is one bit less of each weight; aimed a little below the limit
-        aim = step * 2 ** ((tried[plan] - (1 + _CLOSE) / 2 * max_bytes) * 8 / elements)
-        step = aim if fine < aim < coarse else COARSE_STEP if best is None and aim >= coarse else math.sqrt(fine * coarse)
-    return best
+def file_of(raw: bytes, codec: int, compressed: bytes) -> bytes:
+    if len(raw) > MOST_BYTES:
+        raise ValueError("a model of 4 GiB or more in 8 bits does not fit this format")
+    return _HEADER.pack(MAGIC, codec, len(raw), hashlib.sha256(compressed).digest()) + compressed
 
 
 def read(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
@@ -166,16 +111,35 @@ def read(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
         length = int.from_bytes(raw[:8], "little")
         about = json.loads(json.loads(raw[8 : 8 + length])["__metadata__"][KEY])
         parameters, aliases = about.pop("parameters"), about.pop("aliases")
-        state = {key: value for key, value in stored.items() if key not in parameters and not key.endswith(_SCALES)}
+        codes = stored | _decoded(about.pop("coded", []), stored, name)
+        state = {key: value for key, value in stored.items() if key not in parameters and "|" not in key}
         for key in parameters:
             scales = stored.get(key + _SCALES)
-            state[key] = stored[key].float() if scales is None else Quantised(stored[key], scales).weight()
+            state[key] = stored[key].float() if scales is None else Quantised(codes[key], scales).weight()
         state |= {alias: state[key] for alias, key in aliases.items()}
         average = {key: state[key] for key in parameters}
         description = Description.of({KEY: about | {"average": average, "average_updates": 0}}, name)
     except _NOT_ONE as error:
         raise ValueError(f"{name}: damaged artifact: its content is not that of one ({type(error).__name__})") from error
     return description, state
+
+
+def _decoded(coded: Sequence[Any], stored: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """int8 codes by name, of names and shapes; empty where there are none."""
+    if not coded:
+        return {}
+    shapes = {str(key): [int(size) for size in shape] for key, shape in coded}
+    sizes = [math.prod(shape) if min(shape, default=0) > 0 else 0 for shape in shapes.values()]
+    words, frequencies = (stored[key].numpy().view("uint16") for key in (_WORDS, _FREQUENCIES))
+    if sum(sizes) > _MOST_TIMES * words.nbytes + _SPARE_BYTES:
+        raise ValueError(f"{name}: damaged artifact: {words.nbytes:,} bytes promise {sum(sizes):,} codes")
+    try:
+        found = decode(words, frequencies, sizes)
+    except ValueError as error:
+        raise ValueError(f"{name}: damaged artifact: {error}") from error
+    return {
+        key: torch.from_numpy(one.view("int8")).reshape(shape) for (key, shape), one in zip(shapes.items(), found, strict=True)
+    }
 
 
 class PackedFile:
@@ -193,50 +157,6 @@ class PackedFile:
     read = staticmethod(read)
 
 
-def _parts(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
-    """Parameters and buffers of the state dict, each once, and the name each further name of one stands for."""
-    names: dict[int, str] = {}
-    parameters, others, aliases = {}, {}, {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        first = names.setdefault(id(tensor), name)
-        if first != name:
-            aliases[name] = first
-        elif isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
-            parameters[name] = tensor.detach().cpu()
-        else:
-            others[name] = tensor.detach().cpu()
-    return parameters, others, aliases
-
-
-def _serialised(
-    parameters: Mapping[str, Tensor],
-    others: Mapping[str, Tensor],
-    aliases: Mapping[str, str],
-    plan: Plan,
-    floor: bool,
-    description: Description,
-) -> bytes:
-    tensors = {name: tensor.contiguous().clone() for name, tensor in others.items()}
-    for name, weight in parameters.items():
-        try:
-            found = plan.rounded(name, weight, floor)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        if isinstance(found, Quantised):
-            tensors |= {name: found.codes.contiguous(), name + _SCALES: found.scales}
-        else:
-            tensors[name] = found.contiguous()
-    about = {item.name: getattr(description, item.name) for item in fields(description) if item.name not in _NOT_KEPT}
-    about |= {"parameters": sorted(parameters), "aliases": dict(aliases)}
-    return safetensors.torch.save(tensors, {KEY: json.dumps(about, separators=(",", ":"), ensure_ascii=False)})
-
-
-def _file(raw: bytes, codec: int, compressed: bytes) -> bytes:
-    if len(raw) >= 1 << 32:
-        raise ValueError("a model of 4 GiB or more in 8 bits does not fit this format")
-    return _HEADER.pack(MAGIC, codec, len(raw), hashlib.sha256(compressed).digest()) + compressed
-
-
 def has_zstandard() -> bool:
     """Without it files are compressed by zlib, some percent larger."""
     try:
@@ -246,27 +166,13 @@ def has_zstandard() -> bool:
     return True
 
 
-def _by_zlib(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    yield ZLIB, zlib.compress(raw, 9)
-
-
-def _compressed(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    if not has_zstandard():
-        yield from _by_zlib(raw)
-        return
-    import zstandard
-
-    for level in LEVELS:
-        yield ZSTD, zstandard.ZstdCompressor(level=level).compress(raw)
-
-
 def _uncompressed(content: bytes, name: str) -> bytes:
     if not content.startswith(MAGIC[:-1]):
         raise ValueError(f"{name}: not an artifact of this project")
     if len(content) < _HEADER.size:
         raise ValueError(f"{name}: damaged artifact: cut short")
     magic, codec, length, digest = _HEADER.unpack_from(content)
-    if magic != MAGIC:
+    if magic not in _READ:
         raise ValueError(
             f"{name}: artifact format {magic[-1]}; this code reads format {MAGIC[-1]}: use the version that wrote it"
         )

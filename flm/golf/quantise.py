@@ -10,9 +10,11 @@ lie in int8 whatever their bits: an entropy coder that comes after finds the res
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flm.golf.error_feedback import rounded_with_feedback
 from flm.golf.numbering import block_of
 
 SMALL = 65_536  # elements
@@ -39,6 +41,10 @@ class Quantised:
         """float32, of the weight's shape."""
         rows = self.codes.reshape(len(self.scales), -1).float() * self.scales.float()[:, None]
         return rows.reshape(self.codes.shape)
+
+    def bytes(self) -> np.ndarray:
+        """The codes, flat, as uint8."""
+        return self.codes.contiguous().numpy().view("uint8").ravel()
 
 
 def quantise(weight: Tensor, bits: int, percentile: float = 1.0, floor: bool = False) -> Quantised:
@@ -69,11 +75,15 @@ def quantise(weight: Tensor, bits: int, percentile: float = 1.0, floor: bool = F
     return Quantised(codes.to(torch.int8).reshape(weight.shape), scales)
 
 
-def quantise_by_step(weight: Tensor, step: float) -> Quantised:
+def quantise_by_step(weight: Tensor, step: float, moments: Tensor | None = None) -> Quantised:
     """Codes of at most 127 in absolute value; a step is so many root mean squares of its row, or what the row's largest needs.
 
     The error is that of rounding, step / sqrt(12) of the row's norm, whatever the law of its weights; of Gaussian ones the
     codes have an entropy of 2.05 - log2(step) bits.
+
+    Args:
+        moments: (I, I), E[x x^T] of the inputs of a matrix (O, I): it is then rounded with `rounded_with_feedback`. None: each
+            weight to the nearest.
 
     Raises:
         ValueError: a weight is not finite, or too large for a float16 scale.
@@ -82,8 +92,11 @@ def quantise_by_step(weight: Tensor, step: float) -> Quantised:
     scales = torch.maximum(rows.square().mean(1).sqrt() * step, rows.abs().amax(1) / 127).half()
     if not torch.isfinite(rows).all() or not torch.isfinite(scales).all():
         raise ValueError(_NO_NUMBERS)
-    steps = scales.float()[:, None]
-    codes = torch.where(steps > 0, rows / steps, 0.0).round_().clamp_(-127, 127)
+    steps = scales.float()
+    if moments is None:
+        codes = torch.where(steps[:, None] > 0, rows / steps[:, None], 0.0).round_().clamp_(-127, 127)
+    else:
+        codes = rounded_with_feedback(rows, steps, moments)
     return Quantised(codes.to(torch.int8).reshape(weight.shape), scales)
 
 
@@ -120,8 +133,11 @@ class Plan:
         fewer = tuple(fewer)
         return cls({name: _bits(name, weight, fewer, small) for name, weight in weights.items()}, fewer)
 
-    def rounded(self, name: str, weight: Tensor, floor: bool = False) -> Quantised | Tensor:
-        """A weight in its bits; one that is kept as float16. floor: see `quantise`. Raises ValueError as that does."""
+    def rounded(self, name: str, weight: Tensor, floor: bool = False, moments: Tensor | None = None) -> Quantised | Tensor:
+        """A weight in its bits; one that is kept as float16.
+
+        floor: see `quantise`; moments: see `quantise_by_step`. Raises ValueError as these do.
+        """
         bits = self.bits[name]
         if bits == KEPT:
             half = weight.half()
@@ -129,7 +145,7 @@ class Plan:
                 raise ValueError("holds weights that are no numbers, or too large for float16")
             return half
         if self.step is not None:
-            return quantise_by_step(weight, self.step * (TABLE_STEPS if bits == TABLE_BITS else 1))
+            return quantise_by_step(weight, self.step * (TABLE_STEPS if bits == TABLE_BITS else 1), moments)
         return quantise(weight, bits, TABLE_PERCENTILE if bits == TABLE_BITS else 1.0, floor)
 
     def elements(self, weights: Mapping[str, Tensor]) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """How results of mode=golf_eval, flow_lm_eval and artifact are read and shown."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -26,18 +26,24 @@ class _Methods(Content):
 
 class _GolfEval(Content):
     golf_eval: _Methods
+    checkpoint: Annotated[dict[str, Any], Field(max_length=64)] = {}
 
 
 def read_golf_eval(source: Source) -> Reading:
-    content = checked(_GolfEval, source.content).golf_eval
+    """One number for each way of reading; those of an artifact are its own, beside the checkpoint's that it was packed from."""
+    found = checked(_GolfEval, source.content)
+    content, packed = found.golf_eval, "packed, " * str(found.checkpoint.get("path", "")).endswith(".flmpack")
     columns = ("corpus", "scored in", "window", "stride", "tokens", "bytes", "nats per token", "bits per byte")
     rows, numbers = [], []
     for name, one in content.methods.items():
         method = name.replace("_", " ")
         counts = (one.window, one.stride, one.tokens, one.bytes)
         rows.append((content.corpus, method, *counts, one.nats_per_token, one.bits_per_byte))
-        numbers.append(KeyNumber("bits per byte", method, one.bits_per_byte, "lower"))
+        numbers.append(KeyNumber("bits per byte", packed + method, one.bits_per_byte, "lower"))
     numbers.sort(key=lambda number: number.value)
+    if {"sliding", "test_time_training"} <= content.methods.keys():
+        effect = content.methods["test_time_training"].bits_per_byte - content.methods["sliding"].bits_per_byte
+        numbers.append(KeyNumber("bits per byte that test-time training changes", packed.rstrip(", "), effect, "lower"))
     return Reading(tables=(Table("golf_eval", columns, tuple(rows)),), numbers=tuple(numbers))
 
 

@@ -78,13 +78,18 @@ class ScoredChunk:
 
 
 def scored_chunks(
-    model: NextTokenModel, text: Tensor, reading: Reading, wanted: Container[int] | None = None
+    model: NextTokenModel,
+    text: Tensor,
+    reading: Reading,
+    wanted: Container[int] | None = None,
+    sharing: Sharing | None = None,
 ) -> Iterator[ScoredChunk]:
     """Scores the chunks of a text one after the other, each when it is asked for.
 
     Args:
         text: (N + 1,) token ids on any device, N >= 1; the first is given, and the others are the targets.
         wanted: numbers of the chunks to score; None: all.
+        sharing: processes that share out the batches of each chunk, which are those of one process; each has all scores.
 
     Raises:
         ValueError: the text has no target.
@@ -96,7 +101,10 @@ def scored_chunks(
     for index, group in groupby(ahead, key=lambda window: window.scored_from // reading.chunk):
         if wanted is not None and index not in wanted:
             continue
-        nats = [part for batch in _batches(group, reading.batch) for part in _nats(model, text, batch)]
+        batches = list(_batches(group, reading.batch))
+        mine = range(len(batches)) if sharing is None else sharing.share(len(batches))
+        found = [_nats(model, text, batches[number]) for number in mine]
+        nats = [part for parts in (found if sharing is None else sharing.all_of(found)) for part in parts]
         start = index * reading.chunk
         end = min(start + reading.chunk, total)
         yield ScoredChunk(index, text[start + 1 : end + 1].long(), text[start:end].long(), torch.cat(nats))
@@ -126,22 +134,25 @@ def score(
     table: ByteTable,
     after: Callable[[ScoredChunk], None] | None = None,
     sharing: Sharing | None = None,
+    one_after_the_other: bool = False,
 ) -> ByteTally:
     """Nats, tokens and bytes of all targets.
 
     Args:
         after: called with each chunk once it has been counted and before the next is scored.
         sharing: processes that share the chunks out; each has the sums of all.
+        one_after_the_other: that they share out each chunk instead, and call `after` with every one.
     """
-    wanted = None if sharing is None else sharing.share(reading.num_chunks(len(text) - 1))
+    apart = sharing is not None and not one_after_the_other
+    wanted = sharing.share(reading.num_chunks(len(text) - 1)) if apart else None
     sums = []
-    for chunk in scored_chunks(model, text, reading, wanted):
+    for chunk in scored_chunks(model, text, reading, wanted, None if apart else sharing):
         tally = ByteTally(table)
         tally.add(chunk.nats, chunk.targets, chunk.previous)
         sums.append(tally.sums)
         if after is not None:
             after(chunk)
     whole = ByteTally(table)
-    for part in sums if sharing is None else sharing.all_of(sums):
+    for part in sharing.all_of(sums) if apart else sums:
         whole.sums += part
     return whole

@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from flm.draws import Draws, mix_seed
 from flm.golf.numbering import block_of
 from flm.golf.scored_stream import Reading, ScoredChunk, score
 from flm.likelihood.bits_per_byte import ByteTable, ByteTally
+from flm.likelihood.held_out import Sharing
 from flm.ranges import BelowOne, Count, Index, NonNegative, Positive
 
 
@@ -53,6 +55,17 @@ def rate_factor(chunk: int, num_chunks: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (chunk - rise) / max(num_chunks - 1 - rise, 1)))
 
 
+class Learners(Sharing, Protocol):
+    """Processes that score a chunk together, of which the first learns it; `flm.tasks.processes.Team` is one."""
+
+    @property
+    def is_first(self) -> bool: ...
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process gives, in all of them."""
+        ...
+
+
 def score_then_train(
     algorithm: Algorithm,
     text: Tensor,
@@ -60,10 +73,15 @@ def score_then_train(
     settings: TestTimeTraining,
     table: ByteTable,
     after: Callable[[ScoredChunk], None] | None = None,
+    sharing: Learners | None = None,
 ) -> ByteTally:
     """As `scored_stream.score`, with a copy of the algorithm that learns each chunk after its score; the last is not learned.
 
     `algorithm` itself is left as it is.
+
+    Args:
+        sharing: processes that share out the scoring of each chunk. The first alone learns it, and the others go on with its
+            weights, so that every number is that of one process to the last digit.
 
     Raises:
         ValueError: it has fewer blocks than are to be frozen.
@@ -71,11 +89,14 @@ def score_then_train(
     learner = _Learner(copy.deepcopy(algorithm), reading, settings, reading.num_chunks(len(text) - 1))
 
     def learn(chunk: ScoredChunk) -> None:
-        learner.learn(chunk)
+        if sharing is None or sharing.is_first:
+            learner.learn(chunk)
+        if sharing is not None and not learner.is_last(chunk):
+            learner.take(sharing.from_first(learner.learned() if sharing.is_first else None))
         if after is not None:
             after(chunk)
 
-    return score(learner.model, text, reading, table, learn)
+    return score(learner.model, text, reading, table, learn, sharing, one_after_the_other=True)
 
 
 class _Learner:
@@ -87,9 +108,23 @@ class _Learner:
         self.trained = freeze(model, settings.freeze_blocks)
         self.optimizer = torch.optim.SGD(self.trained, lr=settings.lr, momentum=settings.momentum)
 
+    def is_last(self, chunk: ScoredChunk) -> bool:
+        """Nothing is scored after it, so it is not learned."""
+        return chunk.index == self.num_chunks - 1
+
+    def learned(self) -> list[Tensor]:
+        """The trained weights, on the CPU."""
+        return [parameter.detach().cpu() for parameter in self.trained]
+
+    @torch.no_grad()
+    def take(self, weights: list[Tensor]) -> None:
+        """In the place of its own."""
+        for parameter, weight in zip(self.trained, weights, strict=True):
+            parameter.copy_(weight)
+
     def learn(self, chunk: ScoredChunk) -> None:
-        if chunk.index == self.num_chunks - 1:
-            return  # nothing is scored after it
+        if self.is_last(chunk):
+            return
         device = self.trained[0].device
         rows = chunk.targets.view(-1, self.window).to(device)
         for group in self.optimizer.param_groups:

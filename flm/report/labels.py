@@ -85,10 +85,29 @@ def told_apart(sources: Sequence[Source], differing: Mapping[Path, Mapping[str, 
 
 
 def _varying(flat: Mapping[Path, Mapping[str, Any]]) -> dict[Path, dict[str, Any]]:
+    """The keys on which they do not agree. Of a part that some leave out (null) the others say its class, and not all in it."""
     known = [values for values in flat.values() if values]
     keys, missing = dict.fromkeys(key for values in known for key in values), object()
-    varying = [key for key in keys if len({repr(values.get(key, missing)) for values in known}) > 1]
-    return {path: {key: values[key] for key in varying if key in values} for path, values in flat.items()}
+    varying = [
+        key for key in keys if len({repr(values.get(key, missing)) for values in known if not _left_out(key, values)}) > 1
+    ]
+    return {
+        path: {key: _class_in(key, values) for key in varying if key in values or _class_in(key, values)}
+        for path, values in flat.items()
+    }
+
+
+def _class_in(key: str, values: Mapping[str, Any]) -> Any:
+    """The value; of a part with keys of its own, its class."""
+    if key in values or not any(other.startswith(f"{key}.") for other in values):
+        return values.get(key)
+    return str(values.get(f"{key}._target_", "set")).rpartition(".")[2]
+
+
+def _left_out(key: str, values: Mapping[str, Any]) -> bool:
+    """Whether a part that the key lies in is null."""
+    parts = key.split(".")
+    return any(values.get(".".join(parts[:count]), key) is None for count in range(1, len(parts)))
 
 
 def _unlike(group: Sequence[Source], differing: Mapping[Path, Mapping[str, Any]]) -> list[str]:

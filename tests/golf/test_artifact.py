@@ -12,7 +12,9 @@ from flm.atomic import write_bytes
 from flm.checkpoints.description import Description
 from flm.checkpoints.load import load_algorithm
 from flm.golf import packed as artifact
-from flm.golf.packed import ZLIB, PackedFile, pack, read
+from flm.golf import packing
+from flm.golf.packed import ZLIB, PackedFile, read
+from flm.golf.packing import pack
 from flm.golf.quantise import TABLE_PERCENTILE, Plan, quantise
 from flm.models.dit import DiT
 
@@ -143,7 +145,7 @@ def test_steps_are_the_finest_that_fit(law, tmp_path):
     assert error(steps) == pytest.approx(steps.plan.step / 12**0.5, rel=0.02)
     assert error(steps) < (1.01 if law == "gaussian" else 0.85) * error(fewest)
     fine = pack(model, about(), None, small=0, rounding="step")
-    assert fine.plan.step == artifact.FINE_STEP and error(fine) < error(steps)
+    assert fine.plan.step == packing.FINE_STEP and error(fine) < error(steps)
     with pytest.raises(ValueError, match=r"at the coarsest step, and .* are left"):
         pack(model, about(), 50_000, small=0, rounding="step")
 
@@ -163,7 +165,8 @@ def test_the_plan_of_the_embedding_flow(model, tmp_path):
 def test_without_zstandard_zlib_serves(model, packed, tmp_path, monkeypatch):
     path, best = tmp_path / "model.flmpack", tmp_path / "best.flmpack"
     write_bytes(best, packed.content)
-    monkeypatch.setattr(artifact, "has_zstandard", lambda: False)
+    for module in (artifact, packing):
+        monkeypatch.setattr(module, "has_zstandard", lambda: False)
     write_bytes(path, pack(model, about(), None, small=SMALL).content)
     assert path.read_bytes()[8] == ZLIB
     _, state = read(path)

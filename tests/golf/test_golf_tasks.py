@@ -134,6 +134,32 @@ def test_the_submission_scores_without_this_package(monkeypatch, capfd, tmp_path
     assert capfd.readouterr().err.startswith("error: golf_eval: the stride (5) must divide the window")
 
 
+def test_calibration_brings_outputs_nearer_at_equal_bytes(monkeypatch, capfd, tmp_path, corpus, checkpoint):
+    """On held-out text, which did not shape the rounding."""
+    common = ["mode=artifact", "artifact.evaluation=null", "artifact.kept_elements=100", "loader.eval_batch_size=8"]
+    code = tmp_path / "code.py"
+    code.write_text("x")
+    assert run(monkeypatch, corpus, checkpoint, tmp_path / "fine", *common, f"artifact.code={code}") == 0
+    fine = json.loads((tmp_path / "fine" / "artifact.json").read_text())["artifact"]
+    limit = int(0.65 * fine["total_bytes"])
+    text = torch.from_numpy(data_module(config_of(tmp_path, *tiny(corpus))).cache.tokens("valid").read(0, 56 * WINDOW))
+    rows = text.view(-1, WINDOW)
+    own, off = flm.load(checkpoint, "cpu").algorithm.nll(rows), {}
+    for blocks in (0, 64):
+        options = [f"artifact.calibration={blocks}", f"artifact.limit_bytes={limit}", f"artifact.code={code}"]
+        assert run(monkeypatch, corpus, checkpoint, tmp_path / str(blocks), *common, *options) == 0
+        made = json.loads((tmp_path / str(blocks) / "artifact.json").read_text())["artifact"]
+        assert made["calibration"] == blocks and 0.98 * limit < made["total_bytes"] <= limit
+        packed = flm.load(tmp_path / str(blocks) / "model.flmpack", "cpu").algorithm
+        off[blocks] = (packed.nll(rows) - own).square().mean().item()
+    assert off[64] < 0.8 * off[0]
+    capfd.readouterr()
+    assert (
+        run(monkeypatch, corpus, checkpoint, tmp_path / "no", *common, "artifact.rounding=int8", "artifact.calibration=4") == 1
+    )
+    assert "artifact.calibration=4 is of artifact.rounding=step" in capfd.readouterr().err
+
+
 def test_a_limit_that_cannot_be_met_is_one_line_and_leaves_no_file(monkeypatch, capfd, tmp_path, corpus, checkpoint):
     code = tmp_path / "code.py"
     code.write_text("x = 1\n")
@@ -166,3 +192,4 @@ def test_code_is_counted_once(tmp_path):
     (tmp_path / "two.txt").write_text("\u00e9", encoding="utf-8")  # named itself, so it counts: two bytes
     places = [tmp_path / "a", tmp_path / "a" / "one.py", tmp_path / "two.txt"]
     assert code_bytes([str(place) for place in places]) == 9
+    assert code_bytes(str(tmp_path / "a")) == 7  # one place is no list of letters

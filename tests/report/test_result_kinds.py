@@ -78,21 +78,48 @@ def test_seeds_become_a_matrix_of_means_and_deviations(tmp_path):
     rng = np.random.default_rng(0)
     measured = {(native, seed): (1.2 + 0.1 * rng.random(2)).tolist() for native in (True, False) for seed in (1, 2, 3)}
     for (native, seed), (sliding, trained) in measured.items():
-        config = {"algo": {"_target_": "flm.golf.native_flow.NativeFlow", "use_flow": native}, "run_dir": f"/x/{native}{seed}"}
+        flow = (
+            {"_target_": "flm.golf.native_flow_matcher.NativeFlowMatcher", "hidden_dim": 256, "n_steps": 1} if native else None
+        )
+        config = {"algo": {"_target_": "flm.golf.native_flow.NativeFlow", "flow": flow}, "run_dir": f"/x/{native}{seed}"}
         golf(tmp_path / "in" / f"{native}{seed}", f"run-{native}-{seed}", sliding, trained, seed, config)
     page = page_of(tmp_path / "in", tmp_path / "out")
     rows = {row["differs in"]: row for row in page.tables["seeds_1"]}
-    assert set(rows) == {"use_flow=True", "use_flow=False"}
+    named = {True: "flow=NativeFlowMatcher", False: "flow=None"}  # and not all that a flow is made of
+    assert set(rows) == set(named.values())
     for native in (True, False):
-        row, found = rows[f"use_flow={native}"], np.array([measured[native, seed] for seed in (1, 2, 3)])
+        row, found = rows[named[native]], np.array([measured[native, seed] for seed in (1, 2, 3)])
         assert row["seeds"] == "3"
         for index, setting in enumerate(("sliding", "test time training")):
             assert float(row[setting]) == pytest.approx(found[:, index].mean(), rel=1e-12)
             assert float(row[f"{setting}, deviation"]) == pytest.approx(found[:, index].std(ddof=1), rel=1e-12)
-    each = [row for row in page.tables["each_seed"] if row["setting"] == "sliding" and "True" in row["differs in"]]
+    each = [row for row in page.tables["each_seed"] if row["setting"] == "sliding" and "Matcher" in row["differs in"]]
     assert [float(each[0][f"seed {seed}"]) for seed in (1, 2, 3)] == [measured[True, seed][0] for seed in (1, 2, 3)]
-    expected = {f"use_flow={native}, seed={seed}" for native, seed in measured}
+    expected = {f"{named[native]}, seed={seed}" for native, seed in measured}
     assert {row["differs in"] for row in page.tables["runs"]} == expected
+    both = {native: np.array([measured[native, seed] for seed in (1, 2, 3)]) for native in (True, False)}
+    apart_by_setting = {row["setting"]: row for row in page.tables["seed_differences_1"]}
+    other = apart_by_setting["sliding"]["differs in"] == named[True]  # which of the two came second
+    for setting, apart in zip(("sliding", "test time training"), (both[other] - both[not other]).T, strict=True):
+        row = apart_by_setting[setting]
+        assert float(row["mean difference"]) == pytest.approx(apart.mean(), rel=1e-9)
+        assert float(row["deviation"]) == pytest.approx(apart.std(ddof=1), rel=1e-9)
+    effects = {row["differs in"]: float(row["mean"]) for row in page.tables["seeds_2"]}
+    for native, found in both.items():
+        assert effects[named[native]] == pytest.approx((found[:, 1] - found[:, 0]).mean(), rel=1e-9)
+
+
+def test_an_artifact_is_not_mixed_with_its_checkpoint(tmp_path):
+    for seed in (1, 2):
+        config = {"algo": {"_target_": "flm.golf.native_flow.NativeFlow"}}
+        for folder, bits, file in (("scored", 1.2, "checkpoints/last.ckpt"), ("packed", 1.3, "model.flmpack")):
+            path = golf(tmp_path / "in" / folder / str(seed), f"run{seed}", bits, bits - 0.1 * seed, seed, config)
+            content = json.loads(path.read_text())
+            content["checkpoint"]["path"] = f"/x/{folder}/{seed}/{file}"
+            make.write(path, content)
+    page = page_of(tmp_path / "in", tmp_path / "out")
+    (row,) = page.tables["seeds_1"]
+    assert float(row["sliding"]) == pytest.approx(1.2) and float(row["packed, sliding"]) == pytest.approx(1.3)
 
 
 def test_runs_without_seeds_of_their_own_make_no_matrix(tmp_path):

@@ -20,7 +20,19 @@ VARIABLES = (
     "PUZZLE",
     "LAUNCHER",
 )
-VARIABLES += ("TASK", "ROWS", "TASKS", "SEEDS", "TEXT", "BOX", "FLM_VENV", "VIRTUAL_ENV", "CONDA_PREFIX")
+VARIABLES += (
+    "TASK",
+    "ROWS",
+    "TASKS",
+    "SEEDS",
+    "TEXT",
+    "BOX",
+    "FLM_VENV",
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "TOKENIZER",
+    "PACKING",
+)
 
 
 def stub_python(folder: Path, more: str = "") -> Path:

@@ -19,7 +19,13 @@ LEFT_OUT = ("config", "command", "processes", "checkpoint", "path")
 TASKS = {
     "ppl_eval": (ppl_eval, "likelihood.json", ["loader.eval_batch_size=4", "eval.pilot_draws=32", "eval.draws_per_example=3"]),
     "conditional_eval": (conditional_eval, "conditional_eval.json", ["loader.eval_batch_size=4", "sampling.steps=[1,3]"]),
-    "golf_eval": (golf_eval, "golf_eval.json", ["golf_eval.chunk_tokens=96", "golf_eval.stride=8", "golf_eval.max_tokens=400"]),
+    "golf_eval": (
+        golf_eval,
+        "golf_eval.json",
+        # weights that move, and chunks of several batches
+        ["golf_eval.chunk_tokens=96", "golf_eval.stride=8", "golf_eval.max_tokens=400", "loader.eval_batch_size=5"]
+        + ["golf_eval.test_time_training.lr=0.05", "golf_eval.test_time_training.freeze_blocks=0"],
+    ),
 }
 
 

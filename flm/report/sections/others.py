@@ -49,7 +49,9 @@ def seeds(results: Results) -> Section | None:
         )
     ]
     names = dict.fromkeys(name for name, _, _ in groups)
-    blocks += [Grid(_matrix(index, name, groups)) for index, name in enumerate(names, 1)]
+    for index, name in enumerate(names, 1):
+        blocks += [Grid(_matrix(index, name, groups)), Grid(_against_the_first(index, name, groups))]
+    blocks = [block for block in blocks if not isinstance(block, Grid) or block.table.rows]
     blocks.append(Details("Each seed", (Grid(_each(groups)),)))
     return Section("seeds", "Over seeds", tuple(blocks))
 
@@ -89,6 +91,20 @@ def _matrix(index: int, name: str, groups: Groups) -> Table:
         count = max(len(values) for (other, _), values in chosen.items() if other == rest)
         rows.append((rest or "nothing", count, *cells))
     return Table(f"seeds_{index}", tuple(columns), tuple(rows), f"{name}: mean and deviation.")
+
+
+def _against_the_first(index: int, name: str, groups: Groups) -> Table:
+    """Rows: each configuration after the first, by how much it differs from that one, seed by seed."""
+    rests = list(dict.fromkeys(rest for number, rest, _ in groups if number == name))
+    rows: list[tuple[Cell, ...]] = []
+    for (number, rest, setting), values in groups.items():
+        first = groups.get((number, rests[0], setting), {})
+        differences = [value - first[seed] for seed, value in values.items() if seed in first]
+        if number == name and rest != rests[0] and len(differences) > 1:
+            rows.append((rest or "nothing", setting or None, len(differences), *mean_and_deviation(differences)))
+    columns = ("differs in", "setting", "seeds", "mean difference", "deviation")
+    against = f"{name}: minus that of {rests[0] or 'nothing'} with the same seed."
+    return Table(f"seed_differences_{index}", columns, tuple(rows), against).without_empty_columns()
 
 
 def _each(groups: Groups) -> Table:
