@@ -130,8 +130,8 @@ def _check_paths(node: Mapping[str, Any], path: str, target: Callable[..., Any])
 
 
 def _arguments(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node without what is no argument: paths of other models, and `compile`, a matter of the run and its machine."""
-    return {key: value for key, value in node.items() if key != "compile" and not str(key).endswith("_path")}
+    """A node without what is no argument: paths of other models, and `compile` and `fp8`, the run and machine's matters."""
+    return {key: value for key, value in node.items() if key not in ("compile", "fp8") and not str(key).endswith("_path")}
 
 
 def _built(node: Mapping[str, Any], trusted_modules: Sequence[str], extra: Mapping[str, Any]) -> Any:

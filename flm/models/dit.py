@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
+from torch.utils.checkpoint import checkpoint
 
 from flm.models.attention import DocumentMask, Neighbours, attention, in_forward_mode, rotary_table, rotate
 from flm.models.causal import KeyValues, triangle_after
@@ -122,6 +123,9 @@ class DiT(nn.Module):
             cond_dim and time_scale mean nothing: the plain pre-norm transformer of the autoregressive baseline.
         neighbours: how far a position's neighbours are read before the first block, through one matrix a distance; 0: not. Not
             in published models.
+        bf16_residual: what blocks hand on is bf16 under bf16 autocast, not in the weights' precision; nothing elsewhere.
+        checkpoint_every: of so many blocks, one computes its activations again in the backward pass instead of keeping them; 1:
+            all do; None: none does.
 
     Attributes:
         input_table: (V, D) parameter, uniform in +-1/sqrt(D) at the start.
@@ -149,6 +153,8 @@ class DiT(nn.Module):
         conditioned: bool = True,
         grid: Sequence[int] | None = None,
         neighbours: Annotated[int, Ge(0), Le(256)] = 0,
+        bf16_residual: bool = False,
+        checkpoint_every: Count | None = None,
     ):
         super().__init__()
         if hidden_size % (2 * num_heads):
@@ -158,7 +164,7 @@ class DiT(nn.Module):
         if neighbours and causal:
             raise ValueError("model.neighbours is for models that see both ways: set it to 0 where causal=True")
         self.vocab_size, self.length, self.hidden_size = vocab_size, length, hidden_size
-        self.causal = causal
+        self.causal, self.bf16_residual, self.checkpoint_every = causal, bf16_residual, checkpoint_every
         self.head_dim = hidden_size // num_heads
         self.output_softcap = output_softcap
         # declared in the order in which published checkpoints list their parameters
@@ -223,14 +229,20 @@ class DiT(nn.Module):
         cos, sin = rotary_table(positions, self.head_dim)
         x = embedded if self.cells is None else self.cells(embedded, positions)
         x = x if self.neighbours is None else self.neighbours(x, mask)
+        device = x.device.type
+        if self.bf16_residual and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
+            x = x.bfloat16()
+        keeps = not torch.is_grad_enabled() or self.checkpoint_every is None
         seen = mask.for_kernels(x, self.head_dim, self.causal) if isinstance(mask, DocumentMask) else mask
         for index, block in enumerate(self.blocks):
             if cache is not None:  # never the compiled block: shapes change at every call
                 x = block.forward(x, condition, cos, sin, cache=cache[index])
             elif in_forward_mode():
                 x = block.forward(x, condition, cos, sin, seen)
-            else:
+            elif keeps or index % self.checkpoint_every:
                 x = block(x, condition, cos, sin, seen)
+            else:
+                x = checkpoint(block, x, condition, cos, sin, seen, use_reentrant=False)
         return self.output_layer(x, condition)
 
     def new_cache(self, capacity: int) -> list[KeyValues]:
@@ -244,6 +256,18 @@ class DiT(nn.Module):
         """
         for block in self.blocks:
             block.compile(mode=mode)
+
+    def use_fp8(self, emulate: bool) -> None:
+        """From now on the blocks' products, and those of their gradients, are in fp8, by torchao; parameters stay as they are.
+
+        Args:
+            emulate: round as fp8 does, on devices that have no such products.
+        """
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+        config = Float8LinearConfig(emulate=emulate)
+        for block in self.blocks:
+            convert_to_float8_training(block, config=config, module_filter_fn=lambda layer, _: type(layer) is nn.Linear)
 
     def flops_per_token(self, length: int) -> int:
         """Floating-point operations of one evaluation, forward, per token of sequences of `length`.

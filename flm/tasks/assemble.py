@@ -17,6 +17,7 @@ from flm.checkpoints.load import check_vocabulary, load_algorithm
 from flm.checkpoints.model_file import ModelSource
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
+from flm.device import missing_fp8
 from flm.schema import check_node
 from flm.tasks.machine import Machine, compile_networks
 from flm.tasks.run import plain_config
@@ -119,8 +120,29 @@ def new_algorithm(config: DictConfig, vocab_size: int, teachers: Mapping[str, Te
         plain, vocab_size, trusted_by(plain), beginnings, **{name: one.model for name, one in teachers.items()}
     )
     machine = Machine.of(plain["trainer"], plain["model"])
+    if plain["model"].get("fp8"):
+        use_fp8(algorithm, machine.device)
     compile_networks(algorithm, machine.compilation, machine.device)
     return algorithm
+
+
+def use_fp8(algorithm: Algorithm, device: torch.device) -> None:
+    """The blocks of what is trained, not of its teachers, compute in fp8. ValueError: its networks cannot, or not here."""
+    check_fp8(True, device)
+    networks = [module for module in algorithm.modules() if hasattr(module, "use_fp8")]
+    if not networks:
+        raise ValueError(f"model.fp8: the network of {type(algorithm).__name__} has no products in fp8: set model.fp8=false")
+    for network in networks:
+        network.use_fp8(emulate=device.type != "cuda")
+
+
+def check_fp8(wanted: Any, device: torch.device) -> None:
+    """Raises ValueError unless model.fp8 can be had."""
+    if wanted not in (None, False, True):
+        raise ValueError(f"model.fp8 must be true or false, not {shown(wanted)}")
+    reason = missing_fp8(device) if wanted else None
+    if reason is not None:
+        raise ValueError(f"model.fp8: {reason}; or set model.fp8=false")
 
 
 def trusted_by(plain: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from flm.device import autocast
 from flm.ranges import Folder, Seed, Text
 from flm.schema import MISSING, check, made, nearest, signature_of, with_nodes
 from flm.tasks.assemble import check as check_node
-from flm.tasks.assemble import resolve, trusted_by
+from flm.tasks.assemble import check_fp8, resolve, trusted_by
 from flm.tasks.evaluation import EvalOptions
 from flm.tasks.machine import Machine, compilation, device_of
 from flm.tasks.samples import check_sampling
@@ -104,7 +104,9 @@ def _check_model(config: DictConfig) -> None:
     plain = {key: {name: v for name, v in _given(_plain(config, key), key).items()} for key in ("algo", "model")}
     check_algorithm(plain, trusted_by(plain), is_complete=False)
     check_group(config, "trainer")  # whose device says what can be compiled
-    compilation(config.model.get("compile"), device_of(config.trainer.accelerator))
+    device = device_of(config.trainer.accelerator)
+    compilation(config.model.get("compile"), device)
+    check_fp8(config.model.get("fp8"), device)
 
 
 def _check_target(node: Any, key: str, kind: type, given: tuple[str, ...] = ()) -> None:

@@ -70,7 +70,7 @@ class Average:
         """Gives each average the form of its parameter, of which this process may hold only a part."""
         named = dict(module.named_parameters())
         for name, weight in self.weights.items():
-            self.weights[name] = like(weight, named[name])
+            self.weights[name] = like(weight, named[name].detach().float())  # whatever the parameters' precision
 
     def _parameters(self, module: nn.Module) -> list[nn.Parameter]:
         named = dict(module.named_parameters())

@@ -1,4 +1,4 @@
-"""model.compile: who is compiled, by whose word, and that nothing else changes."""
+"""model.compile and model.fp8: who is compiled or rounded, by whose word, and that nothing else changes."""
 
 import copy
 import shutil
@@ -12,7 +12,7 @@ from flm.algos.algorithm import Batch
 from flm.draws import Draws
 from flm.models.dit import DiT, DiTBlock
 from flm.samplers.canvas import Canvas
-from flm.tasks.assemble import new_algorithm
+from flm.tasks.assemble import check_fp8, new_algorithm
 from flm.tasks.machine import MODES, Compilation, compilation, compile_networks
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
@@ -184,3 +184,37 @@ def test_graphs_of_training_validation_and_sampling(algo, one_size, any_size, tm
     breaks = dict(torch._dynamo.utils.counters["graph_break"])
     assert not breaks and after_one <= one_size and counter.frame_count <= any_size
     torch._dynamo.reset()
+
+
+def test_fp8_that_cannot_be_had_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="model.fp8 must be true or false, not yes"):
+        check_fp8("yes", CPU)
+    monkeypatch.setattr("flm.device.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="model.fp8: torchao is not installed: pip install torchao; or set model.fp8=false"):
+        new_algorithm(config_of(tmp_path, *SMALL, "model.fp8=true"), 20)
+    monkeypatch.setattr("flm.device.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(ValueError, match="this GPU has no fp8 products"):
+        check_fp8(True, torch.device("cuda"))
+    check_fp8(True, CPU)
+
+
+def test_products_in_fp8_are_those_of_the_blocks_and_nearly_the_same(tmp_path):
+    """As a CPU rounds them; parameters, and so checkpoints, are as before."""
+    pytest.importorskip("torchao")
+    from torchao.float8.float8_linear import Float8Linear
+
+    plain, low = (new_algorithm(config_of(tmp_path, *SMALL, f"model.fp8={fp8}"), 20) for fp8 in ("false", "true"))
+    assert list(low.state_dict()) == list(plain.state_dict())
+    found = {name for name, module in low.named_modules() if isinstance(module, Float8Linear)}
+    layers = ("attn_qkv", "attn_out", "mlp.0", "mlp.2")
+    assert found == {f"backbone.blocks.{block}.{layer}" for block in range(2) for layer in layers}
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    low.load_state_dict(plain.state_dict())
+    (loss, gradients), (other, others) = step(plain), step(low)
+    assert gradients.keys() == others.keys() and 0 < (other - loss).abs() < 0.01 * loss
+    off = {name: ((others[name] - g).norm() / g.norm()).item() for name, g in gradients.items() if g.norm() > 0}
+    assert max(off.values()) < 0.3, off  # at a width of 32

@@ -1,6 +1,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flm.training.average import Average
 
@@ -73,3 +76,53 @@ def test_load_continues_and_checks():
         average.load({k: v for k, v in stored.items() if k != "0.bias"}, 7)
     with pytest.raises(ValueError, match="other parameters"):
         average.load(stored | {"0.bias": torch.zeros(5)}, 7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_split_over_processes_it_stays_in_fp32(dtype):
+    """The same numbers as unsplit, for parameters of any precision."""
+    whole, module = net(dtype), net(dtype)
+    averages = Average(whole, 0.9), Average(module, 0.9)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+        averages[1].split_like(module)
+        for _ in range(3):
+            with torch.no_grad():
+                whole[0].weight.add_(0.01)
+                module[0].weight.add_(0.01)
+            averages[0].update(whole)
+            averages[1].update(module)
+        found = averages[1].weights["0.weight"].full_tensor()
+        assert found.dtype == torch.float32 and torch.equal(found, averages[0].weights["0.weight"])
+        with averages[1].applied(module):
+            assert torch.equal(module[0].weight.full_tensor(), averages[0].weights["0.weight"].to(dtype))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_average_and_clipping_take_few_operations_however_many_parameters_there_are():
+    """Each is a launch on a GPU, where clipping asks for fused ones by itself; a model of twelve blocks has 130 parameters."""
+
+    class Calls(TorchDispatchMode):
+        names: list[str]
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.append(function._schema.name)
+            return function(*args, **(kwargs or {}))
+
+    found = []
+    for depth in (2, 9):
+        module = nn.Sequential(*[nn.Linear(3, 3) for _ in range(depth)])
+        average = Average(module, 0.9)
+        for parameter in module.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        calls = Calls()
+        calls.names = []
+        with calls:
+            average.update(module)
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0, foreach=True)
+        found.append([name for name in calls.names if "detach" not in name])
+    assert "aten::_foreach_lerp_" in str(found) and "aten::_foreach_norm" in str(found)
+    assert len(found[0]) == len(found[1]) <= 12
