@@ -47,6 +47,9 @@ class TransformersModel(Protocol):
     def from_folder(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The reverse."""
 
+    def recipe(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the recorded config, what builds the model of the folder's weights."""
+
 
 def transformers_model(algorithm: Algorithm) -> TransformersModel | None:
     """Of the kinds that wings register, the one that an algorithm's network is of."""

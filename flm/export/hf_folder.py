@@ -110,7 +110,7 @@ def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: 
             "checkpoint_sha256": source.sha256,
             SHA256: {name: sha256_of(folder / name) for name in DIGESTED},
             "tokenizer": tokenizer,
-            "config": shareable(source.config),
+            "config": shareable(source.config if own is None else own.recipe(source.config)),
         },
     }
     atomic.write_json(folder / CONFIG, config)

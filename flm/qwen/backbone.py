@@ -15,7 +15,9 @@ from flm.models.attention import FLEX_ON
 from flm.models.token_backbone import among_real
 from flm.paths.mixture import Cosine, Polynomial, Schedule
 from flm.posterior import TokenPosterior
+from flm.qwen.lora import LoRA
 from flm.ranges import Count, Index
+from flm.schema import made
 
 if TYPE_CHECKING:
     from flm.qwen.configuration_flow_qwen3 import FlowMatchingConfig
@@ -88,10 +90,12 @@ class QwenBackbone(nn.Module):
         attention: "sdpa", "eager" or "flex_attention"; "flash_attention_2" for rows without documents or padding. None:
             flex_attention on CUDA where a mask is needed, which skips tiles of scores that hold nothing; else sdpa.
         activation_checkpointing: compute each layer again in the backward pass instead of keeping what it computed.
+        lora: fields of `LoRA`: adapters are trained beside weights that stay; None: all weights are trained.
 
     Attributes:
         network: the `FlowMatchingLanguageModel`.
         mask_id, real_vocab_size: as in `TokenBackbone`.
+        lora: the adapters; None: there are none.
         chooses_attention: whether that depends on the device and the rows.
 
     Raises:
@@ -115,6 +119,7 @@ class QwenBackbone(nn.Module):
         causal: bool = False,
         attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] | None = None,
         activation_checkpointing: bool = False,
+        lora: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         if architecture is None:
@@ -136,6 +141,9 @@ class QwenBackbone(nn.Module):
         self.network.train()  # transformers loads for evaluation, where no activation is checkpointed
         if activation_checkpointing:
             self.network.activation_checkpointing_enable({"use_reentrant": False})
+        if lora is not None:
+            self.lora = made(LoRA, lora, "model.lora")
+            self.lora.put_into(self.network)
 
     @classmethod
     def around(cls, network: "FlowMatchingLanguageModel") -> "QwenBackbone":
@@ -145,6 +153,8 @@ class QwenBackbone(nn.Module):
         backbone._hold(network)
         backbone.chooses_attention = False
         return backbone
+
+    lora: LoRA | None = None
 
     def _hold(self, network: "FlowMatchingLanguageModel") -> None:
         self.network = network

@@ -57,11 +57,13 @@ class TransformersModel:
 
     def to_folder(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The algorithm's weights by transformers' names; of tied ones, the first alone."""
-        return {
-            name.removeprefix(self.prefix): tensor
-            for name, tensor in state.items()
-            if name.removeprefix(self.prefix) not in self._tied
-        }
+        own = {name.removeprefix(self.prefix): tensor for name, tensor in state.items()}
+        lora = self.backbone.lora
+        return {name: tensor for name, tensor in (lora.merged(own) if lora else own).items() if name not in self._tied}
+
+    def recipe(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What the folder's weights are built from: adapters are in them, and no more beside them."""
+        return {**config, "model": {key: value for key, value in config["model"].items() if key != "lora"}}
 
     def from_folder(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The reverse."""

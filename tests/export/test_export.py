@@ -14,7 +14,9 @@ import huggingface_hub.constants
 import pytest
 import safetensors.torch
 import torch
+from tasks.running import command
 
+import flm
 from flm.checkpoints import files
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import KEY, Description
@@ -23,6 +25,7 @@ from flm.checkpoints.hub import download
 from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.checkpoints.model_file import generation_defaults
 from flm.data.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer
+from flm.export.from_python import save_pretrained
 from flm.export.hf_folder import CARD, GENERATING, MODELING, TOKENIZER_CONFIG, write_folder
 from flm.export.model_card import model_card
 from flm.export.upload import push_to_hub
@@ -186,6 +189,21 @@ def test_transformers_opens_it_without_this_package_and_predicts_the_same(models
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == len(KINDS)
+
+
+def test_the_folder_holds_the_model_and_nothing_of_the_run(models, tmp_path, monkeypatch):
+    run = ["mode=export", f"eval.checkpoint_path={models['flm'][0]}", f"hydra.run.dir={tmp_path / 'folder'}"]
+    assert command(monkeypatch, *run, "trainer.accelerator=cpu") == 0
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == set(FILES)
+    lm = flm.load(models["flm"][0], device="cpu")
+    assert set(save_pretrained(lm, tmp_path / "again", license="apache-2.0")) == set(FILES)
+    for name in set(FILES) - {CARD}:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes(), name
+    assert (tmp_path / "again" / CARD).read_text().startswith('---\nlicense: "apache-2.0"')
+    lm.source = None
+    with pytest.raises(ValueError, match="^the model was made in Python: "):
+        save_pretrained(lm, tmp_path / "never")
+    assert not (tmp_path / "never").exists()
 
 
 THROUGH_TRANSFORMERS = """
