@@ -146,6 +146,7 @@ def _arguments(network: DiT) -> dict[str, Any]:
         "cond_dim": None if time is None else time.mlp[-1].out_features,
         "frequencies": None if time is None else time.frequencies,
         "time_scale": None if time is None else time.scale,
+        "time_insertion": network.time_insertion,
         "two_times": network.second_time_embedding is not None,
         "causal": network.causal,
         "grid": None if network.cells is None else list(network.cells.shape),
@@ -165,4 +166,5 @@ def _tokenizer_config(tokenizer: Mapping[str, Any], length: int) -> dict[str, An
         "model_max_length": length,
         "clean_up_tokenization_spaces": False,
         **spelling,
+        **({} if vocabulary.chat_template is None else {"chat_template": vocabulary.chat_template}),
     }

@@ -87,15 +87,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, softcap: float | None, causal: bool) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, softcap: float | None, causal: bool, mask: Tensor | None) -> Tensor:
     if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = q.to(wide) @ k.to(wide).transpose(-2, -1) / math.sqrt(q.shape[-1])
     scores = softcap * torch.tanh(scores / softcap)
     if causal:
         lower = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
         scores = scores.masked_fill(~lower, -math.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
     return (scores.softmax(-1) @ v.to(wide)).to(v.dtype)
 
 
@@ -112,13 +114,14 @@ class Block(nn.Module):
         )
         self.adaLN_modulation = None if cond_dim is None else nn.Linear(cond_dim, 6 * width)
 
-    def forward(self, x: Tensor, condition: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (0, 0, 1, 0, 0, 1)
         if self.adaLN_modulation is not None:
             shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
         read = self.norm1(x) * (1 + scale_a) + shift_a
         q, k, v = self.attn_qkv(read).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, self.softcap, self.causal).transpose(1, 2).flatten(2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        mixed = attention(q, k, v, self.softcap, self.causal, mask).transpose(1, 2).flatten(2)
         x = x + gate_a * self.attn_out(mixed)
         return x + gate_m * self.mlp(self.norm2(x) * (1 + scale_m) + shift_m)
 
@@ -182,14 +185,18 @@ class DiT(nn.Module):
         causal: bool,
         grid: list[int] | None = None,
         neighbours: int = 0,
+        time_insertion: str = "adaln",
     ):
         super().__init__()
+        self.time_insertion, self.causal = time_insertion, causal
+        time_width = cond_dim
+        cond_dim = cond_dim if time_insertion == "adaln" else None
         self.cells = None if grid is None else CellVectors(grid, hidden_size)
         self.neighbours = Neighbours(hidden_size, neighbours) if neighbours else None
         self.head_dim, self.output_softcap = hidden_size // num_heads, output_softcap
         self.input_table = nn.Parameter(torch.empty(vocab_size, hidden_size))
-        self.time_embedding = None if cond_dim is None else TimeEmbedding(cond_dim, frequencies, time_scale)
-        self.second_time_embedding = TimeEmbedding(cond_dim, frequencies, time_scale) if two_times else None
+        self.time_embedding = None if time_width is None else TimeEmbedding(time_width, frequencies, time_scale)
+        self.second_time_embedding = TimeEmbedding(time_width, frequencies, time_scale) if two_times else None
         self.blocks = nn.ModuleList(
             Block(hidden_size, num_heads, cond_dim, mlp_ratio, attention_softcap, causal) for _ in range(num_blocks)
         )
@@ -206,15 +213,24 @@ class DiT(nn.Module):
             condition = self.time_embedding(tau)
             if self.second_time_embedding is not None:
                 condition = condition + self.second_time_embedding(tau if tau_to is None else tau_to)
-            condition = F.silu(condition)
-        cos, sin = rotary_table(state.shape[1], self.head_dim, state.device)
         if self.cells is not None:
             state = self.cells(state)
         if self.neighbours is not None:
             state = self.neighbours(state)
+        mask, front = None, 0
+        if condition is not None and self.time_insertion == "adaln":
+            condition = F.silu(condition)
+        elif condition is not None:
+            vector, condition = condition[:, None], None
+            front = int(self.time_insertion == "token")
+            state = torch.cat((vector, state), 1) if front else state + vector
+            if front and not self.causal:  # the time's own position sees itself alone
+                mask = torch.ones(state.shape[1], state.shape[1], dtype=torch.bool, device=state.device)
+                mask[0, 1:] = False
+        cos, sin = rotary_table(state.shape[1], self.head_dim, state.device)
         for block in self.blocks:
-            state = block(state, condition, cos, sin)
-        logits = self.output_layer(state, condition)
+            state = block(state, condition, cos, sin, mask)
+        logits = self.output_layer(state[:, front:], condition)
         if self.output_softcap is None or not softcapped:
             return logits
         return self.output_softcap * torch.tanh(logits / self.output_softcap)

@@ -13,6 +13,7 @@ from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.losses import token_loss
 from flm.draws import Draws
 from flm.kl_flow.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
+from flm.kl_flow.geodesic_bound import GeodesicLikelihood
 from flm.kl_flow.geodesic_sampler import GeodesicSampler
 from flm.kl_flow.geodesic_state import FEATURES, State, corrupt, embed
 from flm.models.attention import DocumentMask, document_mask
@@ -52,7 +53,7 @@ class GeodesicDenoiser:
 FeatureName = Annotated[str, one_of(FEATURES)]
 
 
-class KLFlow(Algorithm):
+class KLFlow(GeodesicLikelihood, Algorithm):
     """KL-flow.
 
     What a batch gives (weight 0) enters as clean one-hot vectors; padding is neither seen nor learned.
@@ -64,7 +65,7 @@ class KLFlow(Algorithm):
         length: L.
         max_t: physical time where the path ends; None: where 99% of tokens are known from their own noisy point alone.
         smoothing: mass of the target spread over the vocabulary; it warps time, and with it the sharpness of the input.
-        concentration: of the Dirichlet prior.
+        concentration: of the Dirichlet prior; there is a likelihood bound where it is 1.
         features: what the network reads of a state: simplex (as published), sharpened, log or posterior.
     """
 
@@ -83,6 +84,7 @@ class KLFlow(Algorithm):
         super().__init__(vocab_size, length)
         self.path, self.features = Geodesic.of(vocab_size, max_t, smoothing, concentration), features
         self.clock = GeodesicClock(self.path.max_t)
+        self.bound_kind = KLFlow.bound_kind if concentration == 1 else None
         self.backbone = backbone(vocab_size=vocab_size)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:

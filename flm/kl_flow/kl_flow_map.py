@@ -19,6 +19,7 @@ from flm.algos.losses import of_parts, summed, token_loss
 from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_on
 from flm.draws import Draws
 from flm.kl_flow.geodesic import Geodesic, GeodesicClock, context_free_cross_entropy
+from flm.kl_flow.geodesic_bound import GeodesicLikelihood
 from flm.kl_flow.geodesic_map_sampler import GeodesicMapSampler
 from flm.kl_flow.geodesic_state import Moved, State, corrupt
 from flm.kl_flow.kl_flow import FeatureName, GeodesicDenoiser
@@ -51,7 +52,7 @@ class _Asked:
     target: Tensor | Output
 
 
-class KLFlowMap(Distillation):
+class KLFlowMap(GeodesicLikelihood, Distillation):
     """The flow map of KL-flow.
 
     A share of every batch is diagonal (both times equal): there the target is the teacher's prediction, or the data. The
@@ -89,6 +90,7 @@ class KLFlowMap(Distillation):
         super().__init__(vocab_size, length, teacher=teacher)
         self.path, self.features = Geodesic.of(vocab_size, max_t, smoothing, concentration), features
         self.clock = GeodesicClock(self.path.max_t)
+        self.bound_kind = KLFlowMap.bound_kind if concentration == 1 else None
         self.backbone = backbone(vocab_size=vocab_size, two_times=True)
         if teacher is not None:
             self._check_path(teacher)

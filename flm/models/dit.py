@@ -4,7 +4,7 @@ B batch, L positions, D width, V vocabulary, H heads of width Dh.
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -115,12 +115,15 @@ class DiT(nn.Module):
         output_softcap: bound on the logits, softcap * tanh(logits / softcap); None for none. Published FLM models: 30.
         attention_softcap: the same for attention scores; None allows the fastest attention. Published FLM models: 50.
         time_scale: see `TimeEmbedding`.
+        time_insertion: how the time enters: "adaln", each block modulated by it; "add", a vector added to every position; or
+            "token", one more position in front, which sees itself alone, so that documents do not see each other through it.
+            But for adaln the vector has width D, blocks are plain, and cond_dim means nothing. Published FLM models: adaln.
         two_times: whether the model is a flow map, told where on the clock it goes beside where it is.
         causal: whether a position sees itself and those before it only, rather than all.
         grid: shape whose cells the positions are, row by row: [4, 4] for a board, [9] for a line. Each coordinate of a cell
             adds a learned vector to what is read there; positions beyond the grid get none. None: rotary positions alone.
         conditioned: whether the model is told a time at all. If not, it has neither time embedding nor modulations, and
-            cond_dim and time_scale mean nothing: the plain pre-norm transformer of the autoregressive baseline.
+            cond_dim, time_scale and time_insertion mean nothing: the plain pre-norm transformer of the autoregressive baseline.
         neighbours: how far a position's neighbours are read before the first block, through one matrix a distance; 0: not. Not
             in published models.
         bf16_residual: what blocks hand on is bf16 under bf16 autocast, not in the weights' precision; nothing elsewhere.
@@ -155,6 +158,7 @@ class DiT(nn.Module):
         neighbours: Annotated[int, Ge(0), Le(256)] = 0,
         bf16_residual: bool = False,
         checkpoint_every: Count | None = None,
+        time_insertion: Literal["adaln", "add", "token"] = "adaln",
     ):
         super().__init__()
         if hidden_size % (2 * num_heads):
@@ -166,19 +170,22 @@ class DiT(nn.Module):
         self.vocab_size, self.length, self.hidden_size = vocab_size, length, hidden_size
         self.causal, self.bf16_residual, self.checkpoint_every = causal, bf16_residual, checkpoint_every
         self.head_dim = hidden_size // num_heads
-        self.output_softcap = output_softcap
+        self.output_softcap, self.time_insertion = output_softcap, time_insertion
+        modulated = conditioned and time_insertion == "adaln"
+        time_width = cond_dim if modulated else hidden_size
         # declared in the order in which published checkpoints list their parameters
         self.input_table = nn.Parameter(torch.empty(vocab_size, hidden_size).uniform_(-1, 1) * hidden_size**-0.5)
-        self.time_embedding = TimeEmbedding(cond_dim, scale=time_scale) if conditioned else None
+        self.time_embedding = TimeEmbedding(time_width, scale=time_scale) if conditioned else None
         self.cells = None if grid is None else CellVectors(grid, hidden_size)
         self.neighbours = Neighbours(hidden_size, neighbours) if neighbours else None
         self.second_time_embedding = None
         if two_times:
-            self.second_time_embedding = TimeEmbedding(cond_dim, scale=time_scale)
+            self.second_time_embedding = TimeEmbedding(time_width, scale=time_scale)
             # so that a flow map starts as the denoiser at its start time, wherever it is told to go
-            nn.init.zeros_(self.second_time_embedding.mlp[-1].weight)
-            nn.init.zeros_(self.second_time_embedding.mlp[-1].bias)
-        block_cond_dim = cond_dim if conditioned else None
+            self.second_time_embedding.start_at_zero()
+        if conditioned and time_insertion == "add":
+            self.time_embedding.start_at_zero()  # else it drowns the tokens
+        block_cond_dim = cond_dim if modulated else None
         self.blocks = nn.ModuleList(
             DiTBlock(hidden_size, num_heads, block_cond_dim, mlp_ratio, dropout, attention_softcap, causal)
             for _ in range(num_blocks)
@@ -221,14 +228,20 @@ class DiT(nn.Module):
             ValueError: a time is missing, or given to a model that does not take it; a cache is full, or given to a
                 model that is not causal, or together with a mask.
         """
-        if cache is not None and (mask is not None or not self.causal):
-            raise ValueError("a cache needs a model built with causal=True, and no mask")
         condition = self._condition(tau, tau_to)
+        own_token = condition is not None and self.time_insertion == "token"
+        if cache is not None and (mask is not None or not self.causal or own_token):
+            raise ValueError("a cache needs a model built with causal=True and without a token of the time, and no mask")
         start = 0 if cache is None else cache[0].length
-        positions = torch.arange(start, start + embedded.shape[1], device=embedded.device)
+        positions = torch.arange(start, start + embedded.shape[1] + own_token, device=embedded.device)
         cos, sin = rotary_table(positions, self.head_dim)
-        x = embedded if self.cells is None else self.cells(embedded, positions)
+        x = embedded if self.cells is None else self.cells(embedded, positions[: embedded.shape[1]])
         x = x if self.neighbours is None else self.neighbours(x, mask)
+        if own_token:
+            mask = behind_a_token(mask.dense if isinstance(mask, DocumentMask) else mask, embedded)
+        if condition is not None and self.time_insertion != "adaln":
+            vector, condition = condition[:, None].to(x.dtype), None
+            x = torch.cat((vector, x), 1) if own_token else x + vector
         device = x.device.type
         if self.bf16_residual and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
             x = x.bfloat16()
@@ -243,7 +256,7 @@ class DiT(nn.Module):
                 x = block(x, condition, cos, sin, seen)
             else:
                 x = checkpoint(block, x, condition, cos, sin, seen, use_reentrant=False)
-        return self.output_layer(x, condition)
+        return self.output_layer(x[:, int(own_token) :], condition)
 
     def new_cache(self, capacity: int) -> list[KeyValues]:
         """An empty cache for sequences of up to `capacity` positions, to be read piece by piece."""
@@ -297,4 +310,14 @@ class DiT(nn.Module):
             embedding = embedding + self.second_time_embedding(tau if tau_to is None else tau_to)
         elif tau_to is not None:
             raise ValueError("tau_to needs a model built with two_times=True")
-        return F.silu(embedding)
+        return F.silu(embedding) if self.time_insertion == "adaln" else embedding
+
+
+def behind_a_token(mask: Tensor | None, x: Tensor) -> Tensor:
+    """The mask of x (B, L, D) with one position more in front, seen by all, which sees itself alone."""
+    length = x.shape[1]
+    if mask is None:
+        mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=x.device)
+    mask = F.pad(mask.expand(*mask.shape[:-2], length, length), (1, 0, 1, 0), value=True)
+    mask[..., 0, 1:] = False
+    return mask

@@ -36,6 +36,11 @@ class TimeEmbedding(nn.Module):
         self.frequencies, self.scale = frequencies, scale
         self.mlp = nn.Sequential(nn.Linear(frequencies, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
 
+    def start_at_zero(self) -> None:
+        """So that what it feeds begins as if it were not there."""
+        nn.init.zeros_(self.mlp[-1].weight)
+        nn.init.zeros_(self.mlp[-1].bias)
+
     def forward(self, time: Tensor) -> Tensor:
         half = self.frequencies // 2
         weight_dtype = self.mlp[0].weight.dtype

@@ -17,7 +17,8 @@ B batch, L length, V vocabulary, K cells.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from flm.posterior import TokenPosterior
 
 CELLS = 32  # of the proposal, equal in m over the whole range
 BUCKETS = 8  # of the report
+Terms = Callable[[Tensor], tuple[Tensor, Tensor]]  # points (B,) of a path to the integrand and -log D[y] there, each (B, L)
 DEFENSIVE = 0.1  # share of the draws that does not follow the pilot, so that no weight is large where it was wrong
 
 
@@ -90,19 +92,38 @@ def estimate(
     Returns:
         Nats (B,) float64; the same by part of the path, adding up to it; and by part, where the draw fell: (B,) bool.
     """
-    m, weight, decoding = plan.place(draws.stratified(len(tokens)).cpu())
     scored = torch.ones_like(tokens, dtype=torch.bool) if scored is None else scored
-    squared, surprise = ((values * scored).sum(1) for values in _errors(denoiser, tokens, m, plan.evidence, draws))
-    device = tokens.device
-    nats = torch.where(decoding.to(device), surprise, m.to(device) * squared) * weight.to(device)
-    bounds = torch.linspace(0, largest_ratio(denoiser.vocab_size), BUCKETS + 1, dtype=torch.float64)
-    bucket = torch.bucketize(m, bounds[1:-1], right=True)
-    drawn, last = {}, plan.edges[-1]
+    terms = partial(_terms, denoiser, tokens, plan.evidence, draws)
+    return drawn(plan, terms, scored, draws.stratified(len(tokens)).cpu(), largest_ratio(denoiser.vocab_size), _time)
+
+
+def drawn(
+    plan: Plan, terms: Terms, scored: Tensor, u: Tensor, span: float, time: Callable[[Any], Any]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """What `estimate` returns, of any integral along a path that is decoded where it ends.
+
+    Args:
+        scored: (B, L) bool.
+        u: (B,) uniform in [0, 1).
+        span: of the whole path; parts are told apart by where they lie in it.
+        time: t of a point, to name it.
+    """
+    device = scored.device
+    point, weight, decoding = plan.place(u)
+    inside, surprise = ((values * scored).sum(1) for values in terms(point))
+    nats = torch.where(decoding.to(device), surprise, inside) * weight.to(device)
+    bounds = torch.linspace(0, span, BUCKETS + 1, dtype=torch.float64)
+    bucket = torch.bucketize(point, bounds[1:-1], right=True)
+    found, last = {}, plan.edges[-1]
     for k, (low, high) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
         if low < last:
-            drawn[f"t {_time(low):.3f} to {_time(min(high, float(last))):.3f}"] = ((bucket == k) & ~decoding).to(device)
-    drawn[f"decoding at t {_time(float(last)):.3f}"] = decoding.to(device)
-    return nats, {name: nats * here for name, here in drawn.items()}, drawn
+            found[f"t {time(low):.3f} to {time(min(high, float(last))):.3f}"] = ((bucket == k) & ~decoding).to(device)
+    found[f"decoding at t {time(float(last)):.3f}"] = decoding.to(device)
+    return nats, {name: nats * here for name, here in found.items()}, found
+
+
+def _time(m):
+    return m / (1 + m)
 
 
 @dataclass(frozen=True)
@@ -115,6 +136,7 @@ class Pilot:
         spread: (K,) its root mean square over sequences.
         surprise: (K,) mean of -log D[y] in nats per token.
         evidence: as in `Plan`.
+        time: t of a point.
     """
 
     edges: Tensor
@@ -122,6 +144,7 @@ class Pilot:
     spread: Tensor
     surprise: Tensor
     evidence: float = 0.0
+    time: Callable[[Any], Any] = _time
 
     def bounds(self) -> Tensor:
         """The bound if it is cut at each edge (K + 1,), in nats per token."""
@@ -142,8 +165,8 @@ class Pilot:
     def rows(self) -> list[dict[str, float]]:
         """One row a cell, in plain values; all in nats per token."""
         columns = {
-            "t_from": _time(self.edges[:-1]),
-            "t_to": _time(self.edges[1:]),
+            "t_from": self.time(self.edges[:-1]),
+            "t_to": self.time(self.edges[1:]),
             "contribution_nats": self.integrand * self.edges.diff(),
             "surprise_nats": self.surprise,
             "bound_if_cut_at_t_to_nats": self.bounds()[1:],
@@ -161,25 +184,37 @@ def measure(batches: Sequence[tuple[GaussianDenoiser, Tensor, Tensor]], draws: D
     Raises:
         ValueError: there are fewer sequences than cells.
     """
-    count = sum(len(tokens) for _, tokens, _ in batches)
+    parts = [(partial(_terms, denoiser, tokens, evidence, draws), scored) for denoiser, tokens, scored in batches]
+    return replace(piloted(_edges(batches[0][0].vocab_size), parts, draws), evidence=evidence)
+
+
+def piloted(edges: Tensor, batches: Sequence[tuple[Terms, Tensor]], draws: Draws) -> Pilot:
+    """A pilot over these edges, of any integral along a path.
+
+    Args:
+        batches: terms of a batch, and which of its positions are scored (B, L) bool.
+
+    Raises:
+        ValueError: there are fewer sequences than cells.
+    """
+    count = sum(len(scored) for _, scored in batches)
     if count < CELLS:
         raise ValueError(f"eval.pilot_draws={count} is too few: at least {CELLS}, or 0 for no pilot")
-    edges = _edges(batches[0][0].vocab_size)
     cell = torch.arange(count) % CELLS
-    m = edges[cell] + draws.uniform(count, dtype=torch.float64).cpu() * edges.diff()[cell]
+    points = edges[cell] + draws.uniform(count, dtype=torch.float64).cpu() * edges.diff()[cell]
     integrand, surprise, start = [], [], 0
-    for denoiser, tokens, scored in batches:
-        here, share = m[start : start + len(tokens)], scored.double() / scored.sum(1, keepdim=True).clamp_min(1)
-        squared, surprises = ((values * share).sum(1).cpu() for values in _errors(denoiser, tokens, here, evidence, draws))
-        integrand.append(here * squared)
+    for terms, scored in batches:
+        share = scored.double() / scored.sum(1, keepdim=True).clamp_min(1)
+        inside, surprises = ((values * share).sum(1).cpu() for values in terms(points[start : start + len(scored)]))
+        integrand.append(inside)
         surprise.append(surprises)
-        start += len(tokens)
+        start += len(scored)
 
     def by_cell(values: Tensor) -> Tensor:
         return torch.zeros(CELLS, dtype=torch.float64).index_add_(0, cell, values) / cell.bincount(minlength=CELLS)
 
     values = torch.cat(integrand)
-    return Pilot(edges, by_cell(values), by_cell(values**2).sqrt(), by_cell(torch.cat(surprise)), evidence)
+    return Pilot(edges, by_cell(values), by_cell(values**2).sqrt(), by_cell(torch.cat(surprise)))
 
 
 def token_errors(
@@ -209,19 +244,16 @@ def token_errors(
     return squared.view(tokens.shape), surprise.view(tokens.shape)
 
 
-def _errors(denoiser: GaussianDenoiser, tokens: Tensor, m: Tensor, evidence: float, draws: Draws) -> tuple[Tensor, Tensor]:
-    """`token_errors` at ratios m (B,)."""
+def _terms(denoiser: GaussianDenoiser, tokens: Tensor, evidence: float, draws: Draws, m: Tensor) -> tuple[Tensor, Tensor]:
+    """m |onehot(y) - D|^2 and -log D[y] at ratios m (B,), each (B, L)."""
     seen = _time(m * math.sqrt(1 - evidence)).to(tokens.device)
     tau, dtype = denoiser.clock.tau(seen), denoiser.table.dtype
     state = corrupt(tokens, seen.to(dtype), (denoiser.table,), draws.rows)
     posterior = denoiser.predict(state, tau.to(dtype))
     precision = (evidence * m**2).to(tokens.device) if evidence else None
-    return token_errors(posterior, tokens, precision, draws.local)
+    squared, surprise = token_errors(posterior, tokens, precision, draws.local)
+    return m.to(squared)[:, None] * squared, surprise
 
 
 def _edges(vocab_size: int) -> Tensor:
     return torch.linspace(0, largest_ratio(vocab_size), CELLS + 1, dtype=torch.float64)
-
-
-def _time(m):
-    return m / (1 + m)

@@ -32,6 +32,7 @@ from flm.export.upload import push_to_hub
 from flm.two_stage.flm_distill import raw
 
 LENGTH = 6
+TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"
 FILES = (*READ, TOKENIZER_CONFIG, MODELING, GENERATING, CARD)
 DOCUMENTS = ["A cat sees, a dog hears.", "one  bird sees the sea. na\u00efve caf\u00e9 <|end|> 'tis"] * 4
 SIZES = {"length": LENGTH, "hidden_size": 16, "num_blocks": 2, "num_heads": 2, "cond_dim": 8}
@@ -44,6 +45,12 @@ KINDS = {
         {"attention_softcap": 5.0, "output_softcap": 2.0, "mlp_ratio": 3},
         ByteTokenizer(),
     ),
+    "flm_token": (
+        {"_target_": "flm.algos.flm.FLM", "clock": None},
+        {"time_insertion": "token", "attention_softcap": 5.0},
+        CharacterTokenizer(),
+    ),
+    "flm_add": ({"_target_": "flm.algos.flm.FLM", "clock": None}, {"time_insertion": "add"}, CharacterTokenizer()),
     "ar": ({"_target_": "flm.algos.ar.AR"}, {"attention_softcap": 5.0, "output_softcap": None, "grid": [9]}, BPETokenizer(270)),
     "ar_plain": ({"_target_": "flm.algos.ar.AR"}, {"attention_softcap": None}, CharacterTokenizer()),
     "flm_distill": ({"_target_": "flm.two_stage.flm_distill.FLMDistill"}, {"output_softcap": 2.0}, CharacterTokenizer()),
@@ -55,6 +62,7 @@ def checkpoint(path, kind):
     algo, network, builder = KINDS[kind]
     tokenizer = builder.build(lambda: iter(DOCUMENTS))
     tokenizer.name = "/home/someone/tokenizer"  # as of one that was given as a folder
+    tokenizer.chat_template = TEMPLATE if kind == "ar" else None
     config = {
         "algo": algo,
         "model": {"_target_": "flm.models.dit.DiT"} | SIZES | network,
@@ -134,6 +142,8 @@ for kind, calls in wanted.items():
         assert tokenizer.decode(ids) == calls["decoded"][text], (kind, text)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == calls["special"]
     assert len(tokenizer) == model.config.vocab_size and model.config.length == 6
+    if kind == "ar":
+        assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "a "
     assert GenerationConfig.from_pretrained(f"{root}/{kind}").eos_token_id == calls["special"][1]
     print(kind, worst)
     assert worst < 1e-5

@@ -391,3 +391,55 @@ def test_blocks_computed_again_give_the_same_gradients_and_keep_less(every: int 
     for one, other in zip(*found, strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
     assert kept[1] == kept[0] if every is None else kept[1] < kept[0] * (1 - 0.8 * again / 4)
+
+
+INSERTIONS = ["add", "token"]
+
+
+@pytest.mark.parametrize("insertion", INSERTIONS)
+def test_a_time_that_does_not_modulate_matters_and_crosses_no_document(insertion: str):
+    model = build(time_insertion=insertion)
+    embedded, tau, _ = inputs()
+    here = model.hidden(embedded, tau)
+    assert here.shape == embedded.shape
+    assert (here - model.hidden(embedded, 1 - tau)).abs().amax((1, 2)).min() > 1e-3
+    assert all("adaLN" not in name for name, _ in model.named_parameters())
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1]])
+    mask = documents[:, None, :, None] == documents[:, None, None, :]
+    apart = model.hidden(embedded, tau, mask=mask)
+    other = embedded.clone()
+    other[:, :3] += 1
+    torch.testing.assert_close(model.hidden(other, tau, mask=mask)[:, 3:], apart[:, 3:])
+    torch.testing.assert_close(model.hidden(embedded, tau, mask=torch.ones(1, 1, L, L, dtype=torch.bool)), here)
+
+
+def test_an_added_time_is_a_change_of_what_is_read_and_begins_at_none():
+    plain, added = build(conditioned=False), build(time_insertion="add")
+    plain.load_state_dict({name: value for name, value in added.state_dict().items() if "time" not in name})
+    embedded, tau, _ = inputs()
+    torch.testing.assert_close(added.hidden(embedded, tau), plain.hidden(embedded + added.time_embedding(tau)[:, None]))
+    fresh = build(randomised=False, time_insertion="add")
+    torch.testing.assert_close(fresh.hidden(embedded, tau), fresh.hidden(embedded, 1 - tau))
+
+
+def test_a_token_of_the_time_is_one_more_position_that_sees_itself_alone():
+    plain, model = build(conditioned=False), build(time_insertion="token")
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if "time" not in name})
+    embedded, tau, _ = inputs()
+    longer = torch.cat([model.time_embedding(tau)[:, None], embedded], 1)
+    mask = torch.ones(L + 1, L + 1, dtype=torch.bool)
+    mask[0, 1:] = False
+    torch.testing.assert_close(model.hidden(embedded, tau), plain.hidden(longer, mask=mask)[:, 1:])
+
+
+@pytest.mark.parametrize("insertion", INSERTIONS)
+def test_two_times_are_inserted_together(insertion: str):
+    model = build(time_insertion=insertion, two_times=True)
+    embedded, tau, tau_to = inputs()
+    assert (model.hidden(embedded, tau, tau_to) - model.hidden(embedded, tau)).abs().max() > 1e-3
+    with forward_mode_attention():
+        later = lambda s: model.hidden(embedded, tau, s)  # noqa: E731
+        _, slope = torch.func.jvp(later, (tau_to,), (torch.ones_like(tau_to),))
+    torch.testing.assert_close(slope, (later(tau_to + 1e-5) - later(tau_to - 1e-5)) / 2e-5, rtol=1e-4, atol=1e-6)
+    fresh = build(randomised=False, time_insertion=insertion, two_times=True)
+    torch.testing.assert_close(fresh.hidden(embedded, tau, tau_to), fresh.hidden(embedded, tau))

@@ -1,5 +1,6 @@
 """Figures show the numbers of the files: read back from the axes, and from the pixels."""
 
+import dataclasses
 import io
 import json
 import math
@@ -264,6 +265,23 @@ def test_learning_curves_are_the_log(results):
     np.testing.assert_allclose(data(lines["nano, validation"]), [[500, 1000], [3, 2]])
     # logged in the step under way: the value at "step 479" is of the loss after 480 steps
     np.testing.assert_allclose(data(lines["nano, training"]), [[480, 490, 495, 980, 990, 995], [6, 5, 4.5, 4, 3, 2.5]])
+
+
+def test_learning_rates_stand_in_order_with_a_line_for_each_optimiser(results):
+    (run,) = results.of(Training)
+
+    def trained(kind, rate, loss):
+        source = dataclasses.replace(
+            run.source, training={"optim": {"_target_": f"flm.training.optimizers.{kind}", "lr": rate}}
+        )
+        series = {run.validated: ((1, 9.0), (2, loss))}
+        return dataclasses.replace(run, source=source, metrics=dataclasses.replace(run.metrics, series=series))
+
+    runs = [trained("AdamW", 5e-3, 2.0), trained("MuonWithAdamW", 2e-2, 1.5), trained("AdamW", 1e-3, 3.0)]
+    (axes,) = axes_of(losses.learning_rate_figure([*runs, trained("AdamW", None, 1.0)]))
+    lines = lines_by_label(axes)
+    np.testing.assert_allclose(data(lines["AdamW"]), [[1e-3, 5e-3], [3, 2]])
+    np.testing.assert_allclose(data(lines["MuonWithAdamW"]), [[2e-2], [1.5]])
 
 
 def test_generation_over_training_stands_at_the_steps_done(results):

@@ -41,6 +41,30 @@ def learning_figure(trainings: Sequence[Training], colours: Mapping[str, str]) -
     return figure
 
 
+def learning_rate_figure(trainings: Sequence[Training]) -> "Figure":
+    """The last validation loss of runs that differ in learning rate, a line for each optimiser."""
+    figure, axes = canvas(6.4, 3.6)
+    for index, (name, points) in enumerate(by_learning_rate(trainings).items()):
+        line(axes, points, color=f"C{index}", marker=MARKERS[index % len(MARKERS)], label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("optim.lr")
+    axes.set_ylabel("last validation, nats per token")
+    legend(axes)
+    return figure
+
+
+def by_learning_rate(trainings: Sequence[Training]) -> dict[str, list[tuple[float, float]]]:
+    """By optimiser, (learning rate, last validation loss) of the runs that have both, in order."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for run in trainings:
+        optim = run.source.training.get("optim")
+        if run.validated is None or not isinstance(optim, Mapping) or not isinstance(optim.get("lr"), int | float):
+            continue
+        name = str(optim.get("_target_", "")).rpartition(".")[2]
+        found.setdefault(name, []).append((float(optim["lr"]), run.metrics.series[run.validated][-1][1]))
+    return {name: sorted(points) for name, points in sorted(found.items())}
+
+
 def generation_figure(trainings: Sequence[Training], colours: Mapping[str, str]) -> "Figure":
     """What samples were like while the runs went on: a panel for each measure, a marker for each number of steps."""
     names = [name for name in GENERATED if any(generated(run, name) for run in trainings)]

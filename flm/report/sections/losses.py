@@ -5,10 +5,12 @@ from collections.abc import Iterable, Sequence
 from flm.report.figures.drawing import Art
 from flm.report.figures.losses import (
     GENERATED,
+    by_learning_rate,
     cross_entropy_figure,
     generated,
     generation_figure,
     learning_figure,
+    learning_rate_figure,
     likelihood_figure,
 )
 from flm.report.figures.throughput import throughput_figure
@@ -35,6 +37,9 @@ def learning(results: Results, art: Art) -> Section:
         art.picture("learning", lambda: learning_figure(found, art.colours), "training and validation loss by optimiser steps"),
         Grid(learning_table(found)),
     ]
+    if any(len({rate for rate, _ in points}) > 1 for points in by_learning_rate(found).values()):
+        draw = lambda: learning_rate_figure(found)
+        blocks.append(art.picture("learning_rates", draw, "last validation loss by learning rate, a line for each optimiser"))
     watched = [run for run in found if any(generated(run, measure) for measure in GENERATED)]
     if watched:
         draw = lambda: generation_figure(watched, art.colours)
