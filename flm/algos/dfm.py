@@ -18,6 +18,7 @@ B batch, L length, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated
 
@@ -48,6 +49,14 @@ class TokenDenoiser:
 
     def __call__(self, tokens: Tensor, t: Tensor, documents: Tensor | None = None) -> TokenPosterior:
         return self.backbone(tokens, t, documents)
+
+    def block_reader(
+        self, blocks: Tensor, documents: Tensor | None, earlier: bool, keep: bool
+    ) -> Callable[..., TokenPosterior]:
+        """As of `flm.samplers.masked.DiscreteDenoiser`, where the backbone has it."""
+        if not hasattr(self.backbone, "block_reader"):
+            raise ValueError("sampling.block_cache and block_sees are for networks that keep keys and values: model=qwen3")
+        return self.backbone.block_reader(blocks, documents, earlier, keep)
 
 
 class DFM(Algorithm):

@@ -167,7 +167,20 @@ class QwenBackbone(nn.Module):
             needs_mask = documents is not None or self.network.is_annealed
             flexes = needs_mask and tokens.device.type in FLEX_ON
             self.network.config._attn_implementation = "flex_attention" if flexes else "sdpa"
-        hidden = self.network.encode(tokens, t, documents)
+        return self._posterior(self.network.encode(tokens, t, documents))
+
+    def block_reader(
+        self, blocks: Tensor, documents: Tensor | None, earlier: bool, keep: bool
+    ) -> Callable[..., TokenPosterior]:
+        """As `flm.samplers.masked.DiscreteDenoiser.block_reader`."""
+        from flm.qwen.block_cache import BlockReader
+
+        if self.chooses_attention:
+            self.network.config._attn_implementation = "sdpa"
+        reader = BlockReader(self.network, blocks, documents, earlier, keep)
+        return lambda *state: self._posterior(reader(*state))
+
+    def _posterior(self, hidden: Tensor) -> TokenPosterior:
         return among_real(TokenPosterior(hidden, self.network.lm_head.weight), self.real_vocab_size, self.mask_id)
 
     def flops_per_token(self, length: int) -> int:

@@ -166,7 +166,7 @@ class FlowMatchingSampler:
         self,
         prefix_ids: Ids,
         suffix_ids: Ids,
-        infill_length: int,
+        infill_length: int | Sequence[int],
         num_steps: int | None = None,
         use_confidence: bool = True,
         verbose: bool = False,
@@ -174,16 +174,21 @@ class FlowMatchingSampler:
     ) -> Tensor:
         """Prefixes (B, P), infill_length new tokens and suffixes (B, S), (B, P + infill_length + S); other arguments as above.
 
+        Rows may differ in all three lengths. Shorter ones then end in padding (the pad token, else what stands before
+        documents, else 0), which is not seen.
+
+        Args:
+            infill_length: of all rows, or of each.
+
         Raises:
-            ValueError: as `generate`; or rows differ in their whole length.
+            ValueError: as `generate`; or there are not as many prefixes, suffixes and lengths.
         """
         prefixes, suffixes = _rows(prefix_ids), _rows(suffix_ids)
-        if len(prefixes) != len(suffixes):
-            raise ValueError(f"{len(prefixes)} prefixes, but {len(suffixes)} suffixes")
-        hole = [self.config.mask_token_id] * infill_length
-        rows = [prefix + hole + suffix for prefix, suffix in zip(prefixes, suffixes, strict=True)]
-        if len({len(row) for row in rows}) > 1:
-            raise ValueError("prefix and suffix together must be as long in all rows: call infill for each length")
+        sizes = [infill_length] * len(prefixes) if isinstance(infill_length, int) else list(infill_length)
+        if not len(prefixes) == len(suffixes) == len(sizes):
+            raise ValueError(f"{len(prefixes)} prefixes, but {len(suffixes)} suffixes and {len(sizes)} lengths of holes")
+        mask = self.config.mask_token_id
+        rows = [prefix + [mask] * size + suffix for prefix, size, suffix in zip(prefixes, sizes, suffixes, strict=True)]
         return self._fill(rows, num_steps, use_confidence, verbose, generator)
 
     def _fill(
@@ -192,8 +197,12 @@ class FlowMatchingSampler:
         config, own = self.config, self.model.config
         if by_confidence and own.source != "mask":
             raise ValueError("use_confidence=True needs a model of masks: with uniform noise, pass use_confidence=False")
-        given = torch.tensor(rows, dtype=torch.long, device=self.model.device)
-        editable = given == config.mask_token_id
+        longest = max(map(len, rows))
+        padding = own.anchor_token_id if own.pad_token_id is None else own.pad_token_id
+        whole = [row + [padding or 0] * (longest - len(row)) for row in rows]
+        given = torch.tensor(whole, dtype=torch.long, device=self.model.device)
+        there = torch.arange(longest, device=given.device) < torch.tensor([[len(row)] for row in rows], device=given.device)
+        editable = (given == config.mask_token_id) & there
         strange = ~editable & ((given < 0) | (given >= own.real_vocab_size))
         if strange.any():
             raise ValueError(f"token id {given[strange][0].item()} is not one of the model's {own.real_vocab_size}")
@@ -206,7 +215,7 @@ class FlowMatchingSampler:
         options |= {"top_k": config.top_k} if config.top_k is not None else {}
         options |= {"top_p": config.top_p} if config.top_p is not None else {}
         return self._algorithm.generate(
-            Canvas(given.masked_fill(editable, 0), editable),
+            Canvas(given.masked_fill(editable, 0), editable, None if there.all() else there.long() - 1),
             config.num_steps if steps is None else steps,
             generator or _generator(given.device),
             _report if verbose else None,

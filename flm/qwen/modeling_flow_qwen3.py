@@ -208,15 +208,7 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
         """
         multiple = 64 if self.config._attn_implementation == "flex_attention" else 1
         frame = frame_of(tokens, documents, self.config.anchor_token_id if self.config.shift else None, multiple)
-        embedded, options = self.model.embed_tokens(frame.tokens), {}
-        if self.config.time_mode != "none":
-            if t is None:
-                raise ValueError(f"time_mode={self.config.time_mode}: the model needs t, the time of each sequence in [0, 1]")
-            features = self.time_embedding(t)
-            if self.config.time_mode == "add":
-                embedded = embedded + features[:, None].to(embedded.dtype)
-            else:
-                options["condition"] = F.silu(features)
+        embedded, options = self.embedded(frame.tokens, t)
         found = self.model(
             inputs_embeds=embedded,
             attention_mask=self._attention_mask(frame, embedded),
@@ -225,6 +217,18 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
             **options,
         )
         return aligned(found.last_hidden_state, frame, tokens.shape[1])
+
+    def embedded(self, tokens: Tensor, t: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+        """What the layers read of tokens (B, N), (B, N, D), and the further arguments they take."""
+        embedded = self.model.embed_tokens(tokens)
+        if self.config.time_mode == "none":
+            return embedded, {}
+        if t is None:
+            raise ValueError(f"time_mode={self.config.time_mode}: the model needs t, the time of each sequence in [0, 1]")
+        features = self.time_embedding(t)
+        if self.config.time_mode == "add":
+            return embedded + features[:, None].to(embedded.dtype), {}
+        return embedded, {"condition": F.silu(features)}
 
     def forward(
         self,

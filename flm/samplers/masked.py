@@ -5,7 +5,7 @@ where something is. That is the caching of unchanged states (arXiv 2406.07524) w
 evaluations are never asked about. It is exact for a network that is told the time, too. B batch, L length, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Protocol
@@ -31,6 +31,11 @@ class DiscreteDenoiser(Protocol):
 
     Called with a state (B, L), its time (B,) and, where a canvas has them, documents (B, L); gives a posterior (B, L) over the
     V ids of the data. With a mask source it is read at masks alone, but where a sampler says that it is not.
+
+    One that can follow the blocks in which a text is written has `block_reader(blocks (B, L), documents, earlier, keep)`: with
+    `earlier` a position sees its own block and those before, with `keep` what is outside the block at hand is computed once
+    a block. It gives a function of tokens (B, L), times (B,), which sequences (B,) bool to bring up to date, and the
+    block's number.
     """
 
     source: Source
@@ -104,14 +109,25 @@ class Unmasking(Moment):
 class Reading:
     """The network's latest prediction for each sequence of a batch, brought up to date where it is asked for."""
 
-    def __init__(self, denoiser: DiscreteDenoiser, canvas: Canvas, policy: Policy, ending: Ending):
+    def __init__(
+        self,
+        denoiser: DiscreteDenoiser,
+        canvas: Canvas,
+        policy: Policy,
+        ending: Ending,
+        by_block: Callable[..., TokenPosterior] | None = None,
+    ):
         self.denoiser, self.documents, self.shaping, self.ending = denoiser, canvas.documents, Shaping(policy, canvas), ending
+        self.by_block, self.block = by_block, 0
         self.times = torch.zeros(len(canvas.tokens), device=canvas.tokens.device)
         self.tau = 0.0  # how far sampling has come, for the policy
         self.posterior: TokenPosterior | None = None  # before the policy
 
     def read(self, tokens: Tensor, rows: Tensor) -> None:
         """Evaluates the network on the sequences `rows` (B,) bool of tokens (B, L) at their times; on all the first time."""
+        if self.by_block is not None:
+            self.posterior = self.by_block(tokens, self.times, rows, self.block)
+            return
         chosen = slice(None) if self.posterior is None or bool(rows.all()) else rows
         documents = () if self.documents is None else (self.documents[chosen],)
         found = self.denoiser(tokens[chosen], self.times[chosen], *documents)
@@ -136,6 +152,9 @@ class MaskedSampler(Policy):
         grid: where the steps lie: evenly in "time" or in "kappa", or the steps + 1 times themselves, from 0 to 1.
         block_length: fill the positions in blocks of so many, from left to right, with the steps shared out among the
             blocks, at least one each; None: all at once.
+        block_sees: what a position sees, "all", or "earlier": its own block and what stands before it.
+        block_cache: what stands outside a block is read in the block's first evaluation only. Exact where block_sees=earlier
+            and the network is told no time, else an approximation.
         end_id: id of the token that ends a text; None: there is none, and the end_* options must be left out.
         end_penalty: taken off the logit of end_id, in nats.
         end_last: positions where end_id is the first choice are the last in an order of confidence (LLaDA, arXiv 2502.09992).
@@ -146,6 +165,8 @@ class MaskedSampler(Policy):
         self,
         grid: Literal["time", "kappa"] | Annotated[Sequence[float], Where(_rises, "which rise from 0 to 1")] = "time",
         block_length: Count | None = None,
+        block_sees: Literal["all", "earlier"] = "all",
+        block_cache: bool = False,
         end_id: TokenId | None = None,
         end_penalty: float = 0.0,
         end_last: bool = False,
@@ -155,6 +176,7 @@ class MaskedSampler(Policy):
         super().__init__(**policy)
         self.ending = Ending(end_id, end_penalty, end_last, stop_at_end)
         self.grid, self.block_length = grid, block_length
+        self.block_sees, self.block_cache = block_sees, block_cache
 
     @torch.no_grad()
     def __call__(
@@ -163,11 +185,12 @@ class MaskedSampler(Policy):
         check_steps(steps)
         source, schedule, masked = denoiser.source, denoiser.schedule, canvas.editable
         tokens = canvas.fill(source.sample(canvas.tokens, generator))
-        reading = Reading(denoiser, canvas, self, self.ending)
+        reading = Reading(denoiser, canvas, self, self.ending, self._by_block(denoiser, canvas))
         stages = self.stages(canvas, steps)
         index, total = 0, sum(count for _, count in stages)
         before, all_free = torch.zeros_like(masked.sum(1)), masked.sum(1).clamp_min(1)
         for stage, (part, count) in enumerate(stages):
+            reading.block = stage
             kappas = self.kappas(schedule, count)
             free, shares, times = (part & masked).sum(1), kappas.tolist(), schedule.inverse(kappas).tolist()
             for i in range(count):
@@ -207,10 +230,21 @@ class MaskedSampler(Policy):
         """Positions (B, L) bool that are filled together, and the steps that takes, in order."""
         if self.block_length is None:
             return [(canvas.editable, steps)]
-        block = (canvas.editable.cumsum(1) - 1) // self.block_length
+        block = self._blocks(canvas)
         count = -(-int(canvas.editable.sum(1).max()) // self.block_length)
         shares = [(b + 1) * steps // count - b * steps // count for b in range(count)]
         return [(canvas.editable & (block == b), max(1, share)) for b, share in enumerate(shares)]
+
+    def _blocks(self, canvas: Canvas) -> Tensor:
+        """(B, L) the block of each position; given ones belong to what is before them, -1 if nothing is."""
+        return (canvas.editable.cumsum(1) - 1) // (self.block_length or canvas.tokens.shape[1])
+
+    def _by_block(self, denoiser: DiscreteDenoiser, canvas: Canvas) -> Callable[..., TokenPosterior] | None:
+        if self.block_sees == "all" and not self.block_cache:
+            return None
+        if not hasattr(denoiser, "block_reader"):
+            raise ValueError("sampling.block_cache and block_sees are for networks that keep keys and values: model=qwen3")
+        return denoiser.block_reader(self._blocks(canvas), canvas.documents, self.block_sees == "earlier", self.block_cache)
 
     def kappas(self, schedule: Schedule, steps: int) -> Tensor:
         """Share of the positions known at each of the times, (steps + 1,) float64 on the CPU; 1 at the last."""

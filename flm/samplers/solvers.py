@@ -49,7 +49,7 @@ MASK_SOLVERS = _verifiable(
 # for a source that cannot be told from data, where nothing can go by masks
 JUMP_SOLVERS = _verifiable(
     {
-        name: Without(kind, "block_length", "end_last", "stop_at_end")
+        name: Without(kind, "block_length", "block_sees", "block_cache", "end_last", "stop_at_end")
         for name, kind in {"exact": BlindExactJumps, "euler": EulerJumps}.items()
     }
 )

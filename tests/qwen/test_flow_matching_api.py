@@ -152,7 +152,6 @@ def test_what_would_do_nothing_is_refused(folder, model):
         (lambda: writer.generate_with_prefix(prompt, 0), "nothing to fill"),
         (lambda: writer.infill(prompt, prompt, 0), "nothing to fill"),
         (lambda: writer.infill(prompt, prompt.expand(2, -1), 3), "1 prefixes, but 2 suffixes"),
-        (lambda: writer.infill([[1], [2, 3]], [[4], [5]], 3), "as long in all rows"),
         (lambda: writer.generate(prompt.expand(2, -1), 8, batch_size=3), "there are 2 prompts"),
         (lambda: writer.generate(torch.tensor([[V + 1]]), 8), "token id 259 is not one of the model's 258"),
         (lambda: writer.generate(max_length=512), "reads at most 511"),
@@ -176,3 +175,16 @@ def test_path_shows_data_with_the_schedules_probability(kind, n):
     assert share[0] == 0 and share[3] == 1 and found.x_0 is x_0 and found.x_1 is x_1 and found.t is t
     with pytest.raises(ValueError, match="scheduler_type must be"):
         DiscreteFlowPath("variance_preserving")
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_holes_of_any_length_between_any_texts_are_filled_as_each_alone(folder, shift):
+    writer = sampler(FlowMatchingLanguageModel.from_pretrained(folder, mask_token_id=MASK, shift=shift), temperature=0.0)
+    prefixes, suffixes, holes = [[5, 6, 7], [8], []], [[9], [10, 11, 12, 13], [14]], [4, 2, 6]
+    together = writer.infill(prefixes, suffixes, holes)
+    assert together.shape == (3, 8)
+    for row, prefix, suffix, hole in zip(together, prefixes, suffixes, holes, strict=True):
+        alone = writer.infill([prefix], [suffix], hole)[0]
+        assert torch.equal(row[: len(alone)], alone) and (row[len(alone) :] == (writer.model.config.anchor_token_id or 0)).all()
+    with pytest.raises(ValueError, match="2 lengths of holes"):
+        writer.infill(prefixes, suffixes, [1, 2])

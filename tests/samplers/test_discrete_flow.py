@@ -80,6 +80,33 @@ def test_euler_tends_to_the_exact_step(corrector):
     assert 0 <= euler.probability(start) < 1 and euler.resampling(start) == (1.0 if corrector else 0.0)
 
 
+SHAPED = {"corrector": 3.0, "corrector_rise": 0.7, "corrector_fall": 1.5}
+
+
+def test_a_corrector_that_rises_and_falls():
+    """One step's loss is that of any finer ones; Euler's tends to it; the share of data stays kappa; it fades."""
+    blind, schedule = BlindExactJumps(**SHAPED), Cosine()
+    coarse, fine = (steps_of(schedule, steps)[steps // 4 : -steps // 4] for steps in (4, 4000))
+    kept = [math.prod(1 - blind.resampling(step) for step in grid) for grid in (coarse, fine)]
+    assert kept[0] == pytest.approx(kept[1], abs=1e-9) and 0.1 < kept[0] < 0.9
+    constant = math.prod(1 - BlindExactJumps(corrector=3.0).resampling(step) for step in coarse)
+    assert kept[0] > constant + 0.05
+    for step in fine[:: len(fine) // 7]:
+        assert EulerJumps(**SHAPED).resampling(step) == pytest.approx(blind.resampling(step), rel=2e-2)
+        c = 3 * step.t**0.7 * (1 - step.t) ** 1.5
+        assert EulerJumps(**SHAPED).probability(step) == pytest.approx(
+            -math.expm1(-(1 + c) * (step.t_next - step.t) * schedule.rate(torch.tensor(step.t)).item()), rel=2e-2
+        )
+    for sampler, is_blind in ((ExactJumps(**SHAPED), False), (blind, True)):
+        share = 0.0
+        for step in steps_of(schedule, 12):
+            jump, held = sampler.probability(step), share * (1 - sampler.resampling(step))
+            share = jump + (1 - jump) * held if is_blind else held + (1 - share) * jump
+            assert share == pytest.approx(step.kappa_next, abs=1e-12)
+    last = steps_of(schedule, 1000)
+    assert blind.resampling(last[-2]) < 1e-5 < blind.resampling(last[500])
+
+
 @pytest.mark.parametrize("source", ["mask", "uniform"])
 @pytest.mark.parametrize("solver, corrector", [("exact", 0.0), ("exact", 0.8), ("euler", 0.0), ("euler", 0.8)])
 def test_draws_follow_their_law(source, solver, corrector):
@@ -278,6 +305,7 @@ def test_the_text_stops_at_its_end_and_is_trimmed():
         ("mask", {"block_length": 0}),
         ("mask", {"solver": "threshold", "threshold": 2.0}), ("mask", {"solver": "p2", "eta": -1.0}),
         ("mask", {"solver": "low_entropy", "order_temperature": -0.1}), ("mask", {"suppress": [-1]}),
+        ("mask", {"corrector_rise": 1.0}), ("uniform", {"corrector": 1.0, "corrector_fall": -1.0}),
         ("mask", {"end_penalty": 1.0}), ("uniform", {"solver": "top_margin"}), ("uniform", {"block_length": 4}),
     ],
     ids=str,
