@@ -6,7 +6,7 @@ lm.generate(n=4, steps=8)
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from flm.algos.algorithm import Algorithm, Batch, BoundVariant
 from flm.checkpoints.foreign import ImportChoices
 from flm.checkpoints.load import load_algorithm
 from flm.checkpoints.model_file import ModelSource, generation_defaults
+from flm.data.pretrained_tokenizer import answer_in, prompt_of_chat
 from flm.data.tokenizers import Tokenizer
 from flm.device import OF_WEIGHTS, autocast, device_named, dtype_named
 from flm.draws import Draws, mix_seed
@@ -99,6 +100,7 @@ class LanguageModel:
         seed: Seed = 0,
         batch_size: Count = 32,
         on_step: OnStep = None,
+        chat: Sequence[Mapping[str, str]] | None = None,
         **options: Any,
     ) -> list[Text]:
         """Texts of `length` tokens, each beginning with the prompt and ending with the suffix; with their `ids`.
@@ -112,6 +114,8 @@ class LanguageModel:
             seed: the same seed gives the same texts, for the same n and batch_size, on the same kind of device.
             batch_size: texts made at a time.
             on_step: called with each `Moment` of each batch: what stands, and how sure it is.
+            chat: messages, {"role": ..., "content": ...} each, in place of prompt and suffix. The tokenizer's chat template
+                writes them as a prompt, and the answers alone come back, each up to its end token.
             options: of the sampler (temperature, churn, gamma, ... as it has them), over `self.options`; None: its default.
 
         Raises:
@@ -119,6 +123,7 @@ class LanguageModel:
         """
         check_call(LanguageModel.generate, locals())
         length = self.length if length is None else length
+        prompt = prompt if chat is None else prompt_of_chat(self.tokenizer, chat, prompt or suffix)
         end = self.tokenizer.encode_exactly(suffix, "suffix") if suffix else []
         rows: list[Pieces] = []
         for text in [prompt] if prompt is None or isinstance(prompt, str) else prompt:
@@ -128,7 +133,8 @@ class LanguageModel:
                 both = f"prompt ({len(start)} tokens) and suffix ({len(end)})"
                 raise ValueError(f"{both} leave nothing to fill in {length} tokens: shorten them or raise length")
             rows += [[start, hole, end]] * n
-        return self._texts(rows, steps, seed, batch_size, on_step, options)
+        texts = self._texts(rows, steps, seed, batch_size, on_step, options)
+        return texts if chat is None else [answer_in(self.tokenizer, text.ids, len(start)) for text in texts]
 
     def infill(
         self,
@@ -212,8 +218,7 @@ class LanguageModel:
 
         Args:
             batches: blocks, all of one length.
-            draws: Monte Carlo draws of a bound for each block; an exact value takes none.
-            seed: of the draws.
+            draws, seed: Monte Carlo draws of a bound for each block; an exact value takes none.
             bound: options of the algorithm's bound, where it has several.
             on_draw: called after each evaluation of one batch.
             sharing: processes that share the batches out.
@@ -224,8 +229,7 @@ class LanguageModel:
         """The bounds that can be reported, by name; what they leave free is chosen on training blocks, if there are any.
 
         Args:
-            training: blocks that the model was trained on.
-            seed: of draws on them, which are not those of `likelihood`.
+            training: blocks that the model was trained on; seed: of draws on them, which are not those of `likelihood`.
             options: as of the algorithm's `bound_variants`.
         """
         batches = [batch.to(self.device) for batch in training]
@@ -239,8 +243,7 @@ class LanguageModel:
         which may look at training text, chooses a tighter one.
 
         Args:
-            draws: Monte Carlo draws of a bound; an exact value takes none.
-            seed: of the draws.
+            draws, seed: Monte Carlo draws of a bound; an exact value takes none.
 
         Raises:
             ValueError: the algorithm has no likelihood, the text has no tokens, or draws is below 1.
@@ -250,9 +253,7 @@ class LanguageModel:
         tokens = self.tokenizer.encode(text)
         if not tokens:
             raise ValueError("nll: the text has no tokens")
-        kind = algorithm.bound_kind
-        assert kind is not None
-        exact = kind == "exact"
+        exact = algorithm.bound_kind == "exact"
         rows = 1 if exact else draws
         blocks = [torch.tensor(tokens[start : start + self.length]) for start in range(0, len(tokens), self.length)]
         # a row a draw: times are stratified over the rows
@@ -260,7 +261,7 @@ class LanguageModel:
         found = [drawn.nats[:, 0] for drawn in drawn_bounds(algorithm, batches, 1, seed)]
         nats = sum(values.mean().item() for values in found)
         error = math.sqrt(sum(values.var().item() / rows for values in found)) if rows > 1 else None
-        return NegativeLogLikelihood(nats, kind, 0.0 if exact else error, len(tokens))
+        return NegativeLogLikelihood(nats, str(algorithm.bound_kind), 0.0 if exact else error, len(tokens))
 
     def _bounded(self, use: str) -> Algorithm:
         if self.algorithm.bound_kind is None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from flm.code.judging import Answers, check_references, judge, summary, write_verdicts
 from flm.code.problems import Hole, Problem, hide_lines, load_problems
 from flm.code.sandbox import Limits, Sandbox, Verdict
+from flm.data.pretrained_tokenizer import ChatTemplate
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
 from flm.ranges import DIFFERENT, Count, Existing, Few, Index, Share, Text
@@ -44,6 +45,7 @@ class CodeEvalOptions:
     new_tokens: Literal["reference"] | Count | None = None
     hole_tokens: Literal["reference"] | Count = "reference"
     hidden_lines: Share | None = None
+    chat: bool = False
     workers: Count | None = None
     limits: Limits = Limits()
 
@@ -101,7 +103,8 @@ class Sheet:
             check_hole_is_bounded(padding, wanted.new_tokens, "code_eval.new_tokens")
         writer = Writer(lm, request.batch_size, request.seed, padding, self.team)
         sizes, end = (wanted.new_tokens, wanted.hole_tokens), int(padding is not None)
-        requests = [request_of(problem, lm.tokenizer, lm.length, *sizes, end) for problem in self.problems]
+        template = ChatTemplate.of(lm.tokenizer) if wanted.chat else None
+        requests = [request_of(problem, lm.tokenizer, lm.length, *sizes, end, template) for problem in self.problems]
         reasons = Counter(asked for asked in requests if isinstance(asked, str))
         for reason, count in reasons.items():
             self.console.print(f"warning: {count} of {len(requests)} problems count as failed: {reason}", soft_wrap=True)
@@ -153,22 +156,35 @@ def chosen_problems(wanted: CodeEvalOptions, seed: int) -> list[Problem]:
     if wanted.limit is not None:
         count = min(wanted.limit, len(problems))
         problems = [problems[index * len(problems) // count] for index in range(count)]
-    return problems if wanted.hidden_lines is None else hide_lines(problems, wanted.hidden_lines, seed)
+    if wanted.chat and wanted.hidden_lines is not None:
+        raise ValueError("code_eval.chat=true asks for whole programs: set code_eval.hidden_lines=null")
+    problems = problems if wanted.hidden_lines is None else hide_lines(problems, wanted.hidden_lines, seed)
+    return [problem.as_question() for problem in problems] if wanted.chat else problems
 
 
 def request_of(
-    problem: Problem, tokenizer: Tokenizer, length: int, new_tokens: Any, hole_tokens: Any, end: int = 0
+    problem: Problem,
+    tokenizer: Tokenizer,
+    length: int,
+    new_tokens: Any,
+    hole_tokens: Any,
+    end: int = 0,
+    template: ChatTemplate | None = None,
 ) -> Pieces | str:
     """A problem as token ids and holes, or why it cannot be put to a model of sequences of `length`.
 
     Args:
         new_tokens, hole_tokens: as in the group `code_eval`.
         end: positions that a text whose end is given takes beside its own.
+        template: how a problem's question is put to the model.
     """
+    pieces: Sequence[str | Hole] = problem.pieces
+    if template is not None:
+        pieces = (template([{"role": "user", "content": str(problem.question)}]), *problem.pieces[1:])
     try:
         given = [
             tokenizer.encode(piece.text) if isinstance(piece, Hole) else tokenizer.encode_exactly(piece, problem.task_id)
-            for piece in problem.pieces
+            for piece in pieces
         ]
     except ValueError:
         return "the tokenizer cannot write them"
@@ -178,8 +194,8 @@ def request_of(
         size = sizes.get(new_tokens, new_tokens)
         return [given[0], size] if 1 <= size <= left else f"longer than model.length={length}"
     sizes = [len(ids) if hole_tokens == "reference" else hole_tokens for ids in given]
-    pieces = [size if isinstance(p, Hole) else ids for p, ids, size in zip(problem.pieces, given, sizes, strict=True)]
-    return pieces if positions(pieces) + end <= length else f"longer than model.length={length}"
+    filled = [size if isinstance(p, Hole) else ids for p, ids, size in zip(problem.pieces, given, sizes, strict=True)]
+    return filled if positions(filled) + end <= length else f"longer than model.length={length}"
 
 
 def table_of(results: dict[str, Any]) -> Table:

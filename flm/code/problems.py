@@ -11,6 +11,7 @@ MBPP's challenge_test_list is not read: it is not among the tests of its publish
 
 import ast
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from flm.draws import mix_seed
 # Where a continuation ends at the latest: what follows is a new top-level statement (as published for each set).
 HUMAN_EVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 MBPP_STOPS = ("\nassert", '\n"""', "\nprint", "\nif __name__", "\n#")
+ASK = "Write the Python program that begins like this. Answer with the whole program in one code block."
 LINE_BYTES, TOTAL_BYTES, MAX_PROBLEMS = 16 << 20, 64 << 20, 20_000  # of a file of problems, unpacked
 
 
@@ -42,6 +44,7 @@ class Problem:
         pieces: given text and holes, in order.
         test, remote: as in `Program`.
         stops: where a continuation is cut, at the first of them.
+        question: what a chat model is asked, whose answer is the one hole; None: the pieces are put to the model as they are.
     """
 
     task_id: str
@@ -49,6 +52,7 @@ class Problem:
     test: str
     remote: tuple[str, ...]
     stops: tuple[str, ...] = ()
+    question: str | None = None
 
     @property
     def is_continuation(self) -> bool:
@@ -69,8 +73,23 @@ class Problem:
         return Program(self.source(fillings), self.test, self.remote, self.source(self.solution))
 
     def cut(self, text: str) -> str:
-        """A continuation up to the first stop."""
+        """A continuation up to the first stop; of an answer, the program in it."""
+        if self.question is not None:
+            return program_in(text)
         return text[: min((place for stop in self.stops if (place := text.find(stop)) >= 0), default=len(text))]
+
+    def as_question(self) -> "Problem":
+        """The same problem for a chat model: it answers with the whole program, behind the imports that it is shown.
+
+        Raises:
+            ValueError: it has holes within.
+        """
+        if not self.is_continuation:
+            raise ValueError(f"code_eval.chat=true: {self.task_id} has holes within its text, which is no question")
+        shown = str(self.pieces[0])
+        imports = "".join(f"{line}\n" for line in shown.splitlines() if line.startswith(("import ", "from ")))
+        question = f"{ASK}\n\n```python\n{shown.rstrip()}\n```"
+        return replace(self, pieces=(imports, Hole(self.source(self.solution))), stops=(), question=question)
 
     def with_hidden_lines(self, share: float, seed: int) -> "Problem":
         """The same problem with random lines of the solution to be written, all else of it given.
@@ -88,6 +107,22 @@ class Problem:
             pieces += ["\n"] if index else []
             pieces.append(Hole(line) if index in hidden else line)
         return replace(self, pieces=tuple(piece for piece in pieces if piece != ""), stops=())
+
+
+def program_in(answer: str) -> str:
+    """The first fenced block of an answer, else all of it; of that, if it is Python, what defines something.
+
+    Examples, calls and `if __name__` blocks, which would run before the tests, are left out.
+    """
+    fenced = re.search(r"```[^\n]*\n(.*?)(?:```|\Z)", answer, re.DOTALL)
+    text = answer if fenced is None else fenced[1]
+    try:
+        module = ast.parse(text)
+        runs = ast.Expr | ast.If | ast.For | ast.While | ast.Assert
+        module.body = [node for node in module.body if not isinstance(node, runs)]
+        return ast.unparse(module) + "\n"
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # of the parser, which a deep nest overflows
+        return text
 
 
 def load_problems(path: str | Path, shots: int = 0, key: str = "code_eval.path") -> list[Problem]:

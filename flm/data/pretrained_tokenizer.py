@@ -1,16 +1,22 @@
-"""Other people's tokenizers: a Hugging Face name or folder, or the bare vocabulary files of GPT-2 and BERT."""
+"""Other people's tokenizers: a Hugging Face name or folder, or the bare vocabulary files of GPT-2 and BERT.
+
+And the chat templates that come with them."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from flm.data.corpora.download import REACH_SECONDS
 from flm.data.tokenizers import Documents, Tokenizer, TokenizerBuilder
 from flm.handed_in import VOCABULARY_BYTES, regular_file
 from flm.ranges import Text
+from flm.samplers.canvas import Text as Written
 
 PAD = "[PAD]"
 
@@ -36,7 +42,7 @@ class HuggingFaceTokenizer(TokenizerBuilder):
         self.name_or_path, self.add_pad = os.fspath(name_or_path), add_pad
 
     def build(self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None) -> Tokenizer:
-        backend, bos_id, eos_id, pad_id = self._load(self._place(cache_dir))
+        backend, bos_id, eos_id, pad_id, template = self._load(self._place(cache_dir))
         backend = tokenizers.Tokenizer.from_str(backend.to_str())  # ours alone: padding and truncation get switched off
         first = next(iter(backend.encode("").ids), None)
         begin = next((i for i in (bos_id, eos_id, first) if i is not None), None)
@@ -46,15 +52,14 @@ class HuggingFaceTokenizer(TokenizerBuilder):
         if self.add_pad and pad_id is None:
             backend.add_special_tokens([AddedToken(PAD, special=True, normalized=False)])
             pad_id = backend.token_to_id(PAD)
-        return Tokenizer(backend, self.name_or_path, "huggingface", begin, end, pad_id)
+        return Tokenizer(backend, self.name_or_path, "huggingface", begin, end, pad_id, chat_template=template)
 
     def _place(self, cache_dir: Path | None) -> str:
         """A folder, or a name on the hub."""
         kept = None if cache_dir is None else Path(cache_dir) / self.name_or_path
         return str(kept) if kept is not None and kept.is_dir() and not Path(self.name_or_path).is_dir() else self.name_or_path
 
-    def _load(self, place: str) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
-        """Backend, begin, end and padding id."""
+    def _load(self, place: str) -> "_Loaded":
         folder = Path(place)
         self._check_sizes(folder)
         if folder.is_dir() and not (folder / "tokenizer.json").exists():
@@ -73,7 +78,7 @@ class HuggingFaceTokenizer(TokenizerBuilder):
                 except (OSError, ValueError) as error:
                     raise ValueError(f"tokenizer.name_or_path={self.name_or_path}: {file}: {error}") from error
 
-    def _load_with_transformers(self, place: str) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
+    def _load_with_transformers(self, place: str) -> "_Loaded":
         from huggingface_hub import HfApi
         from transformers import AutoTokenizer
 
@@ -93,10 +98,91 @@ class HuggingFaceTokenizer(TokenizerBuilder):
             ) from error
         if not loaded.is_fast:
             raise ValueError(f"tokenizer.name_or_path={self.name_or_path} has no tokenizer.json: only fast tokenizers")
-        return loaded.backend_tokenizer, loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id
+        template = loaded.chat_template
+        if isinstance(template, dict):  # several by name
+            template = template.get("default")
+        return loaded.backend_tokenizer, loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id, template
 
 
-def _gpt2(folder: Path) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
+# backend, begin, end and padding id, chat template
+_Loaded = tuple[tokenizers.Tokenizer, int | None, int | None, int | None, str | None]
+
+
+class ChatTemplate:
+    """Conversations as one prompt. A template may come from anyone, so it is filled in by Jinja's sandbox.
+
+    Args:
+        text: of the template; it sees `messages`, `add_generation_prompt`, and `bos_token` and `eos_token` as the tokenizer
+            spells them, and may refuse a conversation by `raise_exception(line)`.
+        tokenizer: of the model.
+        name: where it is from, for errors.
+
+    Raises:
+        ValueError: it is no template.
+    """
+
+    def __init__(self, text: str, tokenizer: Tokenizer, name: str):
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = _refuse
+        self._known = {"bos_token": tokenizer.token(tokenizer.bos_id), "eos_token": tokenizer.token(tokenizer.eos_id)}
+        try:
+            self._template = environment.from_string(text)
+        except TemplateError as error:
+            raise ValueError(f"{name}: no chat template: {_line(error)}") from error
+
+    def __call__(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The conversation as it is put to a model that is to answer.
+
+        Raises:
+            ValueError: the template refuses it, or does what no template may.
+        """
+        try:
+            return self._template.render(messages=list(messages), add_generation_prompt=True, **self._known)
+        except SecurityError as error:
+            raise ValueError(f"the chat template does what it may not: {_line(error)}") from error
+        except (TemplateError, TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
+            raise ValueError(f"the chat template refuses this conversation: {_line(error)}") from error
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "ChatTemplate":
+        """The tokenizer's own.
+
+        Raises:
+            ValueError: it came without one.
+        """
+        if tokenizer.chat_template is None:
+            raise ValueError(f"the tokenizer {tokenizer.name} has no chat template: take a chat model's")
+        return cls(tokenizer.chat_template, tokenizer, tokenizer.name)
+
+
+def prompt_of_chat(tokenizer: Tokenizer, chat: Sequence[Mapping[str, str]], other: Any = None) -> str:
+    """A conversation as the tokenizer's own template puts it to a model.
+
+    Args:
+        other: what is given beside it.
+
+    Raises:
+        ValueError: that is something; or there is no template, or it refuses the conversation.
+    """
+    if other:
+        raise ValueError("chat is the whole prompt: leave out prompt and suffix")
+    return ChatTemplate.of(tokenizer)(chat)
+
+
+def answer_in(tokenizer: Tokenizer, ids: list[int], start: int) -> Written:
+    """What was written behind a prompt of `start` tokens, up to the end token."""
+    end = tokenizer.eos_id
+    answer = ids[start : ids.index(end, start) if end in ids[start:] else len(ids)]
+    return Written.of(tokenizer.text_after(ids[max(0, start - 8) : start], answer), answer)
+
+
+def _refuse(line: str) -> None:
+    raise TemplateError(str(line))
+
+
+def _gpt2(folder: Path) -> _Loaded:
     try:
         backend = tokenizers.Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     except Exception as error:  # the library raises nothing narrower
@@ -107,10 +193,10 @@ def _gpt2(folder: Path) -> tuple[tokenizers.Tokenizer, int | None, int | None, i
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
     end = backend.token_to_id("<|endoftext|>")
-    return backend, end, end, None
+    return backend, end, end, None, None
 
 
-def _bert(folder: Path) -> tuple[tokenizers.Tokenizer, int | None, int | None, int | None]:
+def _bert(folder: Path) -> _Loaded:
     try:
         vocabulary = models.WordPiece.read_file(str(folder / "vocab.txt"))
     except Exception as error:  # the library raises nothing narrower
@@ -126,8 +212,12 @@ def _bert(folder: Path) -> tuple[tokenizers.Tokenizer, int | None, int | None, i
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    return backend, vocabulary["[CLS]"], vocabulary["[CLS]"], vocabulary.get(PAD)
+    return backend, vocabulary["[CLS]"], vocabulary["[CLS]"], vocabulary.get(PAD), None
 
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

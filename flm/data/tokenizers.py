@@ -48,6 +48,7 @@ class Tokenizer:
         pad_id: None where there is none.
         begins_documents: a document is stored as BOS and its tokens, without EOS.
         reads_special: a special token written out in a text becomes its id; otherwise it is text like any other.
+        chat_template: in Jinja, how conversations are written; None: it came without one. No part of the fingerprint.
 
     Raises:
         ValueError: the ids have gaps.
@@ -63,6 +64,7 @@ class Tokenizer:
         pad_id: int | None = None,
         begins_documents: bool = False,
         reads_special: bool = True,
+        chat_template: str | None = None,
     ):
         ids = set(backend.get_vocab(with_added_tokens=True).values())
         missing = next((i for i in range(len(ids)) if i not in ids), None)
@@ -75,6 +77,7 @@ class Tokenizer:
         self.name, self.kind = name, kind
         self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
         self.begins_documents, self.reads_special = begins_documents, reads_special
+        self.chat_template = chat_template
         self.vocab_size = len(ids)
 
     def encode(self, text: str) -> list[int]:
@@ -122,7 +125,8 @@ class Tokenizer:
         }
         # only where they differ from what older files imply: fingerprints, and the token caches named by them, stay
         switches = {"begins_documents": self.begins_documents, "reads_special": self.reads_special}
-        return values | {key: value for key, value in switches.items() if value != _IMPLIED[key]}
+        values |= {key: value for key, value in switches.items() if value != _IMPLIED[key]}
+        return values if self.chat_template is None else values | {"chat_template": self.chat_template}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Tokenizer":
@@ -132,13 +136,13 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(values["json"])
             ids = (values["bos_id"], values["eos_id"], values["pad_id"])
             switches = {key: bool(values.get(key, default)) for key, default in _IMPLIED.items()}
-            return cls(backend, values["name"], values["kind"], *ids, **switches)
+            return cls(backend, values["name"], values["kind"], *ids, **switches, chat_template=values.get("chat_template"))
         except Exception as error:
             raise ValueError(f"not a stored tokenizer: {error!r}") from error
 
     def fingerprint(self) -> str:
         """SHA-256 of what decides ids and text; the name has no part in it."""
-        values = {key: value for key, value in self.to_dict().items() if key != "name"}
+        values = {key: value for key, value in self.to_dict().items() if key not in ("name", "chat_template")}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

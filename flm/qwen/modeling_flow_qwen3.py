@@ -220,15 +220,14 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
 
     def embedded(self, tokens: Tensor, t: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
         """What the layers read of tokens (B, N), (B, N, D), and the further arguments they take."""
-        embedded = self.model.embed_tokens(tokens)
-        if self.config.time_mode == "none":
+        embedded, mode = self.model.embed_tokens(tokens), self.config.time_mode
+        if mode == "none":
             return embedded, {}
         if t is None:
-            raise ValueError(f"time_mode={self.config.time_mode}: the model needs t, the time of each sequence in [0, 1]")
+            raise ValueError(f"time_mode={mode}: the model needs t, the time of each sequence in [0, 1]")
         features = self.time_embedding(t)
-        if self.config.time_mode == "add":
-            return embedded + features[:, None].to(embedded.dtype), {}
-        return embedded, {"condition": F.silu(features)}
+        added = features[:, None].to(embedded.dtype) if mode == "add" else None
+        return (embedded, {"condition": F.silu(features)}) if added is None else (embedded + added, {})
 
     def forward(
         self,

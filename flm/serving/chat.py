@@ -1,65 +1,26 @@
-"""Conversations as one prompt: a chat template in Jinja, as model folders carry it. A template may come from anyone, so it is
-filled in by Jinja's sandbox."""
+"""Where the chat template of a server's model is found."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
-
-from flm.data.tokenizers import Tokenizer
+from flm.data.pretrained_tokenizer import ChatTemplate
 from flm.language_model import LanguageModel
 
 TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _MOST_CHARACTERS = 1_000_000  # of a template
 
 
-class ChatTemplate:
-    """
-    Args:
-        text: of the template; it sees `messages`, `add_generation_prompt`, and `bos_token` and `eos_token` as the tokenizer
-            spells them, and may refuse a conversation by `raise_exception(line)`.
-        tokenizer: of the model.
-        name: where it is from, for errors.
-
-    Raises:
-        ValueError: it is no template.
-    """
-
-    def __init__(self, text: str, tokenizer: Tokenizer, name: str):
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _refuse
-        self._known = {"bos_token": tokenizer.token(tokenizer.bos_id), "eos_token": tokenizer.token(tokenizer.eos_id)}
-        try:
-            self._template = environment.from_string(text)
-        except TemplateError as error:
-            raise ValueError(f"{name}: no chat template: {_line(error)}") from error
-
-    def __call__(self, messages: Sequence[dict[str, Any]]) -> str:
-        """The conversation as it is put to a model that is to answer.
-
-        Raises:
-            ValueError: the template refuses it, or does what no template may.
-        """
-        try:
-            return self._template.render(messages=list(messages), add_generation_prompt=True, **self._known)
-        except SecurityError as error:
-            raise ValueError(f"the chat template does what it may not: {_line(error)}") from error
-        except (TemplateError, TypeError, ValueError, AttributeError, KeyError, ArithmeticError) as error:
-            raise ValueError(f"the chat template refuses this conversation: {_line(error)}") from error
-
-
 def chat_template(lm: LanguageModel, given: str | None = None) -> ChatTemplate | None:
-    """The template in a given file or folder, else the one in the folder that a model was loaded from; None: it has none.
+    """The template in a given file or folder, else the tokenizer's own, else that of the folder a model was loaded from.
+
+    None: there is none.
 
     Raises:
         ValueError: there is none where one was named, or it is no template.
     """
     if given is None:
+        if lm.tokenizer.chat_template is not None:
+            return ChatTemplate.of(lm.tokenizer)
         folder = None if lm.source is None else lm.source.path
         text = None if folder is None or not folder.is_dir() else _in_folder(folder)
         return None if text is None else ChatTemplate(text, lm.tokenizer, str(folder))
@@ -87,10 +48,6 @@ def _read(path: Path) -> str:
     if path.stat().st_size > 4 * _MOST_CHARACTERS:
         raise ValueError(f"{path}: larger than any chat template")
     return path.read_text(encoding="utf-8")
-
-
-def _refuse(line: str) -> None:
-    raise TemplateError(str(line))
 
 
 def _line(error: Exception) -> str:

@@ -24,7 +24,7 @@ class LoadOptions:
     """Which model, and which of its weights."""
 
     checkpoint_path: ModelName | None = None
-    disable_ema: bool = False
+    disable_ema: bool | None = False
     trusted_modules: Sequence[Text] = ()
     hub_revision: Text | None = None
     hub_file: Text | None = None
@@ -86,7 +86,7 @@ def load_model(wanted: EvalOptions, machine: Machine) -> LanguageModel:
     lm = flm.load(
         path,
         machine.device,
-        not wanted.disable_ema,
+        None if wanted.disable_ema is None else not wanted.disable_ema,
         wanted.trusted_modules,
         wanted.hub_revision,
         wanted.hub_file,

@@ -105,3 +105,20 @@ def test_hidden_lines(tmp_path, share, count):
 def test_files_of_no_known_format(tmp_path, row, message):
     with pytest.raises(ValueError, match=message):
         load_problems(write(tmp_path / "x.jsonl", [row]))
+
+
+def test_a_question_is_answered_with_a_program_that_the_tests_run_on(sandbox, tmp_path):
+    problems = [problem.as_question() for problem in load(tmp_path, "human_eval.jsonl")]
+    assert "```python\n" + HUMAN_EVAL[0]["prompt"].rstrip() in problems[0].question
+    answers = [
+        f"Here it is:\n```python\n{p.solution[0]}\nprint('an example')\n```\nThat is all.\n```python\n1/0\n```"
+        for p in problems
+    ]
+    programs = [p.program([p.cut(answer)]) for p, answer in zip(problems, answers, strict=True)]
+    assert not any("an example" in program.source for program in programs)
+    assert all(verdict.passed for verdict in sandbox.run_all(programs, workers=2))
+    wrong = [p.program([p.cut("```\ndef nothing():\n    pass\n```")]) for p in problems]
+    assert not any(verdict.passed for verdict in sandbox.run_all(wrong, workers=2))
+    assert problems[0].cut("no (python") == "no (python" and problems[0].cut("```py\nx = 1") == "x = 1\n"
+    with pytest.raises(ValueError, match=r"code_eval.chat=true.*holes"):
+        load(tmp_path, "infilling.jsonl.gz")[0].as_question()

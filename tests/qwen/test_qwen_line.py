@@ -140,18 +140,52 @@ def test_inference_from_the_command_line(line):
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: give --prompt")
 
 
-@pytest.mark.parametrize("problem", [PROBLEM, HOLE], ids=["completion", "infilling"])
-def test_code_evaluation_with_the_last_checkpoint(problem, line, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "problem, model, options",
+    [(PROBLEM, "checkpoints/last.ckpt", []), (HOLE, "checkpoints/last.ckpt", []), (PROBLEM, "start", ["code_eval.chat=true"])],
+    ids=["completion", "infilling", "chat with a folder"],
+)
+def test_code_evaluation(problem, model, options, line, tmp_path, monkeypatch):
     shutil.copy(json_lines(tmp_path / "one.jsonl", [problem]), tmp_path / "HumanEval.jsonl")
     import gzip
 
     (tmp_path / "HumanEval.jsonl.gz").write_bytes(gzip.compress((tmp_path / "HumanEval.jsonl").read_bytes()))
-    given = {"MODEL_PATH": line["sft"] / "checkpoints" / "last.ckpt", "DATA_DIR": tmp_path, "OUTPUT_DIR": tmp_path / "out"}
+    given = {"MODEL_PATH": line["sft"] / model, "DATA_DIR": tmp_path, "OUTPUT_DIR": tmp_path / "out"}
     given |= {"NUM_STEPS": 2, "NEW_TOKENS": 16}
-    script(monkeypatch, tmp_path, "evaluate.sh", "trainer.accelerator=cpu", "loader.eval_batch_size=2", **given)
+    options = [*options, "trainer.accelerator=cpu", "loader.eval_batch_size=2"]
+    script(monkeypatch, tmp_path, "evaluate.sh", *options, **given)
     result = json.loads((tmp_path / "out" / "humaneval" / "code_eval.json").read_text())
     assert result["problems"] == 1 and not result["not_asked"] and set(result["by_steps"]) == {"2"}
     assert result["by_steps"]["2"]["pass_at"]["1"]["count"] == 1
+
+
+def test_an_exported_folder_is_scored_and_answers_in_its_own_chat_template(line, tmp_path, monkeypatch):
+    """The folder of a stage: its template came with the tokenizer of the Qwen3 that the first stage began with."""
+    folder = line["sft"] / "start"
+    lm = flm.load(folder, device="cpu", use_average=None)
+    talk = [{"role": "user", "content": "12?"}]
+    prompt = "<|im_start|>user\n12?<|im_end|>\n<|im_start|>assistant\n"
+    (answer,) = lm.generate(chat=talk, length=90, steps=2, seed=3)
+    (whole,) = lm.generate(prompt=prompt, length=90, steps=2, seed=3)
+    assert whole.startswith(prompt + answer) and answer
+    with pytest.raises(ValueError, match="leave out prompt"):
+        lm.generate(chat=talk, prompt="x")
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(folder).apply_chat_template(talk, tokenize=False, add_generation_prompt=True) == prompt
+    (tmp_path / "held_out.txt").write_text("def f(x):\n    return x\n" * 40, encoding="utf-8")
+    data = [
+        "eval.real_data=current",
+        "data=text",
+        f"data.path={tmp_path / 'held_out.txt'}",
+        f"data.valid_path={tmp_path / 'held_out.txt'}",
+    ]
+    sizes = ["eval.max_examples=2", "eval.draws_per_example=2", "eval.pilot_draws=0", "loader.eval_batch_size=2"]
+    out = tmp_path / "out"
+    model = [f"eval.checkpoint_path={folder}", "eval.disable_ema=null", "trainer.accelerator=cpu", f"hydra.run.dir={out}"]
+    assert command(monkeypatch, "mode=ppl_eval", *model, *data, *sizes) == 0
+    scored = json.loads((out / "likelihood.json").read_text())["likelihood"]["corpora"]["data"]["variants"]["model"]
+    assert 3 < scored["nats_per_token"] < 12
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ SMALL: list[tuple[str, list[str]]] = [
     (r"mode=(sample_eval|frontier)", ["debug=tiny", "loader.eval_batch_size=4", "trainer.accelerator=cpu"]),
     (r"mode=frontier", ["frontier.steps=[2]", "frontier.temperature=[1.0]", "frontier.num_sample_batches=1"]),
     (r"mode=(ppl_eval|flow_lm_eval|golf_eval|artifact|conditional_eval|code_eval)", LOOK),
+    (r"mode=ppl_eval", ["eval.pilot_draws=32"]),
     (r"mode=(flow_lm_eval|artifact)", ["flow_lm_eval.points=3", "flow_lm_eval.ends=[0.3]"]),
     (r"mode=(golf_eval|artifact)", ["golf_eval.stride=8", "golf_eval.max_tokens=300", "golf_eval.test_time_training.epochs=1"]),
     (r"mode=(conditional_eval|code_eval|sample_eval)", ["sampling.steps=[2]"]),

@@ -6,7 +6,9 @@ import pytest
 from serving.models import tiny
 from serving.test_serving import post, running
 
-from flm.serving.chat import ChatTemplate, chat_template
+from flm.data.pretrained_tokenizer import ChatTemplate
+from flm.data.tokenizers import Tokenizer
+from flm.serving.chat import chat_template
 
 TEMPLATE = (
     "{%- for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -61,3 +63,21 @@ def test_where_a_template_is_found(tmp_path):
     (tmp_path / "chat_template.jinja").write_text("{% for %}", encoding="utf-8")
     with pytest.raises(ValueError, match="no chat template"):
         chat_template(lm)
+
+
+def test_a_tokenizer_keeps_its_template_and_a_model_answers_by_it(tmp_path):
+    lm = tiny()
+    with pytest.raises(ValueError, match="no chat template"):
+        lm.generate(chat=TALK)
+    before = lm.tokenizer.fingerprint()
+    lm.tokenizer.chat_template = TEMPLATE
+    again = Tokenizer.from_dict(json.loads(json.dumps(lm.tokenizer.to_dict())))
+    assert again.chat_template == TEMPLATE and again.fingerprint() == before
+    whole = lm.generate(3, prompt="the a on ", seed=5)
+    answers = lm.generate(3, chat=TALK, seed=5)
+    end = lm.tokenizer.token(lm.tokenizer.eos_id)
+    assert answers == [text.removeprefix("the a on ").partition(end)[0] for text in whole] and any(answers)
+    assert chat_template(lm)(TALK) == "the a on "
+    for wrong, said in (({"prompt": "a"}, "leave out prompt"), ({"chat": "hello"}, "chat")):
+        with pytest.raises(ValueError, match=said):
+            lm.generate(**{"chat": TALK} | wrong)
