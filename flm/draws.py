@@ -207,7 +207,7 @@ class Draws:
         """
         base = mix_seed(self._seed, self.step, _PER_SEQUENCE, self._calls)
         self._calls += 1
-        row = self._moved(torch.tensor(self.rows.places(count)))[:, None]
+        row = self.moved(torch.tensor(self.rows.places(count)))[:, None]
         column = torch.arange(1, length + 1, device=self.device)
         spread = _scramble(_scramble(row * _GAMMA + base) + column * _GAMMA)
         return _shifted(spread, 11).double() * 2.0**-53
@@ -221,6 +221,10 @@ class Draws:
 
         Where that batch has no end, as in validation, over each 64 places. Every share must call it equally often.
         """
+        return self.moved(self.points(count))
+
+    def points(self, count: int) -> Tensor:
+        """What `stratified` gives, still on the CPU, where the numbers can be read without waiting for the device."""
         places, total = self.places(count), self._size(count)
         if total is not None:
             points = _strata(total, self.shared)[list(places)]
@@ -231,7 +235,7 @@ class Draws:
                 for group in {place // GROUP for place in places}
             }
             points = torch.tensor([float(groups[place // GROUP][place % GROUP]) for place in places], dtype=torch.float64)
-        return self._moved(points)
+        return points
 
     def split(self, count: int, fraction: float, fill: bool = False) -> Split:
         """`count` sequences in two parts: the first is this fraction of the global batch, rounded up or down at random.
@@ -265,14 +269,15 @@ class Draws:
         for row, (sequence, counts) in enumerate(zip(order, counted, strict=True)):
             if counts:
                 back[sequence] = row
-        moved = [self._moved(torch.tensor(values)) for values in (order, counted, back)]
+        moved = [self.moved(torch.tensor(values)) for values in (order, counted, back)]
         return Split(*moved, (parts[0], parts[1]))
 
     def _size(self, count: int) -> int | None:
         """Sequences of the global batch; None where it has no end."""
         return count * self.num_shares if self._places is None else self._total
 
-    def _moved(self, tensor: Tensor) -> Tensor:
+    def moved(self, tensor: Tensor) -> Tensor:
+        """A tensor of the CPU where these numbers are drawn, without waiting for it."""
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()  # from pageable memory the copy would wait for all work queued on the device
         return tensor.to(self.device, non_blocking=True)

@@ -22,7 +22,7 @@ from flm.algos.losses import summed
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.models.token_backbone import among_real
-from flm.paths.masking import random_masks
+from flm.paths.masking import random_masks, rows_of_masks
 from flm.paths.mixture import LogLinear, MaskSource, Schedule
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, Index
@@ -80,15 +80,16 @@ class MDLM(Algorithm):
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The bound, at one number of masks a sequence: there, the mean cross-entropy at masks for every token that counts."""
-        u = draws.stratified(len(batch.tokens))
-        masked, scale = random_masks(batch.weight > 0, u, draws.rows)
-        total, nats = self._cross_entropy(batch, masked, batch.weight * scale[:, None].to(batch.weight))
-        return summed(total, nats, batch.weight, 1 - u, scale)
+        points = draws.points(len(batch.tokens))
+        masked, scale = random_masks(batch.weight > 0, draws.moved(points), draws.rows)
+        total, nats = self._cross_entropy(batch, masked, batch.weight * masked * scale[:, None].to(batch.weight), points)
+        return summed(total, nats, batch.weight, draws.moved(1 - points), scale)
 
     def bound(self, batch: Batch, draws: Draws) -> Bound:
         """One draw: -log p of the scored tokens behind a random number of masks, scaled up to all of them."""
-        masked, scale = random_masks(batch.scored, draws.stratified(len(batch.tokens)), draws.rows)
-        _, nats = self._cross_entropy(batch, masked, masked.to(scale))
+        points = draws.points(len(batch.tokens))
+        masked, scale = random_masks(batch.scored, draws.moved(points), draws.rows)
+        _, nats = self._cross_entropy(batch, masked, masked.to(scale), points)
         return Bound(nats.sum(1) * scale)
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
@@ -98,12 +99,11 @@ class MDLM(Algorithm):
     def denoiser(self) -> MaskPredictor:
         return MaskPredictor(self.backbone, self.source, self.schedule)
 
-    def _cross_entropy(self, batch: Batch, masked: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum weighted by weight (B, L), differentiable, and the nats at each mask (B, L), 0 elsewhere."""
+    def _cross_entropy(self, batch: Batch, masked: Tensor, weight: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum weighted by weight (B, L), 0 but at masks, differentiable, and the nats at each mask (B, L), 0 elsewhere."""
         posterior = self.denoiser()(batch.tokens.masked_fill(masked, self.source.mask_id), documents=batch.documents)
-        # the vocabulary's end for masks alone: on average half of its work
-        at_masks = replace(posterior, hidden=posterior.hidden[masked][None])
-        total, found = cross_entropy(at_masks, batch.tokens[masked][None], weight[masked][None])
-        nats = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
-        nats[masked] = found[0].double()
-        return total, nats
+        rows = rows_of_masks(masked, points)
+        at_masks = replace(posterior, hidden=posterior.hidden.flatten(0, 1).index_select(0, rows)[None])
+        total, found = cross_entropy(at_masks, batch.tokens.flatten()[rows][None], weight.flatten()[rows][None])
+        nats = torch.zeros(masked.numel(), dtype=torch.float64, device=masked.device)
+        return total, nats.index_copy(0, rows, found[0].double()).view(masked.shape) * masked

@@ -45,6 +45,17 @@ def masks_by_key(maskable: Tensor, u: Tensor, key: Tensor) -> tuple[Tensor, Tens
     return masks, n / k.clamp_min(1).double(), torch.where(n > 0, 1 - threshold, torch.ones_like(threshold))
 
 
+def rows_of_masks(masks: Tensor, points: Tensor) -> Tensor:
+    """Places (n,) in the flattened masks (B, L) of `random_masks`, all masks first; others where a sequence has padding.
+
+    The vocabulary's end is asked there: half of its work. How many follows from the u (B,) they were drawn by, `points` on
+    the CPU, so that nobody waits for a device to count them.
+    """
+    length = masks.shape[1]
+    most = sum(min(int(u * length) + 1, length) for u in points.tolist())
+    return masks.flatten().byte().argsort(descending=True, stable=True)[:most]
+
+
 def window_masks(maskable: Tensor, sigma: Tensor, size: int, u: Tensor) -> Tensor:
     """Windows of `size` neighbours (B, L) bool, all of them maskable (B, L), that start where u (B, L) says so.
 

@@ -12,9 +12,10 @@ from chi_square import chi_square_limit
 from tasks.running import command, config_of, tiny, write_corpus
 
 from flm.algos.algorithm import Batch
-from flm.algos.mdlm import MDLM, random_masks
+from flm.algos.mdlm import MDLM
 from flm.draws import Draws
 from flm.models.dit import DiT
+from flm.paths.masking import random_masks, rows_of_masks
 from flm.paths.mixture import Cosine, LogLinear, MaskSource, Polynomial, corrupt
 from flm.tasks.train import train
 from flm.training.validation import Tally
@@ -274,3 +275,16 @@ def test_through_the_command_line(tmp_path, monkeypatch, capfd):
     assert scored["corpora"]["data"]["variants"]["model"]["nats_per_token"] == pytest.approx(
         metrics["val/nelbo_nats_per_token"], abs=0.3
     )
+
+
+def test_the_vocabulary_is_asked_at_masks_alone_and_nowhere_else_without_padding():
+    """As many rows as masks, known without counting them; with padding some more, of no weight."""
+    for documents in (False, True):
+        points, weight = Draws(5).points(6), torch.ones(6, 16)
+        if documents:
+            weight[:, 12:] = 0
+        masked, _ = random_masks(weight > 0, points, Draws(5).rows)
+        rows = rows_of_masks(masked, points)
+        count = int(masked.sum())
+        assert masked.flatten()[rows].nonzero()[:, 0].tolist() == list(range(count))
+        assert len(set(rows.tolist())) == len(rows) and (len(rows) == count) is not documents and len(rows) >= count

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from flm.paths import gaussian
 from flm.paths.gaussian import (
     DenseNoise,
     ProjectedNoise,
@@ -209,3 +211,33 @@ def test_context_free_cross_entropy_in_closed_form():
             odds = torch.log(torch.tensor(pi / other)) + s**2 + s * 2**0.5 * z
             truth += pi * (density * torch.nn.functional.softplus(-odds)).sum()
         assert abs(got[i] - truth) < 0.01
+
+
+def test_gradients_of_tables_may_be_tf32_and_noise_may_not(monkeypatch):
+    """Where it applies, and what it costs: ten bits of mantissa move a product by less than bf16 does."""
+    monkeypatch.setattr(gaussian, "TF32_ON", {"cpu"})
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function._schema.name in ("aten::mm", "aten::bmm") and args[0].dtype == torch.float32:
+                found.append(torch.get_float32_matmul_precision())
+            return function(*args, **(kwargs or {}))
+
+    table = torch.randn(300, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    before, found = torch.get_float32_matmul_precision(), []
+    with Products():
+        (view,) = ProjectedNoise((table,)).sample(2, 9, torch.Generator().manual_seed(1)).views
+        assert found and set(found) == {before}
+        found.clear()
+        view.sum().backward()
+    assert found and set(found) == {"high"} and torch.get_float32_matmul_precision() == before
+
+    def ten_bits(x):
+        return ((x.view(torch.int32) + 2**12) & ~(2**13 - 1)).view(torch.float32)
+
+    a, b = (torch.randn(400, 64, generator=torch.Generator().manual_seed(seed)) for seed in (2, 3))
+    exact = a.double().T @ b.double()
+    off = [
+        ((read(a).double().T @ read(b).double() - exact).norm() / exact.norm()) for read in (ten_bits, torch.Tensor.bfloat16)
+    ]
+    assert off[0] < 5e-4 < 3e-3 > off[1] > 1e-3

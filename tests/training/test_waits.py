@@ -15,10 +15,9 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}  # by a mask
 ALLOWED = {
     "AR": "rows of several documents are cut into rows of their own, whose number the batch says",
     "NativeFlow": "as AR",
-    "MDLM": "half of the vocabulary's work is saved by evaluating masks alone; their number is drawn",
-    "DFM": "as MDLM",
-    "DBTM": "as MDLM",
-    "MPDC": "as MDLM",
+    "DFM": "half of the vocabulary's work is saved by evaluating masks alone; each is drawn by itself",
+    "DBTM": "as DFM",
+    "MPDC": "as DFM",
     "Duo": "draws among all tokens but the drawn ones are repeated until they differ; while the curriculum lasts",
     "DuoDistill": "as Duo; and at the beginning of a round",
 }
