@@ -35,6 +35,7 @@ VARIANTS: dict[str, list[str]] = {
     "flm_distill_second clean": ["algo.clean_given=true", "algo.learnable_loss_weighting=true"],
     "flm": ["algo.clean_given=true"],
     "flm evidence": ["algo.reads=evidence", "algo.clean_given=true"],
+    "flm times": ["algo.time_law={_target_: flm.few_step.time_law.AdaptiveTimeLaw, start: 0, every: 1, bins: 2}"],
     "kl_flow_map": ["algo.features=sharpened", "algo.time_pairs=uniform_pair"],
     "duo_distill": ["algo.divergence=forward"],
     "simplex_dmd clean": ["algo.clean_given=true"],

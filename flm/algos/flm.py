@@ -15,7 +15,7 @@ from flm.algos.gaussian_likelihood import GaussianLikelihood
 from flm.algos.losses import token_loss
 from flm.draws import Draws
 from flm.models.attention import DocumentMask, document_mask
-from flm.paths.clock import DecodingErrorClock
+from flm.paths.clock import DecodingErrorClock, TimeLaw
 from flm.paths.evidence import FullState, Held, LocalEvidence, embed_evidence, noised
 from flm.paths.gaussian import Given, OneHot, State, Table, context_free_cross_entropy, corrupt
 from flm.posterior import TokenPosterior
@@ -98,6 +98,7 @@ class FLM(GaussianLikelihood, Algorithm):
             vocabulary wider than the network that leaves little (docs/clock.md). "evidence": the exact context-free posterior
             softmax(log pi + t x_t / (1 - t)^2) times that table, and the same logits are added to its own, so that it starts
             as the context-free decoder and learns what the context says. A sampler then carries x_t, V numbers a position.
+        time_law: which times it trains at; None: all alike. Validation has them all alike.
     """
 
     samplers = FLOW_SOLVERS
@@ -110,12 +111,12 @@ class FLM(GaussianLikelihood, Algorithm):
         clock: nn.Module | None = None,
         clean_given: bool = False,
         reads: Literal["view", "evidence"] = "view",
+        time_law: TimeLaw | None = None,
     ):
         super().__init__(vocab_size, length)
-        self.clean_given, self.reads = clean_given, reads
+        self.clean_given, self.reads, self.time_law = clean_given, reads, time_law
         self.backbone = backbone(vocab_size=vocab_size)
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
-
         if reads == "evidence":  # of all tokens alike until `know_frequencies`
             self.register_buffer("log_prior", torch.zeros(vocab_size))
 
@@ -124,7 +125,17 @@ class FLM(GaussianLikelihood, Algorithm):
             self.log_prior.copy_(log_frequencies(token_counts))
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        tau = draws.stratified(batch.tokens.shape[0])
+        if self.time_law is None:
+            return self.validation_loss(batch, draws)
+        tau = self.time_law(draws.stratified(len(batch.tokens)), draws.step)
+        loss = self._loss_at(tau, batch, draws)
+        self.time_law.learn(tau, loss.sums, loss.counts)
+        return loss
+
+    def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
+        return self._loss_at(draws.stratified(len(batch.tokens)), batch, draws)
+
+    def _loss_at(self, tau: Tensor, batch: Batch, draws: Draws) -> Loss:
         t = self.clock.time(tau)
         denoiser = self.denoiser(document_mask(batch.documents))
         if isinstance(denoiser, EvidenceDenoiser):

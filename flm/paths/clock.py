@@ -43,6 +43,18 @@ class Clock(nn.Module):
         raise NotImplementedError
 
 
+class TimeLaw(nn.Module):
+    """Which times of the clock a run trains at, as it learns of them. What the network is told stays the clock's."""
+
+    def forward(self, u: Tensor, step: int) -> Tensor:
+        """Clock times for uniform numbers u (B,) at an optimiser step, monotone; one law for all shares of its batch."""
+        raise NotImplementedError
+
+    def learn(self, tau: Tensor, nats: Tensor, counts: Tensor) -> None:
+        """Takes in what sequences at clock times tau (B,) gave: nats (B,), over counts (B,) tokens."""
+        raise NotImplementedError
+
+
 class IdentityClock(Clock):
     """tau = t."""
 

@@ -9,6 +9,7 @@ import flm
 from flm.tasks.train import train
 
 CASES = {
+    "flm times": ["algo.time_law={_target_: flm.few_step.time_law.AdaptiveTimeLaw,start: 1,every: 1,bins: 2}"],
     "simplex_dmd": ["algo.student_every=2"],
     "simplex_dmd evidence": ["algo.student_every=2", "algo.reads=evidence"],
     "dbtm": [],

@@ -1,0 +1,109 @@
+"""A law of training times that follows the loss: as dense as the cross-entropy falls there (arXiv 2609.35553, J.1).
+
+H(tau), the mean cross-entropy at a clock time, falls from noise to data, and -dH/dtau says where tokens become known. Times are
+drawn with that density, mixed with the uniform one: equal shares of what is to be learned then have equally many draws. The
+network is told the clock's time as before, which does not move; so it need not learn anew when the law does.
+
+H is estimated in bins from the training losses themselves: no further pass. Noise would give slopes where there are none, so
+the bins are made to fall by isotonic regression, in place of leaving rising pairs out. B batch, K bins.
+"""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from flm.algos.algorithm import over
+from flm.paths.clock import TimeLaw
+from flm.ranges import Count, Index, OpenShare
+
+
+class AdaptiveTimeLaw(TimeLaw):
+    """Sums are over all processes and micro-batches, and are saved with the weights: however a batch is cut and wherever a run
+    is resumed, the law is the same.
+
+    Args:
+        bins: K, of equal width on the clock.
+        every: optimiser steps from one estimate of the density to the next.
+        start: steps of uniform times before the first.
+        memory: share of what the bins hold that is kept at each estimate.
+        uniform_share: weight of the uniform law, so that no time is left unlearned.
+    """
+
+    def __init__(
+        self,
+        bins: Annotated[int, Ge(2)] = 50,
+        every: Count = 50,
+        start: Index = 1000,
+        memory: OpenShare = 0.9,
+        uniform_share: OpenShare = 0.1,
+    ):
+        super().__init__()
+        self.every, self.start, self.memory, self.uniform_share = every, start, memory, uniform_share
+        self.register_buffer("sums", torch.zeros(2, bins, dtype=torch.float64))  # nats, tokens
+        self.register_buffer("knots", uniform_knots(bins))
+        self.register_buffer("estimates", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, u: Tensor, step: int) -> Tensor:
+        due = max(0, (step - self.start) // self.every + 1)
+        stale = (self.estimates < due) & (self.sums[1] > 0).all()  # compared on the device: nobody waits for it
+        self.knots.copy_(torch.where(stale, self._mixed(density_knots(*self.sums)), self.knots))
+        self.sums.mul_(torch.where(stale, self.memory, 1.0))
+        self.estimates.copy_(torch.where(stale, due, self.estimates))
+        return inverse(self.knots, u.to(self.knots.dtype)).to(u.dtype)
+
+    @torch.no_grad()
+    def learn(self, tau: Tensor, nats: Tensor, counts: Tensor) -> None:
+        bins = self.sums.shape[1]
+        where = (tau.double() * bins).long().clamp(0, bins - 1)
+        values = torch.stack([torch.where(counts > 0, nats, 0.0), counts]).to(self.sums)
+        found = values @ torch.nn.functional.one_hot(where, bins).to(values)  # an index_add would have no order on CUDA
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(found)
+        self.sums.add_(found)
+
+    def _mixed(self, knots: Tensor) -> Tensor:
+        return torch.lerp(knots, uniform_knots(self.sums.shape[1], knots.device), self.uniform_share)
+
+
+def uniform_knots(bins: int, device: torch.device | str = "cpu") -> Tensor:
+    """The clock at the ends and at the bins' centres, (K + 2,) float64: where a law's distribution function has its knots."""
+    knots = torch.arange(-0.5, bins + 1, dtype=torch.float64, device=device) / bins
+    return knots.clamp(0, 1)
+
+
+def density_knots(nats: Tensor, counts: Tensor) -> Tensor:
+    """The distribution function at the knots (K + 2,) whose density is how steeply the mean falls, linear in between.
+
+    Uniform where it falls nowhere. Beyond the first and the last centre it falls as next to them.
+    """
+    mean = falling(nats, counts)
+    drop = mean[:-1] - mean[1:]
+    drops = torch.cat([drop[:1] / 2, drop, drop[-1:] / 2])
+    total = drops.sum()
+    flat = uniform_knots(len(nats), mean.device)
+    knots = torch.cat([flat[:1], (drops / torch.where(total > 0, total, 1.0)).cumsum(0)])
+    knots = knots / torch.where(total > 0, knots[-1], 1.0)  # 1 at the end, to the last digit
+    return torch.where(total > 0, knots, flat)
+
+
+def falling(nats: Tensor, counts: Tensor) -> Tensor:
+    """The means (K,) that never rise and are nearest to nats / counts, squares weighted by counts (isotonic regression).
+
+    By the minimum over where a block begins of the maximum over where it ends of the block's own mean.
+    """
+    sums, sizes = (torch.cat([x.new_zeros(1), x.cumsum(0)]) for x in (nats, counts))
+    block = (sums[None, 1:] - sums[:-1, None]) / over(sizes[None, 1:] - sizes[:-1, None])  # from bin i to bin j
+    inside = torch.ones_like(block).triu().bool()
+    best = block.masked_fill(~inside, -torch.inf).flip(1).cummax(1).values.flip(1)  # over ends j >= k
+    return best.masked_fill(~inside, torch.inf).cummin(0).values.diagonal()
+
+
+def inverse(knots: Tensor, u: Tensor) -> Tensor:
+    """Clock times (B,) at which a distribution function with these values at its knots is u (B,)."""
+    cell = (torch.searchsorted(knots, u, right=True) - 1).clamp(0, len(knots) - 2)
+    times = uniform_knots(len(knots) - 2, knots.device)
+    low, high = knots[cell], knots[cell + 1]
+    share = ((u - low) / over(high - low)).clamp(0, 1)
+    return times[cell] + share * (times[cell + 1] - times[cell])
