@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # What writes best in 1 to 8 network evaluations, at one training time for all, teachers included: flow maps of FLM by three
-# objectives and in two stages, Duo's distillation, the map of KL-flow, Simplex-DMD, and DBTM and MPDC without a teacher, beside the
-# teacher and masked diffusion (DFM) trained on for as long. On 4x4 Sudoku 105 seconds of one core's processor time a row and seed, about
-# half an hour in all with what measures them; on words of Python's documentation (docs/clock.md), which all rows share, about as long.
-# There flows, maps and Simplex-DMD read evidence; what cannot is shown views, and learns from a teacher that is shown them too.
+# objectives and in two stages, Duo's distillation, the map of KL-flow, Simplex-DMD of both flows, and DBTM and MPDC without a
+# teacher, beside the teacher and masked diffusion (DFM) trained on for as long. On 4x4 Sudoku 105 seconds of one core's processor
+# time a row and seed, about half an hour in all with what measures them; on words of Python's documentation (docs/clock.md), which
+# all rows share, about as long. There FLM, its map and Simplex-DMD read evidence; what cannot is shown views, and learns from a
+# teacher that is shown them too.
 # Arguments override every training: `bash scripts/few_step.sh model.hidden_size=96`.
 #   TASK        sudoku4 (grids from nothing) or pydoc (text); sudoku4
 #   BUDGET      percent of the steps below; 100
@@ -16,7 +17,7 @@ source scripts/parts.sh
 task="${TASK:-sudoku4}"
 budget="${BUDGET:-100}"
 out="${OUT:-outputs/few_step_$task}"
-all="flm dfm fmlm fmlm_noised fmlm_lagrangian fmlm_eulerian two_stage duo duo_distill kl_flow_map simplex_dmd dbtm mpdc mpdc_uniform"
+all="flm dfm fmlm fmlm_noised fmlm_lagrangian fmlm_eulerian two_stage duo duo_distill kl_flow_map kl_simplex_dmd simplex_dmd dbtm mpdc mpdc_uniform"
 rows="${ROWS:-$all}"
 read -ra evaluation <<< "${EVALUATION:-}"
 case $task in
@@ -71,8 +72,12 @@ row() { # row NAME: trains it after its teachers. Steps that took one core the s
         algo.round_steps="$(scaled 172/60)" training.max_loss_rise=null
       ;;
     kl_flow_map)
-      train kl_flow 1300/400 experiment="${task}_kl_flow"
-      train "$1" 690/200 experiment="${task}_fmlm" algo=kl_flow_map algo.features="$features" algo.teacher_path="$out/$at/kl_flow/$last"
+      teacher_on_geodesics
+      train "$1" 690/200 experiment="${task}_fmlm" algo=kl_flow_map algo.features="$features" "$taught"
+      ;;
+    kl_simplex_dmd)
+      teacher_on_geodesics
+      train "$1" 800/230 experiment="${task}_simplex_dmd" algo=kl_simplex_dmd algo.features="$features" "$taught"
       ;;
     simplex_dmd)
       teacher
@@ -100,6 +105,11 @@ teacher_of_views() { # for objectives that differentiate a view: on text others 
   fi
   train teacher_of_views 1300/430 experiment="$flow" "$views"
   taught="algo.teacher_path=$out/$at/teacher_of_views/checkpoints/last.ckpt"
+}
+
+teacher_on_geodesics() {
+  train kl_flow 1300/400 experiment="${task}_kl_flow"
+  taught="algo.teacher_path=$out/$at/kl_flow/checkpoints/last.ckpt"
 }
 
 given=("$@")

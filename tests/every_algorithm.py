@@ -40,6 +40,7 @@ VARIANTS: dict[str, list[str]] = {
     "duo_distill": ["algo.divergence=forward"],
     "simplex_dmd clean": ["algo.clean_given=true"],
     "simplex_dmd evidence": ["algo.reads=evidence", "algo.clean_given=true"],
+    "kl_simplex_dmd": ["algo.features=sharpened", "algo.student_every=2"],
     "dbtm": ["algo.loop_from=0", "algo.loop_share=1.0", "algo.commit=0.3"],
     "mpdc": ["algo.source=uniform", "algo.divergence=jsd", "algo.anchor_share=0.5"],
     "flow_lm": ["algo.mse_mask=all", "algo.t_sampler=uniform", "algo.self_condition=true", "model.self_condition=true"],

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flm.algos.algorithm import Algorithm
+from flm.algos.algorithm import Algorithm, Batch, Loss
+from flm.draws import Draws
 from flm.models.attention import DocumentMask
 from flm.posterior import TokenPosterior
 
@@ -119,6 +120,47 @@ class Distillation(Algorithm):
             if prefix + name in self.averaged_weights
         }
         return AveragedBackbone(module, weights)
+
+
+class InTurns(Distillation):
+    """Base of distillations by distribution matching: a student `backbone`, and a `fake` that learns the student's own law.
+
+    The student learns at one optimiser step in `student_every`, beginning with the first, the fake at the others.
+    """
+
+    required_teachers = ("teacher",)
+    validation_metric = "score_gap"
+    validation_says = "between the student's law and the teacher's: not a likelihood"
+    student_every: int
+    backbone: nn.Module
+    fake: nn.Module
+
+    def start_at_teacher(self, teacher: Algorithm | None) -> None:
+        """Student and fake get the teacher's weights and keep its input table: one view of a state serves all three."""
+        for network in (self.backbone, self.fake):
+            if teacher is not None:
+                copy_weights(backbone_of(teacher, "algo.teacher_path"), network, self.length, "algo.teacher_path")
+            network.input_table.requires_grad_(False)
+
+    def student_loss(self, batch: Batch, draws: Draws) -> Loss:
+        raise NotImplementedError
+
+    def fake_loss(self, batch: Batch, draws: Draws) -> Loss:
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, draws: Draws) -> Loss:
+        return self.student_loss(batch, draws) if self._is_students(draws.step) else self.fake_loss(batch, draws)
+
+    def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
+        """The squared difference of the student's score and the teacher's, at the levels the student starts from."""
+        return self.student_loss(batch, draws)
+
+    def resting(self, step: int) -> Iterator[nn.Parameter]:
+        other = self.fake if self._is_students(step) else self.backbone
+        return (parameter for parameter in other.parameters() if parameter.requires_grad)
+
+    def _is_students(self, step: int) -> bool:
+        return step % self.student_every == 0
 
 
 def _device(module: nn.Module) -> torch.device:

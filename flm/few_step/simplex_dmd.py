@@ -24,7 +24,6 @@ A student that ignores its noise is stationary (its gradient by the gain of the 
 `student_entropy_nats` in the log. B batch, L length, V vocabulary.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Literal
@@ -37,7 +36,7 @@ from flm.algos.algorithm import Algorithm, Backbone, Batch, Loss
 from flm.algos.evidence_map import EvidenceMap
 from flm.algos.flm import SingleTimeDenoiser, log_frequencies
 from flm.algos.losses import summed
-from flm.algos.teacher import Distillation, backbone_of, copy_weights, denoiser_on
+from flm.algos.teacher import InTurns, denoiser_on
 from flm.draws import Draws
 from flm.models.attention import DocumentMask, document_mask
 from flm.outputs import Output
@@ -120,7 +119,7 @@ class Draw:
     evidence: LocalEvidence | None = None
 
 
-class SimplexDMD(Distillation):
+class SimplexDMD(InTurns):
     """Trains the student and its fake.
 
     Args:
@@ -134,9 +133,6 @@ class SimplexDMD(Distillation):
         reads: as in `FLM`, and the teacher's.
     """
 
-    required_teachers = ("teacher",)
-    validation_metric = "score_gap"
-    validation_says = "between the student's law and the teacher's: not a likelihood"
     samplers = {"": partial(FlowMapSampler, gamma=1.0)}  # noised anew before each further evaluation, as published
 
     def __init__(
@@ -156,10 +152,7 @@ class SimplexDMD(Distillation):
         self.check_teacher("teacher", SingleTimeDenoiser, "algo=flm", self.clock, clean_given, reads)
         self.backbone = backbone(vocab_size=vocab_size)
         self.fake = backbone(vocab_size=vocab_size, two_times=True)
-        for network in (self.backbone, self.fake):
-            if teacher is not None:
-                copy_weights(backbone_of(teacher, "algo.teacher_path"), network, length, "algo.teacher_path")
-            network.input_table.requires_grad_(False)
+        self.start_at_teacher(teacher)
         if reads == "evidence":  # of all tokens alike until `know_frequencies`
             self.register_buffer("log_prior", torch.zeros(vocab_size))
 
@@ -168,26 +161,12 @@ class SimplexDMD(Distillation):
             teacher = self.teacher("teacher")  # its own: all three start as one function of the evidence
             self.log_prior.copy_(log_frequencies(token_counts) if teacher is None else teacher.log_prior)
 
-    def resting(self, step: int) -> Iterator[nn.Parameter]:
-        other = self.fake if self._is_students(step) else self.backbone
-        return (parameter for parameter in other.parameters() if parameter.requires_grad)
-
-    def loss(self, batch: Batch, draws: Draws) -> Loss:
-        return self._student_loss(batch, draws) if self._is_students(draws.step) else self._fake_loss(batch, draws)
-
-    def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The squared difference of scores, t^2 / (1 - t)^2 |F - D|^2 a token, at the levels the student starts from."""
-        return self._student_loss(batch, draws)
-
     def denoiser(self, mask: DocumentMask | None = None) -> Student:
         if self.reads == "evidence":
             return EvidenceStudent(self.backbone, self.clock, self.log_prior, mask, self.clean_given)
         return Student(self.backbone, self.clock, mask, self.clean_given)
 
-    def _is_students(self, step: int) -> bool:
-        return step % self.student_every == 0
-
-    def _student_loss(self, batch: Batch, draws: Draws) -> Loss:
+    def student_loss(self, batch: Batch, draws: Draws) -> Loss:
         drawn, mask = self._drawn(batch, draws), document_mask(batch.documents)
         with torch.no_grad():
             teacher, tau = denoiser_on(self.teacher("teacher"), mask), drawn.level.float()
@@ -201,7 +180,7 @@ class SimplexDMD(Distillation):
         loss.metrics["score_gap"] = loss.sums.sum(), loss.count
         return loss
 
-    def _fake_loss(self, batch: Batch, draws: Draws) -> Loss:
+    def fake_loss(self, batch: Batch, draws: Draws) -> Loss:
         with torch.no_grad():
             drawn = self._drawn(batch, draws)
         total, nats = cross_entropy(self._fake(drawn, document_mask(batch.documents)), drawn.student, batch.weight)

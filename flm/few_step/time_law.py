@@ -47,10 +47,11 @@ class AdaptiveTimeLaw(TimeLaw):
 
     def forward(self, u: Tensor, step: int) -> Tensor:
         due = max(0, (step - self.start) // self.every + 1)
-        stale = (self.estimates < due) & (self.sums[1] > 0).all()  # compared on the device: nobody waits for it
+        late = self.estimates < due  # compared on the device: nobody waits for it
+        stale = late & (self.sums[1] > 0).all()  # judged once, before any micro-batch of the step adds to the bins
         self.knots.copy_(torch.where(stale, self._mixed(density_knots(*self.sums)), self.knots))
         self.sums.mul_(torch.where(stale, self.memory, 1.0))
-        self.estimates.copy_(torch.where(stale, due, self.estimates))
+        self.estimates.copy_(torch.where(late, due, self.estimates))
         return inverse(self.knots, u.to(self.knots.dtype)).to(u.dtype)
 
     @torch.no_grad()
@@ -58,7 +59,8 @@ class AdaptiveTimeLaw(TimeLaw):
         bins = self.sums.shape[1]
         where = (tau.double() * bins).long().clamp(0, bins - 1)
         values = torch.stack([torch.where(counts > 0, nats, 0.0), counts]).to(self.sums)
-        found = values @ torch.nn.functional.one_hot(where, bins).to(values)  # an index_add would have no order on CUDA
+        inside = where[:, None] == torch.arange(bins, device=where.device)
+        found = values @ inside.to(values)  # an index_add would have no order on CUDA
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(found)
         self.sums.add_(found)

@@ -99,3 +99,12 @@ class KLFlow(GeodesicLikelihood, Algorithm):
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
         return context_free_cross_entropy(self.path, token_counts, self.clock.time(tau.double()), draws.local)
+
+
+def check_path(teacher: nn.Module, path: Geodesic, features: str) -> None:
+    """Raises ValueError where a teacher's path or features are not the student's."""
+    if teacher.path != path or teacher.features != features:
+        raise ValueError(
+            "algo.teacher_path: needs a checkpoint of algo=kl_flow with the same max_t, smoothing, concentration and "
+            f"features as algo.*, not one with {teacher.path} and {teacher.features}"
+        )

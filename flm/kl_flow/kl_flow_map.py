@@ -22,7 +22,7 @@ from flm.kl_flow.geodesic import Geodesic, GeodesicClock, context_free_cross_ent
 from flm.kl_flow.geodesic_bound import GeodesicLikelihood
 from flm.kl_flow.geodesic_map_sampler import GeodesicMapSampler
 from flm.kl_flow.geodesic_state import Moved, State, corrupt
-from flm.kl_flow.kl_flow import FeatureName, GeodesicDenoiser
+from flm.kl_flow.kl_flow import FeatureName, GeodesicDenoiser, check_path
 from flm.models.attention import DocumentMask, document_mask
 from flm.outputs import Combination, Output
 from flm.paths.flow_map import PairLaw, TimePairs, draw_time_pairs
@@ -93,18 +93,11 @@ class KLFlowMap(GeodesicLikelihood, Distillation):
         self.bound_kind = KLFlowMap.bound_kind if concentration == 1 else None
         self.backbone = backbone(vocab_size=vocab_size, two_times=True)
         if teacher is not None:
-            self._check_path(teacher)
+            self.check_teacher("teacher", GeodesicDenoiser, "algo=kl_flow")
+            check_path(teacher, self.path, self.features)
             if initialize_student_from_teacher:
                 copy_weights(backbone_of(teacher, "algo.teacher_path"), self.backbone, length, "algo.teacher_path")
         self.diagonal_fraction, self.time_pairs, self.boundary_prob = diagonal_fraction, time_pairs, boundary_prob
-
-    def _check_path(self, teacher: Algorithm) -> None:
-        self.check_teacher("teacher", GeodesicDenoiser, "algo=kl_flow")
-        if teacher.path != self.path or teacher.features != self.features:
-            raise ValueError(
-                "algo.teacher_path: needs a checkpoint of algo=kl_flow with the same max_t, smoothing, concentration and "
-                f"features as algo.*, not one with {teacher.path} and {teacher.features}"
-            )
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         split = draws.split(len(batch.tokens), self.diagonal_fraction, fill=self.networks_are_split)

@@ -12,21 +12,30 @@ CASES = {
     "flm times": ["algo.time_law={_target_: flm.few_step.time_law.AdaptiveTimeLaw,start: 1,every: 1,bins: 2}"],
     "simplex_dmd": ["algo.student_every=2"],
     "simplex_dmd evidence": ["algo.student_every=2", "algo.reads=evidence"],
+    "kl_simplex_dmd": ["algo.student_every=2", "algo.features=sharpened"],
     "dbtm": [],
     "mpdc": [],
     "mpdc uniform": ["algo.source=uniform", "algo.divergence=jsd"],
 }
 
 
+TEACHERS = {
+    "view": ["algo=flm"],
+    "evidence": ["algo=flm", "algo.reads=evidence"],
+    "kl": ["algo=kl_flow", "algo.features=sharpened"],
+}
+TAUGHT_BY = {"simplex_dmd": "view", "simplex_dmd evidence": "evidence", "kl_simplex_dmd": "kl"}
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A corpus, and short runs of flm on it, by what it reads."""
+    """A corpus, and short runs on it that teach."""
     folder = tmp_path_factory.mktemp("few_step")
     corpus = write_corpus(folder / "corpus", documents=20)
-    for reads in ("view", "evidence"):
-        quick = tiny(corpus, f"algo.reads={reads}", "trainer.max_steps=6", "callbacks.sample=null", "logger=none")
-        train(config_of(folder / reads, *quick))
-    return corpus, {reads: folder / reads / "checkpoints" / "last.ckpt" for reads in ("view", "evidence")}
+    for name, options in TEACHERS.items():
+        quick = tiny(corpus, *options, "trainer.max_steps=6", "callbacks.sample=null", "logger=none")
+        train(config_of(folder / name, *quick))
+    return corpus, {name: folder / name / "checkpoints" / "last.ckpt" for name in TEACHERS}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -39,7 +48,7 @@ def test_a_run_resumes_bit_for_bit_and_its_file_does_for_everything_else(name, w
         "trainer.limit_val_batches=1",
         "lr_scheduler.warmup_steps=1",
     ]
-    options += [f"algo.teacher_path={teachers['evidence' if 'evidence' in name else 'view']}"] if algo == "simplex_dmd" else []
+    options += [f"algo.teacher_path={teachers[TAUGHT_BY[name]]}"] if name in TAUGHT_BY else []
     train(config_of(tmp_path / "whole", *options, "trainer.max_steps=6"))
     for steps in (3, 6):
         train(config_of(tmp_path / "parts", *options, "trainer.max_steps=" + str(steps)))

@@ -3,6 +3,9 @@
 import io
 import json
 import math
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -198,6 +201,38 @@ def test_any_option_is_swept_over_several_seeds_beside_texts_of_no_model(trained
     assert {row["run"] for row in content["nulls_matched"]} == {name for name, _ in nulls}
     text = (tmp_path / "frontier.md").read_text()
     assert "## No model" in text and "| periodic tokens | 4 | x |" in text
+
+
+def test_mauve_is_of_every_setting_and_of_texts_of_no_model(trained, tmp_path, monkeypatch):
+    """A stand-in for the package's score: the share of texts that are unlike all others."""
+
+    class Different:
+        def __init__(self, real, *model):
+            assert len(real) >= COUNT
+
+        def score(self, texts):
+            return len(set(texts)) / len(texts)
+
+    package = ModuleType("mauve")
+    package.__spec__ = ModuleSpec("mauve", None)
+    monkeypatch.setitem(sys.modules, "mauve", package)
+    monkeypatch.setattr("flm.tasks.scoring.Mauve", Different)
+    one = [
+        f"eval.checkpoint_path={trained['long']}",
+        "frontier.steps=2",
+        "++frontier.sweep={top_k: [null, 1]}",
+        "eval.mauve=true",
+    ]
+    content = sweep(tmp_path, *one)
+    free, collapsed = content["points"]
+    for point in (free, collapsed):
+        texts = [json.loads(line)["text"] for line in (tmp_path / point["file"]).read_text().split("\n") if line]
+        assert point["mauve"] == len(set(texts)) / COUNT
+    assert collapsed["mauve"] < free["mauve"]
+    nulls = {point["settings"]["run"]: point["mauve"] for point in content["nulls"]}
+    assert nulls["periodic tokens"] == pytest.approx(1 / COUNT) and nulls["shuffled text"] == 1.0
+    settings, no_model = (tmp_path / "frontier.md").read_text().split("## No model")
+    assert "| MAUVE |" in settings and f"| {1 / COUNT:.3f} |" in no_model
 
 
 def test_a_scorer_takes_the_place_of_the_3_grams(trained, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from tasks.running import command
 from test_compare import folder_of
 
 FLOWS = "flm dfm fmlm fmlm_lagrangian fmlm_eulerian two_stage".split()
-ROWS = [*FLOWS, *"duo duo_distill kl_flow_map simplex_dmd dbtm mpdc mpdc_uniform".split()]
+ROWS = [*FLOWS, *"duo duo_distill kl_flow_map kl_simplex_dmd simplex_dmd dbtm mpdc mpdc_uniform".split()]
 TEACHERS = {"teacher", "two_stage_first", "kl_flow"}
 READ_VIEWS = {"fmlm_lagrangian", "fmlm_eulerian", "teacher_of_views"}
 
@@ -58,7 +58,10 @@ def test_texts_are_measured_anew_with_each_further_row(tmp_path):
     for rows, trained, measured in (("dfm", 1, 1), ("dfm", 0, 0), ("mpdc", 1, 1)):
         done, calls = run_script("few_step.sh", tmp_path, ROWS=rows, **out)
         assert done.returncode == 0, done.stderr
-        assert [sum(call[0].startswith(word) for call in calls) for word in ("experiment=", "mode=frontier")] == [trained, measured]
+        assert [sum(call[0].startswith(word) for call in calls) for word in ("experiment=", "mode=frontier")] == [
+            trained,
+            measured,
+        ]
     both = next(call[1] for call in calls if call[0] == "mode=frontier")
     assert "seed1/dfm/" in both and "seed1/mpdc/" in both
 

@@ -9,7 +9,7 @@ from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.load import PREFIX
 from flm.data.module import TextDataModule
 
-FITS = {"duo_distill": {"duo", "duo_distill"}, "kl_flow_map": {"kl_flow"}}
+FITS = {"duo_distill": {"duo", "duo_distill"}, "kl_flow_map": {"kl_flow"}, "kl_simplex_dmd": {"kl_flow"}}
 SIZES = ["model=nano", "model.hidden_size=16", "model.num_blocks=2", "model.num_heads=2", "model.length=8", "model.cond_dim=8"]
 
 

@@ -159,6 +159,7 @@ def measured_on(
         "rep_2": plain(over([repetition(row, 2) for row in rows])),
         "rep_4": plain(over([repetition(row, 4) for row in rows])),
         "self_bleu_4": plain(self_bleu_4(texts)) if with_bleu else None,
+        "mauve": None if measured.mauve is None else measured.mauve.score(texts),
     }
 
 

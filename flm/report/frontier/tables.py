@@ -84,6 +84,8 @@ def _points_table(points: Sequence[Mapping[str, Any]]) -> list[str]:
         "rep-4",
         "self-BLEU-4",
     ]
+    with_mauve = any(point.get("mauve") is not None for point in points)
+    headings += ["MAUVE"] if with_mauve else []
     rows = []
     for point in points:
         values = [_short(point["settings"].get(key, "")) for key in settings]
@@ -101,6 +103,7 @@ def _points_table(points: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{point['rep_2']['mean']:.3f}",
                 f"{point['rep_4']['mean']:.3f}",
                 "" if bleu is None else f"{bleu['mean']:.1f}",
+                *([f"{point['mauve']:.3f}"] if with_mauve else []),
                 *([f"{point['ms_per_sample']:.1f}"] if "ms_per_sample" in point else []),
             ]
         )
