@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from flm import config_files, text_commands
 from flm.registry import entries, load
 
-# What `flm train` alone does: words would say little, and minutes are all a first try should cost.
-FIRST_TRY, FIRST_RUN = "experiment=pydoc_flm", "outputs/first"
+# What `flm train` alone does: words in minutes, which is all a first try should cost.
+FIRST_TRY, FIRST_RUN = "pydoc_flm_fitted", "outputs/first"
 # What `flm solve` solves with when no checkpoint is named.
 BOXED_SOLVER = "builtin:puzzle"
 _CHECKPOINT = "eval.checkpoint_path="
@@ -26,9 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     modes, added = mode_names(), entries("commands")
     if word in modes:
         if word == "train" and not rest:
-            print(f"flm train: no arguments, so {FIRST_TRY}: {config_files.options('experiment')['pydoc_flm']}", flush=True)
+            recipe = f"experiment={FIRST_TRY}"
+            print(f"flm train: no arguments, so {recipe}: {config_files.options('experiment')[FIRST_TRY]}", flush=True)
             print(f"It goes to {FIRST_RUN}; stopped, the same command goes on. Then: flm demo {FIRST_RUN}", flush=True)
-            rest = [FIRST_TRY, f"hydra.run.dir={FIRST_RUN}"]
+            rest = [recipe, f"hydra.run.dir={FIRST_RUN}"]
         if modes[word] == "solve_eval" and not any(item.startswith((_CHECKPOINT, "-")) for item in rest):
             print(f"flm {word}: no {_CHECKPOINT}, so {BOXED_SOLVER}, which comes with the package", flush=True)
             rest = [f"{_CHECKPOINT}{BOXED_SOLVER}", *rest]

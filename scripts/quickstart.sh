@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # About eleven minutes on two idle CPU cores. On one of them: models of one training time that write 4x4 Sudoku grids from nothing:
-# a flow map in one network evaluation, beside masked diffusion, Duo and AR. On the other: a flow language model on the prose
-# that ships with Python, and its flow map. Then what they write, and a report.
+# a flow map in one network evaluation, beside masked diffusion, Duo and AR. On the other: a flow language model on the words of the
+# prose that ships with Python, and its flow map. Then what they write, and a report.
 # Arguments override the config of every training: `bash scripts/quickstart.sh trainer.max_steps=100`. OUT names the folder.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 out="${OUT:-outputs/quickstart/$(date +%Y-%m-%d_%H-%M-%S)}"
@@ -9,9 +9,9 @@ mkdir -p "$out/solved"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # two trainings at a time
 
 words() {
-  python main.py experiment=pydoc_flm trainer.max_steps=2000 trainer.val_check_interval=1000 hydra.run.dir="$out/flm" \
+  python main.py experiment=pydoc_flm_fitted trainer.max_steps=2000 trainer.val_check_interval=1000 hydra.run.dir="$out/flm" \
     data.cache_dir="$out/data" "$@"
-  python main.py experiment=pydoc_fmlm trainer.max_steps=800 algo.teacher_path="$out/flm/checkpoints/last.ckpt" \
+  python main.py experiment=pydoc_fmlm_fitted trainer.max_steps=800 algo.teacher_path="$out/flm/checkpoints/last.ckpt" \
     hydra.run.dir="$out/fmlm" data.cache_dir="$out/data" "$@"
 }
 train() { # MODEL ARGUMENT...
@@ -52,10 +52,10 @@ if ! wait $text; then
   tail -n 5 "$out/text.log" >&2
   exit 1
 fi
-echo "== text: what the flow model writes in 1, 8 and 64 evaluations, and its flow map in 1 and 8"
-python main.py mode=sample_eval eval.checkpoint_path="$out/flm/checkpoints/last.ckpt" 'sampling.steps=[1,8,64]' \
+echo "== text: what the flow model writes in 4, 16 and 64 evaluations, and its flow map in 1, 4 and 8"
+python main.py mode=sample_eval eval.checkpoint_path="$out/flm/checkpoints/last.ckpt" 'sampling.steps=[4,16,64]' \
   sampling.film=true loader.eval_batch_size=32 hydra.run.dir="$out/flm_samples"
-python main.py mode=sample_eval eval.checkpoint_path="$out/fmlm/checkpoints/last.ckpt" 'sampling.steps=[1,8]' \
+python main.py mode=sample_eval eval.checkpoint_path="$out/fmlm/checkpoints/last.ckpt" 'sampling.steps=[1,4,8]' \
   sampling.film=true loader.eval_batch_size=32 hydra.run.dir="$out/fmlm_samples"
 echo "== report"
 python main.py mode=report "report.inputs=[$out]" hydra.run.dir="$out/report"

@@ -80,6 +80,6 @@ def test_train_alone_is_a_whole_command_and_says_which(tmp_path, monkeypatch, ca
     monkeypatch.setattr("flm.tasks.command_line.main", lambda: begun.append(sys.argv[1:]) or 0)
     assert main(["train"]) == 0
     said = capsys.readouterr().out
-    assert "experiment=pydoc_flm" in said and "minutes" in said and "flm demo outputs/first" in said
+    assert "experiment=pydoc_flm_fitted" in said and "minutes" in said and "flm demo outputs/first" in said
     check_config(config_of(tmp_path, *(word for word in begun[0] if not word.startswith("hydra."))))
     assert "hydra.run.dir=outputs/first" in begun[0]
