@@ -186,6 +186,29 @@ def test_graphs_of_training_validation_and_sampling(algo, one_size, any_size, tm
     torch._dynamo.reset()
 
 
+def test_rows_of_documents_compile_whole_where_flex_attention_runs(tmp_path, monkeypatch):
+    """As on CUDA: blocks of documents break no graph, and their tensors, new for every batch, make no new one."""
+    torch._dynamo.reset()
+    counter, original = CompileCounter(), DiTBlock.compile
+    monkeypatch.setattr("flm.models.attention.FLEX_ON", {"cpu"})
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+    monkeypatch.setattr(DiTBlock, "compile", lambda block, **options: original(block, backend=counter))
+    monkeypatch.setattr("flm.tasks.machine.missing_compiler", lambda device: None)
+    algorithm = new_algorithm(config_of(tmp_path, *SMALL, "model.attention_softcap=5"), 20)
+    torch._dynamo.utils.counters.clear()
+    compile_networks(algorithm, Compilation("default"), CPU)
+    counts = []
+    for seed, size in enumerate((6, 6, 6, 4, 9, 12)):
+        generator = torch.Generator().manual_seed(seed)
+        documents = torch.randint(2, (size, 8), generator=generator).cumsum(1)
+        tokens = torch.randint(20, (size, 8), generator=generator)
+        algorithm.loss(Batch(tokens, torch.ones(size, 8), documents), Draws(seed)).total.backward()
+        counts.append(counter.frame_count)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert counts[0] == counts[2] <= 2 and counts[4] == counts[5] <= 4
+    torch._dynamo.reset()
+
+
 def test_fp8_that_cannot_be_had_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="model.fp8 must be true or false, not yes"):
         check_fp8("yes", CPU)
