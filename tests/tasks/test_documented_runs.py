@@ -51,6 +51,8 @@ NOT_RUN = {
     "tests/likelihood/likelihood_gap.py": "an experiment of minutes",
     "data=maze": "draws mazes for minutes; tests/puzzles trains on small ones",
     "flm demo lm1b_fmlm.ckpt": "its tokenizer is on the hub; flm generate opens such a file here",
+    "python scripts/load_test.py": "asks the server that flm serve is, at fewer requests",
+    "flm join FOLDER FILE": "a checkpoint in parts: tests/split_checkpoints",
     "flm serve DIR": "as flm serve, with a model",
     "flm generate --wing mine MODEL": "a package of the reader's own: tests/test_fifth_wing.py",
     "import flm, lm_eval": "tests/serving/test_lm_eval_adapter.py",
@@ -203,6 +205,7 @@ class World:
         """Its calls of main.py as it makes them, run here."""
         out = self.folder / "outputs" / f"{name}-{len(os.listdir(self.folder))}-{time.monotonic_ns()}"
         variables = {"OUT": str(out)} | variables | SCRIPTS.get(name, {})
+        variables["OUT"] = str(self.folder / variables["OUT"])  # scripts go to the tree that they stand in
         done, calls = run_script(name, self.folder / "stub", *words, **variables)
         assert done.returncode == 0 and calls, done.stderr
         return max(self.task(call) for call in calls)
