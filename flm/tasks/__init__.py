@@ -1,9 +1,24 @@
 """Modes: one file each, and the parts that they share."""
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 from omegaconf import OmegaConf
 
 from flm.tasks.wings import take_in
 from flm.training.schedules import warm_up
 
+
+def positions(grid: Any, otherwise: int) -> int:
+    """As many as a board has cells, which cannot be fewer, or as said where there is no board.
+
+    In a config `${positions:${oc.select:model.grid,null},32}`, whose values are checked after it.
+    """
+    is_board = isinstance(grid, Sequence) and bool(grid) and all(isinstance(size, int) for size in grid)
+    return math.prod(grid) if is_board else otherwise
+
+
 OmegaConf.register_new_resolver("warm_up", warm_up, replace=True)
+OmegaConf.register_new_resolver("positions", positions, replace=True)
 take_in()

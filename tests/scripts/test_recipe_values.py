@@ -88,6 +88,12 @@ def test_debug_shrinks_every_experiment(name):
     assert OmegaConf.select(overfit, "callbacks.generation") is None
 
 
+@pytest.mark.parametrize("name,length", [("sudoku4_fmlm", 16), ("sudoku4_clues_ar", 32), ("pydoc_flm", 32)])
+def test_debug_leaves_a_board_its_cells(name, length):
+    assert composed(name, "debug=tiny").model.length == length
+    assert composed(name, "debug=tiny", "model.length=8").model.length == 8
+
+
 @pytest.mark.parametrize("name", ["lm1b_flm", "owt_flm", "lm1b_fmlm", "owt_fmlm"])
 def test_a_fitted_recipe_is_the_published_one_but_for_what_the_network_reads(name):
     published, fitted = (OmegaConf.to_container(composed(name + end), resolve=False) for end in ("", "_fitted"))

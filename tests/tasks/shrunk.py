@@ -34,7 +34,7 @@ OF_MODE = {
     "conditional_eval": [*EVALUATIONS, "conditional_eval.limit=4"],
     "code_eval": [*EVALUATIONS, "code_eval.limit=2", "code_eval.new_tokens=4", "code_eval.workers=1"],
 }
-SMALL_DATA = {"owt": ["data.valid_documents=30"], "sudoku": ["model.hidden_size=16", "model.length=16"]}
+SMALL_DATA = {"owt": ["data.valid_documents=30"], "sudoku": ["model.hidden_size=16"]}
 
 
 def overrides(words: list[str]) -> list[str]:
