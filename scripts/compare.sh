@@ -5,7 +5,8 @@
 #   TASKS       which of text, sudoku4 (grids from nothing) and sudoku4_clues (held-out puzzles); all three
 #   SEEDS       seeds of the trainings, "1 2 3"; "1"
 #   BUDGET      optimiser steps of each training on text; the flow map's come on top of its teacher's
-#   PUZZLE      overrides of every training on puzzles; their steps take all models the same time, the flow map with its teacher's
+#   SHARE       percent of the training time on puzzles, which is the same for all models, teachers included; 100: 150 s of a core
+#   PUZZLE      overrides of every training on puzzles
 #   EVALUATION  overrides of what measures texts: EVALUATION="eval.gen_ppl_eval_model_name_or_path=gpt2-large"
 #   OUT         folder for everything. Started again with the same OUT, it goes on where it stopped, also with more TASKS or SEEDS.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -14,6 +15,7 @@ budget="${BUDGET:-2800}"
 out="${OUT:-outputs/compare}"
 tasks="${TASKS:-text sudoku4 sudoku4_clues}"
 seeds="${SEEDS:-1}"
+share="${SHARE:-100}"
 steps='[1,4,16,64,256]'
 read -ra evaluation <<< "loader.eval_batch_size=32 ${EVALUATION:-}"
 read -ra puzzle <<< "${PUZZLE:-}"
@@ -27,7 +29,7 @@ for task in $tasks; do
       ;;
   esac
 done
-begin "budget $budget, overrides: $*, evaluation: ${EVALUATION:-}, puzzle: ${PUZZLE:-}"
+begin "budget $budget, overrides: $*, evaluation: ${EVALUATION:-}, share $share, puzzle: ${PUZZLE:-}"
 
 text() { # text SEED OVERRIDE...
   local at="seed$1" with=(seed="$1" data.cache_dir="$out/data") model checkpoint more
@@ -52,17 +54,46 @@ text() { # text SEED OVERRIDE...
   done
 }
 
-solve() { # solve TASK SEED MODEL...: the flow map after its teacher
-  local task=$1 at="seed$2" seed=$2 model more counts
+steps_of() { # steps_of TASK_MODEL: what took one core 150 s where this was measured; the flow map with its teacher
+  local steps
+  case $1 in
+    sudoku4_clues_ar) steps=2200 ;; # rows of twice the length
+    *_ar | *_ar_in_place) steps=3970 ;;
+    *_mdlm) steps=3300 ;;
+    *_duo) steps=3350 ;;
+    *_dfm) steps=3500 ;;
+    *_kl_flow) steps=3430 ;;
+    *_flm) steps=3580 ;;
+    *_teacher) steps=2000 ;;
+    *_fmlm) steps=900 ;;
+  esac
+  steps=$((steps * share / 100))
+  echo $((steps < 4 ? 4 : steps))
+}
+
+learn() { # learn TASK SEED MODEL EXPERIMENT OVERRIDE...: one training on puzzles
+  local task=$1 seed=$2 model=$3 experiment=$4 steps
+  shift 4
+  steps=$(steps_of "${task}_$model")
+  if [ "$model" = duo ]; then set -- algo.curriculum_end=$((steps / 2)) "$@"; fi # as published
+  part "seed$seed/${task}_$model" experiment="${task}_$experiment" seed="$seed" trainer.max_steps="$steps" \
+    trainer.val_check_interval="$steps" "$@" ${puzzle[@]+"${puzzle[@]}"}
+}
+
+solve() { # solve TASK SEED MODEL...
+  local task=$1 seed=$2 model counts
   shift 2
   for model in "$@"; do
-    more=()
-    if [ "$model" = fmlm ]; then more=(algo.teacher_path="$out/$at/${task}_flm/checkpoints/last.ckpt"); fi
-    part "$at/${task}_$model" experiment="${task}_$model" seed="$seed" ${more[@]+"${more[@]}"} ${puzzle[@]+"${puzzle[@]}"}
+    if [ "$model" = fmlm ]; then
+      learn "$task" "$seed" teacher flm
+      learn "$task" "$seed" fmlm fmlm algo.teacher_path="$out/seed$seed/${task}_teacher/checkpoints/last.ckpt"
+    else
+      learn "$task" "$seed" "$model" "$model"
+    fi
     counts='[1,2,4,16]'
     if [ "$model" = kl_flow ]; then counts='[1,3,15]'; fi # its read-out is one evaluation more
-    part "$at/evaluation/${task}_$model" mode=solve_eval seed="$seed" sampling.steps="$counts" loader.eval_batch_size=250 \
-      eval.checkpoint_path="$out/$at/${task}_$model/checkpoints/last.ckpt"
+    part "seed$seed/evaluation/${task}_$model" mode=solve_eval seed="$seed" sampling.steps="$counts" loader.eval_batch_size=250 \
+      eval.checkpoint_path="$out/seed$seed/${task}_$model/checkpoints/last.ckpt"
   done
 }
 
