@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flm.report.figures.drawing import Art
+from flm.report.models import models_of
 from flm.report.page import Block, Details, Grid, document
 from flm.report.records import Results
 from flm.report.sections import losses, quality
@@ -26,11 +27,12 @@ def make_report(results: Results, title: str, shown: Shown, made_by: str) -> Rep
     """Args:
     made_by: command and code behind this page.
     """
-    art = Art.of(results.runs)
+    models = models_of(results)
+    art = Art.of(models)
     sections = [
         overview(results),
-        quality.comparison(results, art),
-        seeds(results),
+        quality.comparison(results, models, art),
+        seeds(results, models),
         losses.learning(results, art),
         quality.frontier(results, art),
         quality.diversity(results, art),
@@ -38,7 +40,7 @@ def make_report(results: Results, title: str, shown: Shown, made_by: str) -> Rep
         quality.samples(results, shown),
         losses.cross_entropy(results, art),
         losses.likelihood(results, art),
-        *others(results, art),
+        *others(results, models, art),
         losses.throughput(results, art),
     ]
     there = [section for section in sections if section is not None]

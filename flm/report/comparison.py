@@ -19,11 +19,13 @@ class Quality:
     Attributes:
         ppl: at the entropy of real text if `reached`, else of the setting that came closest.
         entropy_nats: where `ppl` was read.
+        ppl_error: standard error over seeds; None of a single one.
     """
 
     ppl: float
     entropy_nats: float
     reached: bool
+    ppl_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Compared:
         training_tokens_per_second: as logged by its training.
         likelihood: its bound or exact value on the first corpus it was scored on; None where it has none.
         quality, ms_per_sample: by number of sampling steps.
+        seeds: of which the numbers are means.
     """
 
     label: str
@@ -44,6 +47,7 @@ class Compared:
     likelihood: Likelihood | None
     quality: Mapping[int, Quality]
     ms_per_sample: Mapping[int, float]
+    seeds: int = 1
 
 
 def compared(results: Results) -> list[Compared]:
@@ -74,7 +78,7 @@ def comparison_table(rows: Sequence[Compared]) -> Table:
     """Everything in one table; a perplexity that is not at the entropy of real text stands with its own entropy."""
     by_quality = sorted({steps for row in rows for steps in row.quality})
     by_speed = sorted({steps for row in rows for steps in row.ms_per_sample})
-    columns = ("run", "algorithm", "steps trained", "training tokens per second", "bits per character", "which is")
+    columns = ("run", "algorithm", "seeds", "steps trained", "training tokens per second", "bits per character", "which is")
     columns += tuple(f"ppl, {_steps(steps)}" for steps in by_quality)
     columns += tuple(f"ms per sample, {_steps(steps)}" for steps in by_speed)
     cells = []
@@ -83,7 +87,8 @@ def comparison_table(rows: Sequence[Compared]) -> Table:
         measured = (None, None) if found is None else (found.with_error(found.bits_per_character), found.bound)
         speeds = (row.ms_per_sample.get(steps) for steps in by_speed)
         texts = (_quality_cell(row.quality.get(steps)) for steps in by_quality)
-        cells.append((row.label, row.algorithm, row.step, row.training_tokens_per_second, *measured, *texts, *speeds))
+        seeds = row.seeds if row.seeds > 1 else None
+        cells.append((row.label, row.algorithm, seeds, row.step, row.training_tokens_per_second, *measured, *texts, *speeds))
     return Table("comparison", columns, tuple(cells)).without_empty_columns()
 
 
@@ -140,8 +145,10 @@ def _likelihood(rows: Sequence[Likelihood]) -> Likelihood | None:
 
 
 def _quality_cell(quality: Quality | None) -> Cell:
-    if quality is None or quality.reached:
-        return None if quality is None else quality.ppl
+    if quality is None:
+        return None
+    if quality.reached:
+        return quality.ppl if quality.ppl_error is None else Estimate(quality.ppl, quality.ppl_error, 0)
     return f"({quality.ppl:.1f} at {quality.entropy_nats:.2f} nats)"
 
 

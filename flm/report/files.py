@@ -60,8 +60,13 @@ def read_results(inputs: Iterable[str | Path]) -> Results:
     for source in ordered:
         with _named(source.path, source.kind):
             read.append((source, kinds[source.kind].read(source)))
-    by_path = {source.path: differing[source.path] for source in sources}
-    return Results(tuple(read), kinds, {source.label: by_path[source.path] for source in reversed(ordered)})
+    called = {source.path: source.label for source in sources}
+    return Results(
+        tuple(read),
+        kinds,
+        {source.label: differing[source.path] for source in reversed(ordered)},
+        {source.label: called[source.path] for source in ordered},
+    )
 
 
 @contextmanager

@@ -17,11 +17,13 @@ class Results:
     Attributes:
         kinds: by name, those that were looked for.
         differences: by label of the run, what tells it from the others, value by config key.
+        names: by label, what the run was called before others of that name were told apart.
     """
 
     read: tuple[tuple[Source, Reading], ...]
     kinds: Mapping[str, ResultKind]
     differences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sources(self) -> list[Source]:

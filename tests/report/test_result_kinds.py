@@ -84,7 +84,7 @@ def test_seeds_become_a_matrix_of_means_and_deviations(tmp_path):
         config = {"algo": {"_target_": "flm.golf.native_flow.NativeFlow", "flow": flow}, "run_dir": f"/x/{native}{seed}"}
         golf(tmp_path / "in" / f"{native}{seed}", f"run-{native}-{seed}", sliding, trained, seed, config)
     page = page_of(tmp_path / "in", tmp_path / "out")
-    rows = {row["differs in"]: row for row in page.tables["seeds_1"]}
+    rows = {row["model"]: row for row in page.tables["seeds_1"]}
     named = {True: "flow=NativeFlowMatcher", False: "flow=None"}  # and not all that a flow is made of
     assert set(rows) == set(named.values())
     for native in (True, False):
@@ -93,18 +93,18 @@ def test_seeds_become_a_matrix_of_means_and_deviations(tmp_path):
         for index, setting in enumerate(("sliding", "test time training")):
             assert float(row[setting]) == pytest.approx(found[:, index].mean(), rel=1e-12)
             assert float(row[f"{setting}, deviation"]) == pytest.approx(found[:, index].std(ddof=1), rel=1e-12)
-    each = [row for row in page.tables["each_seed"] if row["setting"] == "sliding" and "Matcher" in row["differs in"]]
+    each = [row for row in page.tables["each_seed"] if row["setting"] == "sliding" and "Matcher" in row["model"]]
     assert [float(each[0][f"seed {seed}"]) for seed in (1, 2, 3)] == [measured[True, seed][0] for seed in (1, 2, 3)]
     expected = {f"{named[native]}, seed={seed}" for native, seed in measured}
     assert {row["differs in"] for row in page.tables["runs"]} == expected
     both = {native: np.array([measured[native, seed] for seed in (1, 2, 3)]) for native in (True, False)}
     apart_by_setting = {row["setting"]: row for row in page.tables["seed_differences_1"]}
-    other = apart_by_setting["sliding"]["differs in"] == named[True]  # which of the two came second
+    other = apart_by_setting["sliding"]["model"] == named[True]  # which of the two came second
     for setting, apart in zip(("sliding", "test time training"), (both[other] - both[not other]).T, strict=True):
         row = apart_by_setting[setting]
         assert float(row["mean difference"]) == pytest.approx(apart.mean(), rel=1e-9)
         assert float(row["deviation"]) == pytest.approx(apart.std(ddof=1), rel=1e-9)
-    effects = {row["differs in"]: float(row["mean"]) for row in page.tables["seeds_2"]}
+    effects = {row["model"]: float(row["mean"]) for row in page.tables["seeds_2"]}
     for native, found in both.items():
         assert effects[named[native]] == pytest.approx((found[:, 1] - found[:, 0]).mean(), rel=1e-9)
 

@@ -9,29 +9,26 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 VARIABLES = (
     "TASK",
+    "TASKS",
     "ROWS",
+    "SEEDS",
     "DATA_DIR",
     "TEACHER_PATH",
     "CKPT_PATH",
     "STEPS",
     "OUT",
     "BUDGET",
+    "SHARE",
     "EVALUATION",
     "PUZZLE",
-    "LAUNCHER",
-)
-VARIABLES += (
-    "TASK",
-    "ROWS",
-    "TASKS",
-    "SEEDS",
     "TEXT",
+    "TOKENIZER",
+    "PACKING",
     "BOX",
+    "LAUNCHER",
     "FLM_VENV",
     "VIRTUAL_ENV",
     "CONDA_PREFIX",
-    "TOKENIZER",
-    "PACKING",
 )
 
 

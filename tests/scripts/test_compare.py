@@ -1,4 +1,4 @@
-"""scripts/compare.sh: one budget for all, resumable part by part, and one report at the end."""
+"""scripts/compare.sh: one training time for all, resumable part by part, and one report at the end."""
 
 import os
 import re
@@ -7,51 +7,82 @@ import pytest
 from launching import run_script
 from tasks.running import command, write_corpus
 
-GRIDS = ("ar", "mdlm", "duo", "dfm", "kl_flow", "flm", "fmlm")
-CLUES = ("ar", "ar_in_place", *GRIDS[1:])
-MODELS = ("ar", "mdlm", "duo", "flm", "fmlm")
+MODELS = ("ar", "mdlm", "duo", "dfm", "kl_flow", "flm", "teacher", "fmlm")
+TASKS = {"text": MODELS, "sudoku4": MODELS, "sudoku4_clues": ("ar", "ar_in_place", *MODELS[1:])}
 
 
-def folder_of(call: list[str]) -> str:
-    """The last part of hydra.run.dir."""
-    (folder,) = [argument.partition("=")[2] for argument in call if argument.startswith("hydra.run.dir=")]
-    return folder
+def value(call: list[str], key: str) -> str | None:
+    """What a call says of a key; the last word counts."""
+    return dict(argument.partition("=")[::2] for argument in call).get(key)
 
 
-def test_one_budget_for_all_and_a_report_at_the_end(tmp_path):
+def test_one_training_time_for_all_and_a_report_at_the_end(tmp_path):
+    out = tmp_path / "out"
     done, calls = run_script(
-        "compare.sh", tmp_path, "optim.lr=1e-3", "data=x y", OUT=str(tmp_path / "out"), BUDGET="30", PUZZLE="optim.lr=3e-3"
+        "compare.sh", tmp_path, "optim.lr=1e-3", "data=x y", OUT=str(out), SHARE="50", PUZZLE="optim.lr=4e-3"
     )
     assert done.returncode == 0, done.stderr
-    trainings, rest, puzzle = calls[:5], calls[5:19], calls[19:-3]
-    assert [call[0] for call in trainings] == [f"experiment=pydoc_{model}" for model in MODELS]
-    assert all("trainer.max_steps=30" in call and call[-3:-1] == ["optim.lr=1e-3", "data=x y"] for call in trainings)
-    assert "algo.curriculum_end=15" in trainings[2]
-    assert f"algo.teacher_path={tmp_path}/out/seed1/flm/checkpoints/last.ckpt" in trainings[4]
-    modes = [(call[0].removeprefix("mode="), re.search(r"out/seed1/(\w+)/checkpoints", " ".join(call))[1]) for call in rest]
-    evaluated = [(mode, model) for model in MODELS for mode in ("sample_eval", "frontier")]
-    assert modes == [*evaluated, *(("ppl_eval", model) for model in MODELS[:4])]
-    names = [*(f"sudoku4_{model}" for model in GRIDS), *(f"sudoku4_clues_{model}" for model in CLUES)]
-    assert [call[0] for call in puzzle[::2]] == [f"experiment={name}" for name in names]
-    for call, name in zip(puzzle[::2], names, strict=True):
-        task, _, model = name.rpartition("_")
-        assert "optim.lr=3e-3" in call and "data=x y" not in call
-        teacher = f"algo.teacher_path={tmp_path}/out/seed1/{task}_flm/checkpoints/last.ckpt"
-        assert (teacher in call) == (model == "fmlm")
-    assert all(call[0] == "mode=solve_eval" for call in puzzle[1::2])
-    for call, task, models in ((calls[-3], "sudoku4", GRIDS), (calls[-2], "sudoku4_clues", CLUES)):
-        assert call[0] == "mode=side_by_side"
-        assert call[-1].count(f"evaluation/{task}_") == len(models), call[-1]
-    assert calls[-1][:2] == ["mode=report", f"report.inputs=[{tmp_path}/out]"]
-    assert len({folder_of(call) for call in calls}) == len(calls)
+    _, whole = run_script("compare.sh", tmp_path, OUT=f"{tmp_path}/whole")
+    left, at_whole = ({value(call, "hydra.run.dir").split("/", 1)[1]: call for call in one} for one in (calls, whole))
+    assert len(left) == len(calls)
+    folder = f"{out}/seed1"[1:]
+    for task, models in TASKS.items():
+        for model in models:
+            call = left.pop(f"{folder}/{task}_{model}")
+            recipe = model.replace("teacher", "flm")
+            if task == "text":
+                fitted = "_fitted" * (recipe in ("flm", "fmlm"))
+                assert call[0] == f"experiment=pydoc_{recipe}{fitted}"
+                assert value(call, "optim.lr") == "1e-3" and "data=x y" in call
+                # the recipes that are fitted to words say it themselves
+                assert (value(call, "model.neighbours"), value(call, "tokenizer.vocab_size")) == (
+                    None if model == "ar" or fitted else "2",
+                    None if fitted else "1024",
+                )
+            else:
+                assert call[0] == f"experiment={task}_{recipe}"
+                assert value(call, "optim.lr") == "4e-3" and "data=x y" not in call
+            steps = int(value(call, "trainer.max_steps"))
+            full = at_whole[f"{tmp_path}/whole/seed1/{task}_{model}"[1:]]
+            assert steps == int(value(full, "trainer.max_steps")) // 2 == int(value(call, "trainer.val_check_interval"))
+            assert value(call, "algo.curriculum_end") == (str(steps // 2) if model == "duo" else None)
+            teacher = f"/{folder}/{task}_teacher/checkpoints/last.ckpt"
+            assert value(call, "algo.teacher_path") == (teacher if model == "fmlm" else None)
+            modes = {"": "solve_eval"}
+            if task == "text":
+                modes = {"_samples": "sample_eval", "_frontier": "frontier", "_likelihood": "ppl_eval"}
+            if model == "teacher":
+                continue
+            for suffix, mode in modes.items():
+                if (model, mode) == ("kl_flow", "ppl_eval"):  # it has no likelihood
+                    continue
+                measured = left.pop(f"{folder}/evaluation/{task}_{model}{suffix}")
+                assert measured[0] == f"mode={mode}"
+                assert value(measured, "eval.checkpoint_path") == f"/{folder}/{task}_{model}/checkpoints/last.ckpt"
+    for task in ("sudoku4", "sudoku4_clues"):
+        (runs,) = [call[-1] for name, call in left.items() if name.endswith(f"side_by_side/{task}")]
+        assert runs.count(f"evaluation/{task}_") == len(TASKS[task]) - 1, runs
+    assert len(left) == 3 and calls[-1][:2] == ["mode=report", f"report.inputs=[{out}]"]
+
+
+def test_a_flow_map_and_its_teacher_share_what_the_others_have_alone(tmp_path):
+    """On each task a step of the map takes longer than one of its teacher, so steps alone say less; but never more than all."""
+    _, calls = run_script("compare.sh", tmp_path, OUT=f"{tmp_path}/out")
+    steps = {
+        value(c, "hydra.run.dir").rpartition("/")[2]: int(value(c, "trainer.max_steps"))
+        for c in calls
+        if value(c, "seed") and value(c, "trainer.max_steps")
+    }
+    for task in TASKS:
+        assert steps[f"{task}_teacher"] + steps[f"{task}_fmlm"] < steps[f"{task}_flm"]
 
 
 def test_more_seeds_and_tasks_come_on_top(tmp_path):
     out = {"OUT": str(tmp_path / "out")}
     _, first = run_script("compare.sh", tmp_path, TASKS="sudoku4", **out)
-    assert len(first) == 2 * 7 + 2 and first[-2][-1].count("seed1") == 7
+    assert len(first) == 2 * 7 + 1 + 2 and first[-2][-1].count("seed1") == 7
     _, more = run_script("compare.sh", tmp_path, TASKS="sudoku4", SEEDS="1 2", **out)
-    assert len(more) == 2 * 7 + 2 and all("seed=2" in call for call in more[:-2])
+    assert len(more) == len(first) and all("seed=2" in call for call in more[:-2])
     assert more[-2][-1].count("seed1") == more[-2][-1].count("seed2") == 7
     done, calls = run_script("compare.sh", tmp_path, TASKS="sudoku5", **out)
     assert done.returncode == 1 and not calls
@@ -61,10 +92,16 @@ def test_more_seeds_and_tasks_come_on_top(tmp_path):
 def test_it_goes_on_where_it_stopped(tmp_path):
     out = {"OUT": str(tmp_path / "out")}
     _, calls = run_script("compare.sh", tmp_path, **out)
-    fails_at_flm = 'for a in "$@"; do [ "$a" != experiment=pydoc_flm ] || exit 5; done\n'
+    fails_at_duo = 'for a in "$@"; do [ "$a" != experiment=sudoku4_duo ] || exit 5; done\n'
     again = {"OUT": str(tmp_path / "again")}
-    done, before = run_script("compare.sh", tmp_path, stub=fails_at_flm, **again)
-    assert done.returncode == 5 and len(before) == 3
+    done, before = run_script("compare.sh", tmp_path, stub=fails_at_duo, **again)
+    assert done.returncode == 5
+    assert (
+        before
+        == [[argument.replace(str(tmp_path / "out"), str(tmp_path / "again")) for argument in call] for call in calls][
+            : len(before)
+        ]
+    )
     done, after = run_script("compare.sh", tmp_path, **again)
     assert done.returncode == 0
     assert [call[0] for call in before + after] == [call[0] for call in calls]  # nothing twice, nothing left out
@@ -77,24 +114,24 @@ def test_another_question_does_not_get_old_answers(tmp_path):
     run_script("compare.sh", tmp_path, **out)
     for arguments, variables in (
         (["seed=2"], {}),
-        ([], {"BUDGET": "7"}),
+        ([], {"SHARE": "7"}),
         ([], {"PUZZLE": "seed=2"}),
         ([], {"EVALUATION": "seed=2"}),
     ):
         done, calls = run_script("compare.sh", tmp_path, *arguments, **out, **variables)
         assert done.returncode == 1 and calls == []
-        assert done.stderr.startswith(f"error: {tmp_path}/out holds a comparison with budget 2800")
+        assert done.stderr.startswith(f"error: {tmp_path}/out holds a comparison with share 100,")
 
 
 @pytest.mark.slow
-def test_all_five_models_end_in_one_report(tmp_path, monkeypatch):
+def test_all_seven_methods_end_in_one_report(tmp_path, monkeypatch):
     """The commands of the script, each run with a tiny model and few steps of everything."""
     corpus, out = write_corpus(tmp_path / "corpus"), tmp_path / "out"
     small = ["debug=tiny", "data=text", f"data.path={corpus}", "data.valid_fraction=0.2", "lr_scheduler.warmup_steps=1"]
-    small += ["callbacks.progress=null", "callbacks.generation=null"]
+    small += ["tokenizer.vocab_size=300", "trainer.max_steps=12", "callbacks.progress=null"]
     measured = "loader.eval_batch_size=4 eval.max_examples=8 eval.pilot_draws=0 eval.draws_per_example=1"
     puzzle = "model.hidden_size=16 trainer.max_steps=4 trainer.val_check_interval=4 callbacks.generation=null"
-    options = {"OUT": str(out), "BUDGET": "12", "EVALUATION": measured, "PUZZLE": puzzle}
+    options = {"OUT": str(out), "SHARE": "1", "EVALUATION": measured, "PUZZLE": puzzle}
     done, calls = run_script("compare.sh", tmp_path, *small, **options)
     assert done.returncode == 0
     fewer = {"sampling.steps=": "[1,4]", "frontier.steps=": "[1,4]", "frontier.temperature=": "[0.7,1.3]"}

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -33,8 +33,12 @@ class Art:
     files: dict[str, bytes] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, runs: Sequence[str]) -> "Art":
-        return cls(run_colours(runs))
+    def of(cls, models: Mapping[str, Sequence[str]]) -> "Art":
+        """Args:
+        models: labels of the runs that share a colour, by the name of what they are seeds of.
+        """
+        colours = run_colours(list(models))
+        return cls(colours | {label: colours[name] for name, labels in models.items() for label in labels})
 
     def picture(self, name: str, draw: Callable[[], "Figure"], description: str) -> Picture:
         """A figure that `draw` makes, as a block of the page."""

@@ -7,14 +7,15 @@ from typing import Any
 from flm.measures.estimate import Estimate
 from flm.report.figures.drawing import Art
 from flm.report.figures.throughput import lines_figure
-from flm.report.labels import SEED, in_words
+from flm.report.labels import SEED
+from flm.report.models import Models, plots_over_seeds
 from flm.report.page import Block, Details, Grid, Section, Text
 from flm.report.records import Results
 from flm.report.tables import stacked
 from flm.results.kinds import Cell, Number, Plot, Table
 
 
-def others(results: Results, art: Art) -> list[Section]:
+def others(results: Results, models: Models, art: Art) -> list[Section]:
     """A section for each kind that has a heading, of the tables and plots its reader handed over."""
     sections = []
     for kind, about in results.kinds.items():
@@ -31,15 +32,15 @@ def others(results: Results, art: Art) -> list[Section]:
                 plots.setdefault(plot.name, []).append((source.label, plot))
         blocks += [Grid(stacked(name, found)) for name, found in tables.items()]
         for name, drawn in plots.items():
-            draw = lambda drawn=drawn: lines_figure(drawn, art.colours)
+            draw = lambda drawn=drawn: lines_figure(plots_over_seeds(drawn, models), art.colours)
             blocks.append(art.picture(name, draw, drawn[0][1].title))
         sections.append(Section(kind.replace("_", "-"), about.heading, tuple(blocks)))
     return sections
 
 
-def seeds(results: Results) -> Section | None:
+def seeds(results: Results, models: Models) -> Section | None:
     """Every number that several seeds have: a matrix of means and deviations, and each seed's own."""
-    groups = over_seeds(results)
+    groups = over_seeds(results, models)
     if not groups:
         return None
     blocks: list[Block] = [
@@ -56,40 +57,39 @@ def seeds(results: Results) -> Section | None:
     return Section("seeds", "Over seeds", tuple(blocks))
 
 
-Groups = Mapping[tuple[str, str, str], Mapping[int, float]]  # (number, what differs, setting): value by seed
+Groups = Mapping[tuple[str, str, str], Mapping[int, float]]  # (number, model, setting): value by seed
 
 
-def over_seeds(results: Results) -> Groups:
-    """The numbers that at least two seeds of one configuration have."""
+def over_seeds(results: Results, models: Models) -> Groups:
+    """The numbers that at least two seeds of one model have."""
     found: dict[tuple[str, str, str], dict[int, float]] = {}
+    model_of = {label: name for name, labels in models.items() if len(labels) > 1 for label in labels}
     for source, reading in results.read:
-        differing = results.differences.get(source.label, {})
-        seed = differing.get(SEED)
-        if not isinstance(seed, int):
+        if source.label not in model_of:
             continue
-        rest = in_words({key: value for key, value in differing.items() if key != SEED})
+        seed, name = results.differences[source.label][SEED], model_of[source.label]
         for number in reading.numbers:
             value = _plain(number.value)
             if value is not None and math.isfinite(value):
-                found.setdefault((number.name, rest, number.setting), {}).setdefault(seed, value)
+                found.setdefault((number.name, name, number.setting), {}).setdefault(seed, value)
     return {key: values for key, values in found.items() if len(values) > 1}
 
 
 def _matrix(index: int, name: str, groups: Groups) -> Table:
-    """Rows: what differs between runs; two columns for each setting within a run."""
-    chosen = {(rest, setting): values for (number, rest, setting), values in groups.items() if number == name}
+    """A row for each model; two columns for each setting within a run."""
+    chosen = {(model, setting): values for (number, model, setting), values in groups.items() if number == name}
     settings = list(dict.fromkeys(setting for _, setting in chosen))
-    columns = ["differs in", "seeds"]
+    columns = ["model", "seeds"]
     for setting in settings:
         columns += [setting or "mean", f"{setting}, deviation" if setting else "deviation"]
     rows = []
-    for rest in dict.fromkeys(rest for rest, _ in chosen):
+    for model in dict.fromkeys(model for model, _ in chosen):
         cells: list[Cell] = []
         for setting in settings:
-            values = chosen.get((rest, setting))
+            values = chosen.get((model, setting))
             cells += [None, None] if values is None else list(mean_and_deviation(list(values.values())))
-        count = max(len(values) for (other, _), values in chosen.items() if other == rest)
-        rows.append((rest or "nothing", count, *cells))
+        count = max(len(values) for (other, _), values in chosen.items() if other == model)
+        rows.append((model, count, *cells))
     return Table(f"seeds_{index}", tuple(columns), tuple(rows), f"{name}: mean and deviation.")
 
 
@@ -110,10 +110,10 @@ def _against_the_first(index: int, name: str, groups: Groups) -> Table:
 def _each(groups: Groups) -> Table:
     seeds = sorted({seed for values in groups.values() for seed in values})
     rows: list[tuple[Cell, ...]] = []
-    for (name, rest, setting), values in groups.items():
+    for (name, model, setting), values in groups.items():
         mean, deviation = mean_and_deviation(list(values.values()))
-        rows.append((name, rest or None, setting or None, *(values.get(seed) for seed in seeds), mean, deviation))
-    columns = ("number", "differs in", "setting", *(f"seed {seed}" for seed in seeds), "mean", "deviation")
+        rows.append((name, model, setting or None, *(values.get(seed) for seed in seeds), mean, deviation))
+    columns = ("number", "model", "setting", *(f"seed {seed}" for seed in seeds), "mean", "deviation")
     return Table("each_seed", columns, tuple(rows)).without_empty_columns()
 
 

@@ -11,6 +11,7 @@ from flm.report.frontier.figure import frontier_figure, perplexity_by
 from flm.report.frontier.result_kind import Frontier
 from flm.report.kinds.film import Film
 from flm.report.kinds.samples import Samples, TextSet
+from flm.report.models import Models, compared_over_seeds
 from flm.report.page import Block, Column, Columns, Grid, Heading, Missing, Reels, Section, Text
 from flm.report.records import Results
 from flm.report.sections.quality_tables import diversity_table, frontier_table, nulls_table
@@ -31,15 +32,15 @@ class Shown:
     film_tokens: int
 
 
-def comparison(results: Results, art: Art) -> Section | None:
-    if len(results.runs) < 2:
+def comparison(results: Results, models: Models, art: Art) -> Section | None:
+    if len(models) < 2:
         return None
-    rows = compared(results)
+    rows = compared_over_seeds(compared(results), models)
     blocks: list[Block] = [
         Text(
-            "One row for each model. Perplexities are read at the entropy of real text; one in brackets belongs to a setting "
-            "that came only so near, and compares with nothing. An upper bound on bits per character says that the model is "
-            "at least this good."
+            "One row for each model; of several seeds the mean, with the standard error over them. Perplexities are read at "
+            "the entropy of real text; one in brackets belongs to a setting that came only so near, and compares with nothing. "
+            "An upper bound on bits per character says that the model is at least this good."
         )
     ]
     if any(row.quality for row in rows):

@@ -1,0 +1,114 @@
+"""Runs that differ in nothing but their seed are one model: its name, and means over its seeds."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from flm.measures.estimate import Estimate
+from flm.report.comparison import Compared, Quality
+from flm.report.kinds.likelihood import Likelihood
+from flm.report.labels import SEED, in_words
+from flm.report.records import Results
+from flm.results.kinds import Line, Plot
+
+Value = TypeVar("Value")
+Models = Mapping[str, Sequence[str]]  # name: labels of its runs, by seed
+
+
+def models_of(results: Results) -> Models:
+    """In the order of their first run; a run without others of its kind is a model by its own label.
+
+    A model of several seeds is called as all its runs were before something told them apart, if nothing else was called so,
+    or else by what differs from the other models.
+    """
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for label in results.runs:
+        differing = results.differences.get(label, {})
+        rest = in_words({key: value for key, value in differing.items() if key != SEED})
+        seed = differing.get(SEED)
+        alike = f"seeds of {rest}" if isinstance(seed, int) else f"run {label}"
+        groups.setdefault(alike, []).append((seed if isinstance(seed, int) else 0, label))
+    found: dict[str, Sequence[str]] = {}
+    for alike, runs in groups.items():
+        labels = [label for _, label in sorted(runs)]
+        if len(runs) == 1 or len(dict(runs)) < len(runs):  # of one seed twice it is not said what differs
+            found |= {label: [label] for label in labels}
+            continue
+        names = {results.names.get(label, label) for label in labels}
+        called = [label for label in results.runs if results.names.get(label, label) in names]
+        own = names.pop() if len(names) == 1 and set(called) == set(labels) else ""
+        found[own or alike.removeprefix("seeds of ") or "all"] = labels
+    return found
+
+
+def compared_over_seeds(rows: Sequence[Compared], models: Models) -> list[Compared]:
+    """One row a model: means with standard errors over its seeds, of perplexities of their logarithms."""
+    by_label = {row.label: row for row in rows}
+    merged = []
+    for name, labels in models.items():
+        one = [by_label[label] for label in labels]
+        if len(one) == 1:
+            merged += one
+            continue
+        speeds = [row.training_tokens_per_second for row in one if row.training_tokens_per_second is not None]
+        merged.append(
+            Compared(
+                label=name,
+                algorithm=one[0].algorithm,
+                step=max((row.step for row in one if row.step is not None), default=None),
+                training_tokens_per_second=sum(speeds) / len(speeds) if speeds else None,
+                likelihood=_likelihood([row.likelihood for row in one]),
+                quality=_of_all(_quality, [row.quality for row in one]),
+                ms_per_sample=_of_all(lambda values: sum(values) / len(values), [row.ms_per_sample for row in one]),
+                seeds=len(one),
+            )
+        )
+    return merged
+
+
+def plots_over_seeds(plots: Sequence[tuple[str, Plot]], models: Models) -> list[tuple[str, Plot]]:
+    """The same with a plot for each model in place of its runs': each point the mean of those that the seeds have at its place.
+
+    Seeds whose lines are not as many, or not of as many points, keep their own.
+    """
+    by_label = dict(plots)
+    found = []
+    for name, labels in models.items():
+        there = [(label, by_label[label]) for label in labels if label in by_label]
+        shapes = {tuple((line.label, len(line.x)) for line in plot.lines) for _, plot in there}
+        if len(there) < 2 or len(shapes) > 1:
+            found += there
+            continue
+        lines = zip(*(plot.lines for _, plot in there), strict=True)
+        found.append((name, replace(there[0][1], lines=tuple(map(_mean_line, lines)))))
+    return found
+
+
+def _of_all(merge: Callable[[list[Value]], Value], seeds: Sequence[Mapping[int, Value]]) -> dict[int, Value]:
+    """By number of steps, where all seeds have it."""
+    return {steps: merge([one[steps] for one in seeds]) for steps in seeds[0] if all(steps in one for one in seeds)}
+
+
+def _quality(seeds: list[Quality]) -> Quality:
+    logs = Estimate.of([math.log(one.ppl) if one.ppl > 0 else math.nan for one in seeds])
+    ppl, entropy = math.exp(logs.mean), sum(one.entropy_nats for one in seeds) / len(seeds)
+    return Quality(ppl, entropy, all(one.reached for one in seeds), ppl * (logs.standard_error or 0.0))
+
+
+def _likelihood(seeds: Sequence[Likelihood | None]) -> Likelihood | None:
+    found = [one for one in seeds if one is not None]
+    if len(found) < len(seeds):
+        return None
+    means: dict[str, float | None] = {}
+    for key in ("perplexity", "bits_per_byte", "bits_per_character", "monte_carlo_error"):
+        values = [getattr(one, key) for one in found]
+        means[key] = None if None in values else sum(values) / len(values)
+    return replace(found[0], nats_per_token=Estimate.of([one.nats_per_token.mean for one in found]), **means)
+
+
+def _mean_line(lines: Sequence[Line]) -> Line:
+    if len(set(lines)) == 1:
+        return lines[0]
+    x, y = (tuple(sum(at) / len(at) for at in zip(*(getattr(one, axis) for one in lines), strict=True)) for axis in "xy")
+    return replace(lines[0], x=x, y=y)
