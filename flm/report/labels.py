@@ -135,12 +135,22 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """Values by dotted key, without those that follow from where the run lies."""
     found: dict[str, Any] = {}
     own = str(config.get("run_dir") or "")
-    beside = f"{os.path.dirname(own)}/" if own.startswith("/") else "\n"  # a teacher there is that of the same seed
     waiting: list[tuple[str, Any, int]] = [("", config, 0)]
     while waiting:
         key, value, depth = waiting.pop()
         if isinstance(value, Mapping) and depth < _DEPTH:
             waiting += [(f"{key}.{name}" if key else str(name), inner, depth + 1) for name, inner in value.items()]
         elif not _INCIDENTAL.fullmatch(key):
-            found[key] = value.replace(own, "RUN").replace(beside, "BESIDE/") if own and isinstance(value, str) else value
+            found[key] = _seen_from(own, value) if own and isinstance(value, str) else value
     return dict(sorted(found.items()))
+
+
+def _seen_from(run: str, value: str) -> str:
+    """A path in or beside a run as it is for all that are laid out alike: a teacher beside each seed is one for all."""
+    value, parent = value.replace(run, "RUN"), os.path.dirname(run)
+    names = value.split("/")
+    for count in range(len(names) - 1, 0, -1):
+        start = "/".join(names[:count])
+        if start and (parent == start or parent.endswith(f"/{start}")):
+            return "/".join(("..", *names[count:]))
+    return value

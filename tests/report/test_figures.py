@@ -25,6 +25,7 @@ from flm.report.kinds.film import Film, Frame
 from flm.report.kinds.likelihood import Likelihood
 from flm.report.kinds.samples import Samples
 from flm.report.kinds.training import Training
+from flm.report.models import models_of
 from flm.results.kinds import Line, Plot
 
 
@@ -324,7 +325,7 @@ def test_a_label_is_text_whatever_it_holds(tmp_path):
     make.frontier(tmp_path / "b", label="_hidden\\frac\n\x00")
     results = read_results([tmp_path])
     assert results.runs == ["$x^2$ <b>&", "hidden\\frac"]
-    svg = Art.of(results.runs).picture("odd", lambda: sweep(results.of(Frontier)), "odd").svg
+    svg = Art.of(models_of(results)).picture("odd", lambda: sweep(results.of(Frontier)), "odd").svg
     assert "$x^2$ &lt;b&gt;&amp;, 8 steps" in svg and "hidden\\frac, 8 steps" in svg
 
 
