@@ -31,14 +31,14 @@ steps_of() { # steps_of TASK_MODEL: what took one core 150 s where this was meas
   local steps
   case $1 in
     sudoku4_clues_ar) steps=2200 ;; # rows of twice the length
-    text_ar) steps=1 ;;
-    text_mdlm) steps=1 ;;
-    text_duo) steps=1 ;;
-    text_dfm) steps=1 ;;
-    text_kl_flow) steps=1 ;;
-    text_flm) steps=1 ;;
-    text_teacher) steps=1 ;;
-    text_fmlm) steps=1 ;;
+    text_ar) steps=1650 ;;
+    text_mdlm) steps=1590 ;;
+    text_duo) steps=1240 ;;
+    text_dfm) steps=1580 ;;
+    text_kl_flow) steps=1160 ;;
+    text_flm) steps=1310 ;;
+    text_teacher) steps=780 ;;
+    text_fmlm) steps=340 ;;
     *_ar | *_ar_in_place) steps=3970 ;;
     *_mdlm) steps=3300 ;;
     *_duo) steps=3350 ;;
