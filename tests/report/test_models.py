@@ -83,9 +83,9 @@ def test_what_differs_in_more_than_the_seed_is_not_one_model(tmp_path):
         teachers = {1: "/x/seed1/flm", 2: "x/seed2/flm", 3: "/x/seed1/flm"}
         sweep(tmp_path / "c", seed, "fmlm", teacher=teachers[seed])
     assert [len(labels) for labels in models_of(read_results([tmp_path / "c"])).values()] == [2, 1]
-    for seed in SEEDS:
-        sweep(tmp_path / "d", 1, f"flm{seed}")
-        path, content = trained(tmp_path / "d" / f"1flm{seed}" / "frontier.json", 1, "flm")
+    for name, seed in (("flm1", 1), ("flm2", 1), ("flm3", 2)):  # one seed twice: what differs is not said
+        sweep(tmp_path / "d", 1, name)
+        path, content = trained(tmp_path / "d" / f"1{name}" / "frontier.json", seed, "flm")
         make.write(path, content)
     assert all(len(labels) == 1 for labels in models_of(read_results([tmp_path / "d"])).values())
 
