@@ -167,40 +167,16 @@ class GolfTransformer(nn.Module):
         )
         self.skip_gain = nn.Parameter(torch.ones(num_blocks // 2, hidden_size)) if skips else None
 
-    def forward(self, tokens: Tensor) -> TokenPosterior:
-        """The predictions (B, L) of tokens (B, L): the i-th is of token i and has not seen it nor any after it."""
-        return self._read(F.pad(tokens[:, :-1], (1, 0), value=self.start_id), None)
+    def forward(self, tokens: Tensor, cache: GolfCache | None = None) -> TokenPosterior:
+        """The predictions (B, L) of tokens (B, L): the i-th is of token i and has not seen it nor any after it.
 
-    def new_cache(self, capacity: int) -> GolfCache:
-        """For `next_token`; `capacity` counts the start and all tokens that will be read, L to write L tokens."""
-        return GolfCache([KeyValues(capacity) for _ in self.blocks])
-
-    @torch.no_grad()
-    def next_token(self, tokens: Tensor, cache: GolfCache) -> TokenPosterior:
-        """The prediction (B, 1) of the token that follows `tokens` (B, n), which follow what `cache` has read.
-
-        The cache reads them too. With an empty one they are the first of the sequence, and n may be 0.
+        With a cache: what follows each of the tokens (B, n), which follow what it has read; with an empty one what begins the
+        sequence comes first.
         """
-        if cache.recent is None:
+        if cache is None:
+            tokens = tokens[:, :-1]
+        if cache is None or cache.recent is None:
             tokens = F.pad(tokens, (1, 0), value=self.start_id)
-        posterior = self._read(tokens, cache)
-        return replace(posterior, hidden=posterior.hidden[:, -1:])
-
-    def compile_blocks(self, mode: str = "default") -> None:
-        """Compiles each block on its first call. Parameters keep their names. `mode` is torch.compile's."""
-        for block in self.blocks:
-            block.compile(mode=mode)
-
-    def flops_per_token(self, length: int) -> int:
-        """Floating-point operations of one evaluation, forward, per token of sequences of `length`.
-
-        2 for each parameter of a matrix that multiplies every token, and 4 L D a block for attention.
-        """
-        matrices = sum(layer.weight.numel() for layer in self.modules() if isinstance(layer, nn.Linear))
-        return 2 * (matrices + self.input_table.numel()) + 4 * length * self.hidden_size * len(self.blocks)
-
-    def _read(self, tokens: Tensor, cache: GolfCache | None) -> TokenPosterior:
-        """What follows each of the tokens (B, n), which are the first or, with a cache, follow what it has read."""
         x = x0 = self._embedded(tokens, cache)
         start = 0 if cache is None else cache.blocks[0].length
         positions = torch.arange(start, start + tokens.shape[1], device=x.device)
@@ -220,6 +196,32 @@ class GolfTransformer(nn.Module):
             if index < len(self.blocks) // 2:
                 outputs.append(x)
         return TokenPosterior(rms_norm(x), self.input_table, softcap=self.output_softcap)
+
+    def new_cache(self, capacity: int) -> GolfCache:
+        """For `next_token`; `capacity` counts the start and all tokens that will be read, L to write L tokens."""
+        return GolfCache([KeyValues(capacity) for _ in self.blocks])
+
+    @torch.no_grad()
+    def next_token(self, tokens: Tensor, cache: GolfCache) -> TokenPosterior:
+        """The prediction (B, 1) of the token that follows `tokens` (B, n), which follow what `cache` has read.
+
+        The cache reads them too. With an empty one they are the first of the sequence, and n may be 0.
+        """
+        posterior = self(tokens, cache)
+        return replace(posterior, hidden=posterior.hidden[:, -1:])
+
+    def compile_blocks(self, mode: str = "default") -> None:
+        """Compiles each block on its first call. Parameters keep their names. `mode` is torch.compile's."""
+        for block in self.blocks:
+            block.compile(mode=mode)
+
+    def flops_per_token(self, length: int) -> int:
+        """Floating-point operations of one evaluation, forward, per token of sequences of `length`.
+
+        2 for each parameter of a matrix that multiplies every token, and 4 L D a block for attention.
+        """
+        matrices = sum(layer.weight.numel() for layer in self.modules() if isinstance(layer, nn.Linear))
+        return 2 * (matrices + self.input_table.numel()) + 4 * length * self.hidden_size * len(self.blocks)
 
     def _embedded(self, tokens: Tensor, cache: GolfCache | None) -> Tensor:
         """x0 (B, n, D). That of a position depends on its token and the two before it."""

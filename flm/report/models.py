@@ -92,7 +92,7 @@ def _of_all(merge: Callable[[list[Value]], Value], seeds: Sequence[Mapping[int, 
 
 def _quality(seeds: list[Quality]) -> Quality:
     logs = Estimate.of([math.log(one.ppl) if one.ppl > 0 else math.nan for one in seeds])
-    ppl, entropy = sum(one.ppl for one in seeds)/len(seeds), sum(one.entropy_nats for one in seeds) / len(seeds)
+    ppl, entropy = math.exp(logs.mean), sum(one.entropy_nats for one in seeds) / len(seeds)
     return Quality(ppl, entropy, all(one.reached for one in seeds), ppl * (logs.standard_error or 0.0))
 
 
