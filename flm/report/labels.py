@@ -73,7 +73,8 @@ def told_apart(sources: Sequence[Source], differing: Mapping[Path, Mapping[str, 
             shared.setdefault(label, []).extend(folders)
             within = {one.path: {key: differing[one.path].get(key) for key in _unlike(group, differing)} for one in group}
             texts = {path: in_words(values) for path, values in within.items() if 0 < len(values) <= MANY}
-            if len(set(texts.values())) == len(group):
+            pairs = {(path.parent.resolve(), text) for path, text in texts.items()}  # films of a run are several files
+            if len(pairs) == len(folders) == len(set(texts.values())):
                 words |= texts
     apart = []
     for source in named:

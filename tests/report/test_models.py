@@ -94,7 +94,11 @@ def test_seeds_share_a_colour_and_a_line(tmp_path):
     for seed in SEEDS:
         sweep(tmp_path, seed, "flm")
         sweep(tmp_path, seed, "mdlm")
+        for steps in (1, 8):  # several files of one kind are of one run all the same
+            path, content = trained(make.film(tmp_path / f"{seed}flm", steps, "flm"), seed, "flm")
+            make.write(path, content)
     models = models_of(read_results([tmp_path]))
+    assert {name: len(labels) for name, labels in models.items()} == {"flm": 3, "mdlm": 3}
     colours = Art.of(models).colours
     assert len(set(colours.values())) == 2
     assert all(colours[label] == colours[name] for name, labels in models.items() for label in labels)
