@@ -84,7 +84,7 @@ measure() { # measure TASK MODEL
   fi
   if [ "$2" = kl_flow ]; then counts='[1,3,15,63]'; fi
   part "${at}_samples" mode=sample_eval "${with[@]}" sampling.steps="$counts" sampling.num_sample_batches=2 "${evaluation[@]}"
-  part "${at}_frontier" mode=frontier "${with[@]}" frontier.steps="$counts" 'frontier.temperature=[0.7,0.85,1.0,1.15]' \
+  part "${at}_frontier" mode=frontier "${with[@]}" frontier.steps="$counts" 'frontier.temperature=[0.7,0.85,1.0]' \
     "${evaluation[@]}"
   if [ "$2" != kl_flow ]; then # which has no likelihood
     part "${at}_likelihood" mode=ppl_eval "${with[@]}" data.cache_dir="$out/data" "${evaluation[@]}"

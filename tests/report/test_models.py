@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ import result_folders as make
 
 from flm.report.comparison import compared, comparison_table
 from flm.report.figures.drawing import Art
+from flm.report.figures.losses import learning_figure
+from flm.report.figures.plotting import INK, png, styled
 from flm.report.files import read_results
+from flm.report.kinds.training import Training
 from flm.report.models import compared_over_seeds, models_of, plots_over_seeds
 from flm.results.kinds import Line, Plot
 
@@ -113,3 +117,19 @@ def test_seeds_share_a_colour_and_a_line(tmp_path):
     assert found.lines[1] == plot(()).lines[1]
     odd = [*three[:2], (three[2][0], plot((0.6,), (1.0,)))]
     assert plots_over_seeds(odd, models) == odd
+
+
+def test_many_runs_leave_room_for_the_axes(tmp_path):
+    """Forty runs and a legend of eighty lines: the figure grows, and the axes keep their size. Seeds share entries."""
+    for index in range(40):
+        make.training(tmp_path / f"a_run_with_a_long_name_{index:02d}")
+    trainings = read_results([tmp_path]).of(Training)
+    with styled(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = learning_figure(trainings, {run.source.label: INK for run in trainings})
+        png(figure)
+        (axes,) = figure.axes
+        assert len(axes.get_legend().get_texts()) == 80
+        assert axes.get_position().height * figure.get_figheight() > 3
+    art = Art.of({"one": [run.source.label for run in trainings]})
+    assert {run.source.label for run in art.as_models(trainings)} == {"one"}

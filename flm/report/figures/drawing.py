@@ -3,15 +3,18 @@
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from flm.report.figures.plotting import COLOURS, FAINT, INK, png, run_colours, styled
+from flm.report.kinds.samples import Samples
+from flm.report.kinds.training import Training
 from flm.report.page import Picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Run = TypeVar("Run", Samples, Training)
 _THEME = {
     **{colour.lower(): f"var(--run-{index})" for index, colour in enumerate(COLOURS)},
     INK.lower(): "var(--ink)",
@@ -27,9 +30,11 @@ class Art:
 
     Attributes:
         colours: by label of the run, the same in all figures.
+        names: by label, of what several runs are seeds of.
     """
 
     colours: dict[str, str]
+    names: dict[str, str] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
 
     @classmethod
@@ -38,7 +43,14 @@ class Art:
         models: labels of the runs that share a colour, by the name of what they are seeds of.
         """
         colours = run_colours(list(models))
-        return cls(colours | {label: colours[name] for name, labels in models.items() for label in labels})
+        names = {label: name for name, labels in models.items() for label in labels}
+        return cls(colours | {label: colours[name] for label, name in names.items()}, names)
+
+    def as_models(self, runs: Sequence[Run]) -> list[Run]:
+        """The same runs, seeds by the name of their model: their lines then have one entry in a legend."""
+        return [
+            replace(run, source=replace(run.source, label=self.names.get(run.source.label, run.source.label))) for run in runs
+        ]
 
     def picture(self, name: str, draw: Callable[[], "Figure"], description: str) -> Picture:
         """A figure that `draw` makes, as a block of the page."""

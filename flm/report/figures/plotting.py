@@ -19,6 +19,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 INK, FAINT = "#222222", "#DDDDDD"
 DPI = 120
+LINE = 0.19  # inches of an entry in a legend
 STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -81,11 +82,12 @@ def canvas(width: float, height: float, *grid: int, **options: Any) -> tuple["Fi
 
 
 def legend(axes: "Axes", left: float = 1.01) -> None:
-    """Beside the axes, where it covers nothing; equal entries once."""
+    """Beside the axes, where it covers nothing; equal entries once. The figure grows with what would not fit beside it."""
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     if once:
         axes.legend(once.values(), once.keys(), loc="upper left", bbox_to_anchor=(left, 1.0), borderaxespad=0)
+        axes.figure.set_figheight(max(axes.figure.get_figheight(), LINE * len(once) + 0.8))
 
 
 def bulk(values: Sequence[float], widest: float = 8.0) -> tuple[float, float] | None:

@@ -34,7 +34,7 @@ def learning(results: Results, art: Art) -> Section:
             "Training loss as logged, validation loss on averaged weights with marks. Losses of two algorithms compare only "
             "where both are the same quantity."
         ),
-        art.picture("learning", lambda: learning_figure(found, art.colours), "training and validation loss by optimiser steps"),
+        art.picture("learning", lambda: learning_figure(art.as_models(found), art.colours), "training and validation loss"),
         Grid(learning_table(found)),
     ]
     if any(len({rate for rate, _ in points}) > 1 for points in by_learning_rate(found).values()):
@@ -42,7 +42,7 @@ def learning(results: Results, art: Art) -> Section:
         blocks.append(art.picture("learning_rates", draw, "last validation loss by learning rate, a line for each optimiser"))
     watched = [run for run in found if any(generated(run, measure) for measure in GENERATED)]
     if watched:
-        draw = lambda: generation_figure(watched, art.colours)
+        draw = lambda: generation_figure(art.as_models(watched), art.colours)
         blocks += [
             Heading("Samples while training went on"),
             art.picture("generation", draw, "entropy, 3-gram cross-entropy and different tokens of samples by optimiser steps"),
@@ -76,7 +76,7 @@ def cross_entropy(results: Results, art: Art) -> Section:
         "context, which sees a position's own noised token and token frequencies: what lies below it was learned from "
         "context. Losses of two clocks or two algorithms are not comparable."
     )
-    drawn = art.picture("ce_by_tau", lambda: cross_entropy_figure(found, art.colours), "validation loss by tau")
+    drawn = art.picture("ce_by_tau", lambda: cross_entropy_figure(art.as_models(found), art.colours), "validation loss by tau")
     return Section(name, heading, (said, drawn, Grid(cross_entropy_table(found))))
 
 

@@ -91,7 +91,9 @@ def diversity(results: Results, art: Art) -> Section:
         "Each number is to be read against real text of the same length and number: an entropy below it is repetition, "
         "one above it is noise."
     )
-    drawn = art.picture("diversity", lambda: diversity_figure(found, art.colours), "entropy and distinct-n by steps")
+    drawn = art.picture(
+        "diversity", lambda: diversity_figure(art.as_models(found), art.colours), "entropy and distinct-n by steps"
+    )
     return Section(name, heading, (said, drawn, Grid(diversity_table(found))))
 
 
