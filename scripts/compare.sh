@@ -86,9 +86,7 @@ measure() { # measure TASK MODEL
   part "${at}_samples" mode=sample_eval "${with[@]}" sampling.steps="$counts" sampling.num_sample_batches=2 "${evaluation[@]}"
   part "${at}_frontier" mode=frontier "${with[@]}" frontier.steps="$counts" 'frontier.temperature=[0.7,0.85,1.0]' \
     "${evaluation[@]}"
-  if [ "$2" != kl_flow ]; then # which has no likelihood
-    part "${at}_likelihood" mode=ppl_eval "${with[@]}" data.cache_dir="$out/data" "${evaluation[@]}"
-  fi
+  part "${at}_likelihood" mode=ppl_eval "${with[@]}" data.cache_dir="$out/data" "${evaluation[@]}"
 }
 
 for seed in ${SEEDS:-1}; do

@@ -32,7 +32,7 @@ def make_report(results: Results, title: str, shown: Shown, made_by: str) -> Rep
     sections = [
         overview(results),
         quality.comparison(results, models, art),
-        seeds(results, models),
+        seeds(results),
         losses.learning(results, art),
         quality.frontier(results, art),
         quality.diversity(results, art),

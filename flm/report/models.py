@@ -16,29 +16,37 @@ Value = TypeVar("Value")
 Models = Mapping[str, Sequence[str]]  # name: labels of its runs, by seed
 
 
-def models_of(results: Results) -> Models:
-    """In the order of their first run; a run without others of its kind is a model by its own label.
+def seeds_of(results: Results) -> dict[str, list[tuple[int, str]]]:
+    """Groups of runs that differ in nothing but their seed, of at least two seeds: (seed, label of the run) by name.
 
-    A model of several seeds is called as all its runs were before something told them apart, if nothing else was called so,
-    or else by what differs from the other models.
+    A group is called as all its runs were before something told them apart, if nothing else was called so, or else by what
+    differs from the other groups.
     """
     groups: dict[str, list[tuple[int, str]]] = {}
     for label in results.runs:
         differing = results.differences.get(label, {})
-        rest = in_words({key: value for key, value in differing.items() if key != SEED})
         seed = differing.get(SEED)
-        alike = f"seeds of {rest}" if isinstance(seed, int) else f"run {label}"
-        groups.setdefault(alike, []).append((seed if isinstance(seed, int) else 0, label))
-    found: dict[str, Sequence[str]] = {}
-    for alike, runs in groups.items():
-        labels = [label for _, label in sorted(runs)]
-        if len(runs) == 1 or len(dict(runs)) < len(runs):  # of one seed twice it is not said what differs
-            found |= {label: [label] for label in labels}
+        if isinstance(seed, int):
+            rest = in_words({key: value for key, value in differing.items() if key != SEED})
+            groups.setdefault(rest, []).append((seed, label))
+    found = {}
+    for rest, runs in groups.items():
+        if len(dict(runs)) < 2:
             continue
-        names = {results.names.get(label, label) for label in labels}
+        names = {results.names.get(label, label) for _, label in runs}
         called = [label for label in results.runs if results.names.get(label, label) in names]
-        own = names.pop() if len(names) == 1 and set(called) == set(labels) else ""
-        found[own or alike.removeprefix("seeds of ") or "all"] = labels
+        own = names.pop() if len(names) == 1 and len(called) == len(runs) else ""
+        found[own or rest or "all"] = sorted(runs)
+    return found
+
+
+def models_of(results: Results) -> Models:
+    """In the order of their first run. A run without another seed is a model by its own label, and so is each of one seed."""
+    groups = {name: runs for name, runs in seeds_of(results).items() if len(dict(runs)) == len(runs)}
+    name_of = {label: name for name, runs in groups.items() for _, label in runs}
+    found: dict[str, list[str]] = {}
+    for label in results.runs:
+        found.setdefault(name_of.get(label, label), []).append(label)
     return found
 
 

@@ -7,8 +7,7 @@ from typing import Any
 from flm.measures.estimate import Estimate
 from flm.report.figures.drawing import Art
 from flm.report.figures.throughput import lines_figure
-from flm.report.labels import SEED
-from flm.report.models import Models, plots_over_seeds
+from flm.report.models import Models, plots_over_seeds, seeds_of
 from flm.report.page import Block, Details, Grid, Section, Text
 from flm.report.records import Results
 from flm.report.tables import stacked
@@ -38,9 +37,9 @@ def others(results: Results, models: Models, art: Art) -> list[Section]:
     return sections
 
 
-def seeds(results: Results, models: Models) -> Section | None:
+def seeds(results: Results) -> Section | None:
     """Every number that several seeds have: a matrix of means and deviations, and each seed's own."""
-    groups = over_seeds(results, models)
+    groups = over_seeds(results)
     if not groups:
         return None
     blocks: list[Block] = [
@@ -60,14 +59,14 @@ def seeds(results: Results, models: Models) -> Section | None:
 Groups = Mapping[tuple[str, str, str], Mapping[int, float]]  # (number, model, setting): value by seed
 
 
-def over_seeds(results: Results, models: Models) -> Groups:
-    """The numbers that at least two seeds of one model have."""
+def over_seeds(results: Results) -> Groups:
+    """The numbers that at least two seeds of one model have; of one seed twice the first counts."""
     found: dict[tuple[str, str, str], dict[int, float]] = {}
-    model_of = {label: name for name, labels in models.items() if len(labels) > 1 for label in labels}
+    model_of = {label: (seed, name) for name, runs in seeds_of(results).items() for seed, label in runs}
     for source, reading in results.read:
         if source.label not in model_of:
             continue
-        seed, name = results.differences[source.label][SEED], model_of[source.label]
+        seed, name = model_of[source.label]
         for number in reading.numbers:
             value = _plain(number.value)
             if value is not None and math.isfinite(value):
@@ -94,16 +93,16 @@ def _matrix(index: int, name: str, groups: Groups) -> Table:
 
 
 def _against_the_first(index: int, name: str, groups: Groups) -> Table:
-    """Rows: each configuration after the first, by how much it differs from that one, seed by seed."""
-    rests = list(dict.fromkeys(rest for number, rest, _ in groups if number == name))
+    """Rows: each model after the first, by how much it differs from that one, seed by seed."""
+    models = list(dict.fromkeys(model for number, model, _ in groups if number == name))
     rows: list[tuple[Cell, ...]] = []
-    for (number, rest, setting), values in groups.items():
-        first = groups.get((number, rests[0], setting), {})
+    for (number, model, setting), values in groups.items():
+        first = groups.get((number, models[0], setting), {})
         differences = [value - first[seed] for seed, value in values.items() if seed in first]
-        if number == name and rest != rests[0] and len(differences) > 1:
-            rows.append((rest or "nothing", setting or None, len(differences), *mean_and_deviation(differences)))
-    columns = ("differs in", "setting", "seeds", "mean difference", "deviation")
-    against = f"{name}: minus that of {rests[0] or 'nothing'} with the same seed."
+        if number == name and model != models[0] and len(differences) > 1:
+            rows.append((model, setting or None, len(differences), *mean_and_deviation(differences)))
+    columns = ("model", "setting", "seeds", "mean difference", "deviation")
+    against = f"{name}: minus that of {models[0]} with the same seed."
     return Table(f"seed_differences_{index}", columns, tuple(rows), against).without_empty_columns()
 
 
