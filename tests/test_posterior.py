@@ -257,6 +257,34 @@ def test_rows_of_padding_change_nothing(is_compiled, compiled, monkeypatch):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
 
+def test_gradients_of_the_table_are_summed_in_float32_by_the_product_where_it_can(monkeypatch):
+    """A stand-in does what CUDA's product does. The other way rounds each chunk's sum to bf16, and is off by that."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(1, 4000, D, generator=generator).bfloat16().float(), torch.full((1, 4000), 1.0)
+    table, tokens = torch.randn(V, D, generator=generator), torch.randint(V, (1, 4000), generator=generator)
+    monkeypatch.setitem(flm.posterior.CHUNK_ELEMENTS, "cpu", 500 * V)
+    product, asked = torch.addmm, []
+
+    def addmm(sums, a, b, out_dtype=None):
+        asked.append((a.dtype, b.dtype, out_dtype))
+        return product(sums, a.float(), b.float()) if out_dtype is not None else product(sums, a, b)
+
+    monkeypatch.setattr(torch, "addmm", addmm)
+    found = []
+    for able in (False, True):
+        monkeypatch.setattr(flm.vocabulary_losses, "sums_in_float32", lambda *_, able=able: able)
+        leaf = table.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            total, _ = cross_entropy(TokenPosterior(hidden, leaf), tokens, weight)
+        found.append(torch.autograd.grad(total, leaf)[0])
+    assert asked == [(torch.bfloat16, torch.bfloat16, torch.float32)] * 8
+    logits = (hidden[0].bfloat16() @ table.bfloat16().T).float()
+    slope = (logits.softmax(-1) - torch.nn.functional.one_hot(tokens[0], V)).bfloat16()  # as the products read it
+    exact = slope.double().T @ hidden[0].double()
+    off = [((gradient - exact).norm() / exact.norm()).item() for gradient in found]
+    assert off[1] < 1e-4 < off[0] / 5, off
+
+
 def test_without_a_compiler_the_losses_run_as_they_are_and_say_so(monkeypatch):
     monkeypatch.setattr(flm.device, "COMPILED_ON", {"cpu"})
     monkeypatch.setattr(flm.device, "missing_compiler", lambda device: "no compiler")
