@@ -271,18 +271,18 @@ def test_learning_curves_are_the_log(results):
 def test_learning_rates_stand_in_order_with_a_line_for_each_optimiser(results):
     (run,) = results.of(Training)
 
-    def trained(kind, rate, loss):
+    def trained(kind, rate, loss, **more):
         source = dataclasses.replace(
             run.source, training={"optim": {"_target_": f"flm.training.optimizers.{kind}", "lr": rate}}
         )
         series = {run.validated: ((1, 9.0), (2, loss))}
         return dataclasses.replace(run, source=source, metrics=dataclasses.replace(run.metrics, series=series))
 
-    runs = [trained("AdamW", 5e-3, 2.0), trained("MuonWithAdamW", 2e-2, 1.5), trained("AdamW", 1e-3, 3.0)]
+    runs = [trained("AdamW", 5e-3, 2.0), trained("MuonWithAdamW", 2e-2, 1.5, muon_on="blocks."), trained("AdamW", 1e-3, 3.0)]
     (axes,) = axes_of(losses.learning_rate_figure([*runs, trained("AdamW", None, 1.0)]))
     lines = lines_by_label(axes)
     np.testing.assert_allclose(data(lines["AdamW"]), [[1e-3, 5e-3], [3, 2]])
-    np.testing.assert_allclose(data(lines["MuonWithAdamW"]), [[2e-2], [1.5]])
+    np.testing.assert_allclose(data(lines["MuonWithAdamW, Muon on blocks."]), [[2e-2], [1.5]])
 
 
 def test_generation_over_training_stands_at_the_steps_done(results):

@@ -61,6 +61,7 @@ def by_learning_rate(trainings: Sequence[Training]) -> dict[str, list[tuple[floa
         if run.validated is None or not isinstance(optim, Mapping) or not isinstance(optim.get("lr"), int | float):
             continue
         name = str(optim.get("_target_", "")).rpartition(".")[2]
+        name += f", Muon on {optim['muon_on']}" if "muon_on" in optim else ""
         found.setdefault(name, []).append((float(optim["lr"]), run.metrics.series[run.validated][-1][1]))
     return {name: sorted(points) for name, points in sorted(found.items())}
 
