@@ -272,9 +272,8 @@ def test_learning_rates_stand_in_order_with_a_line_for_each_optimiser(results):
     (run,) = results.of(Training)
 
     def trained(kind, rate, loss, **more):
-        source = dataclasses.replace(
-            run.source, training={"optim": {"_target_": f"flm.training.optimizers.{kind}", "lr": rate}}
-        )
+        optim = {"_target_": f"flm.training.optimizers.{kind}", "lr": rate} | more
+        source = dataclasses.replace(run.source, training={"optim": optim})
         series = {run.validated: ((1, 9.0), (2, loss))}
         return dataclasses.replace(run, source=source, metrics=dataclasses.replace(run.metrics, series=series))
 
