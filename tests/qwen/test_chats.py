@@ -8,8 +8,11 @@ from qwen_line import TEMPLATE, json_lines, with_template
 from tiny_qwen3 import with_tokenizer
 
 from flm.algos.ar import AR
+from flm.code.code_eval import request_of
+from flm.code.problems import ASK, load_problems
 from flm.data.module import TextDataModule
-from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
+from flm.data.pretrained_tokenizer import ChatTemplate, HuggingFaceTokenizer
+from flm.data.tokenizers import Tokenizer
 from flm.likelihood.bits_per_byte import scored_bytes
 from flm.likelihood.held_out import likelihood
 from flm.models.dit import DiT
@@ -178,3 +181,19 @@ def test_a_source_without_an_example_that_fits_says_so(folder, tmp_path):
     json_lines(tmp_path / "talk" / "a.jsonl", long)
     with pytest.raises(ValueError, match=r"data\.sources\.talk: an epoch of it has no example of at most model\.length=160"):
         next(iter(module_of(folder, tmp_path).train_loader(0, 1)))
+
+
+def test_a_problem_is_put_as_the_template_writes_a_question(tokenizer, tmp_path):
+    """The template came with the tokenizer, and stays with it; a token of it that a text spells is that token."""
+    again = Tokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict())))
+    assert again.chat_template == tokenizer.chat_template == TEMPLATE
+    row = {"task_id": "HumanEval/0", "prompt": "import math\n\ndef twice(x):\n", "entry_point": "twice"}
+    row |= {"canonical_solution": "    return 2 * x\n", "test": "def check(f):\n    assert f(2) == 4\n"}
+    (problem,) = (one.as_question() for one in load_problems(json_lines(tmp_path / "one.jsonl", [row])))
+    prompt, hole = request_of(problem, again, 400, 30, "reference", 0, ChatTemplate.of(again))
+    text = again.decode(prompt)
+    assert text == f"<|im_start|>user\n{ASK}\n\n```python\nimport math\n\ndef twice(x):\n```{END}\n{ASKED}" and hole == 30
+    assert prompt.count(again.eos_id) == 1
+    answer = "```python\ndef twice(x):\n    return math.floor(2 * x)\n```"
+    assert problem.source([problem.cut(answer)]) == "import math\ndef twice(x):\n    return math.floor(2 * x)\n"
+    assert request_of(problem, again, 100, 30, "reference", 0, ChatTemplate.of(again)).startswith("longer than")

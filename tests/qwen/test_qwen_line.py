@@ -155,7 +155,9 @@ def test_code_evaluation(problem, model, options, line, tmp_path, monkeypatch):
     options = [*options, "trainer.accelerator=cpu", "loader.eval_batch_size=2"]
     script(monkeypatch, tmp_path, "evaluate.sh", *options, **given)
     result = json.loads((tmp_path / "out" / "humaneval" / "code_eval.json").read_text())
-    assert result["problems"] == 1 and not result["not_asked"] and set(result["by_steps"]) == {"2"}
+    # a question takes more tokens than these models read; tests/qwen/test_chats.py puts one
+    too_long = {"longer than model.length=96": 1} if "code_eval.chat=true" in options else {}
+    assert result["problems"] == 1 and result["not_asked"] == too_long and set(result["by_steps"]) == {"2"}
     assert result["by_steps"]["2"]["pass_at"]["1"]["count"] == 1
 
 
