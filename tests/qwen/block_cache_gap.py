@@ -24,6 +24,7 @@ V, LENGTH, PROMPT, BLOCK, STEPS = 128, 256, 64, 32, 96
 WIDER = {"vocab_size": 136, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "head_dim": 32}
 
 
+@torch.enable_grad()
 def trained(seconds: float) -> tuple[DFM, torch.Tensor]:
     """On the source of this package, in ASCII; and four texts of it."""
     torch.manual_seed(0)
