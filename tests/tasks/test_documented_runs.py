@@ -151,6 +151,8 @@ class World:
         words = [self.here(word) for word in words if not re.fullmatch(r"\[.*\]|\.\.\.", word)]
         if any(word.partition("=")[2] in PUBLISHED for word in words):
             words.append(f"eval.tokenizer_name_or_path={self.words}")
+        if "eval.checkpoint_path=outputs/reverse" in words:
+            words.append("eval.disable_ema=true")  # it was trained without an average
         named = any(word.startswith("data.cache_dir=") for word in words)
         if not named and any(re.match("experiment=(lm1b|owt)", word) for word in words):
             words.append(f"data.cache_dir={self.folder / 'data_texts'}")
