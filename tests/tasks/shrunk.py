@@ -10,7 +10,7 @@ SIZES += ("trainer.max_steps", "trainer.val_check_interval", "trainer.max_time",
 SIZES += ("eval.pilot_draws", "eval.draws_per_example", "strategy", "sampling.num_sample_batches", "benchmark.vocab_size")
 SIZES += ("eval.gen_ppl_eval_model_name_or_path",)
 FEWER = re.compile(r"((?:sampling|frontier)\.(?:steps|temperature)|benchmark\.against)=\[(.*)\]")
-EVALUATIONS = ["eval.max_examples=4", "eval.pilot_draws=2", "eval.draws_per_example=1", "sampling.num_sample_batches=1"]
+EVALUATIONS = ["eval.max_examples=4", "eval.pilot_draws=0", "eval.draws_per_example=1", "sampling.num_sample_batches=1"]
 EVALUATIONS += ["loader.eval_batch_size=2", "trainer.accelerator=cpu", "trainer.devices=1"]
 TRAINING = ["trainer.max_steps=2", "trainer.val_check_interval=2", "trainer.accelerator=cpu", "trainer.devices=1"]
 TRAINING += ["callbacks.checkpoint_every_n_steps.every_n_train_steps=2", "callbacks.progress=null"]
