@@ -51,7 +51,7 @@ LATE = {
 # Options that need files or a network which are not here.
 ELSEWHERE = ("hub", "lm1b", "wikitext", "openwebtext", "ag_news", "arxiv", "fineweb", "lambada", "lamini", "ptb", "pubmed")
 ELSEWHERE += ("tinystories", "wmt14", "text8", "text27", "qwen3", "mixture", "golf", "tinygsm", "gpt2", "bert", "huggingface")
-ELSEWHERE += ("sentencepiece", "wandb", "fsdp2", "overfit", "profile", "pairs")
+ELSEWHERE += ("sentencepiece", "wandb", "fsdp2", "fsdp2_split", "overfit", "profile", "pairs")
 TRAINED = (
     "algo",
     "model",
