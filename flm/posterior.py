@@ -162,7 +162,9 @@ class TokenPosterior:
         """
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
         for part in chunks(hidden.shape[0], self.vocab_size, hidden.device):
-            logits, _ = softcapped_logits(hidden[part].to(self.table.dtype), self.table, self.bias, self.softcap)
+            logits, _ = softcapped_logits(
+                hidden[part].to(self.table.dtype), self.table, self.bias, self.softcap, with_tanh=False
+            )
             if self.offset is not None:
                 logits += self.offset.chunk(part)
             logits = logits / self.temperature if self.temperature != 1.0 else logits
@@ -192,11 +194,18 @@ class TokenPosterior:
 
 
 def softcapped_logits(
-    hidden: Tensor, table: Tensor, bias: Tensor | None, softcap: float | None, vocab_size: int | None = None
+    hidden: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    vocab_size: int | None = None,
+    with_tanh: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Logits (n, V) in fp32 or better, and tanh(raw / softcap), which the backward pass needs (None without softcap).
 
-    vocab_size: V, of a table with rows of padding behind the V that count; None: all count.
+    Args:
+        vocab_size: V, of a table with rows of padding behind the V that count; None: all count.
+        with_tanh: whether the latter is wanted; on a CPU a further (n, V) costs as much as ten passes over one that is there.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         raw = (hidden @ table.T)[:, :vocab_size]
@@ -206,7 +215,9 @@ def softcapped_logits(
     if softcap is None:
         return raw, None
     squashed = raw.div_(softcap).tanh_()
-    return squashed * softcap, squashed
+    if with_tanh or squashed.requires_grad:
+        return squashed * softcap, squashed
+    return squashed.mul_(softcap), None
 
 
 @compiled_on_device
@@ -220,9 +231,13 @@ def chunk_probabilities(
     vocab_size: int | None = None,
 ) -> Tensor:
     """Probabilities (n, V) of hidden states (n, D), in fp32 or better. vocab_size: as of `softcapped_logits`."""
-    logits, _ = softcapped_logits(hidden, table, bias, softcap, vocab_size)
+    logits, _ = softcapped_logits(hidden, table, bias, softcap, vocab_size, with_tanh=False)
     logits = logits if offset is None else logits + offset
-    return torch.softmax(logits / temperature if temperature != 1.0 else logits, -1)
+    logits = logits / temperature if temperature != 1.0 else logits
+    if logits.requires_grad or torch.compiler.is_compiling():
+        return torch.softmax(logits, -1)
+    p = logits.sub_(logits.amax(-1, keepdim=True)).exp_()  # the same in the logits' memory
+    return p.div_(p.sum(-1, keepdim=True))
 
 
 def compute_copy(hidden: Tensor, table: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -151,28 +151,30 @@ def cross_entropy_chunk(
     with_slope: bool,
 ) -> Piece:
     """Cross-entropy of hidden states (n, D) with tokens ids (n,) or else probabilities q (n, V); offset (n, V) or None."""
-    logits, squashed = softcapped_logits(h, table, bias, softcap, len(bias))
+    logits, squashed = softcapped_logits(h, table, bias, softcap, len(bias), with_slope)
     logits = logits if offset is None else logits.add(offset)
     logits = logits * inverse_temperature if inverse_temperature != 1.0 else logits
-    log_total = logits.logsumexp(-1)
     if ids is not None:
-        per_token = log_total - logits.gather(1, ids[:, None])[:, 0]
+        wanted = logits.gather(1, ids[:, None])[:, 0]
     else:
-        per_token = log_total - torch.linalg.vecdot(q.to(logits.dtype), logits)
+        wanted = torch.linalg.vecdot(q.to(logits.dtype), logits)
     if not with_slope:
-        return per_token, None, None
-    # d loss / d logits = weight * (p - q), carried through temperature and softcap in place
-    slope = logits.sub_(log_total[:, None]).exp_()
-    if ids is not None:
-        if torch.compiler.is_compiling():  # a comparison joins the pass over the slopes; a scatter would be one of its own
-            slope = slope - (torch.arange(slope.shape[1], device=slope.device) == ids[:, None]).to(slope.dtype)
-        else:
-            slope.scatter_add_(1, ids[:, None], slope.new_full((), -1.0).expand(ids.shape[0], 1))
+        return logits.logsumexp(-1) - wanted, None, None
+    # d loss / d logits = weight * (p - q), carried through temperature and softcap in place; one exponential serves both
+    top = logits.amax(-1, keepdim=True)
+    slope = logits.sub_(top).exp_()
+    total = slope.sum(-1, keepdim=True)
+    per_token = (total.log() + top)[:, 0] - wanted
+    scale = (weight * inverse_temperature).to(slope.dtype)[:, None]
+    if ids is None:
+        slope.div_(total).sub_(q).mul_(scale)
+    elif torch.compiler.is_compiling():  # a comparison joins the pass over the slopes; a scatter would be one of its own
+        is_wanted = torch.arange(slope.shape[1], device=slope.device) == ids[:, None]
+        slope = (slope / total - is_wanted.to(slope.dtype)) * scale
     else:
-        slope.sub_(q)
-    slope.mul_((weight * inverse_temperature).to(slope.dtype)[:, None])
+        slope.mul_(scale / total).scatter_add_(1, ids[:, None], -scale)
     if squashed is not None:
-        slope.mul_(squashed.square_().neg_().add_(1.0))
+        slope.addcmul_(slope, squashed.square_(), value=-1)
     return per_token, padded(slope.to(table.dtype), len(table)), slope.sum(0)
 
 
