@@ -44,12 +44,16 @@ def learning_figure(trainings: Sequence[Training], colours: Mapping[str, str]) -
 def learning_rate_figure(trainings: Sequence[Training]) -> "Figure":
     """The last validation loss of runs that differ in learning rate, a line for each optimiser."""
     figure, axes = canvas(6.4, 3.6)
-    for index, (name, points) in enumerate(by_learning_rate(trainings).items()):
+    found = by_learning_rate(trainings)
+    for index, (name, points) in enumerate(found.items()):
         line(axes, points, color=f"C{index}", marker=MARKERS[index % len(MARKERS)], label=name)
+    rates = sorted({rate for points in found.values() for rate, _ in points})
     axes.set_xscale("log")
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("optim.lr")
     axes.set_ylabel("last validation, nats per token")
-    legend(axes)
+    shared_legend(figure, axes)
     return figure
 
 
