@@ -138,7 +138,7 @@ def use_fp8(algorithm: Algorithm, device: torch.device) -> None:
 
 def check_fp8(wanted: Any, device: torch.device) -> None:
     """Raises ValueError unless model.fp8 can be had."""
-    if wanted not in (None, False, True):
+    if not isinstance(wanted, bool):
         raise ValueError(f"model.fp8 must be true or false, not {shown(wanted)}")
     reason = missing_fp8(device) if wanted else None
     if reason is not None:

@@ -106,7 +106,7 @@ def _check_model(config: DictConfig) -> None:
     check_group(config, "trainer")  # whose device says what can be compiled
     device = device_of(config.trainer.accelerator)
     compilation(config.model.get("compile"), device)
-    check_fp8(config.model.get("fp8"), device)
+    check_fp8(config.model.get("fp8", False), device)
 
 
 def _check_target(node: Any, key: str, kind: type, given: tuple[str, ...] = ()) -> None:
