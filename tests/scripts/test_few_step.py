@@ -3,12 +3,15 @@
 import pytest
 from launching import run_script
 from tasks.running import command
-from test_compare import folder_of
 
 FLOWS = "flm dfm fmlm fmlm_lagrangian fmlm_eulerian two_stage".split()
 ROWS = [*FLOWS, *"duo duo_distill kl_flow_map kl_simplex_dmd simplex_dmd dbtm mpdc mpdc_uniform".split()]
 TEACHERS = {"teacher", "two_stage_first", "kl_flow"}
 READ_VIEWS = {"fmlm_lagrangian", "fmlm_eulerian", "teacher_of_views"}
+
+
+def folder_of(call):
+    return next(argument.partition("=")[2] for argument in call if argument.startswith("hydra.run.dir="))
 
 
 def name_of(call):
