@@ -69,6 +69,11 @@ class TokenShardCorpus(Corpus):
         self._opened = ShardFolder(self._files(), tokenizer)
         return self._opened
 
+    def blocks(self, cache: Any, split: Split, length: int, tokenizer: Tokenizer, seed: int) -> Any:
+        """As `Corpus.blocks`; of the shards themselves also for a judge, who would tokenise their text again."""
+        shards = cache if isinstance(cache, ShardFolder) else self.open(tokenizer, self.path)
+        return super().blocks(shards, split, length, tokenizer, seed)
+
     def raw_documents(self, split: Split) -> Iterator[str]:
         """The text the tokens spell, document by document.
 

@@ -11,6 +11,7 @@ from flm.data.module import TextDataModule
 from flm.data.tokenizers import ByteTokenizer, TokenizerBuilder
 from flm.golf.shard_corpus import TokenShardCorpus
 from flm.golf.shard_files import ShardStream, token_count, write_shard, write_shards
+from flm.tasks.held_out import held_out_blocks
 
 
 class BytesThatBegin(TokenizerBuilder):
@@ -79,6 +80,18 @@ def test_corpus_gives_tokens_as_they_are_and_their_text(tmp_path):
     assert data.bytes_per_token() == pytest.approx(total / (total + 2))
     assert int(data.token_counts()[256]) <= len(texts)
     assert ByteTable.of(data.tokenizer).boundary[256]
+
+
+def test_a_judge_has_held_out_rows_of_shards_that_nobody_opened(tmp_path):
+    """Whoever scores samples has a model's tokenizer and the corpus, and no token cache."""
+    texts = ["the cat sees the sea", "a dog hears rain and more rain"] * 8
+    folder = folder_of(texts, tmp_path / "shards")
+    tokenizer = BytesThatBegin().build(())
+    real = held_out_blocks(TokenShardCorpus(folder), tokenizer, 8, 4)
+    stream = [token for text in texts[:2] for token in (256, *text.encode())]
+    assert real.blocks == [stream[start : start + 8] for start in range(0, len(stream) - 7, 8)] and len(real.chosen) == 4
+    data = TextDataModule(TokenShardCorpus(folder), BytesThatBegin(), length=8)
+    assert real.blocks[1] == data.valid_blocks()[1].tolist()
 
 
 def test_what_a_folder_lacks_is_said(tmp_path):

@@ -2,8 +2,8 @@
 
 import os
 import re
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from code_files import HUMAN_EVAL, MBPP
 from code_files import write as write_rows
 from published.published_layouts import flm_v1, tokenizer_folder
 from qwen_line import json_lines, qwen_folder
+from scripts.forked_python import serve
 from scripts.launching import VARIABLES
 from scripts.sources_page import ROOT, Command
 from scripts.stand_ins import documents, write_lm1b, write_openwebtext
@@ -72,7 +73,7 @@ class World:
     """Files by the names of the page."""
 
     def __init__(self, folder: Path):
-        self.folder, self._made = folder, dict[str, Path]()
+        self.folder, self._made, self._python = folder, dict[str, Path](), serve(folder / "bin")
 
     def __getitem__(self, name: str) -> Path:
         if name not in self._made:
@@ -81,7 +82,7 @@ class World:
                 raise AssertionError(f"docs/sources.md names {name}, and tests/scripts/sources_world.py does not make it")
             made = MAKERS[name]
             place = self.folder / name
-            self._made[name] = self.trained(stem, made) if isinstance(made, str) else made(self, place)
+            self._made[name] = self.trained(stem.lower(), made) if isinstance(made, str) else made(self, place)
         return self._made[name]
 
     def trained(self, stem: str, line: str) -> Path:
@@ -104,21 +105,11 @@ class World:
         command = Command(command.variables, (*command.words, *added))
         command = command.with_files({name: self[name] for name in command.names})
         environment = {key: value for key, value in os.environ.items() if key not in (*VARIABLES, "WORLD_SIZE", "RANK")}
-        environment |= {"PATH": f"{self._python().parent}:{environment['PATH']}", "FLM_VENV": "none", "PYTHONPATH": str(ROOT)}
+        environment |= {"PATH": f"{self._python}:{environment['PATH']}", "FLM_VENV": "none", "PYTHONPATH": str(ROOT)}
         environment |= {"OUT": str(out), "OUTPUT_DIR": str(out), "HF_HUB_OFFLINE": "1"} | command.variables
-        program = {"flm": [sys.executable, "-m", "flm"], "python": [sys.executable]}.get(command.words[0], [command.words[0]])
-        done = subprocess.run(
-            [*program, *command.words[1:]], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900
-        )
-        return done, out
-
-    def _python(self) -> Path:
-        python = self.folder / "bin" / "python"
-        if not python.exists():
-            python.parent.mkdir(parents=True)
-            python.write_text(f'#!/usr/bin/env bash\nexec "{sys.executable}" "$@"\n')
-            python.chmod(0o755)
-        return python
+        program = shutil.which(command.words[0], path=environment["PATH"])
+        words = [program, *command.words[1:]]
+        return subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900), out
 
 
 def data(world: World, place: Path) -> Path:
