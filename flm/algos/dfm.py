@@ -34,7 +34,7 @@ from flm.paths.mixture import MaskSource, Polynomial, Schedule, Source, UniformS
 from flm.paths.mixture_bound import generalized_kl, unigram_generalized_kl
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, Index, OpenShare, Positive, one_of
-from flm.samplers.solvers import JUMP_SOLVERS, MASK_SOLVERS
+from flm.samplers.solvers import BLOCK_SOLVERS, JUMP_SOLVERS, MASK_SOLVERS
 from flm.vocabulary_losses import cross_entropy
 
 SOURCES = ("mask", "uniform")
@@ -82,7 +82,7 @@ class DFM(Algorithm):
     validation_metric = "nelbo_nats"
     validation_says = "the mean is an upper bound on -log p"
     bound_kind = "variational upper bound"
-    samplers = {"exact": MASK_SOLVERS["exact"], **MASK_SOLVERS}  # with the mask source; see __init__
+    samplers = {"exact": BLOCK_SOLVERS["exact"], **BLOCK_SOLVERS}  # with the mask source and Qwen3; see __init__
 
     def __init__(
         self,
@@ -111,6 +111,8 @@ class DFM(Algorithm):
         self.source: Source = MaskSource(self.backbone.mask_id, size) if source == "mask" else UniformSource(size)
         if not self.source.visible:
             self.samplers = JUMP_SOLVERS
+        elif not hasattr(self.backbone, "block_reader"):
+            self.samplers = {"exact": MASK_SOLVERS["exact"], **MASK_SOLVERS}
         self.objective, self.eps, self.max_weight, self.masking = objective, eps, max_weight, masking
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:

@@ -31,25 +31,26 @@ FLOW_SOLVERS = _verifiable(
     {"euler": partial(FlowSampler, "euler"), "heun": partial(FlowSampler, "heun"), "bridge": BridgeSampler}
 )
 FLOW_MAP_SOLVERS = _verifiable({"jump": FlowMapSampler, "bridge": BridgeSampler})
-MASK_SOLVERS = _verifiable(
-    {
-        "ancestral": AncestralSampler,
-        "exact": ExactJumps,
-        "euler": EulerJumps,
-        **{name: partial(ConfidenceSampler, name) for name in CONFIDENCES},
-        "random_order": RandomOrderSampler,
-        "threshold": ThresholdSampler,
-        "low_confidence": DrawnConfidenceSampler,
-        "p2": PathPlanningSampler,
-        "remask_cap": RemaskingSampler,
-        "remask_rescale": RescaledRemaskingSampler,
-        "remask_loop": LoopingSampler,
-    }
-)
+_MASK: Solvers = {
+    "ancestral": AncestralSampler,
+    "exact": ExactJumps,
+    "euler": EulerJumps,
+    **{name: partial(ConfidenceSampler, name) for name in CONFIDENCES},
+    "random_order": RandomOrderSampler,
+    "threshold": ThresholdSampler,
+    "low_confidence": DrawnConfidenceSampler,
+    "p2": PathPlanningSampler,
+    "remask_cap": RemaskingSampler,
+    "remask_rescale": RescaledRemaskingSampler,
+    "remask_loop": LoopingSampler,
+}
+BLOCK_SOLVERS = _verifiable(_MASK)  # for networks that read by blocks
+_OF_BLOCKS = ("block_sees", "block_cache")
+MASK_SOLVERS = _verifiable({name: Without(kind, *_OF_BLOCKS) for name, kind in _MASK.items()})
 # for a source that cannot be told from data, where nothing can go by masks
 JUMP_SOLVERS = _verifiable(
     {
-        name: Without(kind, "block_length", "block_sees", "block_cache", "end_last", "stop_at_end")
+        name: Without(kind, "block_length", *_OF_BLOCKS, "end_last", "stop_at_end")
         for name, kind in {"exact": BlindExactJumps, "euler": EulerJumps}.items()
     }
 )

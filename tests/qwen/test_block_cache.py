@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from algos.token_world import exact_dfm
 
 pytest.importorskip("transformers")
 
@@ -14,6 +15,7 @@ from flm.qwen.backbone import QwenBackbone
 from flm.qwen.block_cache import BlockReader
 from flm.qwen.modeling_flow_qwen3 import FlowMatchingLanguageModel
 from flm.samplers.canvas import Canvas
+from flm.samplers.options import sampler_for
 
 REAL, LENGTH = 100, 20
 
@@ -144,6 +146,11 @@ def test_who_cannot_says_so(folder):
     plain = MDLM(lambda **o: DiT(length=4, hidden_size=16, num_blocks=1, num_heads=2, **o), 9, 4)
     with pytest.raises(ValueError, match=r"sampling.block_cache.*model=qwen3"):
         plain.generate(Canvas.blank(1, 4), 2, torch.Generator(), block_cache=True)
+    with pytest.raises(
+        ValueError, match="DFM with solver=threshold takes no block_cache"
+    ):  # before anything is loaded or written
+        sampler_for(exact_dfm([0.5, 0.5], "mask"), {"solver": "threshold", "block_cache": True}, "sampling")
+    assert sampler_for(model(folder), {"block_cache": True}).block_cache
     flexible = model(folder, attn_implementation="flex_attention")
     with pytest.raises(ValueError, match=r"model.attention=flex_attention.*sampling.block_cache"):
         flexible.generate(Canvas.blank(1, 4), 2, torch.Generator(), block_cache=True)
