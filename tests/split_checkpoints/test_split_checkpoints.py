@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from ranks import fit
 from two_processes import free_ports, run_two
 
@@ -22,9 +24,18 @@ from flm.training.sharding import FullyShardedStrategy
 WRITE = split_strategy._Writer.write_data
 
 
+MOVED_ON = threading.Event()
+
+
+class TellWhenMovedOn(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step >= 3:
+            MOVED_ON.set()
+
+
 def slow(writer, plan, planner):
-    """Steps pass before the parts are written: what is written must not be what the weights are by then."""
-    time.sleep(0.3)
+    """A step passes before the parts are written: what is written must not be what the weights are by then."""
+    assert MOVED_ON.wait(60)
     return WRITE(writer, plan, planner)
 
 
@@ -33,13 +44,13 @@ def both_ways(rank: int, folder: Path, port: int) -> None:
     found = {}
     split_strategy._Writer.write_data = slow
     for name, strategy in (("split", SplitCheckpoints), ("one file", FullyShardedStrategy)):
-        saving = CheckpointEvery(folder / name, 2, keep_best=True)
-        found[name] = fit(folder, "flm", callbacks=[saving], devices=2, strategy=strategy())
+        saving = CheckpointEvery(folder / name, 2)
+        found[name] = fit(folder, "flm", callbacks=[saving, TellWhenMovedOn()], devices=2, strategy=strategy())
         found[name]["last"] = saving.last_path
     for origin in ("split", "one file"):
         path = folder / origin / "step_0000002.ckpt"
         found[f"from {origin}"] = fit(folder, "flm", path=path, devices=2, strategy=SplitCheckpoints())
-    pruned = [CheckpointEvery(folder / "pruned", 1, keep=2)]
+    pruned = [CheckpointEvery(folder / "pruned", 1, keep=2, keep_best=True)]
     fit(folder, "flm", callbacks=pruned, devices=2, strategy=SplitCheckpoints())
     try:
         (folder / "no_folder_here").touch()
@@ -117,7 +128,8 @@ def test_a_run_goes_on_bit_for_bit_from_a_folder_or_a_file(two):
 
 def test_older_folders_go_and_what_cannot_be_written_is_told_on_both(two, folder):
     kept = sorted(path.name for path in (folder / "pruned").iterdir())
-    assert kept == ["last.ckpt", "step_0000003.ckpt", "step_0000004.ckpt"]
+    best = ["best_validation.ckpt", "best_validation.json"]
+    assert kept == [*best, "last.ckpt", "step_0000003.ckpt", "step_0000004.ckpt"]
     for process in two:
         assert "no_folder_here" in process["refused"] and "last good checkpoint: none" in process["refused"]
 
