@@ -29,7 +29,7 @@ from flm.algos.algorithm import Algorithm, Batch, Bound, Loss, MaybeTimedBackbon
 from flm.algos.losses import summed
 from flm.draws import Draws
 from flm.models.token_backbone import TokenBackbone, token_backbone
-from flm.paths.masking import MaskingCurriculum, masks_by_key, window_masks
+from flm.paths.masking import MaskingCurriculum, first_masks, masks_by_key, most_masks, window_masks
 from flm.paths.mixture import MaskSource, Polynomial, Schedule, Source, UniformSource
 from flm.paths.mixture_bound import generalized_kl, unigram_generalized_kl
 from flm.posterior import TokenPosterior
@@ -117,12 +117,15 @@ class DFM(Algorithm):
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The objective over the positions that may be noise, at one t a sequence."""
-        t = draws.stratified(len(batch.tokens)) * (1 - self.eps)
+        points = draws.points(len(batch.tokens)) * (1 - self.eps)
+        t = draws.moved(points)
         batch, noisy = self._corrupted(batch, 1 - self.schedule.kappa(t), draws)
+        alone = self.source.visible and self.masking is None
+        most = most_masks(1 - self.schedule.kappa(points), batch.tokens.shape[1]) if alone else None
         rate = self.schedule.rate(t) if self.objective != "ce" else torch.ones_like(t)
         if self.max_weight is not None:
             rate = rate.clamp(max=self.max_weight)
-        total, nats = self._scored(batch, noisy, rate, t, draws, self.objective == "generalized_kl")
+        total, nats = self._scored(batch, noisy, rate, t, draws, self.objective == "generalized_kl", most)
         loss = summed(total, nats, batch.weight, t, rate)
         scored = (noisy if self.source.visible else batch.weight > 0).sum()
         # without the weight, which makes of the loss mostly noise
@@ -205,19 +208,24 @@ class DFM(Algorithm):
         """The square root of 1 - kappa at t = 1 - eps."""
         return math.sqrt(1 - self.schedule.kappa(torch.tensor(1 - self.eps, dtype=torch.float64, device="cpu")).item())
 
-    def _scored(self, batch: Batch, noisy: Tensor, rate: Tensor, t: Tensor, draws: Draws, kl: bool) -> tuple[Tensor, Tensor]:
-        """The loss, differentiable, and the nats of each position (B, L) without the rate, 0 where not scored."""
+    def _scored(
+        self, batch: Batch, noisy: Tensor, rate: Tensor, t: Tensor, draws: Draws, kl: bool, most: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, differentiable, and the nats of each position (B, L) without the rate, 0 where not scored.
+
+        At most `most` positions are scored; None: they are counted, for which the CPU waits for a GPU.
+        """
         noise = self.source.noise(draws.per_sequence(*noisy.shape))
         state = torch.where(noisy, noise, batch.tokens)
         scored = noisy if self.source.visible else batch.weight > 0
         posterior = self.backbone(state, t.float(), batch.documents)
-        posterior = replace(posterior, hidden=posterior.hidden[scored][None])
-        weight = batch.weight * rate[:, None].to(batch.weight)
-        at = [x[scored][None] for x in (batch.tokens, state, weight)]
+        rows = scored.flatten().nonzero().flatten() if most is None else first_masks(scored, most)
+        posterior = replace(posterior, hidden=posterior.hidden.flatten(0, 1).index_select(0, rows)[None])
+        weight = batch.weight * rate[:, None].to(batch.weight) * scored
+        at = [x.flatten()[rows][None] for x in (batch.tokens, state, weight)]
         if kl and not self.source.visible:
             total, found = generalized_kl(posterior, *at)
         else:
             total, found = cross_entropy(posterior, at[0], at[2])
-        nats = torch.zeros(noisy.shape, dtype=torch.float64, device=noisy.device)
-        nats[scored] = found[0].double()
-        return total, nats
+        nats = torch.zeros(noisy.numel(), dtype=torch.float64, device=noisy.device)
+        return total, nats.index_copy(0, rows, found[0].double()).view(noisy.shape) * scored

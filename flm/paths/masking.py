@@ -5,6 +5,7 @@ sequence: S1 leaves a prefix as it is, S2 cuts the end off, S3 hides windows of 
 B batch, L length. Uniform numbers are float64 in [0, 1).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -52,8 +53,21 @@ def rows_of_masks(masks: Tensor, points: Tensor) -> Tensor:
     the CPU, so that nobody waits for a device to count them.
     """
     length = masks.shape[1]
-    most = sum(min(int(u * length) + 1, length) for u in points.tolist())
+    return first_masks(masks, sum(min(int(u * length) + 1, length) for u in points.tolist()))
+
+
+def first_masks(masks: Tensor, most: int) -> Tensor:
+    """Places (most,) in the flattened masks (B, L): all masks, if there are no more, in order, then others."""
     return masks.flatten().byte().argsort(descending=True, stable=True)[:most]
+
+
+def most_masks(sigma: Tensor, length: int) -> int:
+    """What the masks of sequences of `length`, each with probability sigma (B,) on the CPU, exceed once in 10^14 batches.
+
+    By Bernstein's inequality: eight standard deviations and 22 above the mean; never more than there are positions.
+    """
+    mean, variance = (length * sum(values.tolist()) for values in (sigma, sigma * (1 - sigma)))
+    return min(math.ceil(mean + 8 * math.sqrt(variance) + 22), len(sigma) * length)
 
 
 def window_masks(maskable: Tensor, sigma: Tensor, size: int, u: Tensor) -> Tensor:

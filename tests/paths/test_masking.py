@@ -5,7 +5,7 @@ import torch
 from chi_square import chi_square_limit
 
 from flm.draws import Draws
-from flm.paths.masking import MaskingCurriculum, Strategies, masks_by_key, window_chance, window_masks
+from flm.paths.masking import MaskingCurriculum, Strategies, first_masks, masks_by_key, most_masks, window_chance, window_masks
 from flm.schema import check
 
 LEVEL = 1e-3
@@ -109,3 +109,22 @@ def test_masks_come_with_the_time_at_which_so_many_stand():
     assert abs(first[late].double().mean() - 1 / 3) < 4.5 * (2 / 9 / late.sum()).item() ** 0.5
     _, scale, kappa = masks_by_key(torch.zeros(2, 4, dtype=torch.bool), torch.zeros(2), torch.rand(2, 4).double())
     assert (scale == 0).all() and (kappa == 1).all()
+
+
+@pytest.mark.parametrize("sigma", [(0.5,) * 64, (0.001,) * 8, (0.0, 0.1, 0.3, 0.9), (1.0, 1.0), (0.02,) * 2000])
+def test_more_masks_than_there_is_room_for_are_as_good_as_impossible(sigma):
+    """Against the exact law of the number of masks."""
+    length, law = 32, torch.ones(1, dtype=torch.float64)
+    for chance in sigma:
+        many = torch.arange(length + 1, dtype=torch.float64)
+        at_one = torch.distributions.Binomial(length, double(chance)).log_prob(many).exp()
+        law = torch.nn.functional.conv1d(law[None, None], at_one.flip(0)[None, None], padding=length)[0, 0]
+    most = most_masks(double(*sigma), length)
+    assert law[most + 1 :].sum() < 1e-13
+    mean = length * sum(sigma)
+    assert most == len(sigma) * length or most <= mean + 9 * mean**0.5 + 23  # and little is computed for nothing
+
+
+def test_first_masks_are_all_of_them_in_order_and_then_others():
+    masks = torch.tensor([[False, True, False], [True, False, True]])
+    assert first_masks(masks, 4).tolist() == [1, 3, 5, 0]
