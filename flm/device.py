@@ -82,15 +82,6 @@ def missing_compiler(device_type: str) -> str | None:
     return None
 
 
-def missing_fp8(device: torch.device) -> str | None:
-    """Why no products run in fp8 on a device, in a few words; None if they do. A CPU rounds as they would."""
-    if importlib.util.find_spec("torchao") is None:
-        return "torchao is not installed: pip install torchao"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
-        return "this GPU has no fp8 products; compute capability 8.9 or newer has"
-    return None
-
-
 def compiled_on_device(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, compiled at its first call whose first argument lies on a device of COMPILED_ON; as it is elsewhere.
 

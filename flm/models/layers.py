@@ -1,5 +1,6 @@
 """Layers the backbones share. B batch, L positions, D width."""
 
+import importlib.util
 import math
 from collections.abc import Sequence
 
@@ -91,3 +92,12 @@ class CellVectors(nn.Module):
         for size, vectors in zip(reversed(self.shape), reversed(list(self.axes)), strict=True):
             total, rest = total + vectors[rest % size], rest // size
         return x + torch.where(rest[:, None] == 0, total, 0.0)
+
+
+def missing_fp8(device: torch.device) -> str | None:
+    """Why no products run in fp8 on a device, in a few words; None if they do. A CPU rounds as they would."""
+    if importlib.util.find_spec("torchao") is None:
+        return "torchao is not installed: pip install torchao"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        return "this GPU has no fp8 products; compute capability 8.9 or newer has"
+    return None

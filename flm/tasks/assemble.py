@@ -17,7 +17,7 @@ from flm.checkpoints.load import check_vocabulary, load_algorithm
 from flm.checkpoints.model_file import ModelSource
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import Tokenizer
-from flm.device import missing_fp8
+from flm.models.layers import missing_fp8
 from flm.schema import check_node
 from flm.tasks.machine import Machine, compile_networks
 from flm.tasks.run import plain_config
