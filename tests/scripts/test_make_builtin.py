@@ -13,7 +13,7 @@ def test_both_models_are_trained_and_packed(tmp_path):
     assert done.returncode == 0, done.stderr
     assert {path.name for path in box.iterdir()} == {"text.flmpack", "puzzle.flmpack"}
     trained = [call for call in calls if call[0].startswith("experiment=")]
-    assert len(trained) == 3 and all(call[-1] == "trainer.max_steps=7" for call in trained)
+    assert len(trained) == 4 and all(call[-1] == "trainer.max_steps=7" for call in trained)
     packed = [call for call in calls if call[0] == "mode=artifact"]
     assert [call[1] for call in packed] == [
         f"eval.checkpoint_path={out}/{name}/checkpoints/last.ckpt" for name in ("text", "puzzle")
