@@ -24,6 +24,7 @@ from flm.checkpoints.room import Room
 from flm.export.hf_folder import write_folder
 from flm.export.model_card import model_card
 from flm.golf import packed
+from flm.golf.packing import pack
 
 KINDS = ("flm", "ar", "flm_distill")
 HUGE = {
@@ -213,7 +214,7 @@ def test_a_changed_byte_in_a_folder_is_noticed(tmp_path, name):
 def test_every_changed_byte_of_an_artifact_is_noticed(tmp_path):
     algorithm, file = load_algorithm(checkpoint(tmp_path / "x.ckpt", "ar"))
     description = Description(file.config, file.tokenizer, algorithm.vocab_size, algorithm.length, file.step)
-    content = packed.pack(algorithm, description, None).content
+    content = pack(algorithm, description, None).content
     for index in [*range(packed._HEADER.size), *range(packed._HEADER.size, len(content), 101)]:
         path = tmp_path / "x.flmpack"
         path.write_bytes(content[:index] + bytes([content[index] ^ 4]) + content[index + 1 :])

@@ -16,7 +16,7 @@ from flm.checkpoints.description import KEY, Description
 from flm.checkpoints.load import load_algorithm
 from flm.export.hf_folder import write_folder
 from flm.export.model_card import model_card
-from flm.golf import packed
+from flm.golf.packing import pack
 
 HUGE = {"blocks": ("num_blocks", 10**9), "width": ("hidden_size", 65_536)}
 # The address space over what Python with this project takes; processor seconds are those of each command.
@@ -58,7 +58,7 @@ def artifact(path: Path, key: str, value: int, good: Path) -> Path:
     algorithm, source = load_algorithm(good)
     config = source.config | {"model": source.config["model"] | {key: value}}
     description = Description(config, source.tokenizer, algorithm.vocab_size, algorithm.length, source.step)
-    path.write_bytes(packed.pack(algorithm, description, None).content)
+    path.write_bytes(pack(algorithm, description, None).content)
     return path
 
 
