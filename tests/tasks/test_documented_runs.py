@@ -59,7 +59,7 @@ NOT_RUN = {
 }
 # Scripts that end in a report: what they are asked for at this size. Their calls of main.py run in this process.
 SCRIPTS = {
-    "compare.sh": {"BUDGET": "2", "EVALUATION": "eval.max_examples=4", "SEEDS": "1"},
+    "compare.sh": {"SHARE": "1", "EVALUATION": "eval.max_examples=4", "SEEDS": "1"},
     "few_step.sh": {"BUDGET": "1", "SEEDS": "1"},
     "ablate_reading.sh": {"TIME": "1", "VOCABULARIES": "300", "WIDTHS": "16", "ROWS": "evidence evidence_near_map"},
 }
