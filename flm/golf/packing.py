@@ -178,8 +178,8 @@ class _Steps:
                 fine = step
                 if step == COARSE_STEP:
                     break
-            # twice the step is one bit less of each weight; aimed a little below the limit
-            aim = step * 2 ** ((size - _AIM * max_bytes) * 8 / max(self.elements, 1))
+            # twice the step is one bit less of each weight; aimed a little below the limit, and by no more than all bits
+            aim = step * 2 ** min((size - _AIM * max_bytes) * 8 / max(self.elements, 1), 32)
             aimed = aim if fine < aim < coarse else COARSE_STEP if best is None and aim >= coarse else math.sqrt(fine * coarse)
             step = FINE_STEP if best is not None and aim <= FINE_STEP else aimed
         return best

@@ -166,6 +166,7 @@ def flexed(monkeypatch):
     monkeypatch.setattr(attention_module, "FLEX_ON", {"cpu"})
     monkeypatch.setattr(attention_module, "_compiled_flex_attention", lambda: flex_attention)
     monkeypatch.setattr(flex_module, "_validate_device", lambda *_: None)
+    torch._dynamo.reset()  # it is traced all the same, and a second softcap in one process is a variable, which it refuses
 
 
 IDS = torch.tensor([[0, 0, 0, 1, 1, 1, -1], [5, 5, 2, 2, 2, 5, 5]])

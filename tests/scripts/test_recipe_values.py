@@ -78,7 +78,9 @@ def test_options_of_the_algorithms_are_as_published():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_debug_shrinks_every_experiment(name):
     tiny = composed(name, "debug=tiny")
-    assert (tiny.model.length, tiny.model.hidden_size, tiny.trainer.max_steps, tiny.loader.global_batch_size) == (32, 64, 20, 8)
+    length = composed(name).model.length if OmegaConf.select(tiny, "model.grid") else 32  # a board has its cells
+    sizes = (tiny.model.length, tiny.model.hidden_size, tiny.trainer.max_steps, tiny.loader.global_batch_size)
+    assert sizes == (length, 64, 20, 8)
     assert (tiny.trainer.accelerator, tiny.trainer.devices, tiny.loader.num_workers) == ("cpu", 1, 0)
     assert tiny.eval.gen_ppl_eval_model_name_or_path is None and tiny.sampling.num_sample_batches == 1
     # which it leaves alone; what follows the number of steps still does
