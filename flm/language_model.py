@@ -269,7 +269,7 @@ class LanguageModel:
         return self.algorithm
 
     def _texts(
-        self, rows: list[Pieces], steps: int | None, seed: int, batch_size: int, on_step: OnStep, options: dict[str, Any]
+        self, rows: Sequence[Pieces], steps: int | None, seed: int, batch_size: int, on_step: OnStep, options: dict[str, Any]
     ) -> list[Text]:
         found: list[list[int]] = []
         for batch, start in enumerate(range(0, len(rows), batch_size)):

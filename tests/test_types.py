@@ -20,11 +20,14 @@ PUBLIC = (
 )
 # strict mypy refuses an ignore that ignores nothing: each of these must be an error to it
 USER = """
+from collections.abc import Sequence
+
 import flm
 
 lm = flm.load("builtin:text", device="cpu")
-texts: list[str] = lm.generate(n=2, steps=8, prompt="The ", temperature=0.9)
-filled: list[str] = lm.infill("The [8].", seed=1)
+texts: Sequence[str] = lm.generate(n=2, steps=8, prompt="The ", temperature=0.9)
+ids: list[int] = lm.generate(prompt=["The ", "A "])[0].ids
+filled: Sequence[str] = lm.infill("The [8].", seed=1)
 nats: float = float(lm.nll("text"))
 length: int = lm.length
 name: str = lm.tokenizer.decode([1])
