@@ -178,7 +178,7 @@ def test_it_writes_beyond_the_length_trained_on():
 
 @pytest.mark.parametrize(
     "options",
-    [{"temperature": 0.0}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}],
+    [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}],
     ids=str,
 )
 def test_options_out_of_range_are_refused_by_name(options):

@@ -189,7 +189,7 @@ def test_temperature_sharpens_the_prediction_it_jumps_with():
 
 
 def test_bad_options_name_their_key():
-    for options, key in (({"gamma": 1.1}, "gamma"), ({"gamma": -0.1}, "gamma"), ({"temperature": 0.0}, "temperature")):
+    for options, key in (({"gamma": 1.1}, "gamma"), ({"gamma": -0.1}, "gamma"), ({"temperature": -0.1}, "temperature")):
         with pytest.raises(ValueError, match="sampling." + key):
             check(FlowMapSampler, options, "sampling")
     with pytest.raises(ValueError, match="sampling.steps"):

@@ -216,7 +216,7 @@ def test_a_moment_shows_what_was_predicted_where_it_was_asked():
 
 @pytest.mark.parametrize(
     "options",
-    [{"temperature": 0.0}, {"top_k": 0}, {"top_p": 1.5}, {"solver": "heun"}, {"solver": "remask_cap", "remasking": 1.5}],
+    [{"temperature": -0.1}, {"top_k": 0}, {"top_p": 1.5}, {"solver": "heun"}, {"solver": "remask_cap", "remasking": 1.5}],
     ids=str,
 )
 def test_options_out_of_range_are_refused_by_name(options):
