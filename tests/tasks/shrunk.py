@@ -6,7 +6,14 @@ import re
 from pathlib import Path
 
 SIZES = ("loader.global_batch_size", "loader.batch_size", "loader.eval_batch_size", "trainer.devices", "trainer.num_nodes")
-SIZES += ("trainer.max_steps", "trainer.val_check_interval", "trainer.max_time", "trainer.accelerator", "eval.max_examples")
+SIZES += (
+    "trainer.max_steps",
+    "lr_scheduler.warmup_steps",
+    "trainer.val_check_interval",
+    "trainer.max_time",
+    "trainer.accelerator",
+    "eval.max_examples",
+)
 SIZES += ("eval.pilot_draws", "eval.draws_per_example", "strategy", "sampling.num_sample_batches", "benchmark.vocab_size")
 SIZES += ("eval.gen_ppl_eval_model_name_or_path",)
 FEWER = re.compile(r"((?:sampling|frontier)\.(?:steps|temperature)|benchmark\.against)=\[(.*)\]")

@@ -61,7 +61,7 @@ NOT_RUN = {
 SCRIPTS = {
     "compare.sh": {"SHARE": "1", "EVALUATION": "eval.max_examples=4", "SEEDS": "1"},
     "few_step.sh": {"BUDGET": "1", "SEEDS": "1"},
-    "ablate_reading.sh": {"TIME": "1", "VOCABULARIES": "300", "WIDTHS": "16", "ROWS": "evidence evidence_near_map"},
+    "ablate_reading.sh": {"TIME": "1", "VOCABULARIES": "300", "WIDTHS": "16", "ROWS": "evidence_near evidence_near_map"},
 }
 PUBLISHED = ("lm1b_flm.ckpt", "lm1b_fmlm.ckpt", "mdlm.ckpt")  # made here, small, in the layout of their authors
 # What a mode needs where a sentence names it alone.
