@@ -118,10 +118,10 @@ class DFM(Algorithm):
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         """The objective over the positions that may be noise, at one t a sequence."""
         points = draws.points(len(batch.tokens)) * (1 - self.eps)
-        t = draws.moved(points)
-        batch, noisy = self._corrupted(batch, 1 - self.schedule.kappa(t), draws)
+        sigma, t = 1 - self.schedule.kappa(points), draws.moved(points)
+        batch, noisy = self._corrupted(batch, draws.moved(sigma), draws)
         alone = self.source.visible and self.masking is None
-        most = most_masks(1 - self.schedule.kappa(points), batch.tokens.shape[1]) if alone else None
+        most = most_masks(sigma, batch.tokens.shape[1]) if alone else None
         rate = self.schedule.rate(t) if self.objective != "ce" else torch.ones_like(t)
         if self.max_weight is not None:
             rate = rate.clamp(max=self.max_weight)

@@ -143,7 +143,6 @@ class KLSimplexDMD(InTurns):
     def fake_loss(self, batch: Batch, draws: Draws) -> Loss:
         with torch.no_grad():
             drawn = self._drawn(batch, draws)
-
         fake, signal = self._fake(drawn, document_mask(batch.documents)), self.path.signal(drawn.state.t)
         total, nats = in_chunks(
             fake, drawn.noise, drawn.student, signal, batch.weight, lambda _, x, n, a: noise_divergence(x, n, a)
