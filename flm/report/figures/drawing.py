@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from flm.report.figures.plotting import COLOURS, FAINT, INK, png, run_colours, styled
+from flm.report.figures.plotting import COLOURS, FAINT, INK, png, run_colours, styled, untangle
 from flm.report.kinds.samples import Samples
 from flm.report.kinds.training import Training
 from flm.report.page import Picture
@@ -63,6 +63,7 @@ class Art:
 def themed_svg(figure: "Figure", name: str) -> str:
     """SVG to stand in a page among others: its ids begin with `name`, and its colours are the page's."""
     buffer = io.StringIO()
+    untangle(figure)
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -61,11 +61,30 @@ def png(figure: "Figure") -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
+    untangle(figure)
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
     image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     image.save(buffer, format="png", optimize=True)
     return buffer.getvalue()
+
+
+def untangle(figure: "Figure") -> None:
+    """Hides labels of ticks that others would cover: on a logarithmic axis powers of its base stay, else the first."""
+    figure.draw_without_rendering()  # which gives everything its place
+    for axes in [axes for outer in figure.axes for axes in (outer, *outer.child_axes)]:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            if axis.get_scale() == "log":
+                base = axis.get_transform().base
+                ticks.sort(key=lambda tick: abs(math.remainder(math.log(tick.get_loc(), base), 1)) > 1e-6)  # noqa: B023
+            taken: list[Any] = []
+            for label in [label for tick in ticks for label in (tick.label1, tick.label2)]:
+                if label.get_visible() and label.get_text():
+                    box = label.get_window_extent().padded(1)
+                    label.set_visible(not any(box.overlaps(other) for other in taken))
+                    taken += [box] if label.get_visible() else []
 
 
 def run_colours(labels: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from flm.measures.estimate import Estimate
 from flm.report.comparison import Compared
-from flm.report.figures.axes import drawable, errors, mean_of, shared_legend, steps_axis
+from flm.report.figures.axes import drawable, errors, log_scale, mean_of, shared_legend, steps_axis
 from flm.report.figures.plotting import INK, canvas
 from flm.report.frontier.figure import perplexity_axis, perplexity_by
 from flm.report.kinds.samples import Samples
@@ -71,9 +71,7 @@ def comparison_figure(
     steps_axis(by_steps, [steps for row in drawn for steps in row.quality])
     by_steps.set_ylabel(f"log {name}, nats per token")
     by_steps.set_title("hollow: not at the entropy of real text")
-    by_time.set_xscale("log")
-    by_time.xaxis.set_major_formatter("{x:g}")
-    by_time.xaxis.set_minor_formatter("")
+    log_scale(by_time, "x")
     by_time.set_xlabel("milliseconds per sample")
     perplexity_axis(by_time, name)
     shared_legend(figure, by_steps)

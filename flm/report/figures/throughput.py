@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from flm.report.figures.axes import DASHES, drawable, line, steps_axis
+from flm.report.figures.axes import DASHES, drawable, line, log_scale, steps_axis
 from flm.report.figures.plotting import COLOURS, INK, canvas, legend
 from flm.report.kinds.samples import Samples
 from flm.report.kinds.training import Training
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 def throughput_figure(trainings: Sequence[Training], samples: Sequence[Samples], colours: Mapping[str, str]) -> "Figure":
     """Training tokens per second for each run, and milliseconds per sample by number of steps."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     trained = [run for run in trainings if drawable(run.tokens_per_second)]
     sampled = [run for run in samples if any(drawable(one.ms_per_sample) for one in run.generated)]
     figure, axes = canvas(8.4, max(3.4, 0.3 * len(trained)), 1, bool(trained) + bool(sampled), squeeze=False)
@@ -40,10 +38,7 @@ def throughput_figure(trainings: Sequence[Training], samples: Sequence[Samples],
         for run in sampled:
             found = [(float(one.steps or 1), one.ms_per_sample) for one in run.generated if one.ms_per_sample is not None]
             line(ax, found, marker="o", color=colours[run.source.label], label=run.source.label)
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_locator(NullLocator())
+        log_scale(ax, "y")
         steps_axis(ax, [one.steps for run in sampled for one in run.generated])
         ax.set_ylabel("milliseconds per sample")
         ax.set_title("sampling")
