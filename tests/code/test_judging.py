@@ -1,13 +1,13 @@
 """What verdicts come to, and problems that are broken."""
 
-import multiprocessing
 import os
-import socket
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch.distributed
 from code_files import HUMAN_EVAL, MBPP, write
+from two_processes import free_ports, run_two
 
 from flm.code.cell import seccomp
 from flm.code.judging import check_references, judge, summary, write_verdicts
@@ -76,11 +76,11 @@ def test_compiled_counts_what_was_asked(tmp_path):
     assert nothing["pass_at"]["1"]["mean"] == 0 and nothing["compiled_at"] == {}
 
 
-def _member(rank: int, port: int, path: str, out: object) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _member(rank: int, port: int, path: str, folder: Path) -> None:
+    os.environ["MASTER_PORT"] = str(port)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=100))
     team = Team(rank, 2, torch.distributed.group.WORLD)
-    out.put((rank, _verdicts(path, team)))  # type: ignore[attr-defined]
+    torch.save(_verdicts(path, team), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -92,16 +92,8 @@ def _verdicts(path: str, team: Team) -> list[list[Verdict]]:
 
 def test_several_processes_judge_as_one_does(tmp_path):
     path = str(write(tmp_path / "x.jsonl", [*HUMAN_EVAL, HUMAN_EVAL[0]]))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    out = fork.Queue()
-    members = [fork.Process(target=_member, args=(rank, port, path, out)) for rank in range(2)]
-    for member in members:
-        member.start()
-    found = dict(out.get(timeout=200) for _ in members)
-    for member in members:
-        member.join()
+    run_two(_member, free_ports(1)[0], path, tmp_path)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
     stages = [[verdict.stage for verdict in row] for row in _verdicts(path, Team())]
     assert all([[verdict.stage for verdict in row] for row in found[rank]] == stages for rank in (0, 1))
     assert stages[3] == [] and stages[0] == ["passed", "syntax", "failed", "failed"]

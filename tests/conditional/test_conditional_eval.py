@@ -2,13 +2,11 @@
 
 import json
 import os
-import socket
 
 import pytest
-import torch
-import torch.multiprocessing
 from code_files import HUMAN_EVAL, write
 from running import command, config_of
+from two_processes import free_ports, run_two
 
 from flm.code.cell import seccomp
 from flm.code.code_eval import code_eval
@@ -132,8 +130,7 @@ def test_references_and_nothing_need_no_model(tmp_path, monkeypatch):
 
 def _member(rank, port, folder, options):
     """What torchrun would start; each process with a folder of its own, to see who writes."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ["MASTER_PORT"] = str(port)
     code_eval(config_of(folder / str(rank), *options))
 
 
@@ -144,9 +141,7 @@ def test_two_processes_write_and_judge_what_one_does(programmer, tmp_path):
                "code_eval.k=[1,3]", "trainer.accelerator=cpu", "loader.eval_batch_size=2", "eval.disable_ema=true",
                "sampling.temperature=2.0"]  # fmt: skip
     code_eval(config_of(tmp_path / "alone", *options))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    torch.multiprocessing.start_processes(_member, (port, tmp_path, options), nprocs=2, start_method="fork")
+    run_two(_member, free_ports(1)[0], tmp_path, options)
     name = "samples-1.jsonl"
     texts = (tmp_path / "alone" / name).read_text()
     assert (tmp_path / "0" / name).read_text() == texts and len(set(texts.splitlines())) > 4

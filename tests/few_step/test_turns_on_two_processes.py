@@ -1,17 +1,16 @@
 """Networks that learn in turn, on two processes: several steps are those of one process with the same global batches."""
 
 import os
-import socket
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.multiprocessing
 from few_step.test_simplex_dmd import B, a_batch, student
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 from training.toy import make_trainer
+from two_processes import free_ports, run_two
 
 from flm.training.module import Module
 from flm.training.optimizers import AdamW
@@ -36,19 +35,14 @@ def fit(folder: Path, **arguments) -> dict[str, torch.Tensor]:
 
 
 def work(rank: int, folder: Path, port: int) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
+    os.environ["MASTER_PORT"] = str(port)
     found = {kind.__name__: fit(folder, devices=2, strategy=kind()) for kind in (DDPStrategy, FullyShardedStrategy)}
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_take_the_same_turns_as_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    method = "spawn" if torch.cuda.is_available() else "fork"
-    torch.multiprocessing.start_processes(work, (tmp_path, port), nprocs=2, start_method=method)
+    run_two(work, tmp_path, free_ports(1)[0])
     alone, start = fit(tmp_path, accumulate_grad_batches=2), student().double().state_dict()
     assert all(any(not torch.equal(alone[k], start[k]) for k in start if k.startswith(part)) for part in ("backbone", "fake"))
     for rank in range(2):

@@ -143,8 +143,7 @@ class SignalAt(Callback):
 
 def work(rank: int, folder: Path, port: int) -> None:
     """All that one of two processes does; what it saw goes to <folder>/<rank>.pt."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
+    os.environ["MASTER_PORT"] = str(port)
     found: dict[str, Any] = {}
     for kind, strategy in STRATEGIES.items():
         for name in NAMES:

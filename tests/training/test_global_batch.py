@@ -4,20 +4,18 @@ Rows differ in targets, padding, prompts and documents; cut into 1, 2 and 4 micr
 """
 
 import os
-import socket
-import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
 from every_algorithm import CASES, IDS, G, build, ragged_batch
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 from toy import make_trainer
+from two_processes import free_ports, run_two
 
 from flm.algos.algorithm import Batch
 from flm.algos.flm import FLM
@@ -59,8 +57,7 @@ def step(folder: Path, case, **arguments):
 
 
 def work(rank: int, folder: Path, port: int) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
+    os.environ["MASTER_PORT"] = str(port)
     found = {}
     for case, name in zip(CASES, IDS, strict=True):
         for accumulation in (1, 2):
@@ -77,17 +74,7 @@ def work(rank: int, folder: Path, port: int) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    method = "spawn" if torch.cuda.is_available() else "fork"
-    pair = torch.multiprocessing.start_processes(work, (folder, port), nprocs=2, start_method=method, join=False)
-    deadline = time.monotonic() + 400
-    while not pair.join(timeout=5):
-        if time.monotonic() > deadline:
-            for process in pair.processes:
-                process.kill()
-            pytest.fail("the two processes wait for each other")
+    run_two(work, folder, free_ports(1)[0])
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -1,27 +1,19 @@
 """Two processes, under DDP and FSDP2, against one that accumulates. One pair of processes does everything."""
 
-import socket
-import time
 from pathlib import Path
 
 import pytest
 import ranks
 import torch
-import torch.multiprocessing
 from ranks import BATCH, NAMES, STEPS, STRATEGIES, VALIDATION_BATCHES, Blocks, Data, fit, new_module
 from toy import make_trainer
+from two_processes import free_ports, run_two
 
 from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.draws import Draws, mix_seed
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.module import VALIDATION
 from flm.training.optimizers import MuonWithAdamW
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +32,7 @@ def one(folder):
 
 @pytest.fixture(scope="module")
 def two(one, folder):
-    # forked processes need no new imports; where CUDA is, a fork cannot train
-    method = "spawn" if torch.cuda.is_available() else "fork"
-    pair = torch.multiprocessing.start_processes(ranks.work, (folder, free_port()), nprocs=2, start_method=method, join=False)
-    deadline = time.monotonic() + 400
-    while not pair.join(timeout=5):
-        if time.monotonic() > deadline:
-            for process in pair.processes:
-                process.kill()
-            pytest.fail("the two processes wait for each other")
+    run_two(ranks.work, folder, free_ports(1)[0])
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
