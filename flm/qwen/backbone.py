@@ -241,8 +241,9 @@ def _pretrained(folder: str | Path, config: "FlowMatchingConfig") -> "FlowMatchi
 
     if not any(Path(folder).glob("*.safetensors")):
         raise ValueError(f"{KEY}={folder}: holds no safetensors weights; pickled ones can execute code and are not read")
-    verbosity = logging.get_verbosity()
+    verbosity, shows_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # else it reports what is missing, which `from_pretrained` has checked
+    logging.disable_progress_bar()
     try:
         with torch.device("cpu"):
             options = {"dtype": torch.float32, "attn_implementation": config._attn_implementation, "local_files_only": True}
@@ -251,6 +252,8 @@ def _pretrained(folder: str | Path, config: "FlowMatchingConfig") -> "FlowMatchi
         raise ValueError(f"{KEY}={folder}: {_first_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
+        if shows_bar:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

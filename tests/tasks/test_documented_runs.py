@@ -41,6 +41,7 @@ NOT_RUN = {
     "bash scripts/train_midtrain.sh": "tests/qwen/test_qwen_line.py",
     "bash scripts/train_sft.sh": "tests/qwen/test_qwen_line.py",
     "experiment=qwen3_sft_lora": "needs peft; tests/qwen/test_lora.py",
+    "flm adapter": "needs peft; tests/qwen/test_adapters.py",
     "bash scripts/evaluate.sh": "tests/qwen/test_qwen_line.py",
     "python scripts/inference.py": "tests/qwen/test_qwen_line.py",
     "bash scripts/train_lm1b": "tests/scripts/test_recipes_run.py runs the launchers, stage upon stage",
