@@ -3,7 +3,18 @@
 import json
 from pathlib import Path
 
+from running import command
+from scripts.launching import run_script
 from tiny_qwen3 import tiny_qwen3, with_tokenizer
+
+TINY = ["debug=tiny_qwen3", "strategy=auto", "logger=none", "callbacks.progress=null", "callbacks.sample=null"]
+TINY += [
+    "model.length=96",
+    "data.readers=2",
+    "data.valid_fraction=0.2",
+    "data.valid_documents=4",
+    "callbacks.forecast.after_steps=1",
+]
 
 # In the manner of Qwen3's: an answer begins with an empty thought where none is wanted, and only the last keeps it.
 TEMPLATE = (
@@ -35,3 +46,13 @@ def json_lines(path: Path, records: list[dict]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+def script(monkeypatch, folder, name, *overrides, **variables):
+    """Runs in this process what a script would run; overrides go to its last command."""
+    done, calls = run_script(name, folder / "stub", **{key: str(value) for key, value in variables.items()})
+    assert done.returncode == 0, done.stderr
+    *before, last = calls
+    for call in before:
+        assert command(monkeypatch, *call) == 0
+    assert command(monkeypatch, *last, *overrides) == 0

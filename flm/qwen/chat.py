@@ -9,6 +9,8 @@ from typing import Any, Literal
 from flm.data.tokenizers import Tokenizer
 from flm.qwen.examples import Example, Unfit
 
+_DEFAULT = "{{%- if {name} is not defined -%}}{{%- set {name} = {value} -%}}{{%- endif -%}}"
+
 
 class Chats:
     """A record is a conversation, or a question with its answer.
@@ -40,6 +42,17 @@ class Chats:
         self.prompt_key, self.response_key, self.answers = prompt_key, response_key, answers
         self.keys = [prompt_key, response_key] if messages_key is None else [messages_key]
         self.options = {} if thinking is None else {"enable_thinking": thinking}
+
+    def asking_template(self) -> str:
+        """The template, with `thinking` as its default: whoever asks by it asks as training did.
+
+        Raises:
+            ValueError: there is none.
+        """
+        found = _template(self.template).chat_template
+        text = found["default"] if isinstance(found, dict) else found
+        default = "".join(_DEFAULT.format(name=name, value=str(value).lower()) for name, value in self.options.items())
+        return default + text
 
     def fingerprint(self) -> dict[str, Any]:
         return {"reader": "chats", "keys": self.keys, "answers": self.answers}

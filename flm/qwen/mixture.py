@@ -20,6 +20,7 @@ from flm.data.documents import Split
 from flm.data.layouts import Row
 from flm.data.loaders import Share
 from flm.data.tokenizers import Tokenizer
+from flm.qwen.chat import Chats
 from flm.qwen.examples import ExampleReader, Texts
 from flm.qwen.packing import Waiting, packed
 from flm.qwen.row_stream import Mixture, RowStream
@@ -67,7 +68,7 @@ class MixtureCorpus(Corpus):
             for name, options in sources.items()
             if options is not None
         ]
-        self.valid_documents = valid_documents
+        self.reader, self.valid_documents = reader, valid_documents
         self.mixture = Mixture(self.sources, isolate_documents, readers, prompt_growth_steps)
 
     @property
@@ -89,8 +90,13 @@ class MixtureCorpus(Corpus):
     def describe(self) -> str:
         return f"a mixture of {', '.join(source.name for source in self.sources)}"
 
-    def open(self, tokenizer: Any, root: Path) -> None:
-        """There is no cache: held-out rows are made when they are asked for."""
+    def open(self, tokenizer: Tokenizer, root: Path) -> None:
+        """There is no cache: held-out rows are made when they are asked for.
+
+        What conversations are trained in becomes the tokenizer's own template, so that a checkpoint is asked in it.
+        """
+        if isinstance(self.reader, Chats):
+            tokenizer.chat_template = self.reader.asking_template()
 
     def blocks(self, cache: Any, split: Split, length: int, tokenizer: Any, seed: int) -> "HeldOutRows":
         if split != "valid":

@@ -62,6 +62,17 @@ def test_every_answer_is_an_example_as_a_model_is_asked_for_it(folder, tokenizer
     assert parts(example, tokenizer) == ("<|im_start|>user\none?<|im_end|>\n" + ASKED, THOUGHT + "it" + END)
 
 
+def test_a_model_is_asked_as_it_was_trained_to_answer(folder, talks):
+    """The template of training goes with the tokenizer, an empty thought with it where training gave one."""
+    for thinking, thought in ((None, ""), (True, ""), (False, THOUGHT)):
+        reader = Chats(folder, thinking=thinking)
+        module = module_of(folder, talks, reader=reader)
+        asked = ChatTemplate.of(Tokenizer.from_dict(module.tokenizer.to_dict()))([{"role": "user", "content": "say 3"}])
+        assert asked == "<|im_start|>user\nsay 3<|im_end|>\n" + ASKED + thought
+        (example, *_) = reader({"messages": TALK[1:3]}, module.tokenizer)
+        assert parts(example, module.tokenizer)[0] == asked.replace("say 3", "one?")
+
+
 def test_an_answer_that_a_template_does_not_end_gets_an_end(tmp_path, tokenizer):
     bare = with_template(with_tokenizer(tmp_path), "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
                          "{% if add_generation_prompt %}assistant: {% endif %}")  # fmt: skip
@@ -97,7 +108,7 @@ def test_a_template_that_is_not_there_or_not_of_one_piece(tmp_path, folder, toke
 
 def module_of(folder, path, **options):
     corpus = {"sources": {"talk": {"hub": "some/talk", "weight": 1.0}}, "path": path, "valid_fraction": 0.2, "readers": 2}
-    corpus = MixtureCorpus(reader=Chats(folder), **corpus | options)
+    corpus = MixtureCorpus(**{"reader": Chats(folder)} | corpus | options)
     return TextDataModule(corpus, HuggingFaceTokenizer(folder), length=160, seed=2, global_batch_size=4)
 
 

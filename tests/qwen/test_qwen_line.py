@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
-from qwen_line import json_lines, qwen_folder
+from qwen_line import TINY, json_lines, qwen_folder, script
 from running import command
-from scripts.launching import SCRIPTS, run_script
+from scripts.launching import SCRIPTS
 
 import flm
 from flm.algos.algorithm import Batch
@@ -33,14 +33,6 @@ ONLY = {
     "midtrain": ["data.sources={python: {weight: 2}, arxiv: {weight: 1}, annealing_code: null, wikipedia: null}"],
     "sft": ["data.prompt_growth_steps=2"],
 }
-TINY = ["debug=tiny_qwen3", "strategy=auto", "logger=none", "callbacks.progress=null", "callbacks.sample=null"]
-TINY += [
-    "model.length=96",
-    "data.readers=2",
-    "data.valid_fraction=0.2",
-    "data.valid_documents=4",
-    "callbacks.forecast.after_steps=1",
-]
 
 
 def functions(count):
@@ -66,16 +58,6 @@ def data(tmp_path_factory):
     json_lines(root / "ultrachat" / "a.jsonl", [{"messages": talk} for talk in talks])
     json_lines(root / "mbpp.jsonl", [])
     return qwen, root
-
-
-def script(monkeypatch, folder, name, *overrides, **variables):
-    """Runs in this process what a script would run; overrides go to its last command."""
-    done, calls = run_script(name, folder / "stub", **{key: str(value) for key, value in variables.items()})
-    assert done.returncode == 0, done.stderr
-    *before, last = calls
-    for call in before:
-        assert command(monkeypatch, *call) == 0
-    assert command(monkeypatch, *last, *overrides) == 0
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ NOT_RUN = {
     "OWNER/REPO": "a hub: tests/published/test_published_behaviour.py asks one on this machine",
     "bash scripts/train_pretrain.sh": "tests/qwen/test_qwen_line.py runs the stages",
     "bash scripts/train_midtrain.sh": "tests/qwen/test_qwen_line.py",
-    "bash scripts/train_sft.sh": "tests/qwen/test_qwen_line.py",
+    "bash scripts/train_sft.sh": "tests/qwen/test_qwen_line.py, and test_chat_line.py to the answers",
     "experiment=qwen3_sft_lora": "needs peft; tests/qwen/test_lora.py",
     "flm adapter": "needs peft; tests/qwen/test_adapters.py",
     "bash scripts/evaluate.sh": "tests/qwen/test_qwen_line.py",
