@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from flm.checkpoints.description import KEY, Description
-from flm.golf.entropy_coder import decode, encode
+from flm.golf.entropy_coder import TOTAL, decode, encode
 from flm.golf.quantise import Quantised
 from flm.handed_in import regular_file
 
@@ -40,6 +40,8 @@ _WORDS, _FREQUENCIES = "|words", "|frequencies"  # of all codes together
 # A promise beyond both is no model: codes of 5 bits do not shrink to a two-hundredth.
 MOST_BYTES = (1 << 32) - 1  # of what is compressed, as the header can say
 _MOST_TIMES, _SPARE_BYTES = 256, 1 << 26
+# JSON takes thirty times its size in memory; a tokenizer's shrinks to a third or less, and weights come beside it
+_MOST_TIMES_TEXT, _SPARE_TEXT = 8, 1 << 20
 _NOT_KEPT = {"average", "average_updates"}  # of a description: the weights are one set
 
 
@@ -48,9 +50,9 @@ _NOT_ONE = (
     KeyError,
     TypeError,
     AttributeError,
+    ArithmeticError,  # infinity as a size
     RuntimeError,  # with RecursionError
-    json.JSONDecodeError,
-    UnicodeDecodeError,
+    ValueError,  # with those of JSON and Unicode
     safetensors.SafetensorError,
 )
 
@@ -107,36 +109,40 @@ def read(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
         raise ValueError(f"{name}: not a readable artifact ({getattr(error, 'strerror', None) or error})") from error
     raw = _uncompressed(content, name)
     try:
-        stored = safetensors.torch.load(raw)
-        length = int.from_bytes(raw[:8], "little")
-        about = json.loads(json.loads(raw[8 : 8 + length])["__metadata__"][KEY])
-        parameters, aliases = about.pop("parameters"), about.pop("aliases")
-        codes = stored | _decoded(about.pop("coded", []), stored, name)
-        state = {key: value for key, value in stored.items() if key not in parameters and "|" not in key}
-        for key in parameters:
-            scales = stored.get(key + _SCALES)
-            state[key] = stored[key].float() if scales is None else Quantised(codes[key], scales).weight()
-        state |= {alias: state[key] for alias, key in aliases.items()}
-        average = {key: state[key] for key in parameters}
-        description = Description.of({KEY: about | {"average": average, "average_updates": 0}}, name)
+        about, state = _parsed(raw, len(content))
     except _NOT_ONE as error:
-        raise ValueError(f"{name}: damaged artifact: its content is not that of one ({type(error).__name__})") from error
-    return description, state
+        why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise ValueError(f"{name}: damaged artifact: its content is not that of one ({why})") from error
+    return Description.of({KEY: about}, name), state
 
 
-def _decoded(coded: Sequence[Any], stored: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def _parsed(raw: bytes, size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and state dict of what `serialised` wrote, out of a file of so many bytes; raises one of _NOT_ONE."""
+    length = int.from_bytes(raw[:8], "little")
+    if length > _MOST_TIMES_TEXT * size + _SPARE_TEXT:
+        raise ValueError(f"{size:,} bytes promise {length:,} of description")
+    stored = safetensors.torch.load(raw)
+    about = json.loads(json.loads(raw[8 : 8 + length])["__metadata__"][KEY])
+    parameters, aliases = dict.fromkeys(about.pop("parameters")), about.pop("aliases")  # a name given twice costs once
+    codes = stored | _decoded(about.pop("coded", []), stored)
+    state = {key: value for key, value in stored.items() if key not in parameters and "|" not in key}
+    for key in parameters:
+        scales = stored.get(key + _SCALES)
+        state[key] = stored[key].float() if scales is None else Quantised(codes[key], scales).weight()
+    state |= {alias: state[key] for alias, key in aliases.items()}
+    return about | {"average": {key: state[key] for key in parameters}, "average_updates": 0}, state
+
+
+def _decoded(coded: Sequence[Any], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """int8 codes by name, of names and shapes; empty where there are none."""
     if not coded:
         return {}
     shapes = {str(key): [int(size) for size in shape] for key, shape in coded}
     sizes = [math.prod(shape) if min(shape, default=0) > 0 else 0 for shape in shapes.values()]
     words, frequencies = (stored[key].numpy().view("uint16") for key in (_WORDS, _FREQUENCIES))
-    if sum(sizes) > _MOST_TIMES * words.nbytes + _SPARE_BYTES:
-        raise ValueError(f"{name}: damaged artifact: {words.nbytes:,} bytes promise {sum(sizes):,} codes")
-    try:
-        found = decode(words, frequencies, sizes)
-    except ValueError as error:
-        raise ValueError(f"{name}: damaged artifact: {error}") from error
+    if sum(sizes) + TOTAL * len(sizes) > _MOST_TIMES * words.nbytes + _SPARE_BYTES:  # each has a table to be made
+        raise ValueError(f"{words.nbytes:,} bytes promise {sum(sizes):,} codes of {len(sizes):,} weights")
+    found = decode(words, frequencies, sizes)
     return {
         key: torch.from_numpy(one.view("int8")).reshape(shape) for (key, shape), one in zip(shapes.items(), found, strict=True)
     }

@@ -2,17 +2,20 @@
 
 import hashlib
 import json
+import math
+import time
 import zlib
 
 import pytest
+import safetensors.torch
 import torch
 
 from flm.algos.ar import AR
 from flm.atomic import write_bytes
 from flm.checkpoints.description import Description
 from flm.checkpoints.load import load_algorithm
+from flm.golf import entropy_coder, packing
 from flm.golf import packed as artifact
-from flm.golf import packing
 from flm.golf.packed import ZLIB, PackedFile, read
 from flm.golf.packing import pack
 from flm.golf.quantise import TABLE_PERCENTILE, Plan, quantise
@@ -223,3 +226,55 @@ def test_a_weight_that_cannot_be_rounded_is_named():
 def test_other_files_are_no_artifacts(tmp_path):
     (tmp_path / "a.txt").write_text("FLM")
     assert not PackedFile.matches(tmp_path / "a.txt") and not PackedFile.matches(tmp_path / "none")
+
+
+def described(text=None, tensors=(), **about):
+    """The content of an artifact that says so of itself; `text` in place of all it says."""
+    return safetensors.torch.save({"a": torch.zeros(4, 4), **dict(tensors)}, {"flm": text or json.dumps(SAID | about)})
+
+
+SAID = {"config": {}, "tokenizer": None, "vocab_size": 3, "length": 4, "step": 1, "format_version": 1, "package_version": "1"}
+SAID |= {"parameters": [], "aliases": {}}
+
+
+def coded(shapes, replacement=""):
+    """One whose codes, all alike, have such names and shapes; the replacement stands for @ there."""
+    words = torch.zeros(
+        2 * entropy_coder._lanes(sum(math.prod(shape) for _, shape in shapes if shape != "@")), dtype=torch.int16
+    )
+    words[0::2] = 1  # what is left to read of codes of probability 1
+    frequencies = torch.zeros(len(shapes), 256, dtype=torch.int16)
+    frequencies[:, 0] = entropy_coder.TOTAL
+    text = json.dumps(SAID | {"coded": shapes}).replace('"@"', replacement)
+    return described(text, {artifact._WORDS: words, artifact._FREQUENCIES: frequencies})
+
+
+LYING = {
+    "a list of millions in the description": lambda: described('{"config":[' + "[]," * (20 << 20) + "[]]}"),
+    "many weights of one code": lambda: coded([["big", [30_000_000]], *([str(i), [1]] for i in range(50_000))]),
+    "many weights of no code": lambda: coded([[str(i), [0]] for i in range(60_000)]),
+    "a weight named a million times": lambda: described(
+        tensors={"b": torch.zeros(1 << 25, dtype=torch.int8)}, parameters=["b"] * 100_000 + [7]
+    ),
+    **{
+        f"a size of {size:.9}": lambda size=size: coded([["b", "@"]], f"[{size}]")
+        for size in ("1e999", "NaN", '"x"', "1" * 5000)
+    },
+    "a third part of a shape": lambda: coded([["b", "@"]], "[1], 1"),
+    "words of half a number": lambda: described(
+        tensors={artifact._WORDS: torch.zeros(3, dtype=torch.int8), artifact._FREQUENCIES: torch.zeros(1, 256)},
+        coded=[["b", [1]]],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LYING)
+def test_what_an_artifact_says_of_itself_costs_what_it_holds(kind, tmp_path):
+    """Some 18 to 29 s and a gigabyte, or an error that did not name the file."""
+    path = tmp_path / "model.flmpack"
+    write_bytes(path, with_content(LYING[kind]()))
+    start = time.process_time()
+    with pytest.raises(ValueError, match="damaged artifact: its content is not that of one") as caught:
+        read(path)
+    assert time.process_time() - start < 6
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
