@@ -29,6 +29,8 @@ class Wing:
         published_models: by the name that `eval.imported_as` takes, a `flm.checkpoints.foreign.Kind`: others' checkpoints.
         judges: by the name that `eval.scorer` takes, `make(path, device, batch_size) -> flm.judges.gen_ppl.Scorer`; path is
             eval.scorer_checkpoint_path, which may be None.
+        accelerations: by the name that `eval.acceleration` takes, `apply(algorithm, device)`, which changes how networks of a
+            model that was loaded are evaluated; ValueError: it cannot.
         result_kinds: by the `kind` that a result file says, a `flm.results.kinds.ResultKind`: how it is read and shown.
         commands: `run(arguments) -> exit status` by the word behind `flm`; the first line of its docstring is shown as help.
         resolvers: functions for interpolations in configs, `${name:argument}`.
@@ -40,6 +42,7 @@ class Wing:
     checkpoint_layouts: Mapping[str, str] = field(default_factory=dict)
     published_models: Mapping[str, str] = field(default_factory=dict)
     judges: Mapping[str, str] = field(default_factory=dict)
+    accelerations: Mapping[str, str] = field(default_factory=dict)
     result_kinds: Mapping[str, str] = field(default_factory=dict)
     commands: Mapping[str, str] = field(default_factory=dict)
     resolvers: Mapping[str, str] = field(default_factory=dict)

@@ -34,6 +34,7 @@ from flm.algos.fmlm import FMLM
 from flm.algos.mdlm import MDLM
 from flm.benchmark.benchmark_process import logits
 from flm.checkpoints.load import read_checkpoint
+from flm.cuda_graphs.captured import Captured, Graph, Rerun
 from flm.draws import Draws
 from flm.duo.duo import Duo
 from flm.kl_flow.kl_flow import KLFlow
@@ -418,6 +419,31 @@ def _sampled(check: Check, vocab_size: int, length: int) -> None:
     torch._dynamo.reset()
 
 
+def graphs(check: Check) -> None:
+    """An evaluation of the network called and replayed, at the size of LM1B, many texts at a time and one."""
+    length, record = min(128, check.sizes.length), Graph if check.device.type == "cuda" else Rerun
+    rough = 1e-2 if check.dtype == torch.bfloat16 else 1e-6
+    for name in ("uncompiled", "compiled") if check.device.type == "cuda" else ("uncompiled",):
+        network = check.network(FMLM, check.sizes.vocabularies[1]).eval().backbone
+        if name == "compiled":
+            network.compile_blocks()
+        for parameter in network.parameters():
+            if not parameter.any():  # gates, which would leave out what stands behind them
+                torch.nn.init.normal_(parameter, std=0.02)
+        network.captured = captured = Captured(network, record)
+        for batch in (2 * check.sizes.batch, 1):
+            view, tau = torch.randn(batch, length, check.sizes.width, device=check.device), torch.rand(batch)
+            given = view, tau.to(check.device), tau.to(check.device)
+            with torch.no_grad(), check.autocast():
+                found, again = captured(*given), captured(*given)
+                check.within(f"{name}, {batch} texts: replayed beside called", off(found, network.hidden(*given)), rough)
+                check.within(f"{name}, {batch} texts: replayed twice", off(again, found), 0)
+                calls, replays = (check.milliseconds(lambda f=f, x=given: f(*x)) for f in (network.hidden, captured))
+            memory = peak_memory_mb(check.device)
+            check.say(f"{name}, {batch} texts: called {calls:.2f} ms, replayed {replays:.2f}, peak so far {memory:,.0f} MiB")
+        torch._dynamo.reset()
+
+
 def trainer(check: Check) -> None:
     """Ten steps by the command line under each strategy, and going on from a checkpoint, beside a run that never stopped."""
     size = ["model=tiny", "model.length=32"] if check.sizes is SMALL else ["model=small", f"model.length={check.sizes.length}"]
@@ -456,6 +482,7 @@ SECTIONS = {
     "pieces": (pieces, 60),
     "step": (step, 170),
     "sampling": (sampling, 60),
+    "graphs": (graphs, 40),
     "trainer": (trainer, 130),
 }
 

@@ -3,7 +3,7 @@
 B batch, L positions, D width, V vocabulary, H heads of width Dh.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -132,6 +132,7 @@ class DiT(nn.Module):
 
     Attributes:
         input_table: (V, D) parameter, uniform in +-1/sqrt(D) at the start.
+        captured: what evaluates in place of `hidden`, by `flm.registry.Wing.accelerations`; None: nothing does.
 
     Raises:
         ValueError: hidden_size does not split into heads of even width; two_times without conditioned; or neighbours in a
@@ -161,6 +162,7 @@ class DiT(nn.Module):
         time_insertion: Literal["adaln", "add", "token"] = "adaln",
     ):
         super().__init__()
+        self.captured: Callable[..., Tensor] | None = None
         if hidden_size % (2 * num_heads):
             raise ValueError(f"model.hidden_size={hidden_size} must be a multiple of 2 * model.num_heads = {2 * num_heads}")
         if two_times and not conditioned:
@@ -201,7 +203,7 @@ class DiT(nn.Module):
         cache: Sequence[KeyValues] | None = None,
     ) -> TokenPosterior:
         """The distribution of each token; arguments as for `hidden`."""
-        hidden = self.hidden(embedded, tau, tau_to, mask, cache)
+        hidden = (self.captured or self.hidden)(embedded, tau, tau_to, mask, cache)
         linear = self.output_layer.linear
         return TokenPosterior(hidden, linear.weight, linear.bias, softcap=self.output_softcap)
 

@@ -12,22 +12,24 @@ from flm.checkpoints.foreign import ImportChoices
 from flm.checkpoints.hub import ModelName
 from flm.language_model import LanguageModel
 from flm.ranges import DIFFERENT, Count, Existing, Index, OpenShare, Text, Where
-from flm.registry import entries
+from flm.registry import entries, load
 from flm.tasks.machine import Machine, compile_networks
 
 JUDGE = Where(lambda name: name in ("ar", *entries("judges")), "ar, or a judge that a wing registers")
+ACCELERATION = Where(lambda name: name in entries("accelerations"), "one that a wing registers, as cuda_graphs")
 Protocol = Literal["published", "whole_text"]
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Which model, and which of its weights."""
+    """Which model, which of its weights, and how its networks are evaluated."""
 
     checkpoint_path: ModelName | None = None
     disable_ema: bool | None = False
     trusted_modules: Sequence[Text] = ()
     hub_revision: Text | None = None
     hub_file: Text | None = None
+    acceleration: Annotated[str, ACCELERATION] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def load_model(wanted: EvalOptions, machine: Machine) -> LanguageModel:
         **choices,
     )
     compile_networks(lm.algorithm, machine.compilation, machine.device)
+    if wanted.acceleration is not None:
+        load(entries("accelerations")[wanted.acceleration])(lm.algorithm, machine.device)
     lm.precision = machine.precision
     return lm
 

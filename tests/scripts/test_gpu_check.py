@@ -26,7 +26,7 @@ def run(module, monkeypatch, *arguments):
 
 
 def test_sections_run_and_nothing_is_off(module, monkeypatch, capsys):
-    sections = ["tests", "correct", "pieces", "step", "sampling"]
+    sections = ["tests", "correct", "pieces", "step", "sampling", "graphs"]
     assert run(module, monkeypatch, *sections) == 0
     out = capsys.readouterr().out
     assert [line.split()[1] for line in out.splitlines() if line.startswith("== ")] == sections
