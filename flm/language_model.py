@@ -5,7 +5,6 @@ lm = flm.load("run folder, checkpoint, exported folder, artifact, name on the hu
 lm.generate(n=4, steps=8)
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,11 +21,12 @@ from flm.data.pretrained_tokenizer import answer_in, prompt_of_chat
 from flm.data.tokenizers import Tokenizer
 from flm.device import OF_WEIGHTS, autocast, device_named, dtype_named
 from flm.draws import Draws, mix_seed
-from flm.likelihood.held_out import Likelihood, NegativeLogLikelihood, Sharing, drawn_bounds, likelihood
+from flm.likelihood.held_out import Likelihood, NegativeLogLikelihood, Sharing, likelihood, text_likelihood
 from flm.ranges import Count, Index, Seed
 from flm.samplers.canvas import Canvas, Pieces, Text, pieces_of
 from flm.samplers.flow import OnStep
 from flm.samplers.options import sampler_for
+from flm.samplers.progress import progress_bar
 from flm.schema import check, check_call
 
 
@@ -101,6 +101,7 @@ class LanguageModel:
         batch_size: Count = 32,
         on_step: OnStep = None,
         chat: Sequence[Mapping[str, str]] | None = None,
+        progress: bool = False,
         **options: Any,
     ) -> list[Text]:
         """Texts of `length` tokens, each beginning with the prompt and ending with the suffix; with their `ids`.
@@ -116,6 +117,7 @@ class LanguageModel:
             on_step: called with each `Moment` of each batch: what stands, and how sure it is.
             chat: messages, {"role": ..., "content": ...} each, in place of prompt and suffix. The tokenizer's chat template
                 writes them as a prompt, and the answers alone come back, each up to its end token.
+            progress: show a bar on standard error, where that is a terminal or a notebook.
             options: of the sampler (temperature, churn, gamma, ... as it has them), over `self.options`; None: its default.
 
         Raises:
@@ -133,7 +135,7 @@ class LanguageModel:
                 both = f"prompt ({len(start)} tokens) and suffix ({len(end)})"
                 raise ValueError(f"{both} leave nothing to fill in {length} tokens: shorten them or raise length")
             rows += [[start, hole, end]] * n
-        texts = self._texts(rows, steps, seed, batch_size, on_step, options)
+        texts = self._texts([rows], steps, seed, batch_size, on_step, progress, options)
         return texts if chat is None else [answer_in(self.tokenizer, text.ids, len(start)) for text in texts]
 
     def infill(
@@ -144,13 +146,14 @@ class LanguageModel:
         seed: Seed = 0,
         batch_size: Count = 32,
         on_step: OnStep = None,
+        progress: bool = False,
         **options: Any,
     ) -> list[Text]:
         """Texts with the holes of a template filled: "The [8] sat on the [4]." has holes of 8 and 4 tokens.
 
         Args:
             template: the text between holes is kept; it is tokenized stretch by stretch. Several are filled one by one.
-            n, steps, seed, batch_size, on_step, options: as in `generate`.
+            n, steps, seed, batch_size, on_step, progress, options: as in `generate`.
 
         Raises:
             ValueError: as `generate`; or the template has no hole, or one of 0 tokens.
@@ -159,7 +162,7 @@ class LanguageModel:
         encode = lambda text: self.tokenizer.encode_exactly(text, "infill")  # noqa: E731
         templates = [template] if isinstance(template, str) else template
         every = [[pieces_of(one, encode, "infill")] * n for one in templates]  # none is begun before all are read
-        return [text for rows in every for text in self._texts(rows, steps, seed, batch_size, on_step, options)]
+        return self._texts(every, steps, seed, batch_size, on_step, progress, options)
 
     @torch.no_grad()
     def fill(
@@ -253,15 +256,7 @@ class LanguageModel:
         tokens = self.tokenizer.encode(text)
         if not tokens:
             raise ValueError("nll: the text has no tokens")
-        exact = algorithm.bound_kind == "exact"
-        rows = 1 if exact else draws
-        blocks = [torch.tensor(tokens[start : start + self.length]) for start in range(0, len(tokens), self.length)]
-        # a row a draw: times are stratified over the rows
-        batches = [Batch(block.expand(rows, -1), torch.ones(rows, len(block))) for block in blocks]
-        found = [drawn.nats[:, 0] for drawn in drawn_bounds(algorithm, batches, 1, seed)]
-        nats = sum(values.mean().item() for values in found)
-        error = math.sqrt(sum(values.var().item() / rows for values in found)) if rows > 1 else None
-        return NegativeLogLikelihood(nats, str(algorithm.bound_kind), 0.0 if exact else error, len(tokens))
+        return text_likelihood(algorithm, tokens, self.length, draws, seed)
 
     def _bounded(self, use: str) -> Algorithm:
         if self.algorithm.bound_kind is None:
@@ -269,12 +264,15 @@ class LanguageModel:
         return self.algorithm
 
     def _texts(
-        self, rows: Sequence[Pieces], steps: int | None, seed: int, batch_size: int, on_step: OnStep, options: dict[str, Any]
+        self, groups: Sequence[Sequence[Pieces]], steps: int | None, seed: int, n: int, on_step: OnStep, bar: bool, options: Any
     ) -> list[Text]:
+        """Of the rows of each group, n at a time; noise is numbered from 0 in each."""
+        batches = [(start // n, rows[start : start + n]) for rows in groups for start in range(0, len(rows), n)]
         found: list[list[int]] = []
-        for batch, start in enumerate(range(0, len(rows), batch_size)):
-            canvas = Canvas.stacked([Canvas.from_pieces(row, 1, self.device) for row in rows[start : start + batch_size]])
-            found += self.fill(canvas, steps, seed, batch, on_step, **options).tolist()
+        with progress_bar(bar, len(batches), on_step) as watched:
+            for place, (batch, rows) in enumerate(batches):
+                canvas = Canvas.stacked([Canvas.from_pieces(row, 1, self.device) for row in rows])
+                found += self.fill(canvas, steps, seed, batch, watched(place), **options).tolist()
         return [Text.of(self.tokenizer.decode(ids), ids) for ids in found]
 
     def __repr__(self) -> str:

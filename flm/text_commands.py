@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
         found = lm.nll(sys.stdin.read() if given.text == "-" else given.text, given.draws, given.seed)
         print(json.dumps(vars(found) | {"nats_per_token": found.nats_per_token}))
         return 0
-    common: dict[str, Any] = {"n": given.n, "steps": given.steps, "seed": given.seed} | dict(given.option)
+    common: dict[str, Any] = {"n": given.n, "steps": given.steps, "seed": given.seed, "progress": True} | dict(given.option)
     if command == "infill":
         texts = lm.infill(given.template, **common)
     else:

@@ -1,7 +1,9 @@
 """Strings in, strings out: from a checkpoint, from a folder, in a fresh process, from the shell."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -314,6 +316,31 @@ def test_every_step_of_every_batch_is_shown(checkpoint):
     assert [(moment.index, len(moment.tokens())) for moment in seen] == [(i, rows) for rows in (2, 1) for i in range(4)]
     assert all(lm.tokenizer.decode(row.tolist()).startswith("the ") for moment in seen for row in moment.tokens())
     assert len(texts) == 3
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_counts_the_steps_of_all_batches(checkpoint, monkeypatch):
+    lm, seen = flm.load(checkpoint, device="cpu"), []
+    wanted = lm.generate(n=3, steps=4, batch_size=2)
+    for terminal in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        assert lm.generate(n=3, steps=4, batch_size=2, progress=True, on_step=seen.append) == wanted
+        lm.infill(["the [4]", "a [2]"], steps=3, progress=True)
+        said = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.getvalue())
+        if terminal.isatty():
+            assert "8/8 steps" in said and "6/6 steps" in said
+        else:
+            assert said == ""
+    assert [moment.index for moment in seen] == [0, 1, 2, 3] * 4
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    lm.generate(n=3, steps=4)
+    assert terminal.getvalue() == ""
 
 
 def test_weights_rounded_to_a_dtype(checkpoint):

@@ -27,7 +27,7 @@ import flm
 lm = flm.load("builtin:text", device="cpu")
 texts: Sequence[str] = lm.generate(n=2, steps=8, prompt="The ", temperature=0.9)
 ids: list[int] = lm.generate(prompt=["The ", "A "])[0].ids
-filled: Sequence[str] = lm.infill("The [8].", seed=1)
+filled: Sequence[str] = lm.infill("The [8].", seed=1, progress=True)
 nats: float = float(lm.nll("text"))
 length: int = lm.length
 name: str = lm.tokenizer.decode([1])
