@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from flm.algos.algorithm import Batch
 from flm.ranges import Count
+from flm.training.progress import writes_now
 
 
 class Forecast(Callback):
@@ -86,7 +87,7 @@ class SourceEpochs(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        for name, epochs in trainer.datamodule.epochs().items():
+        for name, epochs in trainer.datamodule.epochs().items() if writes_now(trainer) else ():
             pl_module.log(f"data/epochs_{name}", epochs, batch_size=1)
 
 

@@ -71,9 +71,22 @@ class StepProgressBar(TQDMProgressBar):
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        short = {"train/loss_nats_per_token": "nats/token", "perf/tokens_per_second": "tokens/s"}
-        metrics = super().get_metrics(trainer, pl_module)
-        return {short[key]: f"{value:.4g}" for key, value in metrics.items() if key in short}
+        loss = super().get_metrics(trainer, pl_module).get("train/loss_nats_per_token")
+        found = {"nats/token": loss, "tokens/s": _attribute(trainer, "tokens_per_second")}
+        return {name: f"{value:.4g}" for name, value in found.items() if value is not None}
+
+
+def _attribute(trainer: Trainer, name: str) -> Any:
+    """Of the first callback that has it; None where none has."""
+    return next((found for one in trainer.callbacks if (found := getattr(one, name, None)) is not None), None)
+
+
+def writes_now(trainer: Trainer) -> bool:
+    """Whether Lightning will hand what is logged at the end of this batch to a logger.
+
+    A number that is logged at other times becomes a tensor on the device, for which the CPU waits, and is then thrown away.
+    """
+    return trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
 
 
 class PrintCrossEntropy(Callback):

@@ -3,20 +3,19 @@
 import time
 from collections import deque
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from flm.algos.algorithm import Algorithm, Batch
+from flm.algos.algorithm import Batch
 from flm.ranges import Positive
 from flm.training.cost import FlopCount, device_name, peak_flops, peak_memory_mb
+from flm.training.progress import writes_now
 
 
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     """One batch of one process."""
 
     seconds: float
@@ -26,7 +25,7 @@ class _Step:
 
 
 class Throughput(Callback):
-    """Logs, averaged over recent batches:
+    """Logs, averaged over recent batches, where a logger will write it:
 
         perf/tokens_per_second              of all processes
         perf/tokens_per_second_per_device   of this one
@@ -48,18 +47,16 @@ class Throughput(Callback):
         self._count, self._watching = FlopCount(), ExitStack()
         self._forget()
 
-    def _forget(self) -> None:
-        """The time until now belongs to no batch."""
-        self._ended: float | None = None
-        self._waited, self._saved = 0.0, False
+    def _forget(self, ended: float | None = None) -> None:
+        """The time until now belongs to no further batch. None: nor does that until the next one begins."""
+        self._ended, self._waited, self._saved = ended, 0.0, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._recent.clear()
         self._forget()
         self._watching.close()
-        algorithm: Algorithm = pl_module.algorithm
-        self._count = self._watching.enter_context(FlopCount().watching(algorithm.every_module()))
-        device = pl_module.device
+        self._count = self._watching.enter_context(FlopCount().watching(pl_module.algorithm.every_module()))
+        self._processes, device = trainer.world_size, pl_module.device
         self._peak = peak_flops(device) if self._given_peak is None else self._given_peak
         if self._peak is None and device.type != "cpu":
             rank_zero_warn(
@@ -85,25 +82,27 @@ class Throughput(Callback):
         now = time.perf_counter()
         if self._ended is not None:
             self._recent.append(_Step(now - self._ended, self._waited, batch.tokens.numel(), self._count.total))
-            pl_module.log_dict(self._averages(pl_module), batch_size=1)
-            pl_module.log("perf/tokens_per_second", self._rate() * trainer.world_size, prog_bar=True, batch_size=1)
-        self._forget()
-        self._ended = now
+            pl_module.log_dict(self._averages(pl_module) if writes_now(trainer) else {}, batch_size=1)
+        self._forget(now)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._forget()
 
-    def _rate(self) -> float:
-        return sum(step.tokens for step in self._recent) / max(sum(step.seconds for step in self._recent), 1e-9)
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of all processes; None before a batch counts."""
+        return self._processes * self._over_time("tokens") if self._recent else None
+
+    def _over_time(self, name: str) -> float:
+        return sum(getattr(step, name) for step in self._recent) / max(sum(step.seconds for step in self._recent), 1e-9)
 
     def _averages(self, pl_module: LightningModule) -> dict[str, float]:
-        seconds = max(sum(step.seconds for step in self._recent), 1e-9)
         found = {
-            "perf/tokens_per_second_per_device": self._rate(),
-            "perf/data_wait_fraction": sum(step.waited for step in self._recent) / seconds,
+            "perf/tokens_per_second": self._processes * self._over_time("tokens"),
+            "perf/tokens_per_second_per_device": self._over_time("tokens"),
+            "perf/data_wait_fraction": self._over_time("waited"),
             "perf/peak_memory_mb": peak_memory_mb(pl_module.device),
         }
         if self._peak is not None and self._count.watched > 0:
-            flops = sum(step.flops for step in self._recent)
-            found["perf/model_flop_utilisation"] = flops / seconds / self._peak
+            found["perf/model_flop_utilisation"] = self._over_time("flops") / self._peak
         return found
