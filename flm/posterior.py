@@ -288,5 +288,6 @@ def truncate(p: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
         ordered, order = p.sort(dim=-1, descending=True)
         mass_before = ordered.cumsum(-1) - ordered
         keep = mass_before < top_p * ordered.sum(-1, keepdim=True)
+        keep[..., 0] = True  # of a share that fp32 cannot hold, too
         p = torch.zeros_like(p).scatter_(-1, order, ordered * keep)
     return p

@@ -17,6 +17,7 @@ Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Scale = Annotated[float, Gt(0), Le(1e6)]  # of numbers inside a network, where more overflows
+Bounded = Annotated[float, Ge(0), Le(1e6)]  # of what logits are divided by, or what is taken off them
 Rate = Annotated[float, Gt(0), Le(100)]  # a learning rate
 Share = Annotated[float, Ge(0), Le(1)]
 PositiveShare = Annotated[float, Gt(0), Le(1)]

@@ -59,7 +59,8 @@ class FilmStrip:
             column = round(moment.tau * length)  # tau there: share of the positions known before
             token = moment.tokens()[:1, column : column + 1]
             self._written[column] = shown_probability(moment.posterior, token).item()
-        if moment.index not in kept_moments(moment.steps, self.count):
+        again = bool(self.frames) and moment.index <= self.frames[-1].index  # while further candidates are made
+        if again or moment.index not in kept_moments(moment.steps, self.count):
             return
         tokens, editable = moment.tokens()[:1], moment.canvas.editable[0].tolist()
         if one_position:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flm.posterior import TokenPosterior
-from flm.ranges import Count, NonNegative, PositiveShare, TokenId
+from flm.ranges import Bounded, Count, PositiveShare, TokenId
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import Moment, OnStep, check_steps
 from flm.samplers.policy import Policy, Shaping
@@ -60,8 +60,8 @@ class AutoregressiveSampler(Policy):
 
     def __init__(
         self,
-        temperature: NonNegative = 1.0,
-        frequency_penalty: NonNegative = 0.0,
+        temperature: Bounded = 1.0,
+        frequency_penalty: Bounded = 0.0,
         top_k: Count | None = None,
         top_p: PositiveShare | None = None,
         suppress: Sequence[TokenId] = (),

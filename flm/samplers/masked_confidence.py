@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flm.ranges import NonNegative, Share
+from flm.ranges import Bounded, NonNegative, Share
 from flm.samplers.masked import MaskedSampler, Reading, Step
 
 
@@ -40,7 +40,7 @@ class OrderSampler(MaskedSampler):
         asked = masked & rows[:, None]
         values = self.values(reading, asked, generator)
         found = torch.full(masked.shape, -torch.inf, device=masked.device, dtype=values.dtype)
-        found[asked] = values
+        found[asked] = values.nan_to_num(neginf=torch.finfo(values.dtype).min)  # above what is not asked, however unsure
         return self.chosen(found, asked, quota)
 
     def quota(self, step: Step, masked: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class ConfidenceSampler(OrderSampler):
             exp(confidence / order_temperature); 0: the surest.
     """
 
-    def __init__(self, confidence: str = "top_probability", order_temperature: NonNegative = 0.0, **options: Any):
+    def __init__(self, confidence: str = "top_probability", order_temperature: Bounded = 0.0, **options: Any):
         super().__init__(**options)
         self.confidence, self.order_temperature = CONFIDENCES[confidence], order_temperature
 

@@ -72,10 +72,14 @@ def check_options(algorithm: _Algorithm | type, options: Mapping[str, Any], path
 
 
 def _check_tokens(sampler: Callable[..., Any], options: Mapping[str, Any], vocab_size: int, prefix: str) -> None:
-    """Raises ValueError for the id of a token that the model does not have."""
-    parameters = signature_of(sampler).parameters
+    """Raises ValueError for the id of a token that the model does not have, and where no token is left."""
+    parameters, never = signature_of(sampler).parameters, set[int]()
     for name, value in options.items():
         if names_tokens(parameters[name].annotation):
             for token in value if isinstance(value, list | tuple) else [value]:
                 if token is not None and token >= vocab_size:
                     raise ValueError(f"{prefix}{name}: token id {token} is beyond the model's vocabulary of {vocab_size}")
+                if name in ("suppress", "begin_suppress"):
+                    never.add(token)
+    if len(never) == vocab_size:
+        raise ValueError(f"{prefix}suppress and begin_suppress leave none of the model's {vocab_size} tokens to write")

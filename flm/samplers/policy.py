@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from flm.posterior import Offset, TokenPosterior
-from flm.ranges import Count, NonNegative, PositiveShare, TokenId
+from flm.ranges import Bounded, Count, PositiveShare, TokenId
 from flm.samplers.canvas import Canvas
 
 ANNEALING_POWER = 1.5
+COLDEST = 1e-20  # a lower temperature counts as this: all mass is on the largest logit already, and none overflows
 Prediction = TypeVar("Prediction")
 
 
@@ -43,9 +44,9 @@ class Policy:
 
     def __init__(
         self,
-        temperature: NonNegative = 1.0,
-        temperature_end: NonNegative | None = None,
-        frequency_penalty: NonNegative = 0.0,
+        temperature: Bounded = 1.0,
+        temperature_end: Bounded | None = None,
+        frequency_penalty: Bounded = 0.0,
         top_k: Count | None = None,
         top_p: PositiveShare | None = None,
         suppress: Sequence[TokenId] = (),
@@ -107,7 +108,7 @@ class Shaping:
             return posterior
         temperature = policy.temperature_at(tau)
         greedy = temperature == 0  # one token is left, by its logit: nothing is divided by zero
-        found = posterior if greedy or temperature == 1 else posterior.tempered(temperature)
+        found = posterior if greedy or temperature == 1 else posterior.tempered(max(temperature, COLDEST))
         if policy.moves_logits:
             found = replace(found, offset=self._offset(found, at))
         top_k, top_p = (1, None) if greedy else (policy.top_k, policy.top_p)

@@ -16,7 +16,7 @@ from torch import Tensor
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, NonNegative, OpenShare
 from flm.samplers.canvas import Canvas
-from flm.samplers.flow import OnStep
+from flm.samplers.flow import Moment, OnStep
 from flm.schema import merged
 
 
@@ -68,15 +68,15 @@ class Verified:
 
     @torch.no_grad()
     def __call__(self, denoiser: Any, canvas: Canvas, steps: int, generator: torch.Generator, on_step: OnStep = None) -> Tensor:
-        """`on_step` is shown the first candidate."""
-        options, best = (
-            self.options,
-            torch.full((len(canvas.tokens),), torch.inf, dtype=torch.float64, device=canvas.tokens.device),
-        )
-        kept = canvas.tokens
+        """`on_step` is shown the first candidate, and at each evaluation after it that one's last moment again: who watches may
+        end the run by raising."""
+        options, kept = self.options, canvas.tokens
+        best = torch.full((len(kept),), torch.inf, dtype=torch.float64, device=kept.device)
+        shown = None if on_step is None else _Shown(on_step)
         for number in range(options.candidates):
-            tokens = self.sampler(denoiser, canvas, steps, generator, on_step if number == 0 else None)
-            found = self.drift(denoiser, canvas, tokens, generator)
+            watch = shown if number == 0 or shown is None else shown.again
+            tokens = self.sampler(denoiser, canvas, steps, generator, watch)
+            found = self.drift(denoiser, canvas, tokens, generator, None if shown is None else shown.again)
             is_open = (
                 best >= options.accept_below if options.accept_below is not None else torch.ones_like(best, dtype=torch.bool)
             )
@@ -86,15 +86,43 @@ class Verified:
                 break
         return kept
 
-    def drift(self, denoiser: Any, canvas: Canvas, tokens: Tensor, generator: torch.Generator) -> Tensor:
-        """(B,) mean nats of the tokens under predictions from their noised selves; 0 where nothing was noised."""
+    def drift(
+        self,
+        denoiser: Any,
+        canvas: Canvas,
+        tokens: Tensor,
+        generator: torch.Generator,
+        after_each: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """(B,) mean nats of the tokens under predictions from their noised selves; 0 where nothing was noised.
+
+        after_each: called after each prediction.
+        """
         nats = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
         count = torch.zeros_like(nats)
         for _ in range(self.options.verify_draws):
             posterior, asked = self.sampler.reread(denoiser, canvas, tokens, self.options.verify_tau, generator)
             nats -= (posterior.log_prob(tokens).double().where(asked, 0.0)).sum(1)
             count += asked.sum(1)
+            if after_each is not None:
+                after_each()
         return nats / count.clamp_min(1)
+
+
+class _Shown:
+    """What `on_step` has seen last."""
+
+    def __init__(self, on_step: Callable[[Moment], None]):
+        self.on_step = on_step
+        self.last: Moment | None = None
+
+    def __call__(self, moment: Moment) -> None:
+        self.last = moment
+        self.on_step(moment)
+
+    def again(self, _: Any = None) -> None:
+        if self.last is not None:
+            self.on_step(self.last)
 
 
 class Verifiable:

@@ -155,15 +155,19 @@ class Engine:
         canvas = Canvas.stacked([Canvas.from_pieces(job.pieces, job.count, device) for job in jobs])
         seed = secrets.randbits(31) if settings.seed is None else settings.seed
         films = {}
-        place = 0
+        place, seen = 0, -1
         for job in jobs:
             if job.watched:
                 films[place] = (job, FilmStrip(count=self.limits.steps + self.length_limit))
             place += job.count
 
         def on_step(moment: Any) -> None:
+            nonlocal seen
             if self._stopping or all(job.dropped or job.late for job in jobs):
                 raise _Abandoned
+            if moment.index <= seen:  # again, while further candidates are made
+                return
+            seen = moment.index
             for row, (job, film) in films.items():
                 if not job.dropped:
                     film(row_of(moment, row))

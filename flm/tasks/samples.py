@@ -168,10 +168,10 @@ def generate(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True, disable=not team.is_first) as progress:
         bar = progress.add_task(f"sampling, {steps} steps", total=len(share) * steps)
-        for batch in share:
+        for done, batch in enumerate(share):
 
-            def on_step(moment: Any, batch: int = batch) -> None:
-                progress.update(bar, advance=1, total=len(share) * moment.steps)
+            def on_step(moment: Any, batch: int = batch, done: int = done) -> None:
+                progress.update(bar, completed=done * moment.steps + moment.index + 1, total=len(share) * moment.steps)
                 if film is not None and batch == 0:
                     film(moment)
 

@@ -252,3 +252,39 @@ def test_no_sampler_ignores_a_key(name, overrides):
             elif key == "begin_suppress":
                 assert not torch.isin(tokens[:, 0], torch.tensor(value)).any()
     assert honoured >= len(algorithm.samplers) * (0 if name == "flm_distill" else 6)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in CASES}))
+def test_the_ends_of_every_range_of_numbers_give_texts(name):
+    """The smallest number above 0 and the largest that is taken: nothing overflows, and no mask is left."""
+    algorithm, canvas = build(name, ()).float().eval(), Canvas.from_pieces([[5, 6], 3, [7], 2], 2)
+    broken = []
+    for module in algorithm.modules():
+        if type(module) is torch.nn.Linear:
+            module.register_forward_hook(lambda _, inputs, output: broken.append(not output.isfinite().all()))
+    for solver in algorithm.samplers:
+        base = ({"solver": solver} if solver else {}) | FURTHER.get(name, {})
+        for key, parameter in signature_of(algorithm.samplers[solver]).parameters.items():
+            if "float" not in str(parameter.annotation) or key == "grid":
+                continue
+            for value in (5e-324, 1e-30, 1.0, 1e6, 1e308):
+                broken.clear()
+                try:
+                    sampler_for(algorithm, base | {key: value})
+                except ValueError:
+                    continue
+                tokens = algorithm.generate(canvas, 3, generator(1), watched, **base, **{key: value})
+                what = f"{solver}: {key}={value}"
+                assert 0 <= tokens.min() and tokens.max() < V and torch.equal(canvas.fill(tokens), tokens), what
+                assert not any(broken), what
+    if name != "flm_distill":
+        for options in ({"suppress": range(V)}, {"suppress": range(1, V), "begin_suppress": [0]}):
+            with pytest.raises(
+                ValueError, match="suppress and begin_suppress leave none of the model's 29 tokens|takes no|read_out"
+            ):
+                sampler_for(algorithm, {key: list(tokens) for key, tokens in options.items()}, "sampling")
+
+
+def watched(moment):
+    """What a film shows is numbers too."""
+    assert moment.posterior.chunk(slice(0, 1)).isfinite().all()

@@ -7,6 +7,7 @@ import torch
 from every_algorithm import build
 from test_bridge import OnePosition
 
+from flm.measures.film import FilmStrip
 from flm.samplers.canvas import Canvas
 from flm.samplers.fresh_noise import BridgeSampler
 from flm.samplers.options import sampler_for
@@ -80,6 +81,18 @@ def test_accepted_texts_stay_and_no_more_are_made_once_all_are():
     BridgeSampler()(world, canvas, 1, repeat)
     accepted = drift.drift(world, canvas, first, repeat) < 0.9
     assert torch.equal(loose[accepted], first[accepted]) and not torch.equal(loose, first)
+
+
+def test_who_watches_sees_one_candidate_and_every_evaluation():
+    """So that a film is of one text, and who looks at the clock can end the run between any two evaluations."""
+    seen, film, world, canvas = [], FilmStrip(), OnePosition(), Canvas.blank(2, 1)
+
+    def on_step(moment):
+        seen.append(moment.index)
+        film(moment)
+
+    Verified(BridgeSampler(), Verification(3, verify_draws=2))(world, canvas, 2, generator(), on_step)
+    assert seen == [0, 1] + [1] * (2 + 2 * (2 + 2)) and [frame.index for frame in film.frames] == [0, 1]
 
 
 REREADING = ["flm", "flm evidence", "fmlm", "mdlm", "dfm", "duo", "kl_flow", "kl_flow_map"]

@@ -222,6 +222,18 @@ def test_queue_time_and_clients_that_leave():
         assert post(url, steps=1).status_code == 200
 
 
+@pytest.mark.parametrize("many", ["candidates", "verify_draws"])
+def test_further_candidates_cost_no_more_time_than_the_server_lends(many):
+    """The steps of the first alone were looked at: a request of a million held the model for hours."""
+    with running(tiny(), Limits(seconds=2.0)) as (url, _):
+        post(url)
+        told = events(url, steps=2, options={"candidates": 3})
+        assert [event["flm"]["index"] for event in told if "flm" in event] == [0, 1]  # each state once
+        begun = time.monotonic()
+        assert post(url, steps=1, options={"candidates": 2, many: 1_000_000}).status_code == 504
+        assert time.monotonic() - begun < 30
+
+
 def test_the_official_client(parallel):
     openai = pytest.importorskip("openai")
     lm, url, _ = parallel
