@@ -3,10 +3,7 @@
 # `bash scripts/golf_native_flow.sh --multirun algo.flow.t_eval=0.3,0.6,1.0` or `--multirun model.exclusive=true,false`.
 #   DATA_DIR   folder with the track's shards (*_train_*.bin, *_val_*.bin); not set: small, on the text that ships with Python
 #   TOKENIZER  the SentencePiece model the shards were written with
-source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-if [ -z "${DATA_DIR:-}" ]; then
-  launch experiment=pydoc_golf_native_flow "$@"
-fi
-need DATA_DIR "the folder with the track's shards"
-need TOKENIZER "the SentencePiece model the shards were written with"
-launch experiment=golf_native_flow data.path="$DATA_DIR" tokenizer.path="$TOKENIZER" "$@"
+# The track's own DATA_PATH, TOKENIZER_PATH, SEED, ITERATIONS and TRAIN_SEQ_LEN do the same as what they are called here.
+source "$(dirname "${BASH_SOURCE[0]}")/golf.sh"
+golf_recipe native_flow
+launch "${recipe[@]}" "$@"

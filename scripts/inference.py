@@ -20,7 +20,9 @@ def main() -> int:
     """Exit status: 0, or 1 after one line on standard error."""
     given = _parser().parse_args()
     try:
-        lm = flm.load(given.model, given.device, None)
+        if (given.model is None) == (given.checkpoint is None):
+            raise ValueError("give one model: MODEL, or --checkpoint MODEL")
+        lm = flm.load(given.model or given.checkpoint, given.device, None)
         lm.precision = PRECISION.get(given.dtype)
         if given.interactive:
             while prompt := _asked():
@@ -55,7 +57,8 @@ def _asked() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="run folder, checkpoint or exported folder")
+    parser.add_argument("model", nargs="?", help="run folder, checkpoint or exported folder")
+    parser.add_argument("--checkpoint", help="the same")
     parser.add_argument("--prompt", help="text to continue")
     parser.add_argument("--prefix", help="text before the hole")
     parser.add_argument("--suffix", help="text behind the hole")

@@ -96,7 +96,9 @@ def check_group(config: DictConfig, key: str) -> None:
     elif isinstance(node, Mapping) and "_target_" in node:
         check_node(node, key)
     elif node is not None and not isinstance(node, Mapping):
-        raise ValueError(f"{key} must be a mapping of its keys, not {shown(node)}")
+        meant = [f"{group}.{key}" for group, below in config.items() if isinstance(below, Mapping) and key in below]
+        told = f"did you mean {' or '.join(meant)}?" if meant else f"a group is a mapping of its keys, not {shown(node)}"
+        raise ValueError(f"{key}: the config has no value of this name; {told}")
 
 
 def _check_model(config: DictConfig) -> None:

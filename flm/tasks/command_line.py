@@ -175,10 +175,13 @@ def unknown_key(error: BaseException, arguments: list[str]) -> str | None:
         return None
     key = match.group(1)
     added = [f"++{argument}" if argument.partition("=")[0] == key else argument for argument in arguments]
+    added = [argument for argument in added if argument[0] != "-" and ("=" in argument or argument[0] == "~")]  # no flags
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            check_config(compose("config", ["run_dir=.", *(a for a in added if a[0] != "-" and not a.startswith("hydra"))]))
+            check_config(
+                compose("config", ["run_dir=.", *(argument for argument in added if not argument.startswith("hydra"))])
+            )
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as reason:
         return user_error(reason)
     return f"{key}: the config has no such key; +{key}=... adds it"

@@ -109,17 +109,19 @@ def test_generation_and_infilling_with_the_last_checkpoint(line):
 
 
 def test_inference_from_the_command_line(line):
-    def run(*arguments, **options):
-        command = [sys.executable, str(SCRIPTS / "inference.py"), str(line["sft"]), "--device", "cpu", "--num_steps", "2"]
+    def run(*arguments, model=("--checkpoint", str(line["sft"])), **options):
+        command = [sys.executable, str(SCRIPTS / "inference.py"), *model, "--device", "cpu", "--num_steps", "2"]
         return subprocess.run([*command, *arguments], capture_output=True, text=True, **options)
 
     done = run("--prefix", "def f(x):\n    ", "--suffix", "\n    return y", "--infill_length", "4", "--temperature", "0")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("def f(x):\n    ") and done.stdout.endswith("\n    return y\n")
-    done = run("--interactive", "--max_length", "24", input="x = 1\n")
+    done = run("--interactive", "--max_length", "24", input="x = 1\n", model=[str(line["sft"])])
     assert done.returncode == 0 and "x = 1" in done.stdout, done.stderr
     done = run()
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: give --prompt")
+    done = run("--prompt", "x", model=())
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: give one model")
 
 
 @pytest.mark.parametrize(

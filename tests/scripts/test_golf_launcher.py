@@ -20,6 +20,19 @@ def test_the_script_is_the_recipe_with_what_was_given_last(tmp_path):
     assert call == ["experiment=golf_native_flow", "data.path=/shards", "tokenizer.path=/m.model", "algo.flow=null"]
 
 
+def test_the_tracks_own_variables(tmp_path):
+    track = {"DATA_PATH": "/shards", "TOKENIZER_PATH": "/m.model", "SEED": "1337", "ITERATIONS": "20", "TRAIN_SEQ_LEN": "512"}
+    same = ["data.path=/shards", "tokenizer.path=/m.model", "seed=1337", "trainer.max_steps=20", "model.length=512"]
+    done, (call,) = run_script("golf_native_flow.sh", tmp_path, "algo.flow=null", **track)
+    assert call == ["experiment=golf_native_flow", *same, "algo.flow=null"], done.stderr
+    out = {"OUT": str(tmp_path / "out"), "VAR_EVAL_STEPS": "4"}
+    done, (training, scoring) = run_script("golf_flow_lm.sh", tmp_path, "algo.param=x1", **track, **out)
+    assert training[:6] == ["experiment=golf_flow_lm", *same] and training[-1] == "algo.param=x1", done.stderr
+    assert scoring[0] == "mode=flow_lm_eval" and "flow_lm_eval.points=4" in scoring
+    done, (training, _) = run_script("golf_flow_lm.sh", tmp_path, OUT=str(tmp_path / "out"))
+    assert training[0] == "experiment=pydoc_golf_flow_lm"
+
+
 @pytest.mark.parametrize("overrides,count", [([], 27_530_952), (["algo.flow=null"], 27_137_223)])
 def test_the_recipe_of_the_track(overrides, count, tmp_path):
     config = config_of(tmp_path, "experiment=golf_native_flow", "data.path=x", "tokenizer.path=y", *overrides)

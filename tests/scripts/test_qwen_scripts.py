@@ -34,6 +34,14 @@ def test_a_stage_is_its_experiment_from_where_it_is_told_to_begin(name, tmp_path
     assert not any(argument.startswith("trainer.devices") for argument in plain)
 
 
+def test_a_recipe_is_named_and_no_file_of_another_program(tmp_path):
+    done, calls = run_script(
+        "train_pretrain.sh", tmp_path, CONFIG_FILE="training/configs/pretrain.yaml", **START["train_pretrain.sh"]
+    )
+    assert done.returncode == 1 and not calls
+    assert done.stderr.startswith("error: CONFIG_FILE=training/configs/pretrain.yaml must name a recipe of configs/experiment")
+
+
 def test_a_checkpoint_is_exported_first(tmp_path):
     (tmp_path / "one.ckpt").touch()
     given = {"QWEN_PATH": "/qwen", "PRETRAIN_CHECKPOINT": "one.ckpt", "OUTPUT_DIR": "run"}

@@ -9,7 +9,15 @@ from tasks.running import command, config_of
 from flm.config_files import groups
 from flm.tasks.other_names import INSTEAD, SAME, ours
 
-FOUND_ELSEWHERE = {"algo.schedule", "algo.teacher_f_path", "algo.teacher_g_path", "sampling.solver", "hydra.run.dir"}
+FOUND_ELSEWHERE = {"algo.schedule", "algo.schedule.exponent", "algo.teacher_f_path", "algo.teacher_g_path", "algo.smoothing"}
+FOUND_ELSEWHERE |= {"algo.temperature_start", "algo.temperature_end", "sampling.solver", "hydra.run.dir"}
+FOUND_ELSEWHERE |= {
+    "model.pretrained_path",
+    "tokenizer.name_or_path",
+    "sampling.top_k",
+    "sampling.top_p",
+    "sampling.temperature",
+}
 
 
 def exists(key: str, config: object) -> bool:
@@ -51,3 +59,13 @@ def test_there_is_one_line(argument, named, monkeypatch, capsys):
     assert command(monkeypatch, argument) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {argument.lstrip('+').partition('=')[0]}: ") and named in line
+
+
+def test_a_value_without_its_group(monkeypatch, capsys):
+    """By the last part of a key, which is how other programs' files have it."""
+    for argument, answer in (("max_steps=5", "did you mean trainer.max_steps?"), ("iterations=5", "a group is a mapping")):
+        assert command(monkeypatch, argument, "--cfg", "job") == 1  # a flag is no override that could be wrong itself
+        (line,) = capsys.readouterr().err.splitlines()
+        assert (
+            line.startswith(f"error: {argument.partition('=')[0]}: the config has no value of this name; ") and answer in line
+        )
