@@ -109,6 +109,7 @@ _LEFT_OUT = frozenset(
     | {"test", "tests", "turtledemo"}
 )
 _MIN_CHARACTERS = 200
+_CLEANED: dict[str, list[str]] = {}  # by library and topics: cleaning takes seconds, and a process may ask for it often
 _CLEANING = 1  # raise when the cleaning changes, so that caches of the old text are not reused
 
 
@@ -131,12 +132,12 @@ class PydocCorpus(RandomSplitCorpus):
         processes: Count | None = None,
     ):
         super().__init__(valid_fraction, split_seed, normaliser, wrap, cache_dir, processes)
-        self._cleaned: list[str] | None = None
 
     def source(self) -> Iterator[str]:
-        if self._cleaned is None:
-            self._cleaned = list(self._clean())
-        return iter(self._cleaned)
+        key = f"{sysconfig.get_path('stdlib')}\n{len(self._topics())}"
+        if key not in _CLEANED:
+            _CLEANED[key] = list(self._clean())
+        return iter(_CLEANED[key])
 
     def source_fingerprint(self) -> dict[str, Any]:
         digest = hashlib.sha256()

@@ -29,6 +29,7 @@ LEFT_OUT = {"docs/sources.md", "docs/golf.md", "docs/files.md"}
 NOT_RUN = {
     "pip install": "installs: tests/test_installed.py does from the wheel",
     "bash scripts/test.sh": "runs these tests",
+    "python -m pytest tests/": "tests, which the suite runs",
     "python scripts/describe_": "rewrites a page: its test makes it anew and compares",
     "bash scripts/gpu_check.sh": "needs a GPU; tests/scripts/test_gpu_check.py runs its sections",
     "python scripts/gpu_check.py": "minutes: tests/scripts/test_gpu_check.py runs its sections",
