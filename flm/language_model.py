@@ -22,7 +22,7 @@ from flm.data.tokenizers import Tokenizer
 from flm.device import OF_WEIGHTS, autocast, device_named, dtype_named
 from flm.draws import Draws, mix_seed
 from flm.likelihood.held_out import Likelihood, NegativeLogLikelihood, Sharing, likelihood, text_likelihood
-from flm.ranges import Count, Index, Seed
+from flm.ranges import Count, Few, Index, Length, Seed, Steps
 from flm.samplers.canvas import Canvas, Pieces, Text, pieces_of
 from flm.samplers.flow import OnStep
 from flm.samplers.options import sampler_for
@@ -92,11 +92,11 @@ class LanguageModel:
 
     def generate(
         self,
-        n: Count = 1,
-        steps: Count | None = None,
+        n: Few = 1,
+        steps: Steps | None = None,
         prompt: str | Sequence[str] | None = None,
         suffix: str | None = None,
-        length: Count | None = None,
+        length: Length | None = None,
         seed: Seed = 0,
         batch_size: Count = 32,
         on_step: OnStep = None,
@@ -141,8 +141,8 @@ class LanguageModel:
     def infill(
         self,
         template: str | Sequence[str],
-        n: Count = 1,
-        steps: Count | None = None,
+        n: Few = 1,
+        steps: Steps | None = None,
         seed: Seed = 0,
         batch_size: Count = 32,
         on_step: OnStep = None,
@@ -168,7 +168,7 @@ class LanguageModel:
     def fill(
         self,
         canvas: Canvas,
-        steps: Count | None = None,
+        steps: Steps | None = None,
         seed: Seed = 0,
         batch: Index = 0,
         on_step: OnStep = None,
@@ -238,7 +238,7 @@ class LanguageModel:
         batches = [batch.to(self.device) for batch in training]
         return self.algorithm.bound_variants(batches, Draws(mix_seed(seed, 1), device=self.device), **options)
 
-    def nll(self, text: str, draws: Count = 16, seed: Seed = 0) -> NegativeLogLikelihood:
+    def nll(self, text: str, draws: Few = 16, seed: Seed = 0) -> NegativeLogLikelihood:
         """How improbable the model finds a text: -log p(text) or an upper bound on it, in nats of the whole text.
 
         The text stands alone: nothing is put before or behind it. One of more than `self.length` tokens is cut into blocks

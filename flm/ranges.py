@@ -90,6 +90,8 @@ def one_of(choices: Iterable[str]) -> Where:
     return Where(lambda value: value in names, f"one of {', '.join(names)}")
 
 
+MOST_POSITIONS = 1 << 20
+Length = Annotated[int, Ge(1), Le(MOST_POSITIONS)]  # of a text
 Few = Annotated[int, Ge(1), Le(10**6)]  # things of which each takes room in memory: samples, batches
 Steps = Annotated[int, Ge(1), Le(10**7)]  # whose times are held in a list
 StepCounts = Steps | Annotated[Sequence[Steps], MinLen(1), DIFFERENT]  # of sampling: one number of steps, or several to compare

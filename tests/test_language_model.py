@@ -180,9 +180,20 @@ def test_either_weights(checkpoint, folder, tmp_path):
 @pytest.mark.parametrize(
     "call,message",
     [
-        (lambda lm: lm.generate(steps=0), "steps must be a whole number of at least 1, or null, not 0"),
+        (lambda lm: lm.generate(steps=0), "steps must be a whole number of at least 1 and at most 10000000, or null, not 0"),
+        (lambda lm: lm.generate(steps=10**9), "steps must be .*, not 1000000000"),
+        (lambda lm: lm.generate(length=10**9), "length must be .* at most 1048576, or null, not 1000000000"),
+        (lambda lm: lm.generate(n=10**9), "n must be .* at most 1000000, not 1000000000"),
+        (
+            lambda lm: lm.infill("a [999999999]"),
+            "infill: holes of 999,999,999 tokens are longer than any text: at most 1,048,576",
+        ),
+        (lambda lm: lm.infill("[600000] a [600000]"), "infill: holes of 1,200,000 tokens"),
+        (lambda lm: lm.generate(prompt="\udcff"), "prompt: '.*' holds half a surrogate pair"),
+        (lambda lm: lm.nll("a \ud83d"), "'a .*' holds half a surrogate pair"),
+        (lambda lm: lm.generate(solver={}), "solver must be one of euler, heun, bridge, not {}"),
         (lambda lm: lm.generate(n=0), "n must be"),
-        (lambda lm: lm.generate(n=True), "n must be a whole number of at least 1, not true"),
+        (lambda lm: lm.generate(n=True), "n must be a whole number of at least 1 and at most 1000000, not true"),
         (lambda lm: lm.generate(prompt=3), "prompt must be text, or a list, each text, or null, not 3"),
         (lambda lm: lm.generate(suffix=["a"]), "suffix must be text"),
         (lambda lm: lm.generate(seed=-1), "seed must be a whole number of at least 0"),
@@ -265,7 +276,9 @@ def test_the_shell_says_what_python_says(folder, lm, capsys):
     assert json.loads(capsys.readouterr().out)["nats"] == lm.nll("the cat", seed=4).nats
     assert main(["generate", *common, "--steps", "0"]) == 1
     said = capsys.readouterr()
-    assert said.err == "error: steps must be a whole number of at least 1, or null, not 0\n" and not said.out
+    assert (
+        said.err == "error: steps must be a whole number of at least 1 and at most 10000000, or null, not 0\n" and not said.out
+    )
 
 
 def test_the_card_names_licence_recipe_and_measurements(checkpoint, folder, corpus, tmp_path, monkeypatch, capfd):

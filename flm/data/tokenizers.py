@@ -81,8 +81,15 @@ class Tokenizer:
         self.vocab_size = len(ids)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone. With `reads_special`, a special token written out in the text becomes its id."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        """Ids of the text alone. With `reads_special`, a special token written out in the text becomes its id.
+
+        Raises:
+            ValueError: the text holds half a surrogate pair, as a shell makes of bytes that are no UTF-8.
+        """
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        except TypeError as error:
+            raise ValueError(f"{text!r} holds half a surrogate pair, which is no character") from error
 
     def encode_exactly(self, text: str, name: str) -> list[int]:
         """Ids that decode to this very text, up to white space (WordPiece keeps none).
@@ -90,7 +97,10 @@ class Tokenizer:
         Raises:
             ValueError: the tokenizer cannot write it (a character it lacks, capitals it drops); `name` is what to call it.
         """
-        ids = self.encode(text)
+        try:
+            ids = self.encode(text)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         written = self.decode(ids)
         if "".join(written.split()) != "".join(text.split()):
             raise ValueError(f"{name}: the tokenizer {self.name} cannot write {text!r}; it makes {written!r} of it")

@@ -3,13 +3,11 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated
 
 import torch
-from annotated_types import Ge, Le
 from torch import Tensor
 
-from flm.ranges import Few, StepCounts
+from flm.ranges import MOST_POSITIONS, Few, Length, StepCounts
 
 Pieces = Sequence[Sequence[int] | int]  # given token ids and lengths of holes, in order
 
@@ -105,7 +103,7 @@ class CanvasOptions:
 
     steps: StepCounts = (1, 8, 64)
     num_sample_batches: Few = 1
-    length: Annotated[int, Ge(1), Le(1 << 20)] | None = None
+    length: Length | None = None
     prompt: str | None = None
     suffix: str | None = None
     infill: str | None = None
@@ -138,6 +136,8 @@ def pieces_of(template: str, encode: Callable[[str], list[int]], name: str = "sa
             holes.append(_length(mark.group(1), template, name))
             texts.append("")
     texts[-1] += template[start:]
+    if sum(holes) > MOST_POSITIONS:
+        raise ValueError(f"{name}: holes of {sum(holes):,} tokens are longer than any text: at most {MOST_POSITIONS:,}")
     if not holes:
         raise ValueError(f"{name}={template!r} has no hole: write the number of tokens to fill in brackets, [8]")
     pieces: list[list[int] | int] = [encode(texts[0])]

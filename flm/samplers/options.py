@@ -62,7 +62,7 @@ def check_options(algorithm: _Algorithm | type, options: Mapping[str, Any], path
         solver = ""
     else:
         solver = options.pop("solver", next(iter(solvers)))
-        if solver not in solvers:
+        if not isinstance(solver, str) or solver not in solvers:
             near = nearest(solver, solvers) if isinstance(solver, str) else ""
             raise ValueError(f"{prefix}solver must be one of {', '.join(solvers)}, not {shown(solver)}{near}")
     name = algorithm.__name__ if isinstance(algorithm, type) else type(algorithm).__name__
