@@ -31,6 +31,11 @@ class Mark(NamedTuple):
     name: str
     shape: list[int]
 
+    @classmethod
+    def of(cls, said: Any) -> "Mark":
+        """What a file says; a mark of no name, of which no parts can be there, where it is none."""
+        return cls(*said) if isinstance(said, list) and len(said) == 2 and isinstance(said[0], str) else cls("", [])
+
 
 def separated(content: Any, split: dict[str, DTensor], name: str = "") -> Any:
     """A checkpoint's dicts and lists with marks for split tensors, which go into `split` by the names on the marks."""
@@ -48,7 +53,7 @@ def joined(rest: Any, tensor: Callable[[Mark], Tensor]) -> Any:
     """The reverse."""
     if isinstance(rest, Mapping):
         if set(rest) == {_MARK}:
-            return tensor(Mark(*rest[_MARK]))
+            return tensor(Mark.of(rest[_MARK]))
         return {key: joined(value, tensor) for key, value in rest.items()}
     return [joined(value, tensor) for value in rest] if isinstance(rest, list) else rest
 
@@ -74,7 +79,7 @@ class Parts:
     def dtype(self, mark: Mark) -> torch.dtype:
         """Of a tensor all of whose parts are there."""
         known, parts = self._known.get(mark.name), self._places.get(mark.name, ())
-        if known is None or list(known.size) != mark.shape or sum(s.numel() for *_, s in parts) != math.prod(mark.shape):
+        if known is None or list(known.size) != mark.shape or not _follow([(o, s) for _, o, s in parts], mark.shape):
             raise self._damaged(f"parts of {mark.name.removeprefix('/')} are missing")
         return known.properties.dtype
 
@@ -91,6 +96,16 @@ class Parts:
 
     def _damaged(self, why: str) -> ValueError:
         return ValueError(f"{self._folder}: not a whole checkpoint: {why}")
+
+
+def _follow(parts: list[tuple[torch.Size, torch.Size]], whole: list[int]) -> bool:
+    """Whether parts, by where they begin and their shapes, make up the whole one after the other along its first axis."""
+    begins, rest = 0, whole[1:]
+    for offset, shape in sorted((list(o), list(s)) for o, s in parts if s.numel()):
+        if offset != [begins, *[0] * len(rest)][: len(whole)] or shape[1:] != rest:
+            return False
+        begins += shape[0] if shape else 1
+    return begins == (whole[0] if whole else 1) or math.prod(whole) == 0
 
 
 class SplitFolder:

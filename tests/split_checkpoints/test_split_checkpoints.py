@@ -1,5 +1,7 @@
 """Checkpoints that two processes write, each its part, while training goes on; under gloo, on CPUs."""
 
+import itertools
+import json
 import os
 import shutil
 import threading
@@ -7,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from lightning.pytorch import Callback
 from ranks import fit
@@ -161,6 +164,47 @@ def test_what_is_missing_or_damaged_is_named(two, folder, tmp_path):
     second.write_bytes((tmp_path / "aside").read_bytes()[:100])
     with pytest.raises(ValueError, match="copy: not a whole checkpoint: "):
         read_model(copy)
+
+
+FIRST, LAST = "shard-00001-model-00001-of-00002.safetensors", "shard-00002-model-00002-of-00002.safetensors"
+
+
+def part(begin, size, name="/a"):
+    where = json.dumps({name: {"saved_offsets": begin}})
+    return safetensors.torch.save({name: torch.ones(size)}, {"DCP_SHARDING_INFO": where})
+
+
+@pytest.mark.parametrize(
+    "mark,parts",
+    [
+        (5, ()),
+        (["/a"], ()),
+        ([["/a"], [4]], ()),
+        (["/a", "x"], (part([0], 4),)),
+        (["/a", [10**12]], (part([0], 4),)),
+        (["/a", [4]], (part([0, 0], 4),)),
+        (["/a", [4]], (part([0], 3), part([3], 2))),
+        (["/a", [4]], (part([0], 1), part([2], 2), part([3], 1))),
+        (["/a", [4, 2]], (part([0, 0], (4, 1)), part([0, 1], (4, 1)))),  # no process holds columns
+        (["/a", [4]], (part([0], 2), part([3], 1), part([2], 1, "/b"))),
+    ],
+    ids=itertools.count(),
+)
+def test_marks_and_parts_that_do_not_fit_are_one_line(mark, parts, tmp_path):
+    """Parts that overlap left the rest of a tensor to what stood in memory."""
+    files.save({"a": {"split tensor": mark}}, tmp_path / "rest.ckpt")
+    for name, content in zip((FIRST, LAST, FIRST.replace("1-m", "3-m")), parts, strict=False):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        whole_content(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: not a whole checkpoint") and "\n" not in str(caught.value)
+
+
+def test_parts_that_fit_are_one_tensor(tmp_path):
+    files.save({"a": {"split tensor": ["/a", [4, 2]]}}, tmp_path / "rest.ckpt")
+    (tmp_path / FIRST).write_bytes(part([0, 0], (3, 2)))
+    (tmp_path / LAST).write_bytes(part([3, 0], (1, 2)))
+    assert torch.equal(whole_content(tmp_path)["a"], torch.ones(4, 2))
 
 
 def test_a_kill_while_writing_costs_no_whole_checkpoint(two, folder):
