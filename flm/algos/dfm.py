@@ -29,7 +29,7 @@ from flm.algos.algorithm import Algorithm, Batch, Bound, Loss, MaybeTimedBackbon
 from flm.algos.losses import summed
 from flm.draws import Draws
 from flm.models.token_backbone import TokenBackbone, token_backbone
-from flm.paths.masking import MaskingCurriculum, first_masks, masks_by_key, most_masks, window_masks
+from flm.paths.masking import MaskingCurriculum, Places, drawn_masks, masks_by_key, most_masks, window_masks
 from flm.paths.mixture import MaskSource, Polynomial, Schedule, Source, UniformSource
 from flm.paths.mixture_bound import generalized_kl, unigram_generalized_kl
 from flm.posterior import TokenPosterior
@@ -119,13 +119,11 @@ class DFM(Algorithm):
         """The objective over the positions that may be noise, at one t a sequence."""
         points = draws.points(len(batch.tokens)) * (1 - self.eps)
         sigma, t = 1 - self.schedule.kappa(points), draws.moved(points)
-        batch, noisy = self._corrupted(batch, draws.moved(sigma), draws)
-        alone = self.source.visible and self.masking is None
-        most = most_masks(sigma, batch.tokens.shape[1]) if alone else None
+        batch, noisy, most = self._corrupted(batch, sigma, draws)
         rate = self.schedule.rate(t) if self.objective != "ce" else torch.ones_like(t)
         if self.max_weight is not None:
             rate = rate.clamp(max=self.max_weight)
-        total, nats = self._scored(batch, noisy, rate, t, draws, self.objective == "generalized_kl", most)
+        total, nats = self._scored(batch, noisy, most, rate, t, draws, self.objective == "generalized_kl")
         loss = summed(total, nats, batch.weight, t, rate)
         scored = (noisy if self.source.visible else batch.weight > 0).sum()
         # without the weight, which makes of the loss mostly noise
@@ -151,7 +149,7 @@ class DFM(Algorithm):
         t = torch.full((len(jumps),), 1 - self.eps, dtype=torch.float64, device=jumps.device)
         noisy = scored & (draws.per_sequence(*scored.shape) >= self.schedule.kappa(t)[:, None])
         counted = Batch(batch.tokens, scored.to(batch.weight), batch.documents)
-        last = self._scored(counted, noisy, torch.ones_like(t), t, draws, False)[1].sum(1)
+        last = self._scored(counted, noisy, noisy.numel(), torch.ones_like(t), t, draws, False)[1].sum(1)
         return Bound(jumps + last, {"jumps": jumps, "last_draw": last})
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
@@ -165,32 +163,41 @@ class DFM(Algorithm):
     def denoiser(self) -> TokenDenoiser:
         return TokenDenoiser(self.backbone, self.source, self.schedule)
 
-    def _corrupted(self, batch: Batch, sigma: Tensor, draws: Draws) -> tuple[Batch, Tensor]:
-        """The batch with the part of it that training looks at, and what is noise in it (B, L); given positions never are.
+    def _corrupted(self, batch: Batch, sigma: Tensor, draws: Draws) -> tuple[Batch, Tensor, int]:
+        """The batch with the part of it that training looks at, what is noise in it (B, L), and what that exceeds never, or
+        once in 10^14 batches; given positions never are noise.
 
-        Numbers depend on a sequence's place in the global batch, not on how it is split.
+        Numbers depend on a sequence's place in the global batch, not on how it is split; sigma (B,) is on the CPU.
         """
         size, length = batch.tokens.shape
         if self.masking is None:
-            return batch, (batch.weight > 0) & (draws.per_sequence(size, length) < sigma[:, None])
+            noisy = (batch.weight > 0) & (draws.per_sequence(size, length) < draws.moved(sigma)[:, None])
+            return batch, noisy, most_masks(sigma, length)
         now = self.masking.at(draws.step)
-        u, window_size = draws.per_sequence(size, 5), now.window_size(draws.shared_uniform())
+        u, window_size = draws.points_per_sequence(size, 5), now.window_size(draws.shared_uniform())
         start, end = now.part(length, u[:, :4])
-        position = torch.arange(length, device=u.device)
+        position, places = torch.arange(length, device="cpu"), draws.points_per_sequence(size, length)
         left, gone = position < start[:, None], position >= end[:, None]
+
+        def masks(maskable: Tensor, sigma: Tensor, places: Tensor, in_windows: Tensor) -> Tensor:
+            alone = maskable & (places < sigma[:, None])
+            return torch.where(in_windows[:, None], window_masks(maskable, sigma, window_size, places), alone)
+
+        drawn = sigma, places, u[:, 4] < now.windows
+        most = masks(~(left | gone), *drawn).sum().tolist()  # what is not maskable here makes of these masks fewer
+        is_cut = min(end.tolist()) < length  # rows without padding attend without a mask, which is faster
+        left, gone = draws.moved(left), draws.moved(gone)
         documents = batch.documents
-        if bool(gone.any()):  # rows without padding attend without a mask, which is faster
+        if is_cut:
             documents = torch.zeros_like(batch.tokens) if documents is None else documents
             documents = documents.masked_fill(gone, -1)
         batch = Batch(batch.tokens, batch.weight.masked_fill(left | gone, 0), documents)
-        maskable, places = batch.weight > 0, draws.per_sequence(size, length)
-        alone = maskable & (places < sigma[:, None])
-        windows = window_masks(maskable, sigma, window_size, places)
-        return batch, torch.where((u[:, 4] < now.windows)[:, None], windows, alone)
+        return batch, masks(batch.weight > 0, *map(draws.moved, drawn)), most
 
     def _bound_draw(self, batch: Batch, counts: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """The share of each position (B, L) in the bound of those that count (B, L) bool, and the time of each sequence."""
-        u, places = draws.stratified(len(counts)), draws.per_sequence(*counts.shape)
+        points, places = draws.points(len(counts)), draws.per_sequence(*counts.shape)
+        u, most = draws.moved(points), drawn_masks(points, counts.shape[1])
         if self.source.visible:
             noisy, scale, kappa = masks_by_key(counts, u, places)
         else:
@@ -201,7 +208,7 @@ class DFM(Algorithm):
             noisy = counts & (places >= kappa[:, None])
         t = self.schedule.inverse(kappa)
         scored = Batch(batch.tokens, counts.to(batch.weight), batch.documents)
-        _, nats = self._scored(scored, noisy, torch.ones_like(t), t, draws, True)
+        _, nats = self._scored(scored, noisy, most, torch.ones_like(t), t, draws, True)
         return nats * scale[:, None], t
 
     def _last_root(self) -> float:
@@ -209,23 +216,20 @@ class DFM(Algorithm):
         return math.sqrt(1 - self.schedule.kappa(torch.tensor(1 - self.eps, dtype=torch.float64, device="cpu")).item())
 
     def _scored(
-        self, batch: Batch, noisy: Tensor, rate: Tensor, t: Tensor, draws: Draws, kl: bool, most: int | None = None
+        self, batch: Batch, noisy: Tensor, most: int, rate: Tensor, t: Tensor, draws: Draws, kl: bool
     ) -> tuple[Tensor, Tensor]:
         """The loss, differentiable, and the nats of each position (B, L) without the rate, 0 where not scored.
 
-        At most `most` positions are scored; None: they are counted, for which the CPU waits for a GPU.
+        At most `most` positions are noise. Where nobody sees which, all are asked: what a batch gives is not counted.
         """
         noise = self.source.noise(draws.per_sequence(*noisy.shape))
         state = torch.where(noisy, noise, batch.tokens)
-        scored = noisy if self.source.visible else batch.weight > 0
         posterior = self.backbone(state, t.float(), batch.documents)
-        rows = scored.flatten().nonzero().flatten() if most is None else first_masks(scored, most)
-        posterior = replace(posterior, hidden=posterior.hidden.flatten(0, 1).index_select(0, rows)[None])
-        weight = batch.weight * rate[:, None].to(batch.weight) * scored
-        at = [x.flatten()[rows][None] for x in (batch.tokens, state, weight)]
+        places = Places(noisy, most) if self.source.visible else Places(batch.weight > 0, noisy.numel())
+        posterior = replace(posterior, hidden=places.of(posterior.hidden))
+        tokens, weight = places.of(batch.tokens), places.weight(batch.weight * rate[:, None].to(batch.weight))
         if kl and not self.source.visible:
-            total, found = generalized_kl(posterior, *at)
+            total, found = generalized_kl(posterior, tokens, places.of(state), weight)
         else:
-            total, found = cross_entropy(posterior, at[0], at[2])
-        nats = torch.zeros(noisy.numel(), dtype=torch.float64, device=noisy.device)
-        return total, nats.index_copy(0, rows, found[0].double()).view(noisy.shape) * scored
+            total, found = cross_entropy(posterior, tokens, weight)
+        return total, places.spread(found.double())

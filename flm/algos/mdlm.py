@@ -22,7 +22,7 @@ from flm.algos.losses import summed
 from flm.draws import Draws
 from flm.models.attention import document_mask
 from flm.models.token_backbone import among_real
-from flm.paths.masking import random_masks, rows_of_masks
+from flm.paths.masking import Places, drawn_masks, random_masks
 from flm.paths.mixture import LogLinear, MaskSource, Schedule
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, Index
@@ -102,8 +102,7 @@ class MDLM(Algorithm):
     def _cross_entropy(self, batch: Batch, masked: Tensor, weight: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """The sum weighted by weight (B, L), 0 but at masks, differentiable, and the nats at each mask (B, L), 0 elsewhere."""
         posterior = self.denoiser()(batch.tokens.masked_fill(masked, self.source.mask_id), documents=batch.documents)
-        rows = rows_of_masks(masked, points)
-        at_masks = replace(posterior, hidden=posterior.hidden.flatten(0, 1).index_select(0, rows)[None])
-        total, found = cross_entropy(at_masks, batch.tokens.flatten()[rows][None], weight.flatten()[rows][None])
-        nats = torch.zeros(masked.numel(), dtype=torch.float64, device=masked.device)
-        return total, nats.index_copy(0, rows, found[0].double()).view(masked.shape) * masked
+        places = Places(masked, drawn_masks(points, masked.shape[1]))
+        at_masks = replace(posterior, hidden=places.of(posterior.hidden))
+        total, found = cross_entropy(at_masks, places.of(batch.tokens), places.of(weight))
+        return total, places.spread(found.double())

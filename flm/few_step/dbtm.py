@@ -34,6 +34,7 @@ from flm.draws import Draws
 from flm.few_step.commit_sampler import CommitSampler, committed
 from flm.models.attention import DocumentMask, document_mask
 from flm.paths.gaussian import State, combine, embed, noise_for, where
+from flm.paths.masking import Places, most_masks
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, Index, OpenShare, Positive, Share
 from flm.vocabulary_losses import cross_entropy, of_logits
@@ -99,16 +100,20 @@ class DBTM(Algorithm):
         self.loop_from, self.loop_share, self.loop_rounds, self.commit = loop_from, loop_share, loop_rounds, commit
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        whole = draws.stratified(len(batch.tokens)) < self.boundary_share
-        t, noisy, state, tangent = self._noised(batch, draws, whole)
+        size, length = batch.tokens.shape
+        is_whole = draws.points(size) < self.boundary_share
+        times, share, noisy, state, tangent = self._noised(batch, draws, is_whole)
+        t, whole = draws.moved(times), draws.moved(is_whole)
         denoiser = self.denoiser(document_mask(batch.documents))
         posterior = denoiser(state)
         with torch.no_grad():
             _, motion = derivative(lambda view: denoiser(State((view,))), (state.views[0].detach(),), (tangent.detach(),))
-        squares = along(motion[noisy], self.weight_offset, self.weight_power)
-        moved, residual = _at(noisy, batch.weight, posterior, lambda p, weight: of_logits(p, squares(p), weight))
+        places = Places(noisy, most_masks(share, length))
+        squares = along(places.of(motion)[0], self.weight_offset, self.weight_power)
+        moved, residual = _at(places, batch.weight, posterior, lambda p, weight: of_logits(p, squares(p), weight))
         told = (whole[:, None] & (batch.weight > 0)) | (noisy & (t > self.t_anchor)[:, None])
-        named, nats = self._cross_entropy(told, posterior, batch)
+        most = most_masks(torch.where(is_whole, 1.0, share * (times > self.t_anchor)), length)
+        named, nats = self._cross_entropy(Places(told, most), posterior, batch)
         parts = {
             "transport_residual": (residual, noisy),
             "boundary_nats": (nats, whole[:, None] & told),
@@ -127,7 +132,8 @@ class DBTM(Algorithm):
     def _loop(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """The loss at one of the rounds, its values (B, L), and at which positions (B, L) bool."""
         tables = (self.backbone.input_table,)
-        rows = (draws.stratified(len(batch.tokens)) < self.loop_share).nonzero()[:, 0]
+        points = draws.points(len(batch.tokens)).tolist()
+        rows = draws.moved(torch.tensor([row for row, u in enumerate(points) if u < self.loop_share], dtype=torch.long))
         noise = State((noise_for(tables).sample(*batch.tokens.shape, draws.rows).views[0][rows],))
         this, part = int(self.loop_rounds * draws.shared_uniform()), batch.rows(rows)
         denoiser = self.denoiser(document_mask(part.documents))
@@ -144,49 +150,51 @@ class DBTM(Algorithm):
         values, at = torch.zeros_like(batch.weight), torch.zeros_like(batch.given)
         if len(rows) == 0:
             return values.sum(), values, at
-        total, nats = _at(scored, part.weight, denoiser(seen), lambda p, weight: cross_entropy(p, tokens[scored][None], weight))
+        places = Places(scored, scored.numel())  # how many are open is the rounds' own choice
+        total, nats = _at(places, part.weight, denoiser(seen), lambda p, weight: cross_entropy(p, places.of(tokens), weight))
         return total, values.to(nats).index_copy(0, rows, nats), at.index_copy(0, rows, scored)
 
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
         """-log T(x_t)_y at noised positions, at all times."""
-        t, noisy, state, _ = self._noised(batch, draws, torch.zeros(len(batch.tokens), dtype=torch.bool))
-        total, nats = self._cross_entropy(noisy, self.denoiser(document_mask(batch.documents))(state), batch)
+        size, length = batch.tokens.shape
+        times, share, noisy, state, _ = self._noised(batch, draws, torch.zeros(size, dtype=torch.bool, device="cpu"))
+        places = Places(noisy, most_masks(share, length))
+        total, nats = self._cross_entropy(places, self.denoiser(document_mask(batch.documents))(state), batch)
         weight = batch.weight * noisy
-        return Loss(total, (nats * weight).sum(1), weight.sum(1), t)
+        return Loss(total, (nats * weight).sum(1), weight.sum(1), draws.moved(times))
 
     def denoiser(self, mask: DocumentMask | None = None) -> TokenMap:
         return TokenMap(self.backbone, mask)
 
-    def _noised(self, batch: Batch, draws: Draws, whole: Tensor) -> tuple[Tensor, Tensor, State, Tensor]:
-        """Times t (B,), which positions (B, L) bool are noised, the view of the rows and its derivative by t (B, L, D).
+    def _noised(self, batch: Batch, draws: Draws, whole: Tensor) -> tuple[Tensor, Tensor, Tensor, State, Tensor]:
+        """Times t (B,), a share (B,) for each row, which positions (B, L) bool are noised, with that probability, the view of
+        the rows, and its derivative by t (B, L, D).
 
-        None of the rows `whole` (B,) bool is; elsewhere a share of the positions that is uniform over rows.
+        None of the rows `whole` (B,) bool is; elsewhere the share is uniform over rows. It, t and `whole` are on the CPU.
         """
         count = len(batch.tokens)
-        t, share = draws.stratified(count), draws.stratified(count)
-        noisy = (batch.weight > 0) & ~whole.to(t.device)[:, None]
-        noisy = noisy & (draws.per_sequence(*noisy.shape) < share[:, None])
-        tables = (self.backbone.input_table,)
+        times, share = draws.points(count), draws.points(count)
+        share = torch.where(whole, 0.0, share)
+        noisy = (batch.weight > 0) & (draws.per_sequence(*batch.tokens.shape) < draws.moved(share)[:, None])
+        tables, t = (self.backbone.input_table,), draws.moved(times).float()
         clean, noise = embed(batch.tokens, tables), noise_for(tables).sample(*batch.tokens.shape, draws.rows)
-        path = combine((t.float(), clean), (1 - t.float(), noise))
+        path = combine((t, clean), (1 - t, noise))
         tangent = torch.where(noisy[..., None], clean.views[0] - noise.views[0], 0)
-        return t, noisy, where(noisy, path, clean), tangent
+        return times, share, noisy, where(noisy, path, clean), tangent
 
-    def _cross_entropy(self, at: Tensor, posterior: TokenPosterior, batch: Batch) -> tuple[Tensor, Tensor]:
-        return _at(at, batch.weight, posterior, lambda p, weight: cross_entropy(p, batch.tokens[at][None], weight))
+    def _cross_entropy(self, places: Places, posterior: TokenPosterior, batch: Batch) -> tuple[Tensor, Tensor]:
+        return _at(places, batch.weight, posterior, lambda p, weight: cross_entropy(p, places.of(batch.tokens), weight))
 
 
 def _at(
-    positions: Tensor,
+    places: Places,
     weight: Tensor,
     posterior: TokenPosterior,
     loss: Callable[[TokenPosterior, Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
-    """A loss of some positions (B, L) bool alone: its weighted sum, and its values (B, L), 0 elsewhere."""
-    total, found = loss(replace(posterior, hidden=posterior.hidden[positions][None]), weight[positions][None])
-    values = torch.zeros(positions.shape, dtype=found.dtype, device=found.device)
-    values[positions] = found[0]
-    return total, values
+    """A loss of some positions alone: its weighted sum, and its values (B, L), 0 elsewhere."""
+    total, found = loss(replace(posterior, hidden=places.of(posterior.hidden)), places.weight(weight))
+    return total, places.spread(found)
 
 
 def along(motion: Tensor, offset: float, power: float) -> Callable:

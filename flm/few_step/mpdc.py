@@ -28,6 +28,7 @@ from flm.algos.losses import summed
 from flm.draws import Draws
 from flm.outputs import Output
 from flm.paths.flow_map import PAIR_LAWS, PairLaw
+from flm.paths.masking import Places, most_masks
 from flm.paths.mixture import Schedule
 from flm.posterior import TokenPosterior
 from flm.ranges import Count, Index, OpenShare, Share, one_of
@@ -108,8 +109,9 @@ class MPDC(DFM):
         self.divergence, self.anchor_share, self.time_pairs = DIVERGENCES[divergence], anchor_share, time_pairs
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        noisier, cleaner = PAIR_LAWS[self.time_pairs](len(batch.tokens), draws)
-        anchored = (draws.stratified(len(batch.tokens)) < self.anchor_share)[:, None]
+        size, length = batch.tokens.shape
+        pair, anchor = PAIR_LAWS[self.time_pairs](size, draws), draws.points(size) < self.anchor_share
+        noisier, cleaner, anchored = map(draws.moved, (*pair, anchor[:, None]))
         ahead, state = self.coupled(batch, noisier, cleaner, draws)
         with torch.no_grad():
             target = self.backbone(ahead, cleaner.float(), batch.documents)
@@ -117,19 +119,31 @@ class MPDC(DFM):
         scored, told = batch.weight > 0, anchored
         if self.source.visible:
             scored, told = scored & (state != batch.tokens), told | (ahead == batch.tokens)
-        total, nats, metrics = 0.0, torch.zeros(scored.shape, dtype=torch.float64, device=scored.device), {}
-        for name, at in (("data_nats", scored & told), ("consistency", scored & ~told)):
-            chosen, weight = replace(posterior, hidden=posterior.hidden[at][None]), batch.weight[at][None]
+        total, nats, metrics = 0.0, 0.0, {}
+        for name, at, most in zip(("data_nats", "consistency"), (told, ~told), self._most(pair, anchor, length), strict=True):
+            places = Places(scored & at, most)
+            chosen, weight = replace(posterior, hidden=places.of(posterior.hidden)), places.weight(batch.weight)
             if name == "data_nats":
-                part, found = cross_entropy(chosen, batch.tokens[at][None], weight)
+                part, found = cross_entropy(chosen, places.of(batch.tokens), weight)
             else:
-                part, found = self.divergence(chosen, replace(target, hidden=target.hidden[at][None]), weight)
-            nats[at] = found[0].double()
+                part, found = self.divergence(chosen, replace(target, hidden=places.of(target.hidden)), weight)
+            nats = nats + places.spread(found.double())
             total = total + part
             metrics[name] = (found * weight).sum(), weight.sum()
         loss = summed(total, nats, batch.weight, noisier)
         loss.metrics = metrics
         return loss
+
+    def _most(self, pair: tuple[Tensor, Tensor], anchor: Tensor, length: int) -> tuple[int, int]:
+        """How many positions are told their token, and how many the prediction ahead, at most; of times on the CPU."""
+        if not self.source.visible:
+            told = anchor.double()
+            return most_masks(told, length), most_masks(1 - told, length)
+        kappa, ahead = map(self.schedule.kappa, pair)
+        return (
+            most_masks(torch.where(anchor, 1 - kappa, ahead - kappa), length),
+            most_masks(torch.where(anchor, 0.0, 1 - ahead), length),
+        )
 
     def coupled(self, batch: Batch, noisier: Tensor, cleaner: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """x_s at the cleaner times and x_t at the noisier ones (B,), one path's; what carries no weight is never noise."""

@@ -39,18 +39,18 @@ class TimePairs:
 
 def uniform_gap(count: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Gap ~ U(0,1), start ~ U(0,1) (1 - gap), both stratified over the global batch."""
-    gap = draws.stratified(count)
-    start = draws.stratified(count) * (1 - gap)
+    gap = draws.points(count)
+    start = draws.points(count) * (1 - gap)
     return start, start + gap
 
 
 def uniform_pair(count: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Two sorted uniforms."""
-    ends = torch.stack([draws.stratified(count), draws.stratified(count)])
+    ends = torch.stack([draws.points(count), draws.points(count)])
     return ends.amin(0), ends.amax(0)
 
 
-# The laws that `algo.time_pairs` may name.
+# The laws that `algo.time_pairs` may name; of numbers that are still on the CPU.
 PAIR_LAWS: dict[str, Callable[[int, Draws], tuple[Tensor, Tensor]]] = {
     "uniform_gap": uniform_gap,
     "uniform_pair": uniform_pair,
@@ -70,7 +70,7 @@ def draw_time_pairs(
         boundary_prob: one in so many jumps is the whole way, (0, 1), the jump that one-step generation makes; None for none.
         random_middle: the midpoint uniform between the ends instead of halfway, on the clock either way.
     """
-    start, end = PAIR_LAWS[law](count, draws)
+    start, end = map(draws.moved, PAIR_LAWS[law](count, draws))
     if boundary_prob is not None:
         # so many of the global batch; small ones get their share over steps
         boundary = draws.stratified(count) < 1 / boundary_prob

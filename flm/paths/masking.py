@@ -46,19 +46,43 @@ def masks_by_key(maskable: Tensor, u: Tensor, key: Tensor) -> tuple[Tensor, Tens
     return masks, n / k.clamp_min(1).double(), torch.where(n > 0, 1 - threshold, torch.ones_like(threshold))
 
 
-def rows_of_masks(masks: Tensor, points: Tensor) -> Tensor:
-    """Places (n,) in the flattened masks (B, L) of `random_masks`, all masks first; others where a sequence has padding.
-
-    The vocabulary's end is asked there: half of its work. How many follows from the u (B,) they were drawn by, `points` on
-    the CPU, so that nobody waits for a device to count them.
-    """
-    length = masks.shape[1]
-    return first_masks(masks, sum(min(int(u * length) + 1, length) for u in points.tolist()))
+def drawn_masks(points: Tensor, length: int) -> int:
+    """How many masks `random_masks` makes, at most, of sequences of `length` by these u (B,), `points` on the CPU; fewer where
+    a sequence has padding."""
+    return sum(min(int(u * length) + 1, length) for u in points.tolist())
 
 
 def first_masks(masks: Tensor, most: int) -> Tensor:
     """Places (most,) in the flattened masks (B, L): all masks, if there are no more, in order, then others."""
     return masks.flatten().byte().argsort(descending=True, stable=True)[:most]
+
+
+class Places:
+    """Some positions of a batch in one row, where losses are asked for, whose number no device is asked for.
+
+    Args:
+        positions: (B, L) bool.
+        most: so many there are at most. The row has that length; where there are fewer, others follow, whose weight must be 0.
+    """
+
+    def __init__(self, positions: Tensor, most: int):
+        self.positions = positions
+        self._rows = None if most >= positions.numel() else first_masks(positions, most)
+
+    def of(self, values: Tensor) -> Tensor:
+        """(1, n, ...) of (B, L, ...)."""
+        flat = values.flatten(0, 1)
+        return (flat if self._rows is None else flat.index_select(0, self._rows))[None]
+
+    def weight(self, values: Tensor) -> Tensor:
+        """The same of a weight (B, L), 0 but at the positions."""
+        return self.of(values * self.positions)
+
+    def spread(self, found: Tensor) -> Tensor:
+        """Values (1, n) where they belong (B, L), 0 elsewhere."""
+        if self._rows is not None:
+            found = found.new_zeros(self.positions.numel()).index_copy(0, self._rows, found[0])
+        return torch.where(self.positions, found.view(self.positions.shape), 0.0)
 
 
 def most_masks(sigma: Tensor, length: int) -> int:

@@ -15,7 +15,7 @@ from flm.algos.algorithm import Batch
 from flm.algos.mdlm import MDLM
 from flm.draws import Draws
 from flm.models.dit import DiT
-from flm.paths.masking import random_masks, rows_of_masks
+from flm.paths.masking import drawn_masks, first_masks, random_masks
 from flm.paths.mixture import Cosine, LogLinear, MaskSource, Polynomial, corrupt
 from flm.tasks.train import train
 from flm.training.validation import Tally
@@ -284,7 +284,7 @@ def test_the_vocabulary_is_asked_at_masks_alone_and_nowhere_else_without_padding
         if documents:
             weight[:, 12:] = 0
         masked, _ = random_masks(weight > 0, points, Draws(5).rows)
-        rows = rows_of_masks(masked, points)
+        rows = first_masks(masked, drawn_masks(points, masked.shape[1]))
         count = int(masked.sum())
         assert masked.flatten()[rows].nonzero()[:, 0].tolist() == list(range(count))
         assert len(set(rows.tolist())) == len(rows) and (len(rows) == count) is not documents and len(rows) >= count

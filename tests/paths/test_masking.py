@@ -5,7 +5,16 @@ import torch
 from chi_square import chi_square_limit
 
 from flm.draws import Draws
-from flm.paths.masking import MaskingCurriculum, Strategies, first_masks, masks_by_key, most_masks, window_chance, window_masks
+from flm.paths.masking import (
+    MaskingCurriculum,
+    Places,
+    Strategies,
+    first_masks,
+    masks_by_key,
+    most_masks,
+    window_chance,
+    window_masks,
+)
 from flm.schema import check
 
 LEVEL = 1e-3
@@ -123,6 +132,15 @@ def test_more_masks_than_there_is_room_for_are_as_good_as_impossible(sigma):
     assert law[most + 1 :].sum() < 1e-13
     mean = length * sum(sigma)
     assert most == len(sigma) * length or most <= mean + 9 * mean**0.5 + 23  # and little is computed for nothing
+
+
+@pytest.mark.parametrize("most", [3, 4, 6])
+def test_values_at_places_go_there_and_back(most):
+    positions = torch.tensor([[False, True, False], [True, False, True]])
+    places, values = Places(positions, most), torch.arange(1.0, 7).view(2, 3)
+    assert places.of(values).shape == (1, most) and places.of(torch.ones(2, 3, 5)).shape == (1, most, 5)
+    assert torch.equal(places.spread(places.of(values)), values * positions)
+    assert torch.equal(places.spread(places.weight(values)), values * positions) and places.weight(values).sum() == 2 + 4 + 6
 
 
 def test_first_masks_are_all_of_them_in_order_and_then_others():

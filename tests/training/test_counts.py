@@ -14,7 +14,7 @@ from flm.algos.flm import FLM
 from flm.draws import Draws
 from flm.models.dit import DiT
 from flm.paths import clock
-from flm.paths.masking import random_masks, rows_of_masks
+from flm.paths.masking import drawn_masks, first_masks, random_masks
 from flm.posterior import TokenPosterior
 from flm.vocabulary_losses import cross_entropy, cross_entropy_chunk
 
@@ -54,7 +54,7 @@ def test_a_masked_diffusion_asks_half_of_the_vocabulary():
     for seed in range(3):
         points = Draws(seed).points(SEQUENCES)
         masked, _ = random_masks(torch.ones(SEQUENCES, L, dtype=torch.bool), points, Draws(seed).rows)
-        rows = rows_of_masks(masked, points)
+        rows = first_masks(masked, drawn_masks(points, masked.shape[1]))
         assert len(rows) == masked.sum() and masked.flatten()[rows].all()
         shares.append(len(rows) / TOKENS)
     assert shares == pytest.approx([0.5] * 3, abs=0.01)

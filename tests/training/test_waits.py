@@ -1,4 +1,6 @@
-"""How often a training step makes the CPU wait for the device: counted on a CPU, where the same operations are called."""
+"""How often a training step makes the CPU wait for the device: counted on a CPU, where the same operations are called.
+
+Numbers that are on the CPU with every device are read by `tolist`, which no dispatch sees."""
 
 import torch
 from every_algorithm import CASES, IDS, build, ragged_batch
@@ -15,9 +17,6 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}  # by a mask
 ALLOWED = {
     "AR": "rows of several documents are cut into rows of their own, whose number the batch says",
     "NativeFlow": "as AR",
-    "DFM": "windows of masks, and padding of uniform states, are counted; masks drawn one by one are not",
-    "DBTM": "half of the vocabulary's work is saved by evaluating noise alone, whose amount is drawn",
-    "MPDC": "as DBTM",
     "Duo": "draws among all tokens but the drawn ones are repeated until they differ; while the curriculum lasts",
     "DuoDistill": "as Duo; and at the beginning of a round",
 }
@@ -58,7 +57,7 @@ def test_steps_do_not_wait(monkeypatch):
     waiting = {kind: names for kind, names in found.items() if any(names.values())}
     assert {"FLM", "FMLM", "KLFlow", "FLMDistill"} <= set(found) - set(waiting)
     assert set(waiting) == set(ALLOWED), waiting
-    assert not found["DFM"]["dfm"]
+    assert {"DFM", "DBTM", "MPDC"} <= set(found)
 
 
 def test_a_wait_is_seen():
