@@ -1,5 +1,6 @@
 """data=text reads what people have, and says what reads the rest."""
 
+import gzip
 import json
 
 import pyarrow
@@ -7,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from flm.data.corpora.pairs import PairCorpus
+from flm.data.corpora.source_files import records
 from flm.data.corpora.text import TextCorpus
 from flm.golf.shard_corpus import TokenShardCorpus
 
@@ -67,3 +69,15 @@ def test_the_message_names_the_right_kind(tmp_path):
     write(tmp_path / "cache" / "train-counts.bin", b"")
     with pytest.raises(ValueError, match="a cache of tokens made here: name the text"):
         documents(tmp_path / "cache")
+
+
+def test_a_file_without_records_holds_none(tmp_path):
+    """One empty shard of many had ended a run with the word StopIteration."""
+    pytest.importorskip("datasets")
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "none.parquet")
+    empty = {"a.jsonl": "", "b.jsonl": "\n\n", "c.json": "[]", "d.txt": "", "e.jsonl.gz": gzip.compress(b"")}
+    for path in [tmp_path / "none.parquet", *(write(tmp_path / name, content) for name, content in empty.items())]:
+        assert list(records(path, ["text"])) == [], path.name
+    for name in ("f.jsonl.gz", "g.jsonl.zst"):  # what is left of a download
+        with pytest.raises(ValueError, match=f"{name}: no bytes at all, which no compressed file has"):
+            list(records(write(tmp_path / name, b""), ["text"]))

@@ -174,6 +174,9 @@ def records(place: str | Path, keys: list[str], named_by: str = "data.text_key")
                 raise ValueError(f'no "{missing}", only {", ".join(batch)}: set {named_by}')
             for values in zip(*(batch[column] for column in columns), strict=True):
                 yield dict(zip(columns, values, strict=True))
+    except StopIteration:  # from the library's look at the first record, where there is none
+        if str(place).endswith((".gz", ".zst")) and os.path.exists(place) and not os.path.getsize(place):
+            raise _unreadable(place, ValueError("no bytes at all, which no compressed file has: fetch it anew")) from None
     except Exception as error:  # every reader raises its own
         raise _unreadable(place, error) from error
 
