@@ -1,11 +1,13 @@
 """The command `flm`: modes of the config, texts from a model, and what wings add."""
 
 import difflib
+import itertools
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
 
-from flm import config_files, text_commands
+from flm import __version__, config_files, text_commands
 from flm.registry import entries, load
 
 # What `flm train` alone does: words in minutes, which is all a first try should cost.
@@ -13,14 +15,33 @@ FIRST_TRY, FIRST_RUN = "pydoc_flm_fitted", "outputs/first"
 # What `flm solve` solves with when no checkpoint is named.
 BOXED_SOLVER = "builtin:puzzle"
 _CHECKPOINT = "eval.checkpoint_path="
+_LISTS = {"report": "report.inputs", "side_by_side": "side_by_side.runs"}  # modes that read results instead
 _WIDTH = 96
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 after one line on standard error, as `python main.py`."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Exit status: 0, or 1 after one line on standard error, as `python main.py`; 130 after Ctrl-C."""
+    try:
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest as it ends
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def _run(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help", "help"):
         print(help_text())
+        return 0
+    if given[0] in ("-V", "--version", "version"):
+        print(f"flm {__version__}")
         return 0
     word, rest = given[0], given[1:]
     modes, added = mode_names(), entries("commands")
@@ -30,22 +51,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"flm train: no arguments, so {recipe}: {config_files.options('experiment')[FIRST_TRY]}", flush=True)
             print(f"It goes to {FIRST_RUN}; stopped, the same command goes on. Then: flm demo {FIRST_RUN}", flush=True)
             rest = [recipe, f"hydra.run.dir={FIRST_RUN}"]
+        rest = _named(word, modes[word], rest)
         if modes[word] == "solve_eval" and not any(item.startswith((_CHECKPOINT, "-")) for item in rest):
             print(f"flm {word}: no {_CHECKPOINT}, so {BOXED_SOLVER}, which comes with the package", flush=True)
             rest = [f"{_CHECKPOINT}{BOXED_SOLVER}", *rest]
         return _task([f"mode={modes[word]}", *rest])
     if "=" in word or word.startswith(("+", "~", "-")):
         return _task(given)
-    try:
-        if word in text_commands.COMMANDS:
-            return text_commands.run(given)
-        if word in added:
-            return load(added[word])(rest)
-        near = difflib.get_close_matches(word, [*modes, *text_commands.COMMANDS, *added], 1)
-        raise ValueError(f"flm {word}: no such command{f'; did you mean {near[0]}?' if near else ''} (flm --help lists them)")
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    if word in text_commands.COMMANDS:
+        return text_commands.run(given)
+    if word in added:
+        return load(added[word])(rest)
+    near = difflib.get_close_matches(word, [*modes, *text_commands.COMMANDS, *added], 1)
+    raise ValueError(f"flm {word}: no such command{f'; did you mean {near[0]}?' if near else ''} (flm --help lists them)")
+
+
+def _named(command: str, mode: str, rest: list[str]) -> list[str]:
+    """`flm sample RUN ...` as `flm sample eval.checkpoint_path=RUN ...`: words before the first KEY=VALUE or option.
+
+    Raises:
+        ValueError: the mode reads nothing of that kind, or one only.
+    """
+    words = list(itertools.takewhile(lambda word: "=" not in word and word[:1] not in ("-", "+", "~"), rest))
+    if not words:
+        return rest
+    if mode in _LISTS:
+        from flm.tasks.command_line import written
+
+        return [f"{_LISTS[mode]}={written(words)}", *rest[len(words) :]]
+    if mode == "train" or mode == "benchmark" or len(words) > 1:
+        own = f"; your own text is data=text data.path={words[0]}" if mode == "train" else ""
+        raise ValueError(f"flm {command}: {words[-1]!r} is no KEY=VALUE{own} (flm {command} --help lists the keys)")
+    return [f"{_CHECKPOINT}{words[0]}", *rest[1:]]
 
 
 def mode_names() -> dict[str, str]:

@@ -1,15 +1,23 @@
 """The command `flm`: modes, texts and what wings add, from one place."""
 
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
+import pytest
 from running import command, config_of, tiny, write_corpus
 
 import flm
 from flm import config_files
 from flm.__main__ import help_text, main, mode_names
 from flm.tasks.check import check_config
+
+ROOT = Path(flm.__file__).parents[1]
 
 
 def test_help_names_every_mode_command_and_option():
@@ -48,10 +56,65 @@ def test_mistakes_are_one_line(capsys):
         ("serve", "/nowhere"): "/nowhere",
         ("demo", "a", "b"): "one model",
         ("generate", "builtin:nothing"): "builtin:text",
+        ("generate", "--prompt", "a \udcff"): "half a surrogate pair",
+        ("train", "corpus.txt", "debug=tiny"): "'corpus.txt' is no KEY=VALUE; your own text is data=text data.path=corpus.txt",
+        ("benchmark", "RUN"): "'RUN' is no KEY=VALUE",
+        ("sample", "one", "two"): "'two' is no KEY=VALUE",
+        ("adapter", "/nowhere", "x"): "/nowhere",
     }.items():
         assert main(list(arguments)) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ") and says in error and error.count("\n") == 1
+
+
+def test_a_word_behind_a_mode_is_what_it_reads(monkeypatch):
+    asked = []
+    monkeypatch.setattr("flm.tasks.command_line.main", lambda: asked.append(sys.argv[1:]) or 0)
+    for arguments, wanted in {
+        ("sample", "RUN", "sampling.steps=[1]"): ["mode=sample_eval", "eval.checkpoint_path=RUN", "sampling.steps=[1]"],
+        ("solve", "builtin:puzzle"): ["mode=solve_eval", "eval.checkpoint_path=builtin:puzzle"],
+        ("report", "a b", "c,d"): ["mode=report", "report.inputs=['a b', 'c,d']"],
+        ("side_by_side", "é", "--cfg", "job"): ["mode=side_by_side", "side_by_side.runs=['é']", "--cfg", "job"],
+        ("sample", "--cfg", "job"): ["mode=sample_eval", "--cfg", "job"],
+    }.items():
+        assert main(list(arguments)) == 0
+        assert asked.pop() == wanted
+
+
+@pytest.mark.parametrize("arguments", [["generate", "--length", "9000"], ["solve", "solve_eval.written=1000000"]])
+@pytest.mark.parametrize("seconds", [0, 6])
+def test_ctrl_c_is_one_word(arguments, seconds, tmp_path):
+    """Early, while torch is imported, and at work."""
+    command, environment = [sys.executable, "-m", "flm", *arguments], os.environ | {"PYTHONPATH": str(ROOT)}
+    options = {"cwd": tmp_path, "env": environment, "start_new_session": True, "text": True}
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
+    while run.poll() is None and "libtorch" not in Path(f"/proc/{run.pid}/maps").read_text():
+        time.sleep(0.01)
+    time.sleep(seconds)
+    os.killpg(run.pid, signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert (run.returncode, said) == (130, "stopped\n")
+
+
+def test_a_reader_that_has_had_enough_ends_it_quietly(tmp_path):
+    line = f"{sys.executable} -m flm generate -n 400 --steps 1 | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.stderr == "" and done.stdout.endswith("\n0\n")
+
+
+def test_a_home_that_cannot_be_written_to_is_no_matter(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "MPLCONFIGDIR"}
+    environment |= {"PYTHONPATH": str(ROOT), "HOME": "/proc/none", "XDG_CONFIG_HOME": "/proc/none"}
+    command = [sys.executable, "-m", "flm", "train", "data=text", "data.path=/nowhere"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stderr == "error: data.path must be a file or folder that is there, not /nowhere\n"
+
+
+def test_the_version_is_said(capsys):
+    for word in ("--version", "version", "-V"):
+        assert main([word]) == 0
+        assert capsys.readouterr().out == f"flm {flm.__version__}\n"
 
 
 def test_short_names_are_unambiguous():

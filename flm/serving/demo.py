@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 import flm
+from flm.serving.listening import bound, run
 
 BOXED = ("builtin:text", "builtin:puzzle")  # what comes with the package
 
@@ -35,14 +36,17 @@ def demo(arguments: Sequence[str]) -> int:
     given = parser().parse_args(arguments)
     if not given.web and len(given.models) > 1:
         raise ValueError("flm demo shows one model in the terminal; with --web several")
+    if any(count < 1 for count in given.steps or ()):
+        raise ValueError(f"--steps takes whole numbers of at least 1, not {min(given.steps)}")
+    listening = bound("127.0.0.1", given.port) if given.web else None
     given.models = given.models or list(BOXED if given.web else BOXED[:1])
     loaded = [flm.load(model, given.device) for model in given.models]
-    if not given.web:
+    if listening is None:
         steps = given.steps or sorted({1, loaded[0].steps})
         terminal_demo_of(loaded[0], steps, given.seed)
         return 0
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise ValueError("this needs two packages more: pip install 'flm[serve]'") from error
 
@@ -52,9 +56,9 @@ def demo(arguments: Sequence[str]) -> int:
     names = [Path(model).name for model in given.models]
     names = [name if names.count(name) == 1 else model for name, model in zip(names, given.models, strict=True)]
     engines = {name: Engine(lm) for name, lm in zip(names, loaded, strict=True)}
-    print(f"open http://127.0.0.1:{given.port}", flush=True)
+    print(f"open http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
     try:
-        uvicorn.run(web_demo(engines), host="127.0.0.1", port=given.port, log_level="warning")
+        run(web_demo(engines), listening)
     finally:
         for engine in engines.values():
             engine.close()

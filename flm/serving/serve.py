@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import flm
 from flm.serving.limits import Limits
+from flm.serving.listening import bound, run
 
 BOXED = "builtin:text"  # comes with the package
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 def serve(arguments: Sequence[str]) -> int:
     """an OpenAI-style HTTP server for one model"""
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise ValueError("this needs two packages more: pip install 'flm[serve]'") from error
 
@@ -50,17 +51,16 @@ def serve(arguments: Sequence[str]) -> int:
         value = getattr(given, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {value}")
-    if not 0 <= given.port < 65536:
-        raise ValueError(f"--port must be in 0 ... 65535, not {given.port}")
+    listening = bound(given.host, given.port)
     lm = flm.load(given.model, given.device, trusted_modules=given.trusted_module)
     template = chat_template(lm, given.chat_template)
     engine = Engine(lm, Limits(given.max_length, given.max_batch, given.max_queue, given.max_seconds))
     if given.host not in LOOPBACK and given.api_key is None:
         print(f"warning: {given.host} is open to other machines and no --api-key is set", flush=True)
-    print(f"{lm!r} on http://{given.host}:{given.port}/v1", flush=True)
+    print(f"{lm!r} on http://{given.host}:{listening.getsockname()[1]}/v1", flush=True)
     try:
         server = Server(engine, given.name or given.model, given.api_key, template)
-        uvicorn.run(server.app, host=given.host, port=given.port, log_level="warning")
+        run(server.app, listening)
     finally:
         engine.close()
     return 0

@@ -97,9 +97,9 @@ def terminal_demo(
             if word == "/quit":
                 return
             if word == "/steps":
-                steps = [int(count) for count in rest.split()] or steps
+                steps = _numbers(word, rest, 1) or steps
             elif word == "/seed":
-                seed = int(rest)
+                seed = (_numbers(word, rest, 0) or [seed])[0]
             elif word.startswith("/"):
                 console.print(HELP)
             else:
@@ -107,3 +107,10 @@ def terminal_demo(
                 seed += 1
         except ValueError as error:
             console.print(f"error: {error}", style="red", markup=False)
+
+
+def _numbers(word: str, rest: str, least: int) -> list[int]:
+    found = rest.split()
+    if not all(one.isdecimal() and int(one) >= least for one in found):
+        raise ValueError(f"{word} takes whole numbers of at least {least}, not {rest.strip()!r}")
+    return [int(one) for one in found]

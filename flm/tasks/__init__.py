@@ -1,5 +1,6 @@
 """Modes: one file each, and the parts that they share."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -22,3 +23,4 @@ def positions(grid: Any, otherwise: int) -> int:
 OmegaConf.register_new_resolver("warm_up", warm_up, replace=True)
 OmegaConf.register_new_resolver("positions", positions, replace=True)
 take_in()
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # Lightning imports it, and it says at length where it may not write

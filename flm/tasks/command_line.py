@@ -83,16 +83,17 @@ def _structured(value: str) -> str | None:
     if value[:1] + value[-1:] not in ("[]", "{}"):
         return None
     try:
-        return _written(yaml.safe_load(value))
+        return written(yaml.safe_load(value))
     except yaml.YAMLError:
         return None
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """A list, mapping or plain value in Hydra's grammar."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_written(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {written(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_written, value)) + "]"
+        return "[" + ", ".join(map(written, value)) + "]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value) if isinstance(value, int | float) else quoted(str(value), keeps_interpolations=True)
@@ -114,7 +115,7 @@ _failures: list[Exception] = []
 
 
 def main() -> int:
-    """Exit status: 0, or 1 after one line on standard error. HYDRA_FULL_ERROR=1 shows the traceback instead."""
+    """Exit status: 0, 1 after one line on standard error (HYDRA_FULL_ERROR=1 shows the traceback instead), 130 after Ctrl-C."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors on instead of printing its own account
     multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
@@ -131,6 +132,9 @@ def main() -> int:
         if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra has printed its own
             print(sampler_help.text())
         raise
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except Exception as error:
         line = unknown_key(error, sys.argv[1:]) or user_error(error, _run_folder(sys.argv[1:]))
         if wants_traceback or line is None:

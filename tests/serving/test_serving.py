@@ -125,6 +125,7 @@ BAD = [
     (b'{"max_tokens": 17}', 400, "max_tokens: 17"),
     (b'{"prompt": "the cat sat on a mat."}', 400, "no room"),
     (b'{"prompt": "\xc3\xa9"}', 400, "cannot write"),
+    (b'{"prompt": "\\ud800"}', 400, "hex escape"),
     (b'{"prompt": [1, 999]}', 400, "999"),
     (b'{"prompt": [-1]}', 400, "prompt"),
     (b'{"temperature": NaN}', 400, ""),
