@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from tasks.running import config_of
 
 from flm.config_files import groups
+from flm.tasks.other_names import SAME
 from flm.tasks.sampler_help import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +39,7 @@ def test_every_option_and_key_is_there(tmp_path):
     assert len(found) >= 12
     assert not [pair for pair in found if pair[1] not in groups()[pair[0]] and pair != ("data", "openwebtext")]
     modes = {mode: config_of(tmp_path, f"mode={mode}") for mode in groups()["mode"]}
-    keys = {key for text in QUOTED for key in re.findall(r"\b([a-z_]+(?:\.[a-z_]+)+)=", text)} - SWEPT
+    keys = {key for text in QUOTED for key in re.findall(r"\b([a-z_]+(?:\.[a-z_]+)+)=", text)} - SWEPT - SAME.keys()
     options = {f"sampling.{name}" for name in re.findall(r"`(\w+)`", markdown())}  # which samplers bring
     assert not [key for key in keys if key.startswith("sampling.") and key not in options and not selected(modes, key)]
     keys = {key for key in keys if not key.startswith("sampling.")}
