@@ -215,8 +215,10 @@ def _compiled_flex_attention() -> Callable[..., Any]:
 def _capped(softcap: float, causal: bool, mask: Tensor | None) -> Callable[..., Tensor]:
     """The score_mod of flex_attention that caps and masks; `mask` has the full shape (B, H, L, L)."""
 
+    text = str(softcap)  # as a number the second one of a process is a variable to the tracer, which flex_attention refuses
+
     def score_mod(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        score = softcap * torch.tanh(score / softcap)
+        score = float(text) * torch.tanh(score / float(text))
         if causal:
             score = torch.where(row >= column, score, -math.inf)
         if mask is not None:

@@ -166,7 +166,6 @@ def flexed(monkeypatch):
     monkeypatch.setattr(attention_module, "FLEX_ON", {"cpu"})
     monkeypatch.setattr(attention_module, "_compiled_flex_attention", lambda: flex_attention)
     monkeypatch.setattr(flex_module, "_validate_device", lambda *_: None)
-    torch._dynamo.reset()  # it is traced all the same, and a second softcap in one process is a variable, which it refuses
 
 
 IDS = torch.tensor([[0, 0, 0, 1, 1, 1, -1], [5, 5, 2, 2, 2, 5, 5]])
@@ -218,6 +217,32 @@ def test_a_network_reads_blocks_made_once_for_all_of_its_layers(softcap, flexed,
     assert max((a - b).norm() / b.norm() for a, b in pairs) < 1e-4
     rows = network.hidden(state[1:], tau[1:], mask=mask[slice(1, 2)])
     torch.testing.assert_close(rows, found[1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_networks_of_several_softcaps_in_one_process(compiled, flexed, monkeypatch):
+    """Numbers that differ between two calls are variables to torch.compile, which flex_attention refuses."""
+    backend = {"backend": "aot_eager"}
+    if compiled:
+        monkeypatch.setattr(attention_module, "_compiled_flex_attention", lambda: torch.compile(flex_attention, **backend))
+    torch._dynamo.reset()
+    state, tau, mask = torch.randn(2, L, 32), torch.tensor([0.2, 0.7]), document_mask(IDS)
+    for softcap in (5.0, 2.0, None, 5.0, 1.0):
+        torch.manual_seed(0)
+        network = DiT(11, L, 32, 2, 2, dropout=0.0, attention_softcap=softcap)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 0.2 * torch.randn_like(parameter)
+        expected = network.hidden(state, tau, mask=mask.dense)
+        if compiled:
+            for block in network.blocks:
+                block.compile(**backend)
+        found = network.hidden(state, tau, mask=mask)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        weight = network.blocks[0].attn_qkv.weight
+        a, b = (torch.autograd.grad(out.square().sum(), weight)[0] for out in (found, expected))
+        assert (a - b).norm() / b.norm() < 1e-4
+    torch._dynamo.reset()
 
 
 def test_backward_matches_differences(qkv, documents):

@@ -99,7 +99,7 @@ NAMES = ("flm", "fmlm", "evidence", "ar")
 def new_module(name: str, optimizer=ADAMW) -> Module:
     torch.manual_seed(0)
     backbone = partial(DiT, **{key: value for key, value in BACKBONE.items() if key != "_target_"})
-    node = {"_target_": f"flm.algos.{name}.{name.upper()}"}
+    node = {"_target_": "flm.algos.flm.FLM" if name == "recomputed" else f"flm.algos.{name}.{name.upper()}"}
     if name in ("fmlm", "lagrangian", "evidence"):
         reads = "evidence" if name == "evidence" else "view"
         backbone = partial(backbone, neighbours=1) if name == "evidence" else backbone
@@ -111,7 +111,8 @@ def new_module(name: str, optimizer=ADAMW) -> Module:
         options = {"objective": "lagrangian" if name == "lagrangian" else "semigroup", "reads": reads}
         algorithm = FMLM(backbone, VOCAB, LENGTH, teacher=teacher, learnable_loss_weighting=True, **options)
     else:
-        algorithm = {"flm": FLM, "ar": AR}[name](backbone, VOCAB, LENGTH)
+        backbone = partial(backbone, checkpoint_every=2) if name == "recomputed" else backbone
+        algorithm = (AR if name == "ar" else FLM)(backbone, VOCAB, LENGTH)
     schedule = partial(cosine_decay, warmup_steps=1, total_steps=20)
     config = {"algo": node, "model": BACKBONE}
     return Module(algorithm, optimizer, schedule, 0.8, 3, config, {"kind": "toy"}, torch.arange(1, VOCAB + 1))
@@ -150,6 +151,7 @@ def work(rank: int, folder: Path, port: int) -> None:
             saving = [CheckpointEvery(folder / kind / name, 2)]
             found[kind, name] = fit(folder, name, callbacks=saving, devices=2, strategy=strategy())
     found["lagrangian"] = fit(folder, "lagrangian", devices=2, strategy=FullyShardedStrategy(), steps=2)
+    found["recomputed"] = fit(folder, "recomputed", devices=2, strategy=FullyShardedStrategy())
     two = partial(fit, folder, "flm", devices=2)
     found["resumed"] = two(path=folder / "one" / "step_0000002.ckpt", strategy=FullyShardedStrategy())
     found["muon"] = two(optimizer=MuonWithAdamW, strategy=FullyShardedStrategy())

@@ -58,6 +58,16 @@ def test_two_processes_train_as_one_that_accumulates(one, two, kind, name):
         assert pair[0]["local"] + pair[1]["local"] == one[name]["local"] and pair[0]["local"] < 0.6 * one[name]["local"]
 
 
+def test_blocks_that_are_computed_again_train_the_same(two):
+    """Every other block makes its activations anew in the backward pass, its weights gathered once more; dropout too."""
+    for process in two:
+        kept, again = process["fsdp2", "flm"], process["recomputed"]
+        assert kept["losses"] == again["losses"] and kept["reports"] == again["reports"]
+        for kind in ("weights", "average"):
+            assert all(torch.equal(again[kind][name], value) for name, value in kept[kind].items())
+        assert again["local"] == kept["local"]
+
+
 @pytest.mark.parametrize("kind", STRATEGIES)
 def test_noise_is_each_sequences_own_and_times_are_shared_out(two, kind):
     first, second = (process[kind, "flm"] for process in two)
