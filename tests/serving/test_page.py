@@ -31,6 +31,7 @@ $("s-steps").value = 1; $("s-steps").dispatchEvent(new Event("input"));
 $("go").click();
 await until(() => $("status").textContent.startsWith("Done"));
 seen.last = show();
+seen.titles = [...document.querySelectorAll(".panel h2")].map((h) => h.textContent);
 seen.given = [...document.querySelectorAll(".panel:first-child .given")].map((s) => s.textContent).join("");
 const film = document.querySelector(".panel input");
 seen.moments = Number(film.max) + 1;
@@ -128,6 +129,7 @@ def test_the_page_generates_scrubs_and_says_what_is_wrong(served, width, tmp_pat
     assert seen["sliders"] == ["s-steps", "s-steps of the second", "s-temperature", "s-churn"]
     template = "the [6] a [3]"
     assert seen["last"] == [lm.infill(template, steps=2, seed=0)[0], lm.infill(template, seed=0)[0]]
+    assert seen["titles"] == ["one, 2 steps", f"two, {lm.steps} steps"]
     assert seen["given"] == "the  a " and seen["moments"] == 2
     assert seen["first"].startswith("the ") and len(seen["first"]) == len(seen["last"][0])
     assert seen["template"] == "the [3]" and "no hole" in seen["error"]

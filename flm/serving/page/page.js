@@ -144,6 +144,7 @@ async function generate(film, index, body) {
   film.frames = [];
   film.seen = null;
   film.box.querySelector(".verdict").textContent = "";
+  film.box.querySelector("h2").textContent = `${film.model.name}, ${body.steps} step${body.steps === 1 ? "" : "s"}`;
   const begun = performance.now();
   const answer = await fetch(`m/${film.model.index}/v1/infill`, {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: controller.signal,
