@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import shrunk
@@ -104,6 +106,8 @@ class World:
         names: what stands for a word of the docs.
     """
 
+    done: ClassVar[set[Hashable]] = set()  # on any page: what leaves nothing that a later command reads
+
     def __init__(self, folder: Path, page: Path, monkeypatch):
         self.folder, self.monkeypatch = folder, monkeypatch
         for name in ("main.py", "scripts", "configs", "flm", "examples", "requirements.txt", "tests"):
@@ -165,7 +169,8 @@ class World:
     def flm(self, words: list[str]) -> int:
         command, *rest = words
         if command in ("serve", "demo"):
-            return self.demo(rest) if command == "demo" and "--web" not in rest else self.served(words)
+            talk = command == "demo" and "--web" not in rest
+            return self.once(tuple(words), lambda: self.demo(rest) if talk else self.served(words))
         if command in text_commands.COMMANDS:
             if rest and rest[0] in PUBLISHED:
                 rest += ["--published", f"tokenizer_name_or_path={self.words}"]
@@ -182,6 +187,13 @@ class World:
         typed = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         typed.communicate("The [3].\n\n/quit\n", timeout=120)
         return typed.returncode
+
+    def once(self, what: Hashable, run: Callable[[], int]) -> int:
+        """Its status; 0 where it ended well on an earlier page."""
+        status = 0 if what in self.done else run()
+        if status == 0:
+            self.done.add(what)
+        return status
 
     def served(self, words: list[str]) -> int:
         """Starts, answers, and ends when it is told to."""
@@ -209,6 +221,12 @@ class World:
 
     def script(self, name: str, words: list[str], variables: dict[str, str]) -> int:
         """Its calls of main.py as it makes them, run here."""
+        if name not in SCRIPTS and "OUT" in variables:
+            return self.called(name, words, variables)
+        given = {key: value for key, value in (variables | SCRIPTS.get(name, {})).items() if key != "OUT"}
+        return self.once((name, *words, *sorted(given.items())), lambda: self.called(name, words, variables))
+
+    def called(self, name: str, words: list[str], variables: dict[str, str]) -> int:
         out = self.folder / "outputs" / f"{name}-{len(os.listdir(self.folder))}-{time.monotonic_ns()}"
         variables = {"OUT": str(out)} | variables | SCRIPTS.get(name, {})
         variables["OUT"] = str(self.folder / variables["OUT"])  # scripts go to the tree that they stand in
