@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import flm
@@ -29,6 +30,8 @@ def run(arguments: Sequence[str]) -> int:
         add(package)
     weights = not given.last_weights
     hub = {"revision": given.revision, "file": given.file}
+    if command == "generate" and any(map(str.isspace, given.model)) and not Path(given.model).exists():
+        raise ValueError(f"{given.model}: no such model; a text to begin with is --prompt {given.model!r}")
     lm = flm.load(given.model, given.device, weights, given.trusted_module, **hub, **dict(given.published))
     if command == "nll":
         found = lm.nll(sys.stdin.read() if given.text == "-" else given.text, given.draws, given.seed)

@@ -44,6 +44,8 @@ def test_modes_run_as_they_do_through_main(tmp_path, monkeypatch, capsys):
         assert main(["generate", str(tmp_path / run / "checkpoints" / "last.ckpt"), "-n", "2", "--steps", "2"]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != ""
+    assert main(["generate", str(tmp_path)]) == 1
+    assert f"the newest run in it is {tmp_path / 'b'}\n" in capsys.readouterr().err
     assert main(["generate", str(tmp_path / "a"), "--steps", "2", "--json"]) == 0  # a run folder
     assert isinstance(json.loads(capsys.readouterr().out), str)
 
@@ -56,6 +58,7 @@ def test_mistakes_are_one_line(capsys):
         ("serve", "/nowhere"): "/nowhere",
         ("demo", "a", "b"): "one model",
         ("generate", "builtin:nothing"): "builtin:text",
+        ("generate", "The cat"): "The cat: no such model; a text to begin with is --prompt 'The cat'",
         ("generate", "--prompt", "a \udcff"): "half a surrogate pair",
         ("train", "corpus.txt", "debug=tiny"): "'corpus.txt' is no KEY=VALUE; your own text is data=text data.path=corpus.txt",
         ("benchmark", "RUN"): "'RUN' is no KEY=VALUE",

@@ -142,8 +142,10 @@ def _located(source: str | Path, revision: str | None, file: str | None) -> Path
         return path
     last = next((path / name for name in _OF_A_RUN if (path / name).exists()), None)
     if last is None:
+        runs = sorted((file.stat().st_mtime, file) for depth in ("*", "*/*") for file in path.glob(f"{depth}/{_OF_A_RUN[0]}"))
+        newest = f"; the newest run in it is {runs[-1][1].parents[1]}" if runs else ""
         raise ValueError(
-            f"{source}: not an exported model: it has no {CONFIG}; and not a run's folder: it has no {_OF_A_RUN[0]}"
+            f"{source}: not an exported model: it has no {CONFIG}; and not a run's folder: it has no {_OF_A_RUN[0]}{newest}"
         )
     return last
 
