@@ -59,7 +59,6 @@ INSTEAD = {
     "algo.gumbel_tau_log10_start": "algo.temperature_start, itself and not its logarithm",
     "algo.gumbel_tau_log10_end": "algo.temperature_end, itself and not its logarithm",
     "sampling.use_float64": "tokens are always drawn in float64",
-    "sampling.noise_removal": "the last step writes what is still noise; with sampling.temperature=0 the most probable token",
     "sampling.num_sample_log": "callbacks.sample.count says how many samples a validation writes",
     "sampling.semi_ar": "sampling.prompt continues a text; there is no sampler that writes one stretch after the other",
     "eval.compute_generative_perplexity": "mode=sample_eval measures it always, by eval.gen_ppl_eval_model_name_or_path",

@@ -3,11 +3,14 @@
 import re
 
 import pytest
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 from tasks.running import command, config_of
 
-from flm.config_files import groups
-from flm.tasks.other_names import INSTEAD, SAME, ours
+from flm.config_files import CONFIGS, groups
+from flm.schema import signature_of
+from flm.tasks.other_names import INSTEAD, OURS_TOO, SAME, ours
+from flm.tasks.sampler_help import markdown
 
 FOUND_ELSEWHERE = {"algo.schedule", "algo.schedule.exponent", "algo.teacher_f_path", "algo.teacher_g_path", "algo.smoothing"}
 FOUND_ELSEWHERE |= {"algo.temperature_start", "algo.temperature_end", "sampling.solver", "hydra.run.dir"}
@@ -35,6 +38,22 @@ def test_names_that_stand_for_others_exist_here(tmp_path):
             assert key.startswith("flm.") or exists(key, config), key
         for group, option in re.findall(r"\b([a-z_]+)=([a-z_0-9]+)", line):
             assert group not in groups() or option in groups()[group], line
+
+
+def our_keys():
+    """Every key that a file of a group spells or a class that it names takes, and the options of all samplers."""
+    for name in groups():
+        for path in (CONFIGS / name).glob("*.yaml"):
+            config = OmegaConf.load(path)
+            taken = signature_of(get_object(config["_target_"])).parameters if "_target_" in config else ()
+            yield from (f"{name}.{key}" for key in {*map(str, config), *taken})
+    yield from (f"sampling.{name}" for name in re.findall(r"`(\w+)`", markdown()))
+
+
+def test_no_key_of_ours_is_taken_for_somebody_elses():
+    keys = set(our_keys())
+    assert {"sampling.noise_removal", "algo.schedule", "model.num_blocks", "data.train"} <= keys
+    assert keys & {*SAME, *INSTEAD} == set(OURS_TOO)
 
 
 def test_all_else_stays_as_it_is():

@@ -150,7 +150,7 @@ def _rule_of(kind: type) -> str | None:
     if issubclass(kind, type):
         return None
     for base in kind.__mro__:
-        name = f"{base.__module__}.{base.__qualname__}"
+        name = f"{base.__module__.partition('._')[0]}.{base.__qualname__}"  # pathlib._local in Python 3.13
         # a class of the program may bear a name of the library: only the library's own is taken for it
         if name in RULES and (base.__module__ != "builtins" or not base.__flags__ & _HEAP_TYPE):
             return name
