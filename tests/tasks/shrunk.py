@@ -60,6 +60,8 @@ def overrides(words: list[str]) -> list[str]:
     if mode == "frontier":
         own = [] if "frontier.steps" in given else ["frontier.steps=[1]"]
         return [*kept, *EVALUATIONS, *own]
+    if mode == "benchmark" and ("experiment" in given or "benchmark.against" in given):
+        kept.append("benchmark.twins=false")  # a process each, which the plain command has started once
     plain = ("report", "side_by_side", "export", "import")
     return [*kept, *OF_MODE.get(mode, [] if mode in plain else EVALUATIONS)]
 
