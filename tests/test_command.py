@@ -120,6 +120,13 @@ def test_the_version_is_said(capsys):
         assert capsys.readouterr().out == f"flm {flm.__version__}\n"
 
 
+def test_settings_of_a_callback_that_a_recipe_switched_off(tmp_path):
+    recipe = ["experiment=pydoc_kl_flow_study", "debug=tiny", "callbacks.generation=null"]
+    with pytest.raises(ValueError, match="callbacks.sample is switched off, and then given .*: callbacks.sample=null leaves"):
+        check_config(config_of(tmp_path, *recipe))
+    check_config(config_of(tmp_path, *recipe, "callbacks.sample=null"))
+
+
 def test_short_names_are_unambiguous():
     names = mode_names()
     assert names["sample"] == names["sample_eval"] == "sample_eval"

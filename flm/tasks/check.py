@@ -134,6 +134,9 @@ def _check_callbacks(node: Any) -> None:
     for name, callback in _given(node, "callbacks").items():
         if name.startswith("_"):
             raise ValueError(f"callbacks.{name}: no name of a callback")
+        if isinstance(callback, Mapping) and "_target_" not in callback:
+            given = ", ".join(map(str, callback))
+            raise ValueError(f"callbacks.{name} is switched off, and then given {given}: callbacks.{name}=null leaves it off")
         if callback is not None:
             completed = isinstance(callback, Mapping) and callback.get("_partial_") is True
             _check_target(callback, f"callbacks.{name}", Callback, ("decode", "reference") if completed else ())

@@ -41,7 +41,8 @@ OF_MODE = {
     "conditional_eval": [*EVALUATIONS, "conditional_eval.limit=4"],
     "code_eval": [*EVALUATIONS, "code_eval.limit=2", "code_eval.new_tokens=4", "code_eval.workers=1"],
 }
-SMALL_DATA = {"owt": ["data.valid_documents=30"], "sudoku": ["model.hidden_size=16"]}
+OF_RECIPE = {"owt": ["data.valid_documents=30"], "sudoku": ["model.hidden_size=16"]}
+OF_RECIPE["pydoc_kl_flow_study"] = ["callbacks.sample=null", "callbacks.generation=null"]  # debug=tiny gives them sizes
 
 
 def overrides(words: list[str]) -> list[str]:
@@ -55,7 +56,7 @@ def overrides(words: list[str]) -> list[str]:
         kept.append("debug=tiny")
     if mode == "train":
         kept += TRAINING
-        kept += [more for corpus, options in SMALL_DATA.items() if experiment.startswith(corpus) for more in options]
+        kept += [more for recipe, options in OF_RECIPE.items() if experiment.startswith(recipe) for more in options]
         return [word for word in kept if word != "debug=overfit"]
     if mode == "frontier":
         own = [] if "frontier.steps" in given else ["frontier.steps=[1]"]

@@ -144,6 +144,7 @@ class World:
         key, equals, value = word.rpartition("=")
         if value in self.names:
             return f"{key}{equals}{self.names[value]}"
+        word = word.replace("[STUDY]", f"[{self.folder}/outputs]")  # where the study went without a folder of its own
         word = TOO_LARGE.sub(lambda match: f"{self.folder}/{match[1].replace('/', '_')}", word)
         for name in ("A.ckpt", "B.ckpt"):
             word = word.replace(f" {name}", f" {self.names[name]}")
