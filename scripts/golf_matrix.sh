@@ -2,18 +2,15 @@
 # Native flow x test-time training: each seed with and without the flow, scored from its checkpoint and from its artifact, and one
 # report with means, deviations and differences. Arguments override the trainings. Started again with the same OUT, it goes on.
 #   SEEDS       "1 2 3"
-#   DATA_DIR    folder with the track's shards, and TOKENIZER, their SentencePiece model; not set: small, on text inside Python
+#   DATA_DIR    and TOKENIZER, as in scripts/golf_native_flow.sh
 #   EVALUATION  overrides of both evaluations: EVALUATION="golf_eval.stride=16 golf_eval.max_tokens=8192"
 #   PACKING     overrides of the artifacts: PACKING="artifact.kept_elements=4096"
 #   OUT         folder for everything
+source "$(dirname "${BASH_SOURCE[0]}")/golf.sh"
+golf_recipe native_flow
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 source scripts/parts.sh
 out="${OUT:-outputs/golf_matrix}"
-recipe=(experiment=pydoc_golf_native_flow)
-if [ -n "${DATA_DIR:-}" ]; then
-  [ -n "${TOKENIZER:-}" ] || { echo "error: TOKENIZER is not set: the SentencePiece model the shards were written with" >&2; exit 1; }
-  recipe=(experiment=golf_native_flow data.path="$DATA_DIR" tokenizer.path="$TOKENIZER")
-fi
 read -ra evaluation <<< "${EVALUATION:-}"
 read -ra packing <<< "${PACKING:-}"
 begin "data ${DATA_DIR:-}, overrides: $*, evaluation: ${EVALUATION:-}, packing: ${PACKING:-}"

@@ -42,14 +42,18 @@ def in_a_line(text: object, length: int) -> str:
 
 
 def differences(sources: Sequence[Source]) -> dict[Path, dict[str, Any]]:
-    """By file: config keys on which not all sources agree, of the training and, within a kind, of the evaluation."""
-    found = _varying({source.path: _flat(source.training) for source in sources})
+    """By file: config keys on which not all sources agree, of the training and, within a kind, of the evaluation.
+
+    What a packed or exported model no longer says of its training, or an older version did not, is no difference; what is asked
+    in one evaluation and not in others is one, by the group's class.
+    """
+    found = _varying(_of_all_known({source.path: _flat(source.training) for source in sources}, named=False))
     for kind in dict.fromkeys(source.kind for source in sources):
         own = {one.path: _flat(one.content.get("config") or {}) for one in sources if one.kind == kind}
         for source in sources:
             if source.training:  # that seed, and what was chosen when it was trained, say more
                 own.get(source.path, {}).pop(SEED, None)
-        for path, values in _varying(own).items():
+        for path, values in _varying(_of_all_known(own, named=True)).items():
             found[path] = values | found[path]
     return found
 
@@ -85,17 +89,32 @@ def told_apart(sources: Sequence[Source], differing: Mapping[Path, Mapping[str, 
     return apart
 
 
+def _of_all_known(flat: Mapping[Path, dict[str, Any]], named: bool) -> dict[Path, dict[str, Any]]:
+    """Without the groups that some lack altogether; `named`: in their place the class of each."""
+    groups = {path: {key.partition(".")[0] for key in values} for path, values in flat.items() if values}
+    some = set().union(*groups.values()) - set.intersection(*groups.values()) - {SEED} if groups else set()
+    return {
+        path: {key: value for key, value in values.items() if key.partition(".")[0] not in some}
+        | ({group: _class_in(group, values) for group in sorted(some & groups.get(path, set()))} if named else {})
+        for path, values in flat.items()
+    }
+
+
 def _varying(flat: Mapping[Path, Mapping[str, Any]]) -> dict[Path, dict[str, Any]]:
     """The keys on which they do not agree. Of a part that some leave out (null) the others say its class, and not all in it."""
     known = [values for values in flat.values() if values]
     keys, missing = dict.fromkeys(key for values in known for key in values), object()
-    varying = [
-        key for key in keys if len({repr(values.get(key, missing)) for values in known if not _left_out(key, values)}) > 1
-    ]
+    varying = [key for key in keys if not _agree([values.get(key, missing) for values in known if not _left_out(key, values)])]
     return {
         path: {key: _class_in(key, values) for key in varying if key in values or _class_in(key, values)}
         for path, values in flat.items()
     }
+
+
+def _agree(values: Sequence[Any]) -> bool:
+    """Whether all are the same; a path is what a recipe for others leaves of it, its last part."""
+    found, names = {repr(value) for value in values}, {os.path.basename(value) for value in values if isinstance(value, str)}
+    return len(found) < 2 or (len(names) == 1 and names <= set(values) and all(isinstance(value, str) for value in values))
 
 
 def _class_in(key: str, values: Mapping[str, Any]) -> Any:

@@ -122,6 +122,33 @@ def test_an_artifact_is_not_mixed_with_its_checkpoint(tmp_path):
     assert float(row["sliding"]) == pytest.approx(1.2) and float(row["packed, sliding"]) == pytest.approx(1.3)
 
 
+def test_what_a_packed_model_no_longer_says_of_its_training_is_no_difference(tmp_path):
+    """Its recipe has neither callbacks nor folders; that it was packed is one difference, and not each option of packing."""
+    for seed in (1, 2):
+        for native in (False, True):
+            flow = {"_target_": "flm.golf.native_flow_matcher.NativeFlowMatcher", "steps": 1} if native else None
+            kept = {"algo": {"_target_": "flm.golf.native_flow.NativeFlow", "flow": flow}}
+            whole = kept | {"callbacks": {"stop": {"max_time": None}}, "tokenizer": {"path": "/far/away/x.model"}}
+            packed = kept | {"tokenizer": {"path": "x.model"}}
+            for kind, config, file in (("scored", whole, "checkpoints/last.ckpt"), ("packed", packed, "model.flmpack")):
+                label = f"{native}{seed}" if kind == "scored" else "model"
+                path = golf(tmp_path / "in" / kind / f"{native}{seed}", label, 1.2, 1.1, seed, config)
+                content = json.loads(path.read_text())
+                content["checkpoint"]["path"] = f"/x/{native}{seed}/{file}"
+                content["config"]["golf_eval"] = {"stride": 64}
+                if kind == "packed":
+                    content["config"]["artifact"] = {
+                        "_target_": "flm.golf.artifact.ArtifactOptions",
+                        "steps": None,
+                        "code": None,
+                    }
+                make.write(path, content)
+    page = page_of(tmp_path / "in", tmp_path / "out")
+    flows = [f"flow={name}" for name in ("None", "NativeFlowMatcher")]
+    packed = [f"artifact=ArtifactOptions, {flow}" for flow in flows]
+    assert {row["model"]: row["seeds"] for row in page.tables["seeds_1"]} == dict.fromkeys([*flows, *packed], "2")
+
+
 def test_runs_without_seeds_of_their_own_make_no_matrix(tmp_path):
     for index, lr in enumerate((0.1, 0.2)):
         config = {"optim": {"lr": lr}}
