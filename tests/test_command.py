@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,12 +91,16 @@ def test_ctrl_c_is_one_word(arguments, seconds, tmp_path):
     """Early, while torch is imported, and at work."""
     command, environment = [sys.executable, "-m", "flm", *arguments], os.environ | {"PYTHONPATH": str(ROOT)}
     options = {"cwd": tmp_path, "env": environment, "start_new_session": True, "text": True}
+    options["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
     while run.poll() is None and "libtorch" not in Path(f"/proc/{run.pid}/maps").read_text():
         time.sleep(0.01)
     time.sleep(seconds)
-    os.killpg(run.pid, signal.SIGINT)
-    _, said = run.communicate(timeout=60)
+    try:
+        os.killpg(run.pid, signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    finally:
+        run.kill()
     assert (run.returncode, said) == (130, "stopped\n")
 
 
