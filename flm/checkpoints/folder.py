@@ -100,7 +100,7 @@ def read_folder(folder: str | Path) -> ExportedFolder:
         ValueError: a file is missing or damaged, or is of another format.
     """
     folder = Path(folder)
-    content = _read_json(folder / CONFIG)
+    content = json_object(folder / CONFIG)
     own = content.get("flm")
     if not isinstance(own, dict):
         raise ValueError(f"{folder / CONFIG}: not a model of this project: it has no key 'flm'")
@@ -127,7 +127,7 @@ def read_folder(folder: str | Path) -> ExportedFolder:
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder / TOKENIZER}: not a readable tokenizer ({error})") from error
     _check_digests(folder, own.get(SHA256, {}))
-    defaults = _read_json(folder / GENERATION).get("flm") if (folder / GENERATION).exists() else None
+    defaults = json_object(folder / GENERATION).get("flm") if (folder / GENERATION).exists() else None
     if defaults is not None and not (
         isinstance(defaults, dict) and isinstance(defaults.get("options"), dict) and "steps" in defaults
     ):
@@ -149,7 +149,8 @@ def _check_digests(folder: Path, recorded: Any) -> None:
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; ValueError, naming the file: it cannot be read, or holds no object."""
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:

@@ -23,12 +23,12 @@ from flm.algos.algorithm import Algorithm
 from flm.checkpoints.build import build_algorithm
 from flm.checkpoints.description import Description
 from flm.checkpoints.files import check_state
-from flm.checkpoints.folder import TOKENIZER, shareable
+from flm.checkpoints.folder import TOKENIZER, json_object, shareable
 from flm.checkpoints.model_file import ModelFile
 from flm.checkpoints.room import Room
 from flm.data.tokenizers import Tokenizer
 from flm.device import device_named
-from flm.handed_in import VOCABULARY_BYTES, read_json, read_text
+from flm.handed_in import VOCABULARY_BYTES, read_text
 from flm.language_model import LanguageModel
 from flm.qwen.backbone import QwenBackbone
 from flm.qwen.lora import BASE, LoRA
@@ -143,7 +143,7 @@ def adapter(arguments: Sequence[str]) -> int:
 
 def _built(folder: Path, base: str | Path | None, merged: bool) -> tuple[Description, Algorithm]:
     """What the model is, and the model; arguments and errors as of `load_adapter`."""
-    about, peft = _object(folder / OWN), _object(folder / PEFT)
+    about, peft = json_object(folder / OWN), json_object(folder / PEFT)
     damaged = [key for key, kind in _TYPES.items() if not isinstance(about.get(key), kind)]
     model = {} if damaged else about["config"].get("model")
     if damaged or not (isinstance(model, dict) and isinstance(model.get("lora"), dict)):
@@ -213,13 +213,3 @@ def _digest(backbone: QwenBackbone) -> str:
             found.update(name.encode())
             found.update(values.contiguous().numpy().data)
     return found.hexdigest()
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return content

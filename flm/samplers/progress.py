@@ -3,17 +3,20 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from flm.samplers.flow import Moment, OnStep
 
 
 @contextmanager
 def progress_bar(is_shown: bool, batches: int, on_step: OnStep) -> Iterator[Callable[[int], OnStep]]:
     """Gives what to pass a sampler as `on_step` for a batch of this number: the bar's, and behind it the one given here."""
+    if not is_shown:
+        yield lambda batch: on_step
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
-    if not is_shown or not (console.is_terminal or console.is_jupyter):
+    if not (console.is_terminal or console.is_jupyter):
         yield lambda batch: on_step
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
