@@ -85,7 +85,7 @@ def test_a_word_behind_a_mode_is_what_it_reads(monkeypatch):
         assert asked.pop() == wanted
 
 
-@pytest.mark.parametrize("arguments", [["generate", "--length", "9000"], ["solve", "solve_eval.written=1000000"]])
+@pytest.mark.parametrize("arguments", [["generate", "--steps", "10000000"], ["solve", "solve_eval.written=1000000"]])
 @pytest.mark.parametrize("seconds", [0, 6])
 def test_ctrl_c_is_one_word(arguments, seconds, tmp_path):
     """Early, while torch is imported, and at work."""
@@ -98,7 +98,7 @@ def test_ctrl_c_is_one_word(arguments, seconds, tmp_path):
     time.sleep(seconds)
     try:
         os.killpg(run.pid, signal.SIGINT)
-        _, said = run.communicate(timeout=60)
+        _, said = run.communicate(timeout=600)
     finally:
         run.kill()
     assert (run.returncode, said) == (130, "stopped\n")
@@ -107,7 +107,7 @@ def test_ctrl_c_is_one_word(arguments, seconds, tmp_path):
 def test_a_reader_that_has_had_enough_ends_it_quietly(tmp_path):
     line = f"{sys.executable} -m flm generate -n 400 --steps 1 | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+                          capture_output=True, text=True, timeout=600)  # fmt: skip
     assert done.stderr == "" and done.stdout.endswith("\n0\n")
 
 
@@ -115,7 +115,7 @@ def test_a_home_that_cannot_be_written_to_is_no_matter(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "MPLCONFIGDIR"}
     environment |= {"PYTHONPATH": str(ROOT), "HOME": "/proc/none", "XDG_CONFIG_HOME": "/proc/none"}
     command = [sys.executable, "-m", "flm", "train", "data=text", "data.path=/nowhere"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.stderr == "error: data.path must be a file or folder that is there, not /nowhere\n"
 
 

@@ -64,7 +64,7 @@ def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
         env=environment | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     reference = (site / "reference" / "index.html").read_text(encoding="utf-8")

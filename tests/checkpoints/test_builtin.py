@@ -36,7 +36,7 @@ def test_an_answer_takes_less_than_five_seconds_of_a_core():
     """A process of its own: the imports count, and no other test has warmed anything up."""
     script = "import resource, flm\nfor name in {}:\n    flm.load(name).generate(steps=4)\n"
     script += "used = resource.getrusage(resource.RUSAGE_SELF)\nprint(used.ru_utime + used.ru_stime)"
-    done = subprocess.run([sys.executable, "-c", script.format(NAMES)], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script.format(NAMES)], capture_output=True, text=True, check=True, timeout=600)
     assert float(done.stdout) < 5 * len(NAMES)
 
 

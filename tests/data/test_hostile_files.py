@@ -63,7 +63,7 @@ def outcomes(cases):
         cwd=ROOT,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         check=False,
-        timeout=300,
+        timeout=1200,
     )
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('"')]
     assert done.returncode == 0 and len(found) == len(cases), (found[-1:], done.returncode, done.stderr[-2000:])

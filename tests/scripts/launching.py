@@ -68,7 +68,7 @@ def run_script(
     environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
     environment |= {"PATH": f"{folder}:{environment['PATH']}", "FLM_VENV": "none"} | variables
     done = subprocess.run(
-        ["bash", str(SCRIPTS / name), *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=60
+        ["bash", str(SCRIPTS / name), *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=600
     )
     split = [call.read_text(encoding="utf-8").split("\0")[:-1] for call in sorted((folder / "calls").glob("*"))]
     assert all(call[0] == "main.py" for call in split)

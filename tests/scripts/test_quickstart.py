@@ -42,6 +42,6 @@ def test_what_fails_in_front_leaves_nothing_running(tmp_path):
     assert done.returncode == 5
     pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
-        for _ in range(100):
+        for _ in range(6000):
             os.kill(pid, 0)
             time.sleep(0.05)

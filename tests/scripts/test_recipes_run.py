@@ -103,7 +103,7 @@ def test_a_script_as_typed(data, tmp_path):
     python.chmod(0o755)
     environment |= {"PATH": f"{tmp_path}:{environment['PATH']}", "FLM_VENV": "none", "DATA_DIR": str(data[0])}
     typed = ["bash", str(SCRIPTS / "train_lm1b_flm.sh"), *TINY, f"hydra.run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(typed, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(typed, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").step == 2
 

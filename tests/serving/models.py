@@ -1,5 +1,7 @@
 """Small models with random weights, as `flm.load` would hand them over."""
 
+import math
+import threading
 from functools import partial
 
 import torch
@@ -22,3 +24,22 @@ def tiny(kind=FLM, length: int = 16) -> LanguageModel:
         if parameter.requires_grad and parameter.ndim > 1:
             parameter.data.normal_(0, 0.3)
     return LanguageModel(algorithm, tokenizer, steps=4)
+
+
+class Gate:
+    """Where the evaluations of a model's network wait: what else happens meanwhile does not depend on how fast it is."""
+
+    def __init__(self, lm: LanguageModel):
+        self._changed, self._left = threading.Condition(), math.inf
+        lm.algorithm.backbone.register_forward_pre_hook(self._pass)
+
+    def _pass(self, *_) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._left > 0, timeout=600)
+            self._left -= 1
+
+    def let(self, evaluations: float) -> None:
+        """So many may pass from now on."""
+        with self._changed:
+            self._left = evaluations
+            self._changed.notify_all()

@@ -120,7 +120,7 @@ def test_the_page_generates_scrubs_and_says_what_is_wrong(served, width, tmp_pat
         f"--window-size={width},900",
     ]
     command = [chromium, *usual, f"--user-data-dir={tmp_path}", "--dump-dom", f"{url}/driven"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "400 (Bad Request)" not in line]
     assert complaints == []
     found = re.search(r"<title>seen (.*?)</title>", done.stdout, re.S)

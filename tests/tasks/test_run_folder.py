@@ -101,7 +101,7 @@ def test_other_text_under_the_same_path_is_refused(tmp_path):
 def _hold(folder, held):
     with alone_in(folder):
         held.set()
-        time.sleep(60)
+        time.sleep(3600)
 
 
 def test_one_run_at_a_time_and_a_dead_one_holds_nothing(tmp_path):
@@ -111,7 +111,7 @@ def test_one_run_at_a_time_and_a_dead_one_holds_nothing(tmp_path):
     held = context.Event()
     process = context.Process(target=_hold, args=(tmp_path / "run", held), daemon=True)
     process.start()
-    assert held.wait(20)
+    assert held.wait(600)
     with pytest.raises(ValueError, match=f"a run is going on in it on {socket.gethostname()} as process {process.pid}"):
         train(config_of(tmp_path / "run", *options))
     os.kill(process.pid, signal.SIGKILL)

@@ -113,7 +113,7 @@ print([(row["step"], row["train/loss"]) for row in SQLiteStorage.get_logs("p", "
     environment = os.environ | {"TRACKIO_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     for step in (1, 4):
         command = [sys.executable, "-c", script, str(step)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
     assert "[(1, 1.0), (4, 0.25)]" in done.stdout
 
