@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
-DEADLINE_SECONDS = 400
+DEADLINE_SECONDS = 1800  # ends a hang; under load they take minutes
 
 
 def free_ports(count):
