@@ -203,6 +203,11 @@ class Algorithm(nn.Module):
     def check_ready(self) -> None:
         """Raises ValueError for what `loss` needs and nobody gave; asked before anything is trained."""
 
+    @property
+    def advice(self) -> str | None:
+        """A line for whoever is about to train it: what of its settings is known to do badly, and what does better."""
+        return None
+
     def resting(self, step: int) -> Iterator[nn.Parameter]:
         """Trained parameters that optimiser step `step` leaves as they are, where networks of one algorithm learn in turn.
 

@@ -124,6 +124,16 @@ class FLM(GaussianLikelihood, Algorithm):
         if self.reads == "evidence":
             self.log_prior.copy_(log_frequencies(token_counts))
 
+    @property
+    def advice(self) -> str | None:
+        width = self.backbone.input_table.shape[1]
+        if self.reads == "evidence" or self.vocab_size <= width:
+            return None
+        return (
+            f"algo.reads=view shows the network {width:,} numbers of a state of {self.vocab_size:,}, so it learns late what "
+            "context says; algo.reads=evidence model.neighbours=2 learns it in minutes (docs/clock.md)"
+        )
+
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         if self.time_law is None:
             return self.validation_loss(batch, draws)

@@ -67,6 +67,8 @@ def _train(config: DictConfig, run: Run, resume: str | None) -> dict[str, Any]:
         teacher.check_vocabulary(data.vocab_size, data.tokenizer)
     algorithm = new_algorithm(config, data.vocab_size, teachers) if algorithm is None else algorithm
     algorithm.check_ready()
+    if algorithm.advice and is_first_process():
+        print(f"note: {algorithm.advice}", flush=True)
     module = Module(
         algorithm=algorithm,
         optimizer=instantiate(config.optim, "optim"),

@@ -128,6 +128,8 @@ def print_report(report: Report, says: str) -> None:
     table.add_section()
     table.add_row("mean", _number(report.mean), _number(report.context_free_mean))
     console.print(table)
+    if report.learned_nothing:
+        console.print("nothing learned from context yet: the model is nowhere below the decoder without it", soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

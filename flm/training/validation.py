@@ -82,6 +82,12 @@ class Report:
     def has_clock(self) -> bool:
         return any(value is not None for value in self.by_tau)
 
+    @property
+    def learned_nothing(self) -> bool:
+        """Whether the model is nowhere on the clock a hundredth below what can be had without context."""
+        reached = [] if self.context_free is None else list(zip(self.by_tau, self.context_free, strict=True))
+        return bool(reached) and all(model is None or model > 0.99 * free for model, free in reached)
+
     def metrics(self) -> dict[str, float]:
         """What is logged."""
         found = {f"val/{self.measure}_per_token": self.mean}

@@ -140,3 +140,12 @@ def test_the_recipes_shrink_to_seconds(tmp_path, corpus):
 def test_bytes_and_pydoc_train(tmp_path):
     train(config_of(tmp_path, "debug=tiny", "tokenizer=bytes", "trainer.max_steps=3", "logger=none"))
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt").description.vocab_size == 257
+
+
+def test_a_network_that_sees_little_is_told_what_does_better(tmp_path, corpus, capsys):
+    """Bytes are more than the width of `debug=tiny`."""
+    wide = ["tokenizer=bytes", "trainer.max_steps=1"]
+    for reads, told in (("view", True), ("evidence", False)):
+        train(config_of(tmp_path / reads, *tiny(corpus, *wide, f"algo.reads={reads}")))
+        out = capsys.readouterr().out
+        assert ("note: algo.reads=view shows the network" in out) is told

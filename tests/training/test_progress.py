@@ -5,7 +5,7 @@ from toy import ToyData, make_module, make_trainer
 
 from flm.algos.algorithm import Loss
 from flm.training.checkpointing import CheckpointEvery
-from flm.training.progress import PrintCrossEntropy, StepProgressBar
+from flm.training.progress import PrintCrossEntropy, StepProgressBar, print_report
 from flm.training.throughput import Throughput
 from flm.training.validation import Tally
 
@@ -72,6 +72,10 @@ def test_the_table_has_both_columns(tmp_path, capsys):
     assert rows["0.4-0.5"][3] == "1.2500" and rows["0.4-0.5"][5] == "4.0000"
     assert rows["0.0-0.1"][3] == "-"
     assert rows["mean"][3] == "1.5625" and rows["mean"][5] == "5.2500"
+    assert not any("nothing learned" in line for line in lines)
+    module.report = tally.report(torch.tensor([1.0] * 5 + [2.515] * 5))  # of the two that were seen one is 0.6% below
+    print_report(module.report, "")
+    assert "nothing learned from context yet" in capsys.readouterr().out
 
 
 def test_without_a_clock_one_line(tmp_path, capsys):
