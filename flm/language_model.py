@@ -23,7 +23,7 @@ from flm.device import OF_WEIGHTS, autocast, device_named, dtype_named
 from flm.draws import Draws, mix_seed
 from flm.likelihood.held_out import Likelihood, NegativeLogLikelihood, Sharing, likelihood, text_likelihood
 from flm.ranges import Count, Few, Index, Length, Seed, Steps
-from flm.samplers.canvas import Canvas, Pieces, Text, pieces_of
+from flm.samplers.canvas import Canvas, LengthCheck, Pieces, Text, pieces_of, positions
 from flm.samplers.flow import OnStep
 from flm.samplers.options import sampler_for
 from flm.samplers.progress import progress_bar
@@ -36,11 +36,14 @@ class LanguageModel:
     Attributes:
         algorithm: the torch module, in evaluation mode.
         tokenizer: `encode` and `decode`.
-        source: what the file it was loaded from says of itself; None for a model made in Python.
+        source: what the file it was loaded from says; None for a model made in Python.
         steps: sampling steps unless asked otherwise.
         options: options of the sampler unless asked otherwise.
+        check_length: raises ValueError for a number of tokens that cannot be asked of it, and says of one beyond its training.
         precision: of sampling, "32-true" or "bf16-mixed"; None: bf16-mixed on CUDA, 32-true elsewhere. Likelihoods are 32-true.
     """
+
+    _precision: str | None = None
 
     def __init__(
         self,
@@ -52,7 +55,7 @@ class LanguageModel:
     ):
         self.algorithm, self.tokenizer, self.source = algorithm.eval(), tokenizer, source
         defaults = generation_defaults({}) if source is None else source.generation
-        self._precision: str | None = None
+        self.check_length = LengthCheck(self.length, getattr(getattr(algorithm, "backbone", None), "most_positions", None))
         self.steps: int = defaults["steps"] if steps is None else steps
         self.options: dict[str, Any] = dict(defaults["options"] if options is None else options)
 
@@ -111,7 +114,7 @@ class LanguageModel:
             steps: of the sampler; None: `self.steps`. A model that writes from left to right takes no notice.
             prompt: given text at the start; of several prompts the texts come in their order, n of the first, n of the second.
             suffix: given text at the end.
-            length: tokens in all, given ones included; None: `self.length`.
+            length: tokens in all, given ones included, at most 64 times `self.length`; None: `self.length`.
             seed: the same seed gives the same texts, for the same n and batch_size, on the same kind of device.
             batch_size: texts made at a time.
             on_step: called with each `Moment` of each batch: what stands, and how sure it is.
@@ -121,7 +124,7 @@ class LanguageModel:
             options: of the sampler (temperature, churn, gamma, ... as it has them), over `self.options`; None: its default.
 
         Raises:
-            ValueError: a number is below 1, prompt and suffix leave nothing to fill, or the sampler has no such option.
+            ValueError: a number is out of range, prompt and suffix leave nothing to fill, or the sampler has no such option.
         """
         check_call(LanguageModel.generate, locals())
         length = self.length if length is None else length
@@ -183,6 +186,7 @@ class LanguageModel:
             on_step: called with each `Moment` of sampling.
         """
         check_call(LanguageModel.fill, locals())
+        self.check_length(canvas.tokens.shape[1])
         steps = self.steps if steps is None else steps
         chosen = self.sampler_options(**options)
         generator = torch.Generator(self.device).manual_seed(mix_seed(seed, batch))
@@ -267,6 +271,7 @@ class LanguageModel:
         self, groups: Sequence[Sequence[Pieces]], steps: int | None, seed: int, n: int, on_step: OnStep, bar: bool, options: Any
     ) -> list[Text]:
         """Of the rows of each group, n at a time; noise is numbered from 0 in each."""
+        self.check_length(max((positions(row) for rows in groups for row in rows), default=0))
         batches = [(start // n, rows[start : start + n]) for rows in groups for start in range(0, len(rows), n)]
         found: list[list[int]] = []
         with progress_bar(bar, len(batches), on_step) as watched:

@@ -90,7 +90,7 @@ def parser(command: str) -> argparse.ArgumentParser:
     found.add_argument("--prompt", help="text they begin with")
     found.add_argument("--suffix", help="text they end with")
     size = found.add_mutually_exclusive_group()
-    size.add_argument("--length", type=int, help="tokens in all")
+    size.add_argument("--length", type=int, help="tokens in all; default: those of the texts it was trained on")
     size.add_argument("--between", type=int, metavar="N", help="tokens between prompt and suffix")
     return found
 

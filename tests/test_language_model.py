@@ -21,7 +21,7 @@ from flm.__main__ import main
 from flm.checkpoints.foreign import ImportChoices
 from flm.checkpoints.load import load_algorithm, read_checkpoint
 from flm.export.export import export
-from flm.samplers.canvas import Canvas, pieces_of
+from flm.samplers.canvas import Canvas, LengthCheck, pieces_of
 from flm.tasks.sample_eval import sample_eval
 from flm.tasks.train import train
 
@@ -183,6 +183,12 @@ def test_either_weights(checkpoint, folder, tmp_path):
         (lambda lm: lm.generate(steps=0), "steps must be a whole number of at least 1 and at most 10000000, or null, not 0"),
         (lambda lm: lm.generate(steps=10**9), "steps must be .*, not 1000000000"),
         (lambda lm: lm.generate(length=10**9), "length must be .* at most 1048576, or null, not 1000000000"),
+        (
+            lambda lm: lm.generate(length=2049),
+            "length: a text of 2,049 tokens, of a model that was trained on 32: at most 2,048 can be asked of it",
+        ),
+        (lambda lm: lm.infill(["a [2]", "a [999999]"]), "length: a text of 1,000,00[01] tokens, of a model .*: at most 2,048"),
+        (lambda lm: lm.fill(Canvas.blank(1, 10**6)), "length: a text of 1,000,000 tokens, of a model .*: at most 2,048"),
         (lambda lm: lm.generate(n=10**9), "n must be .* at most 1000000, not 1000000000"),
         (
             lambda lm: lm.infill("a [999999999]"),
@@ -229,6 +235,27 @@ def test_mistakes_are_one_line(lm, call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call(lm)
     assert "\n" not in str(caught.value)
+
+
+def test_of_a_text_beyond_its_training_it_is_said_once(folder, caplog):
+    lm = flm.load(folder)
+    lm.generate(steps=1)
+    assert not caplog.records
+    lm.generate(n=3, steps=1, length=33, batch_size=1)
+    lm.infill("a [20] b", steps=1)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "length: a text of 33 tokens, of a model that was trained on 32: of what lies beyond it has learned nothing"
+    )
+    lm.generate(steps=1, length=34)
+    assert len(caplog.records) == 2
+
+
+def test_a_network_that_reads_no_more_positions_is_not_asked_for_more(lm):
+    limited = LanguageModel(lm.algorithm, lm.tokenizer)
+    limited.check_length = LengthCheck(32, most=40)
+    with pytest.raises(ValueError, match="a text of 41 tokens, .*: at most 40 can be asked"):
+        limited.generate(length=41)
 
 
 def test_a_published_checkpoint_loads_like_any_other(tmp_path):

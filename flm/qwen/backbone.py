@@ -183,6 +183,11 @@ class QwenBackbone(nn.Module):
     def _posterior(self, hidden: Tensor) -> TokenPosterior:
         return among_real(TokenPosterior(hidden, self.network.lm_head.weight), self.real_vocab_size, self.mask_id)
 
+    @property
+    def most_positions(self) -> int:
+        """Tokens of a text at most."""
+        return self.network.config.max_position_embeddings - int(self.network.config.shift)
+
     def flops_per_token(self, length: int) -> int:
         """Of one evaluation, forward: two for each weight of a product, and the products of attention."""
         config = self.network.config

@@ -1,5 +1,6 @@
 """Given tokens and positions to fill, a Canvas, which every sampler takes; and templates, "The [8] sat on the [4]."."""
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -10,11 +11,37 @@ from torch import Tensor
 from flm.ranges import MOST_POSITIONS, Few, Length, StepCounts
 
 Pieces = Sequence[Sequence[int] | int]  # given token ids and lengths of holes, in order
+# Rotary positions can be computed for any length, at a cost that grows with its square, but a network has learned nothing of
+# those beyond the texts it was trained on. Some go a little way beyond; at so many times the length none says anything.
+TIMES_TRAINED = 64
+log = logging.getLogger(__name__)
 
 
 def positions(pieces: Pieces) -> int:
     """How many a canvas of these has."""
     return sum(piece if isinstance(piece, int) else len(piece) for piece in pieces)
+
+
+class LengthCheck:
+    """Says in one line that a text is longer than those a model was trained on; of lengths up to one it has said, not again.
+
+    Args:
+        trained: tokens of the texts that the model was trained on.
+        most: that its network can read; None: any number.
+    """
+
+    def __init__(self, trained: int, most: int | None = None):
+        self._trained = self._said = trained
+        self._most = min(TIMES_TRAINED * trained, most or TIMES_TRAINED * trained)
+
+    def __call__(self, length: int) -> None:
+        """Raises ValueError for a text longer than the network can read, or so much longer that it would never end."""
+        known = f"length: a text of {length:,} tokens, of a model that was trained on {self._trained:,}"
+        if length > self._most:
+            raise ValueError(f"{known}: at most {self._most:,} can be asked of it")
+        if length > self._said:
+            log.warning("%s: of what lies beyond it has learned nothing", known)
+            self._said = length
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def serve(arguments: Sequence[str]) -> int:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {value}")
     listening = bound(given.host, given.port)
     lm = flm.load(given.model, given.device, trusted_modules=given.trusted_module)
+    lm.check_length(given.max_length or lm.length)
     template = chat_template(lm, given.chat_template)
     engine = Engine(lm, Limits(given.max_length, given.max_batch, given.max_queue, given.max_seconds))
     if given.host not in LOOPBACK and given.api_key is None:

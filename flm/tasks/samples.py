@@ -14,7 +14,7 @@ from torch import Tensor
 from flm.atomic import write_lines
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
-from flm.samplers.canvas import CANVAS_KEYS, Canvas, CanvasOptions, pieces_of
+from flm.samplers.canvas import CANVAS_KEYS, Canvas, CanvasOptions, pieces_of, positions
 from flm.samplers.options import sampler_for
 from flm.schema import made
 from flm.tasks.processes import Team
@@ -63,8 +63,10 @@ class Request:
         wanted = self.canvas_options
         if wanted.infill is not None:
             pieces = pieces_of(wanted.infill, lambda text: lm.tokenizer.encode_exactly(text, "sampling.infill"))
+            lm.check_length(positions(pieces))
             return Canvas.from_pieces(pieces, self.batch_size, lm.device)
         length, given = lm.length if wanted.length is None else wanted.length, {}
+        lm.check_length(length)
         for name, text in (("prompt", wanted.prompt), ("suffix", wanted.suffix)):
             given[name] = lm.tokenizer.encode_exactly(text, f"sampling.{name}") if text else []
         return Canvas.between(given["prompt"], given["suffix"], length, self.batch_size, lm.device)

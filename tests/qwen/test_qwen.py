@@ -263,6 +263,7 @@ def test_backbone_refuses_what_does_not_fit(folder, tmp_path):
     assert backbone(folder, vocab_size=SHAPE["vocab_size"] + 1, mask_id=40).mask_id == 40
     with pytest.raises(ValueError, match="128 rows, the tokenizer 200"):
         backbone(folder, vocab_size=201)
+    assert backbone(folder).most_positions == 511
     with pytest.raises(ValueError, match="reads at most 512 positions, not 513"):
         backbone(folder, length=512)
     with pytest.raises(ValueError, match=r"model\.pretrained_path is not set"):

@@ -106,6 +106,9 @@ def test_generation_and_infilling_with_the_last_checkpoint(line):
     assert text.startswith(prompt)
     (text,) = lm.generate(prompt=prompt, suffix=suffix, length=40, steps=4)
     assert text.startswith(prompt) and text.endswith(suffix)
+    most = lm.algorithm.backbone.most_positions
+    with pytest.raises(ValueError, match=f"a text of {most + 1:,} tokens, .*: at most {most:,} can be asked of it"):
+        lm.generate(length=most + 1)
 
 
 def test_inference_from_the_command_line(line):
