@@ -63,6 +63,7 @@ def build_algorithm(
     """
     check_algorithm(config, trusted_modules, model_extra or {}, extra)
     backbone = _built({**_arguments(config["model"]), "_partial_": True}, trusted_modules, model_extra or {})
+    backbone = _asked_for_what_it_takes(backbone, config, trusted_modules)
     if on_meta:
         backbone = _on_meta(backbone)
     if room is not None:
@@ -73,6 +74,25 @@ def build_algorithm(
     if not isinstance(algorithm, Algorithm):
         raise ValueError(f"algo._target_={config['algo']['_target_']} is not an Algorithm")
     return algorithm
+
+
+def _asked_for_what_it_takes(
+    backbone: Callable[..., nn.Module], config: Mapping[str, Any], trusted_modules: Sequence[str]
+) -> Callable[..., nn.Module]:
+    """The same; what an algorithm asks of a network that does not know it (two times, looking back alone) is one line."""
+    algorithm, network = (_resolve(config[key]["_target_"], trusted_modules, f"{key}._target_") for key in ("algo", "model"))
+    taken = signature_of(network)
+
+    def made(**given: Any) -> nn.Module:
+        strange = [name for name in given if not taken.is_open and name not in taken.parameters]
+        if strange:
+            raise ValueError(
+                f"model: {network.__name__} takes no {', '.join(strange)}, which {algorithm.__name__} asks of its network: "
+                "take another model, or another algo"
+            )
+        return backbone(**given)
+
+    return made
 
 
 def _on_meta(backbone: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

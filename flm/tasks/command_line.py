@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -24,6 +26,7 @@ from flm.samplers.canvas import CANVAS_KEYS
 from flm.tasks import sampler_help
 from flm.tasks.check import check_config
 from flm.tasks.other_names import ours
+from flm.tasks.swapped import fitting
 from flm.tasks.wings import named, take_in
 
 # Running text: never read as anything else, but for null and nothing at all.
@@ -102,6 +105,7 @@ def written(value: Any) -> str:
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
 def _run(config: DictConfig) -> None:
     try:
+        _begun.append(Path(HydraConfig.get().runtime.output_dir))
         take_in(config.wings)
         check_config(config)
         hydra.utils.get_method(config.mode._target_)(config)
@@ -112,6 +116,7 @@ def _run(config: DictConfig) -> None:
 
 
 _failures: list[Exception] = []
+_begun: list[Path] = []  # folders of runs, which Hydra has made
 
 
 def main() -> int:
@@ -120,11 +125,16 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors on instead of printing its own account
     multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
     _failures.clear()
+    _begun.clear()
+    before = _existing(_run_folder(sys.argv[1:]))
     try:
         # flags first: Hydra takes overrides from one place only, and scripts put what they are given behind their own
         given = sorted(map(ours, sys.argv[1:]), key=lambda argument: "=" in argument and argument[0] != "-")
         sys.argv[1:] = [prepared(argument, multirun) for argument in given]
         take_in(named(sys.argv[1:]))
+        sys.argv[1:], notes = fitting(sys.argv[1:])
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
         _run()
         if _failures:
             raise _failures[0]
@@ -136,12 +146,40 @@ def main() -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
+        _leave_nothing(before)
         line = unknown_key(error, sys.argv[1:]) or user_error(error, _run_folder(sys.argv[1:]))
         if wants_traceback or line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         return 1
     return 0
+
+
+def _existing(folder: str) -> Path:
+    """The innermost folder that there is on the way to one."""
+    place = Path(folder).absolute()
+    while not place.is_dir() and place != place.parent:
+        place = place.parent
+    return place
+
+
+def _leave_nothing(before: Path) -> None:
+    """Takes away the folder of a run that wrote nothing but how it was called, and folders around it made for it alone.
+
+    Args:
+        before: the innermost folder on the way that was there before the run.
+    """
+    for folder in _begun:
+        files = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
+        if any(path.parent != folder / ".hydra" and (path.is_symlink() or path.stat().st_size) for path in files):
+            continue
+        if folder == before or not folder.is_relative_to(before):
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        for above in folder.parents:
+            if above == before or next(above.iterdir(), None) is not None:
+                break
+            above.rmdir()
 
 
 def user_error(error: BaseException, folder: str | None = None) -> str | None:

@@ -172,3 +172,24 @@ def test_unknown_keys_name_the_nearest_and_the_plus_form(monkeypatch, capfd, tmp
     }
     for override, line in cases.items():
         assert line in fails(monkeypatch, capfd, *tiny(corpus), override, run), override
+
+
+@pytest.mark.parametrize("place", ["outputs", "mine", "deep/er/mine"])
+def test_a_refused_run_leaves_nothing_behind(monkeypatch, capfd, tmp_path, corpus, place):
+    """Refused by a range, and by what only reading says."""
+    monkeypatch.chdir(tmp_path)
+    where = [] if place == "outputs" else [f"hydra.run.dir={place}"]
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 100)
+    fails(monkeypatch, capfd, *tiny(corpus, "optim.lr=-1"), *where)
+    fails(monkeypatch, capfd, "debug=tiny", "data=text", "data.path=latin.txt", *where)
+    assert {path.name for path in tmp_path.iterdir()} == {"latin.txt"}
+
+
+def test_a_refused_run_leaves_what_was_there(monkeypatch, capfd, tmp_path, corpus):
+    (tmp_path / "kept" / "empty").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    for place in ("kept", "kept/empty", "kept/new/run", "run"):
+        fails(monkeypatch, capfd, *tiny(corpus, "optim.lr=-1"), f"hydra.run.dir={tmp_path / place}")
+    assert (tmp_path / "kept" / "empty").is_dir() and not (tmp_path / "kept" / "new").exists()
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
