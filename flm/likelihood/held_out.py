@@ -44,7 +44,8 @@ class Likelihood:
     """Nats per scored token of N sequences. Padding that is a target is scored with them, and is none of them.
 
     Attributes:
-        nats_per_token: all nats over all scored tokens; its error, over sequences, says how far other text might differ.
+        nats_per_token: all nats over all scored tokens; its error, over sequences however unlike in length, says how far other
+            text might differ.
         monte_carlo_error: of the mean over draws, for this very text, in nats per token; 0 where the value is exact, None
             where one draw was made. Draws are stratified, which it does not see: it errs on the large side.
         parts: nats per token by part of the bound, adding up to the mean; None where no draw fell.
@@ -94,13 +95,13 @@ class DrawnBound:
     Attributes:
         nats: (B, num_draws) float64 on the CPU, of each sequence's scored tokens together.
         parts: by part of the bound, the sum over the batch of the mean over draws, and how many draws fell there.
-        num_tokens: scored ones of the batch, padding left out.
-        num_padding: what was left out.
+        num_tokens: (B,) int64 on the CPU, scored ones of each sequence, padding left out.
+        num_padding: what was left out of the batch.
     """
 
     nats: Tensor
     parts: dict[str, tuple[float, int]]
-    num_tokens: int
+    num_tokens: Tensor
     num_padding: int = 0
 
 
@@ -149,8 +150,8 @@ def drawn_bounds(
             if on_draw is not None:
                 on_draw()
         parts = {name: (value, fallen[name]) for name, value in sums.items()}
-        counted, scored = int(batch.counted.sum()), int(batch.scored.sum())
-        yield DrawnBound(torch.stack(columns, 1), parts, counted, scored - counted)
+        counted = batch.counted.sum(1).cpu()
+        yield DrawnBound(torch.stack(columns, 1), parts, counted, int(batch.scored.sum()) - int(counted.sum()))
 
 
 def likelihood(
@@ -168,25 +169,25 @@ def likelihood(
         sharing: each process does its share of the batches, which then have to be a sized collection, and all have the whole.
     """
     num_draws = 1 if algorithm.bound_kind == "exact" else draws_per_example
-    nats, parts, fallen, num_tokens, num_padding = [], defaultdict[str, float](float), defaultdict[str, int](int), 0, 0
+    nats, counts, parts, fallen, num_padding = [], [], defaultdict[str, float](float), defaultdict[str, int](int), 0
     mine = None if sharing is None else sharing.share(len(batches))  # type: ignore[arg-type]
     found = drawn_bounds(algorithm, batches, num_draws, seed, options, on_draw, mine)
     for drawn in found if sharing is None else sharing.all_of(list(found)):
         nats.append(drawn.nats)
-        num_tokens += drawn.num_tokens
+        counts.append(drawn.num_tokens)
         num_padding += drawn.num_padding
         for name, (value, count) in drawn.parts.items():
             parts[name] += value
             fallen[name] += count
+    num_tokens = sum(int(count.sum()) for count in counts)
     if not num_tokens:
         raise ValueError("no token of the text is to be scored: all are given, or padding")
-    # of one token: their mean over sequences is all nats over all tokens, however unlike sequences are in length
-    values = torch.cat(nats) * (sum(len(rows) for rows in nats) / num_tokens)
+    values = torch.cat(nats)
     error: float | None = 0.0
     if algorithm.bound_kind != "exact":
-        error = math.sqrt((values.var(1) / num_draws).sum().item()) / len(values) if num_draws > 1 else None
+        error = math.sqrt((values.var(1) / num_draws).sum().item()) / num_tokens if num_draws > 1 else None
     return Likelihood(
-        Estimate.of(values.mean(1).tolist()),
+        Estimate.ratio(values.mean(1).tolist(), torch.cat(counts).tolist()),
         error,
         {name: value / num_tokens if fallen[name] else None for name, value in parts.items()},
         dict(fallen),

@@ -52,6 +52,29 @@ def test_an_exact_likelihood_by_hand():
     assert got.draws_by_part == {"mean": 5, "noise": 5}  # each draw evaluates both
 
 
+def test_sequences_of_unlike_length_differ_in_their_nats_per_token_alone():
+    """20 nats of four tokens and 10 of two are five a token, both: nothing is uncertain. 30 of five differ from the mean."""
+
+    def of(firsts, lengths):
+        tokens = torch.zeros(len(firsts), 5, dtype=torch.long)
+        tokens[:, 0] = torch.tensor(firsts)
+        weight = (torch.arange(5) < torch.tensor(lengths)[:, None]).float()
+        return likelihood(Known("exact"), [Batch(tokens, weight)], 1, seed=0).nats_per_token
+
+    alike = of([2, 1], [4, 2])
+    assert alike.mean == 5 and alike.standard_error == pytest.approx(0, abs=1e-12)
+    three, r = of([2, 1, 3], [4, 2, 5]), 60 / 11
+    assert three.mean == pytest.approx(r) and three.count == 3
+    squares = (20 - 4 * r) ** 2 + (10 - 2 * r) ** 2 + (30 - 5 * r) ** 2
+    assert three.standard_error == pytest.approx(math.sqrt(3 / 2 * squares) / 11)
+    # against the spread over 400 texts of 50 sequences
+    generator = torch.Generator().manual_seed(0)
+    many = [torch.randint(1, 4, (2, 50), generator=generator) for _ in range(400)]
+    found = [of(firsts.tolist(), (firsts + extra - 1).tolist()) for firsts, extra in many]
+    spread = torch.tensor([one.mean for one in found]).std().item()
+    assert sum(one.standard_error for one in found) / 400 == pytest.approx(spread, rel=0.15)
+
+
 def test_the_two_errors_tell_text_from_draws():
     """2000 sequences of standard deviation s = 1 nat per token between them, noise of 3 per sequence, 4 draws each."""
     firsts = [0, 1] * 1000
