@@ -63,6 +63,7 @@ def solve_eval(config: DictConfig) -> dict[str, Any]:
     blank = blank_puzzles(corpus, wanted.written)
     if not asked and not blank:
         raise ValueError("solve_eval: nothing to do: solve_eval.puzzles and solve_eval.written leave none of this data")
+    misfits = [*writer.misfits(asked), *writer.misfits(blank)]
     all_steps = request.steps
     if lm.has_fixed_steps:  # a step of these is a position
         all_steps = [max(writer.holes(puzzle) for puzzle in blank or asked)]
@@ -75,6 +76,9 @@ def solve_eval(config: DictConfig) -> dict[str, Any]:
         results["written"] = from_nothing(writer, blank, all_steps, desk)
         desk.console.print(written_table(results["written"], results["label"]))
     run.write_json("solve_eval.json", results)
+    if misfits:
+        remark = f"warning: {len(misfits)} of {len(asked)} puzzles do not fit the model and count as not solved: {misfits[0]}"
+        desk.console.print(remark, soft_wrap=True)
     desk.console.print(f"answers and results: {run.folder}")
     return results
 

@@ -1,19 +1,17 @@
 """Answers of a model to puzzles: canvases filled batch by batch, network calls counted, time taken. B batch, L length."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 
-from flm.algos.algorithm import Algorithm
 from flm.language_model import LanguageModel
 from flm.puzzles.rules import Puzzle
 from flm.samplers.canvas import Canvas
+from flm.tasks.samples import calls_per_batch, counted_calls
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Writer:
         timed = seconds[1:] or seconds
         return Written(
             answers,
-            sum(calls) / max(1, len(batches)),
+            calls_per_batch(len(calls), max(1, len(batches))),
             1000 * sum(s for s, _ in timed) / max(1, sum(n for _, n in timed)),
             sum(found is None for found in requests),
         )
@@ -82,24 +80,26 @@ class Writer:
         request = self._request(puzzle)
         return 0 if request is None else sum(request[1])
 
+    def misfits(self, puzzles: Sequence[Puzzle]) -> list[str]:
+        """Of each puzzle that does not fit the model's rows or tokenizer, why.
+
+        Raises:
+            ValueError: none of them fits.
+        """
+        reasons = []
+        for puzzle in puzzles:
+            try:
+                self.source.request(puzzle, self.lm.tokenizer, self.lm.length)
+            except ValueError as error:
+                reasons.append(str(error))
+        if puzzles and len(reasons) == len(puzzles):
+            raise ValueError(
+                f"none of the {len(puzzles)} puzzles fits the model: {reasons[0]}: choose data that it was trained on"
+            )
+        return reasons
+
     def _request(self, puzzle: Puzzle) -> tuple[list[int], list[bool]] | None:
         try:
             return self.source.request(puzzle, self.lm.tokenizer, self.lm.length)
         except ValueError:
             return None
-
-
-@contextmanager
-def counted_calls(algorithm: Algorithm) -> Iterator[list[int]]:
-    """A list that grows by one 1 with every call of a network, whichever of the algorithm's it is.
-
-    Networks are the modules with an input table of their own; where there is none, the algorithm's `backbone`.
-    """
-    calls: list[int] = []
-    networks = [module for module in algorithm.modules() if "input_table" in module._parameters]
-    networks = networks or [m for m in [getattr(algorithm, "backbone", None)] if isinstance(m, nn.Module)]
-    with ExitStack() as stack:
-        for network in networks:
-            hook = network.register_forward_pre_hook(lambda *_: calls.append(1))
-            stack.callback(hook.remove)
-        yield calls

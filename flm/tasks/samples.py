@@ -1,7 +1,8 @@
 """Samples as the `sampling` group asks for them: how many, of which text, with which sampler, and their making."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
+from flm.algos.algorithm import Algorithm
 from flm.atomic import write_lines
 from flm.data.tokenizers import Tokenizer
 from flm.language_model import LanguageModel
@@ -118,15 +120,15 @@ class Generation:
     Attributes:
         tokens: (N, L) on the CPU.
         batch_seconds: of each batch on the device that made it, the tokens' way back to the CPU included.
-        network_evaluations: calls of the algorithm's `backbone` for one batch; None where it has none, or it is not called
-            as a module.
+        network_evaluations: network calls for a batch, all networks together, in the mean over batches: samplers that skip
+            what is not needed, or stop when they are sure, call as often as their draws ask for. None where none is called.
     """
 
     tokens: Tensor
     batch_seconds: list[float]
-    network_evaluations: int | None
+    network_evaluations: float | None
 
-    def timing(self) -> dict[str, float | int | None]:
+    def timing(self) -> dict[str, float | None]:
         """For result files, of one device. Rates leave out the first batch, which may be filmed, unless it is the only one."""
         timed = self.batch_seconds[1:] or self.batch_seconds
         per_sample = sum(timed) / (len(timed) * len(self.tokens) / len(self.batch_seconds))
@@ -156,19 +158,12 @@ def generate(
         film: shown every moment of the first batch, whose time it adds to.
         options: of the sampler, over those of the model.
     """
-    calls = 0
-
-    def count_call(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
-
-    backbone = getattr(lm.algorithm, "backbone", None)
-    counted = backbone.register_forward_pre_hook(count_call) if isinstance(backbone, torch.nn.Module) else None
     tokens = torch.zeros(batches, *canvas.tokens.shape, dtype=torch.int64)
     seconds = torch.zeros(batches, dtype=torch.float64)
     share = team.share(batches)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not team.is_first) as progress:
+    bars = Progress(*columns, transient=True, disable=not team.is_first)
+    with bars as progress, counted_calls(lm.algorithm) as calls:
         bar = progress.add_task(f"sampling, {steps} steps", total=len(share) * steps)
         for done, batch in enumerate(share):
 
@@ -180,13 +175,30 @@ def generate(
             start = time.perf_counter()
             tokens[batch] = lm.fill(canvas, steps, seed, batch, on_step, **options).cpu()
             seconds[batch] = time.perf_counter() - start
-            if counted is not None:  # the first batch says how many; the others run without the hook
-                counted.remove()
-                counted = None
-    if counted is not None:  # a process without a share
-        counted.remove()
-    team.add_up(tokens, seconds)
-    return Generation(tokens.flatten(0, 1), seconds.tolist(), calls or None)
+    evaluations = torch.tensor([len(calls)])
+    team.add_up(tokens, seconds, evaluations)
+    return Generation(tokens.flatten(0, 1), seconds.tolist(), calls_per_batch(int(evaluations), batches) or None)
+
+
+@contextmanager
+def counted_calls(algorithm: Algorithm) -> Iterator[list[int]]:
+    """A list that grows by one 1 with every call of a network, whichever of the algorithm's it is.
+
+    Networks are the modules with an input table of their own; where there is none, the algorithm's `backbone`.
+    """
+    calls: list[int] = []
+    networks = [module for module in algorithm.modules() if "input_table" in module._parameters]
+    networks = networks or [m for m in [getattr(algorithm, "backbone", None)] if isinstance(m, nn.Module)]
+    with ExitStack() as stack:
+        for network in networks:
+            hook = network.register_forward_pre_hook(lambda *_: calls.append(1))
+            stack.callback(hook.remove)
+        yield calls
+
+
+def calls_per_batch(calls: int, batches: int) -> float:
+    """The mean, a whole number where it is one."""
+    return calls / batches if calls % batches else calls // batches
 
 
 def warm_up(lm: LanguageModel, canvas: Canvas) -> None:

@@ -23,9 +23,10 @@ from flm.puzzles.result_kinds import SOLVE_EVAL
 from flm.puzzles.rules import HOLE, Puzzle, Rules
 from flm.puzzles.scores import coverage, solve_rates, verdicts_on
 from flm.puzzles.sudoku import Sudoku
-from flm.puzzles.writing import Writer, counted_calls
+from flm.puzzles.writing import Writer
 from flm.results.kinds import Source
 from flm.samplers.canvas import Canvas
+from flm.tasks.samples import counted_calls
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,18 @@ def test_every_algorithm_answers_every_call_counts_and_givens_stay(name):
     assert any(first != second for first, second in written.answers)
 
 
+def test_puzzles_that_do_not_fit_are_named():
+    corpus, short = Permutation(size=L, givens="own", clues=2, train=20, valid=6), Puzzle("a.", "ab")
+    tokenizer = CharacterTokenizer().build(lambda: [ascii_lowercase + "{"])
+    writer = Writer(LanguageModel(build("mdlm").float().eval(), tokenizer), corpus, 12, 0)
+    puzzles = corpus.puzzles("valid")
+    assert writer.misfits(puzzles) == [] and writer.misfits([]) == []
+    assert writer.misfits([*puzzles, short]) == ["model.length=8: rows of these puzzles have 2 positions"]
+    assert writer([*puzzles, short], 1, 2).left_out == 1
+    with pytest.raises(ValueError, match="none of the 1 puzzles fits"):
+        writer.misfits([short])
+
+
 def test_calls_of_several_networks_add_up():
     class Two(nn.Module):
         def __init__(self):
@@ -177,6 +190,10 @@ def test_trained_and_evaluated_from_the_command_line(tmp_path, layout, algo):
     assert film["kind"] == "film" and film["columns"] == 4 and film["frames"]
     with pytest.raises(ValueError, match="solve_eval.samples"):
         run(config_of(tmp_path / "bad", "mode=solve_eval", *evaluate[:2], "solve_eval.samples=0"))
+    # data whose rows the model does not have: not a rate of 0
+    other = ["eval.real_data=current", "data=sudoku", f"data.layout={'prompt' if layout == 'holes' else 'holes'}"]
+    with pytest.raises(ValueError, match=f"none of the 12 puzzles fits.*model.length={length}: rows .* have {48 - length}"):
+        run(config_of(tmp_path / "bad", "mode=solve_eval", *evaluate, *other))
     with pytest.raises(ValueError, match="holds no puzzles"):
         run(config_of(tmp_path / "bad", "mode=solve_eval", evaluate[0], "eval.real_data=current", "data=pydoc"))
 

@@ -166,9 +166,10 @@ def measured_on(
 def cost(found: Sequence[Generation]) -> dict[str, Any]:
     """Of all seeds of a setting."""
     timings = [one.timing() for one in found]
+    calls = [one.network_evaluations for one in found if one.network_evaluations is not None]
     return {
         "ms_per_sample": sum(timing["ms_per_sample"] for timing in timings) / len(timings),
-        "network_evaluations": timings[0]["network_evaluations"],
+        "network_evaluations": sum(calls) / len(calls) if calls else None,
     }
 
 
