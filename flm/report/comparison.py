@@ -51,7 +51,7 @@ class Compared:
 
 
 def compared(results: Results) -> list[Compared]:
-    """A row for each run, in the order of the report; perplexities are those of the first sweep's scorer."""
+    """A row for each run, in the order of the report; perplexities are those of the first sweep's scorer on its text."""
     swept = {run: frontier for frontier in _of_one_scorer(results) for run in frontier.runs}
     rows = []
     for label in results.runs:
@@ -75,16 +75,19 @@ def compared(results: Results) -> list[Compared]:
 
 
 def comparison_table(rows: Sequence[Compared]) -> Table:
-    """Everything in one table; a perplexity that is not at the entropy of real text stands with its own entropy."""
+    """Everything in one table; a perplexity that is not at the entropy of real text stands with its own entropy, and bits of
+    several texts with the text."""
     by_quality = sorted({steps for row in rows for steps in row.quality})
     by_speed = sorted({steps for row in rows for steps in row.ms_per_sample})
     columns = ("run", "algorithm", "seeds", "steps trained", "training tokens per second", "bits per character", "which is")
     columns += tuple(f"ppl, {_steps(steps)}" for steps in by_quality)
     columns += tuple(f"ms per sample, {_steps(steps)}" for steps in by_speed)
+    corpora = {row.likelihood.corpus for row in rows if row.likelihood is not None}
     cells = []
     for row in rows:
         found = row.likelihood
-        measured = (None, None) if found is None else (found.with_error(found.bits_per_character), found.bound)
+        which = found and (f"{found.bound}, {found.corpus}" if len(corpora) > 1 else found.bound)
+        measured = (found and found.with_error(found.bits_per_character), which)
         speeds = (row.ms_per_sample.get(steps) for steps in by_speed)
         texts = (_quality_cell(row.quality.get(steps)) for steps in by_quality)
         seeds = row.seeds if row.seeds > 1 else None
@@ -101,8 +104,9 @@ _UNKNOWN = Swept(None, None, None)
 
 
 def _of_one_scorer(results: Results) -> list[Frontier]:
+    """And of one text: a judge of 3-grams is made of it, and its entropy is where models are compared."""
     found = results.of(Frontier)
-    return [one for one in found if one.scorer == found[0].scorer]
+    return [one for one in found if (one.scorer, one.source.data) == (found[0].scorer, found[0].source.data)]
 
 
 def _quality(frontier: Frontier, label: str) -> dict[int, Quality]:

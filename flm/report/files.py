@@ -39,6 +39,7 @@ class _Head(Content):
     checkpoint: _Checkpoint | None = None
     seed: Whole | None = None
     real: _Real | None = None
+    source: Any = None
 
 
 def read_results(inputs: Iterable[str | Path]) -> Results:
@@ -116,6 +117,8 @@ def _source(path: Path, kind: str, content: Mapping[str, Any]) -> Source:
     head = checked(_Head, content)
     config, checkpoint = head.config or {}, head.checkpoint or _Checkpoint()
     algorithm, data = head.algorithm, head.real and head.real.source
+    if data is None and isinstance(head.source, str):
+        data = in_a_line(head.source, LENGTH)
     training = checkpoint.config or _run_record(checkpoint.path)
     if kind == TRAINING:
         training = config

@@ -20,6 +20,11 @@ def number(value: float) -> str:
     return f"{value:#.4g}" if abs(value) >= 1 else f"{value:#.3g}"
 
 
+def rank(value: float) -> tuple[bool, float]:
+    """What numbers are ordered by, the lowest first: a run that went wrong, nan, is behind all others."""
+    return math.isnan(value), value
+
+
 def in_words(cell: Cell) -> str:
     """A cell without its standard error; "" for an empty one."""
     if cell is None:

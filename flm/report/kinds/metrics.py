@@ -57,7 +57,7 @@ def _columns(path: Path) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     try:
         with open(regular_file(path, MAX_BYTES), encoding="utf-8", newline="") as file:
-            rows = csv.reader(file)
+            rows = csv.reader(line for line in file if line.endswith("\n"))  # where a run was killed a row may be cut off
             names = next(rows, [])
             if len(names) > COLUMNS:
                 raise ValueError(f"it has {len(names)} columns")

@@ -20,6 +20,7 @@ from flm.report.kinds.training import LOSS, Training, in_words
 from flm.report.page import Block, Details, Grid, Heading, Missing, Section, Text
 from flm.report.records import Results
 from flm.report.sections.quality import CHECKPOINT
+from flm.report.tables import rank
 from flm.results.kinds import Cell, Table
 
 
@@ -56,7 +57,7 @@ def learning_table(trainings: Sequence[Training]) -> Table:
     for run in trainings:
         trained = run.metrics.series.get(LOSS, ())
         measured = run.metrics.series[run.validated] if run.validated is not None else ()
-        step, best = min(measured, key=lambda point: point[1], default=(None, None))
+        step, best = min(measured, key=lambda point: rank(point[1]), default=(None, None))
         name = in_words(run.validated.removeprefix("val/")) if run.validated is not None else None
         last = measured[-1][1] if measured else None
         rows.append((run.source.label, trained[-1][1] if trained else None, name, last, best, step))

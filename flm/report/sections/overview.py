@@ -1,6 +1,6 @@
 """The top of a report: a few numbers that matter, and what was run, by whom and how it ended."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from flm.report.comparison import Compared, compared
 from flm.report.frontier.result_kind import Frontier
@@ -9,6 +9,7 @@ from flm.report.kinds.training import Training
 from flm.report.labels import in_words
 from flm.report.page import Card, Commands, Grid, Section, Tile
 from flm.report.records import Results
+from flm.report.tables import rank
 from flm.results.kinds import Cell, KeyNumber, Table
 
 TILES = 8
@@ -28,7 +29,7 @@ def card(results: Results) -> list[Tile]:
     rows = compared(results)
     tiles = [
         _status(results.of(Training)),
-        _least("bits per character", [(row, row.likelihood and _bits(row)) for row in rows], rows),
+        *_least_bits(rows),
         _matched(rows, results.of(Frontier)),
         _samples(results) if not results.of(Frontier) else None,
         *_others(results),
@@ -78,25 +79,21 @@ def _status(trainings: list[Training]) -> Tile | None:
     return Tile("training runs", len(trainings), counts)
 
 
-def _bits(row: Compared) -> Cell:
-    assert row.likelihood is not None
-    return row.likelihood.with_error(row.likelihood.bits_per_character)
-
-
-def _least(name: str, cells: Iterable[tuple[Compared, Cell]], rows: list[Compared]) -> Tile | None:
-    found = [(_value(cell), row, cell) for row, cell in cells if cell is not None]
-    if not found:
-        return None
-    _, row, cell = min(found, key=lambda one: one[0])
-    assert row.likelihood is not None
-    return Tile(name, cell, _of(row.label, rows, row.likelihood.bound, row.likelihood.corpus))
+def _least_bits(rows: list[Compared]) -> Iterator[Tile]:
+    """Of each corpus: bits of two texts do not compare."""
+    for corpus in dict.fromkeys(row.likelihood.corpus for row in rows if row.likelihood is not None):
+        found = [(row, one) for row in rows if (one := row.likelihood) is not None and one.corpus == corpus]
+        cells = [(row, one, cell) for row, one in found if (cell := one.with_error(one.bits_per_character)) is not None]
+        if cells:
+            row, one, cell = min(cells, key=lambda found: rank(_value(found[2])))
+            yield Tile("bits per character", cell, _of(row.label, rows, one.bound, corpus))
 
 
 def _matched(rows: list[Compared], frontiers: list[Frontier]) -> Tile | None:
     found = [(one.ppl, row.label, steps) for row in rows for steps, one in row.quality.items() if one.reached]
     if not found:
         return None
-    ppl, label, steps = min(found)
+    ppl, label, steps = min(found, key=lambda one: rank(one[0]))
     about = _of(label, rows, f"{steps} steps", f"scored by {frontiers[0].scorer}")
     return Tile("perplexity at the entropy of real text", ppl, about)
 
@@ -112,8 +109,9 @@ def _samples(results: Results) -> Tile | None:
     ]
     if not found:
         return None
-    scorer = found[0][3]
-    ppl, run, one, _ = min((row for row in found if row[3] == scorer), key=lambda row: row[0])
+    scorer, data = found[0][3], found[0][1].source.data
+    alike = [row for row in found if row[3] == scorer and row[1].source.data == data]
+    ppl, run, one, _ = min(alike, key=lambda row: rank(row[0]))
     entropy, real = one.metrics.get("entropy_nats"), run.real and run.real.metrics.get("entropy_nats")
     about = [f"{one.steps} steps", f"scored by {scorer}"]
     about += [f"entropy {_value(entropy):.2f} nats"] if entropy is not None else []
@@ -122,33 +120,41 @@ def _samples(results: Results) -> Tile | None:
 
 
 def _others(results: Results) -> list[Tile]:
-    """The first number of each kind that no tile is made for, of the best run."""
+    """The first number of each kind that no tile is made for, of the best run on each data."""
     shown = {"training", "sample_eval", "frontier", "likelihood", "film"}
-    best: dict[tuple[str, str], tuple[str, KeyNumber]] = {}
+    best: dict[tuple[str, str, str | None], tuple[str, KeyNumber]] = {}
     for source, reading in results.read:
         for number in [] if source.kind in shown else [one for one in reading.numbers if one.value is not None][:1]:
-            known = best.get((source.kind, number.name))
+            place = source.kind, number.name, source.data
+            known = best.get(place)
             if known is None or (number.better is not None and _is_better(number, known[1])):
-                best[source.kind, number.name] = (source.label, number)
-    return [Tile(number.name, number.value, _of(run, results.runs, number.setting)) for run, number in best.values()]
+                best[place] = (source.label, number)
+    several = {name for kind, name, data in best if (kind, name) in [other[:2] for other in best if other[2] != data]}
+    return [
+        Tile(number.name, number.value, _of(run, results.runs, number.setting, data or "" if name in several else ""))
+        for (_, name, data), (run, number) in best.items()
+    ]
 
 
 def _is_better(one: KeyNumber, other: KeyNumber) -> bool:
     sign = -1 if one.better == "higher" else 1
-    return sign * _value(one.value) < sign * _value(other.value)
+    return rank(sign * _value(one.value)) < rank(sign * _value(other.value))
 
 
 def _fastest(rows: list[Compared]) -> Tile | None:
     found = [(cost, row.label, steps) for row in rows for steps, cost in row.ms_per_sample.items()]
     if not found:
         return None
-    cost, label, steps = min(found)
+    cost, label, steps = min(found, key=lambda one: rank(one[0]))
     return Tile("milliseconds per sample", cost, _of(label, rows, f"{steps} step{'s' * (steps != 1)}"))
 
 
 def _speed(rows: list[Compared]) -> Tile | None:
     found = [(row.training_tokens_per_second, row.label) for row in rows if row.training_tokens_per_second is not None]
-    return Tile("training tokens per second", max(found)[0], _of(max(found)[1], rows)) if found else None
+    if not found:
+        return None
+    speed, label = min(found, key=lambda one: rank(-one[0]))
+    return Tile("training tokens per second", speed, _of(label, rows))
 
 
 def _of(label: str, rows: list[Compared] | list[str], *parts: str) -> str:
