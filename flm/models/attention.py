@@ -118,7 +118,7 @@ def attention(
             return _Differentiated.apply(q, k, v, mask, causal)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     if q.is_cuda and q.dtype != torch.float64 and not _forward_mode:
-        if mask is None and q.dtype != torch.float32 and _flash_supports_softcap():
+        if mask is None and q.dtype != torch.float32 and FLASH_CAPS:
             return _flash_attention(q, k, v, softcap, causal)
         return _flexed(q, k, v, _capped(softcap, causal, None if mask is None else mask.expand(*q.shape[:-1], k.shape[-2])))
     if causal:
@@ -181,14 +181,15 @@ def _lower_triangle(q: Tensor) -> Tensor:
     return torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
 def _flash_supports_softcap() -> bool:
     try:
         version = importlib.metadata.version("flash-attn")
     except importlib.metadata.PackageNotFoundError:
         return False
     return tuple(int(part) for part in version.split(".")[:2]) >= (2, 6)
+
+
+FLASH_CAPS = _flash_supports_softcap()  # asked once, here: a block that torch.compile traces cannot look for packages
 
 
 def _flash_attention(q: Tensor, k: Tensor, v: Tensor, softcap: float, causal: bool) -> Tensor:
