@@ -12,7 +12,7 @@ MBPP's challenge_test_list is not read: it is not among the tests of its publish
 import ast
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from flm.draws import mix_seed
 HUMAN_EVAL_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 MBPP_STOPS = ("\nassert", '\n"""', "\nprint", "\nif __name__", "\n#")
 ASK = "Write the Python program that begins like this. Answer with the whole program in one code block."
+_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})([^`]*)")  # indentation, marks, what is said of the block
 LINE_BYTES, TOTAL_BYTES, MAX_PROBLEMS = 16 << 20, 64 << 20, 20_000  # of a file of problems, unpacked
 
 
@@ -110,19 +111,43 @@ class Problem:
 
 
 def program_in(answer: str) -> str:
-    """The first fenced block of an answer, else all of it; of that, if it is Python, what defines something.
+    """Of an answer's fenced blocks the first that defines a function or class, else the first, else all of the answer; of that,
+    if it is Python, what defines something.
 
-    Examples, calls and `if __name__` blocks, which would run before the tests, are left out.
+    Examples, calls and `if __name__` blocks, which would run before the tests, are left out, and so is what was thought aloud.
     """
-    fenced = re.search(r"```[^\n]*\n(.*?)(?:```|\Z)", answer, re.DOTALL)
-    text = answer if fenced is None else fenced[1]
+    said = answer.rpartition("</think>")[2]
+    blocks = list(_blocks(said)) or [said]
+    programs = [_definitions(block) for block in blocks]
+    return next((text for text, defines in programs if defines), programs[0][0])
+
+
+def _blocks(answer: str) -> Iterator[str]:
+    """Fenced blocks as CommonMark has them, indented as they may be; the last one may be open."""
+    opened, lines = None, []
+    for line in answer.split("\n"):
+        fence = _FENCE.fullmatch(line.rstrip())
+        if opened is None:
+            opened, lines = fence, []
+        elif fence and fence[2].startswith(opened[2]) and not fence[3] and len(fence[1]) <= len(opened[1]) + 3:
+            yield "\n".join(lines) + "\n"
+            opened = None
+        else:
+            lines.append(line.removeprefix(opened[1]))
+    if opened is not None:
+        yield "\n".join(lines)
+
+
+def _definitions(text: str) -> tuple[str, bool]:
+    """What is left of Python without what runs at once, and whether it defines a function or class; other text as it is."""
+    runs = ast.Expr | ast.If | ast.For | ast.While | ast.Assert
     try:
         module = ast.parse(text)
-        runs = ast.Expr | ast.If | ast.For | ast.While | ast.Assert
         module.body = [node for node in module.body if not isinstance(node, runs)]
-        return ast.unparse(module) + "\n"
+        kept = ast.unparse(module) + "\n"
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # of the parser, which a deep nest overflows
-        return text
+        return text, False
+    return kept, any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in module.body)
 
 
 def load_problems(path: str | Path, shots: int = 0, key: str = "code_eval.path") -> list[Problem]:

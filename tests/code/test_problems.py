@@ -2,7 +2,7 @@ import pytest
 from code_files import HUMAN_EVAL, INFILLING, MBPP, write
 
 from flm.code.cell import seccomp
-from flm.code.problems import Hole, hide_lines, load_problems
+from flm.code.problems import Hole, hide_lines, load_problems, program_in
 from flm.code.sandbox import Limits, Sandbox
 
 FILES = {"human_eval.jsonl": HUMAN_EVAL, "infilling.jsonl.gz": INFILLING, "mbpp.jsonl": MBPP}
@@ -105,6 +105,34 @@ def test_hidden_lines(tmp_path, share, count):
 def test_files_of_no_known_format(tmp_path, row, message):
     with pytest.raises(ValueError, match=message):
         load_problems(write(tmp_path / "x.jsonl", [row]))
+
+
+F = "def f(x):\n    return x\n"
+PY = f"```python\n{F}```"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        F,
+        f"Here:\r\n{PY}".replace("\n", "\r\n"),
+        f"```python\n{F}",  # not closed
+        f"Use ```f``` like so:\n{PY}",
+        f"First\n```bash\npip install x\n```\nthen\n{PY}",
+        f"It does\n```\n>>> f(1)\n1\n```\n{PY}",
+        f"```python\nimport math\n```\nand\n{PY}",
+        PY.replace("```", "~~~"),
+        PY.replace("```", "````"),
+        "1. So:\n   " + PY.replace("\n", "\n   "),
+        PY.replace("    return", '    """Says\n\n    ```\n    f(1)\n    ```\n    """\n    return'),
+        f"<think>Perhaps\n```python\ndef f(x):\n    return 0\n```\n</think>\n\n{PY}",
+        f"{PY}\nor, worse,\n```python\ndef f(x):\n    return 0\n```",
+    ],
+)
+def test_the_program_is_found_in_answers_of_all_sorts(answer):
+    found = {}
+    exec(program_in(answer), found)
+    assert found["f"](7) == 7
 
 
 def test_a_question_is_answered_with_a_program_that_the_tests_run_on(sandbox, tmp_path):
