@@ -148,10 +148,8 @@ class ScatterLayout(Layout):
         padding: as a rule excluded: it is given.
     """
 
-    def __init__(self, levels: int = 10, padding: str = "excluded"):
+    def __init__(self, levels: Count = 10, padding: Padding = "excluded"):
         super().__init__(padding)
-        if levels < 1:
-            raise ValueError(f"data.layout.levels must be at least 1, not {levels}")
         self.variants = levels
 
     def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int:

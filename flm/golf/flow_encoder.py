@@ -15,8 +15,6 @@ from flm.models.attention import DocumentMask, attention
 from flm.models.layers import TimeEmbedding
 from flm.ranges import Count, Scale, Width
 
-EMBED_NORMS = ("none", "unit", "frozen")
-OUT_HEADS = ("ln", "linear")
 _EPS = 1e-12  # of BERT's norms
 
 

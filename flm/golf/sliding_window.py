@@ -4,7 +4,6 @@ A window reads inputs start .. end-1 and scores some of its last targets, those 
 windows overlap, each target (but the first ones) is predicted with at least window - stride tokens of context.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,10 +22,6 @@ class Window:
     def __len__(self) -> int:
         """Inputs it reads."""
         return self.end - self.start
-
-    @property
-    def num_scored(self) -> int:
-        return self.end - self.scored_from
 
     @property
     def first_scored(self) -> int:
@@ -51,10 +46,3 @@ def windows(total: int, length: int, stride: int) -> Iterator[Window]:
         end = min(start + length, total)
         yield Window(start, done, end)
         done, start = end, start + stride
-
-
-def count_windows(total: int, length: int, stride: int) -> int:
-    """How many `windows` gives, in closed form."""
-    if total <= 0:
-        return 0
-    return 1 + max(0, math.ceil((total - length) / stride))

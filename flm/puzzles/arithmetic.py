@@ -92,16 +92,6 @@ class Arithmetic(PuzzleCorpus):
         return f"{self.operation.replace('_', ' ')} of {self.digits} digits"
 
 
-def longest_carry_chain(first: str, second: str) -> int:
-    """Of the sum of two numbers of one width: the most digits that one carry runs through, where it began included."""
-    longest = run = 0
-    for a, b in zip(reversed(first), reversed(second), strict=True):
-        together = int(a) + int(b)
-        run = 1 if together > 9 else run + 1 if together == 9 and run else 0
-        longest = max(longest, run)
-    return longest
-
-
 def _suffix_sums(digits: int, number: str) -> str:
     return "".join(str(sum(map(int, number[place:])) % 10) for place in range(digits))
 

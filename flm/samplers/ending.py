@@ -37,13 +37,6 @@ class Ending:
         return tokens.masked_fill(after, self.end_id), masked & ~after
 
 
-def trimmed(tokens: Tensor, canvas: Canvas, end_id: int) -> list[list[int]]:
-    """The texts of filled tokens (B, L): from each hole goes the first end_id written in it, and what follows there."""
-    ends = canvas.editable & (tokens == end_id)
-    kept = ~(_behind(ends, canvas.editable) | ends)
-    return [row[keep].tolist() for row, keep in zip(tokens, kept, strict=True)]
-
-
 def _behind(events: Tensor, editable: Tensor) -> Tensor:
     """Positions (B, L) bool of a hole that one of the events in the same hole precedes."""
     place = torch.arange(1, events.shape[1] + 1, device=events.device)

@@ -212,7 +212,7 @@ def test_a_text_that_spells_the_end_is_refused(build, path):
         module.train_blocks(), module.valid_blocks()
 
 
-@pytest.mark.parametrize("name", ["pairs", "pairs_lines", "pairs_spans", "lamini", "wmt14_de_en"])
+@pytest.mark.parametrize("name", ["pairs", "pairs_lines", "pairs_spans", "pairs_scattered", "lamini", "wmt14_de_en"])
 def test_configs(name, tmp_path):
     config = config_of(tmp_path, f"data={name}", f"data.path={tmp_path}")
     assert isinstance(hydra.utils.instantiate(config.data), Pairs)
@@ -230,5 +230,3 @@ def test_scattered_holes_are_anywhere_and_as_many_as_the_level_says(build):
         assert inside.sum() == hidden_count(len(response), index % 5, 5)
         places.update(inside.nonzero()[:, 0].tolist() if index % 5 == 2 else [])
     assert len(places) > 20
-    with pytest.raises(ValueError, match="data.layout.levels"):
-        ScatterLayout(levels=0)

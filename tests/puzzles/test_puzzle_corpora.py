@@ -9,7 +9,7 @@ import torch
 from flm.data.corpora.corpus import Corpus
 from flm.data.module import TextDataModule
 from flm.data.tokenizers import CharacterTokenizer
-from flm.puzzles.arithmetic import Arithmetic, longest_carry_chain
+from flm.puzzles.arithmetic import Arithmetic
 from flm.puzzles.countdown import Countdown, CountdownRules, solutions
 from flm.puzzles.maze import HOLE, Maze, MazeRules
 from flm.puzzles.permutation import Permutation
@@ -88,6 +88,16 @@ def test_turned_and_mirrored_mazes_are_one_family():
     backwards = maze.translate(str.maketrans("SG", "GS"))
     assert len({maze, turned, mirrored, backwards}) == 4
     assert {corpus.family(m) for m in (turned, mirrored, backwards)} == {corpus.family(maze)}
+
+
+def longest_carry_chain(first: str, second: str) -> int:
+    """Of the sum of two numbers of one width: the most digits that one carry runs through, where it began included."""
+    longest = run = 0
+    for a, b in zip(reversed(first), reversed(second), strict=True):
+        together = int(a) + int(b)
+        run = 1 if together > 9 else run + 1 if together == 9 and run else 0
+        longest = max(longest, run)
+    return longest
 
 
 def test_arithmetic():

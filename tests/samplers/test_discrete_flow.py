@@ -10,7 +10,7 @@ from chi_square import chi_square_limit
 from flm.paths.mixture import Cosine, Polynomial
 from flm.samplers.canvas import Canvas
 from flm.samplers.discrete_flow import BlindExactJumps, EulerJumps, ExactJumps
-from flm.samplers.ending import Ending, trimmed
+from flm.samplers.ending import Ending
 from flm.samplers.masked import Step
 from flm.samplers.options import sampler_for
 from flm.samplers.solvers import JUMP_SOLVERS, MASK_SOLVERS
@@ -272,7 +272,7 @@ def test_the_end_comes_last_in_an_order_of_confidence():
         assert (~moments[0].masked).double().mean(0).tolist() == [1 - column, column]
 
 
-def test_the_text_stops_at_its_end_and_is_trimmed():
+def test_the_text_stops_at_its_end():
     canvas = Canvas.from_pieces([3, [7], 2], 1)
     ending = Ending(end_id=1, stop_at_end=True)
     masked = torch.tensor([[False, False, True, False, True, True]])
@@ -284,8 +284,6 @@ def test_the_text_stops_at_its_end_and_is_trimmed():
     assert torch.equal(ending.closed(tokens, early, canvas)[1], early)
     given = Canvas.from_pieces([[1], 2], 1)  # an end that is given ends no hole
     assert ending.closed(torch.tensor([[1, 9, 9]]), given.editable, given)[1].tolist() == [[False, True, True]]
-    assert trimmed(closed, canvas, 1) == [[5, 7, 9, 9]]
-    assert trimmed(torch.tensor([[1, 4, 1, 7, 3, 1]]), canvas, 1) == [[7, 3]]
     model = exact_dfm(CUBE)
     asked = {}
     for stop in (False, True):
