@@ -130,13 +130,15 @@ for seed in ${SEEDS:-1}; do
     part "$at/evaluation/$name" mode=solve_eval "${measured[@]}" 'sampling.steps=[1,2,4,8]'
   done
   if [ "$task" = sudoku4 ]; then continue; fi
-  checkpoints="" # of all rows that are there
+  checkpoints="" noise=() # of all rows that are there; fresh noise in between, where a sampler among them takes it
   for name in $all; do
-    if [ -e "$out/$at/$name/complete" ]; then checkpoints+="${checkpoints:+, }$name: $out/$at/$name/checkpoints/last.ckpt"; fi
+    if [ ! -e "$out/$at/$name/complete" ]; then continue; fi
+    checkpoints+="${checkpoints:+, }$name: $out/$at/$name/checkpoints/last.ckpt"
+    case $name in fmlm* | two_stage | simplex_dmd) noise=('frontier.sweep={gamma: [0, 1]}') ;; esac
   done
   if [ "$(cat "$out/$at/evaluated" 2>/dev/null)" != "$checkpoints" ]; then rm -f "$out/$at/evaluation/complete"; fi
   part "$at/evaluation" mode=frontier "frontier.checkpoints={$checkpoints}" 'frontier.steps=[1,2,4,8]' \
-    'frontier.temperature=[0.6,0.8,1.0,1.2]' 'frontier.sweep={gamma: [0, 1]}' seed="$seed" sampling.num_sample_batches=2 \
+    'frontier.temperature=[0.6,0.8,1.0,1.2]' ${noise[@]+"${noise[@]}"} seed="$seed" sampling.num_sample_batches=2 \
     loader.eval_batch_size=64 ${evaluation[@]+"${evaluation[@]}"}
   echo "$checkpoints" > "$out/$at/evaluated"
 done

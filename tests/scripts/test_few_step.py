@@ -65,8 +65,11 @@ def test_texts_are_measured_anew_with_each_further_row(tmp_path):
             trained,
             measured,
         ]
-    both = next(call[1] for call in calls if call[0] == "mode=frontier")
-    assert "seed1/dfm/" in both and "seed1/mpdc/" in both
+    both = next(call for call in calls if call[0] == "mode=frontier")
+    assert "seed1/dfm/" in both[1] and "seed1/mpdc/" in both[1]
+    assert not any("gamma" in argument for argument in both)  # which no sampler of these takes: the frontier would refuse it
+    with_map = run_script("few_step.sh", tmp_path, ROWS="fmlm", **out)[1]
+    assert "frontier.sweep={gamma: [0, 1]}" in next(call for call in with_map if call[0] == "mode=frontier")
 
 
 def test_it_goes_on_with_more_seeds_of_some_rows(tmp_path):
