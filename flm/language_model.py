@@ -87,10 +87,9 @@ class LanguageModel:
         if device is not None:
             self.algorithm.to(device_named(device))
         if dtype is not None:
-            kind = dtype_named(dtype)
             for parameter in self.algorithm.parameters():
-                parameter.data = parameter.data.to(kind)
-            self.precision = OF_WEIGHTS[kind]
+                parameter.data = parameter.data.to(dtype_named(dtype))
+            self.precision = OF_WEIGHTS[dtype_named(dtype)]
         return self
 
     def generate(
@@ -187,8 +186,7 @@ class LanguageModel:
         """
         check_call(LanguageModel.fill, locals())
         self.check_length(canvas.tokens.shape[1])
-        steps = self.steps if steps is None else steps
-        chosen = self.sampler_options(**options)
+        steps, chosen = self.steps if steps is None else steps, self.sampler_options(**options)
         generator = torch.Generator(self.device).manual_seed(mix_seed(seed, batch))
         with self.autocast():
             return self.algorithm.generate(canvas, steps, generator, on_step, **chosen)
@@ -256,8 +254,7 @@ class LanguageModel:
             ValueError: the algorithm has no likelihood, the text has no tokens, or draws is below 1.
         """
         check_call(LanguageModel.nll, locals())
-        algorithm = self._bounded("nll")
-        tokens = self.tokenizer.encode(text)
+        algorithm, tokens = self._bounded("nll"), self.tokenizer.encode(text)
         if not tokens:
             raise ValueError("nll: the text has no tokens")
         return text_likelihood(algorithm, tokens, self.length, draws, seed)

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import flm
 from flm.registry import add
@@ -43,6 +43,8 @@ def run(arguments: Sequence[str]) -> int:
     else:
         length = given.length
         if given.between is not None:
+            if given.between < 1:
+                raise ValueError(f"--between must be at least 1, not {given.between}")
             length = given.between + sum(len(lm.tokenizer.encode(text)) for text in (given.prompt, given.suffix) if text)
         texts = lm.generate(prompt=given.prompt, suffix=given.suffix, length=length, **common)
     for text in texts:
@@ -50,9 +52,16 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parser(command: str) -> argparse.ArgumentParser:
+class Arguments(argparse.ArgumentParser):
+    """Of a command `flm NAME`; a mistake is one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.prog}: {message} ({self.prog} --help says what it takes)")
+
+
+def parser(command: str) -> Arguments:
     """Arguments of one command; MODEL comes first and may be left out, before options, between them or after."""
-    found = argparse.ArgumentParser(prog=f"flm {command}", description=COMMANDS[command])
+    found = Arguments(prog=f"flm {command}", description=COMMANDS[command])
     found.add_argument(
         "model",
         nargs="?",

@@ -161,3 +161,26 @@ def test_train_alone_is_a_whole_command_and_says_which(tmp_path, monkeypatch, ca
     assert "experiment=pydoc_flm_fitted" in said and "minutes" in said and "flm demo outputs/first" in said
     check_config(config_of(tmp_path, *(word for word in begun[0] if not word.startswith("hydra."))))
     assert "hydra.run.dir=outputs/first" in begun[0]
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["generate", "--nope"], "flm generate: unrecognized arguments: --nope (flm generate --help says what it takes)"),
+        (["generate", "--option", "hot"], "flm generate: argument --option: 'hot' is not KEY=VALUE (flm generate --help"),
+        (["generate", "--between", "-3"], "--between must be at least 1, not -3"),
+        (["infill"], "flm infill: the following arguments are required: template (flm"),
+        (["nll", "--draws", "x", "a"], "flm nll: argument --draws: invalid int value: 'x'"),
+        (["serve", "--port", "abc"], "flm serve: argument --port: invalid int value: 'abc'"),
+        (["demo", "--steps"], "flm demo: argument --steps: expected at least one argument"),
+        (["join"], "flm join: the following arguments are required: folder, file"),
+        (["adapter", "a"], "flm adapter: the following arguments are required: folder"),
+        (["side_by_side", "."], "solve_eval.json: there is no such result file"),
+    ],
+)
+def test_a_mistake_in_any_command_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: {message}") and said.err.count("\n") == 1 and said.out == ""
+    assert not list(tmp_path.iterdir())

@@ -52,6 +52,18 @@ def test_every_page_is_in_the_site_and_every_picture_on_a_page():
     assert {path for path in (ROOT / "docs" / "images").iterdir()} <= shown
 
 
+def test_files_that_files_speak_of_are_there():
+    """Paths from the top of the tree, in comments, docs and settings; a log tells of what was."""
+    named = re.compile(r"(?<![\w/.{}$-])((?:flm|tests|scripts|docs|examples)/[\w/.-]+\.(?:py|md|yaml|sh|png|ipynb))\b")
+    kinds, tops = (".py", ".md", ".yml", ".yaml", ".sh", ".toml"), ("flm", "scripts", "configs", "docs")
+    places = [*PAGES, *ROOT.glob("*.*ml"), *(path for top in tops for path in (ROOT / top).rglob("*"))]
+    places = [path for path in places if path.suffix in kinds and path.name != "LOG.md"]
+    assert len(places) > 300
+    absent = {(str(path.relative_to(ROOT)), name) for path in places for name in named.findall(path.read_text(encoding="utf-8"))
+              if not (ROOT / name).exists()}  # fmt: skip
+    assert not absent
+
+
 def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
     if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
         pytest.skip("mkdocs is not installed (pip install -e '.[docs]')")

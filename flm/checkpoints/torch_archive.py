@@ -28,6 +28,8 @@ class TorchArchive:
         self.path = Path(path)
         if not self.path.is_file():
             raise ValueError(f"{path}: no such checkpoint file")
+        if self.path.suffix == ".safetensors":
+            raise ValueError(f"{path}: weights alone do not say of what: name the exported folder, {self.path.parent}")
         if not zipfile.is_zipfile(self.path):
             raise ValueError(
                 f"{path}: not a checkpoint, or cut short: not a complete torch zip file (torch's older format is not read)"

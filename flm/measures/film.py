@@ -3,6 +3,7 @@
 L length, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from flm.data.tokenizers import Tokenizer
 from flm.posterior import chunks
 from flm.samplers.flow import Moment
 
+_MOST_BYTES = 4  # of a character in UTF-8, each a token at worst
+NO_WIDTH = "\N{WORD JOINER}"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what decoding gives for part of a character
 
 
@@ -36,7 +39,7 @@ class Frame:
 
     def to_dict(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """Plain JSON values, tokens as text; "" for one not written yet."""
-        shown = ["" if token is None else spelling(token, tokenizer) for token in self.tokens]
+        shown = ["" if text is None else text for text in spellings(self.tokens, tokenizer)]
         return {"index": self.index, "tau": self.tau, "tokens": shown, "probability": self.probability, "given": self.given}
 
 
@@ -104,3 +107,24 @@ def spelling(token: int, tokenizer: Tokenizer) -> str:
     """One token as people read it; in the vocabulary's own spelling where it is only part of a character."""
     text = tokenizer.decode([token])
     return text if text and REPLACEMENT not in text else tokenizer.token(token)
+
+
+def spellings(tokens: Sequence[int | None], tokenizer: Tokenizer) -> list[str | None]:
+    """Tokens as people read them; None where there is none. A character in several tokens stands at the first of them, and
+    at the others a mark of no width."""
+    found = [None if token is None else spelling(token, tokenizer) for token in tokens]
+    start = 0
+    while start < len(tokens):
+        ids: list[int] = []
+        for token in tokens[start : start + _MOST_BYTES]:
+            if token is None:
+                break
+            ids.append(token)
+            text = tokenizer.decode(ids)
+            if text and REPLACEMENT not in text:
+                if len(ids) > 1:
+                    found[start : start + len(ids)] = [text, *[NO_WIDTH] * (len(ids) - 1)]
+                    start += len(ids) - 1
+                break
+        start += 1
+    return found

@@ -6,7 +6,6 @@ flm_adapter.json           the recipe, which algorithm is around the network, an
 tokenizer.json             as in an exported folder
 """
 
-import argparse
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from flm.qwen.backbone import QwenBackbone
 from flm.qwen.lora import BASE, LoRA
 from flm.qwen.transformers_model import transformers_model
 from flm.schema import made
+from flm.text_commands import Arguments
 
 WEIGHTS, PEFT, OWN = "adapter_model.safetensors", "adapter_config.json", "flm_adapter.json"
 _OUTER, _NAME = "base_model.model.", ".default"  # what peft puts before and into names
@@ -129,7 +129,7 @@ def adapter(arguments: Sequence[str]) -> int:
 
     Whatever takes a model takes the folder, merged into its base; peft opens it too.
     """
-    parser = argparse.ArgumentParser(prog="flm adapter", description=adapter.__doc__)
+    parser = Arguments(prog="flm adapter", description=adapter.__doc__)
     parser.add_argument("model", help="a run folder or checkpoint trained with model.lora")
     parser.add_argument("folder", type=Path, help="to write")
     parser.add_argument("--base", help="folder of the weights that stay; default: the model.pretrained_path of training")

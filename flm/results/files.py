@@ -65,6 +65,8 @@ def read_json(path: str | Path) -> Any:
     try:
         text = read_text(path)
         content = parsed(text)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: there is no such result file") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable result file ({error})") from error
     if _SURROGATE.search(text):

@@ -141,6 +141,11 @@ CANVAS_KEYS = tuple(field.name for field in fields(CanvasOptions))
 _MARK = re.compile(r"\[\[|\]\]|\[([0-9]+)\]")
 
 
+def has_holes(text: str) -> bool:
+    """Whether a text is a template: has a number in brackets that are not doubled."""
+    return any(mark.group(1) is not None for mark in _MARK.finditer(text))
+
+
 def pieces_of(template: str, encode: Callable[[str], list[int]], name: str = "sampling.infill") -> list[list[int] | int]:
     """Given token ids and holes in reading order, for `Canvas.from_pieces`.
 

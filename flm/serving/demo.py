@@ -1,6 +1,5 @@
 """`flm demo [MODEL]`: watch a model write, in the terminal or in a browser."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,13 +7,14 @@ from rich.console import Console
 
 import flm
 from flm.serving.listening import bound, run
+from flm.text_commands import Arguments
 
 BOXED = ("builtin:text", "builtin:puzzle")  # what comes with the package
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Arguments:
     """Arguments of the command."""
-    found = argparse.ArgumentParser(prog="flm demo", description="Watch a model write.")
+    found = Arguments(prog="flm demo", description="Watch a model write.")
     found.add_argument(
         "models",
         nargs="*",

@@ -1,20 +1,20 @@
 """`flm serve [MODEL]`: the HTTP server as a command."""
 
-import argparse
 import os
 from collections.abc import Sequence
 
 import flm
 from flm.serving.limits import Limits
 from flm.serving.listening import bound, run
+from flm.text_commands import Arguments
 
 BOXED = "builtin:text"  # comes with the package
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Arguments:
     """Arguments of the command; limits default to those of `Limits`."""
-    found = argparse.ArgumentParser(prog="flm serve", description="An OpenAI-style HTTP server for one model.")
+    found = Arguments(prog="flm serve", description="An OpenAI-style HTTP server for one model.")
     found.add_argument(
         "model", nargs="?", default=BOXED, help=f"a run, checkpoint, folder, artifact or hub name; default: {BOXED}"
     )

@@ -10,8 +10,8 @@ from rich.panel import Panel
 from rich.text import Text
 
 from flm.language_model import LanguageModel
-from flm.measures.film import FilmStrip, Frame, spelling
-from flm.samplers.canvas import Canvas, pieces_of
+from flm.measures.film import FilmStrip, Frame, spellings
+from flm.samplers.canvas import Canvas, has_holes, pieces_of
 
 FRAMES = 48  # of one film at most
 HELP = (
@@ -23,8 +23,8 @@ HELP = (
 def shaded(frame: Frame, lm: LanguageModel) -> Text:
     """The tokens of a moment; the surer, the brighter. Given ones are bold."""
     text = Text()
-    for token, probability, given in zip(frame.tokens, frame.probability, frame.given, strict=True):
-        shown = "·" if token is None else spelling(token, lm.tokenizer)
+    for spelt, probability, given in zip(spellings(frame.tokens, lm.tokenizer), frame.probability, frame.given, strict=True):
+        shown = "·" if spelt is None else spelt
         level = round(90 + 150 * probability)
         text.append(shown, "bold yellow" if given else f"rgb({level},{level},{round(110 + 145 * probability)})")
     return text
@@ -36,13 +36,12 @@ def pieces_for(line: str, lm: LanguageModel) -> list[list[int] | int]:
     def encode(text: str) -> list[int]:
         return lm.tokenizer.encode_exactly(text, "the text")
 
-    try:
+    if has_holes(line):
         return pieces_of(line, encode, "the text")
-    except ValueError:
-        ids = encode(line) if line else []
-        if len(ids) >= lm.length:
-            raise ValueError(f"the text has {len(ids)} tokens and leaves nothing to write in {lm.length}") from None
-        return [ids, lm.length - len(ids)]
+    ids = encode(line) if line else []
+    if len(ids) >= lm.length:
+        raise ValueError(f"the text has {len(ids)} tokens and leaves nothing to write in {lm.length}")
+    return [ids, lm.length - len(ids)]
 
 
 def films(lm: LanguageModel, line: str, steps: Sequence[int], seed: int) -> dict[int, list[Frame]]:

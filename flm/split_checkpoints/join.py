@@ -1,11 +1,11 @@
 """`flm join FOLDER FILE`: a checkpoint whose parts lie in a folder becomes the file it would have been in one piece."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from flm.checkpoints import files
 from flm.split_checkpoints.split_folder import SplitFolder, whole_content
+from flm.text_commands import Arguments
 
 
 def join(arguments: Sequence[str]) -> int:
@@ -13,7 +13,7 @@ def join(arguments: Sequence[str]) -> int:
 
     Any strategy goes on from the file. It takes as much main memory as the file will be large.
     """
-    parser = argparse.ArgumentParser(prog="flm join", description=join.__doc__)
+    parser = Arguments(prog="flm join", description=join.__doc__)
     parser.add_argument("folder", type=Path, help="a checkpoint written under strategy=fsdp2_split, RUN/checkpoints/last.ckpt")
     parser.add_argument("file", type=Path, help="the file to write")
     given = parser.parse_args(arguments)

@@ -21,8 +21,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from flm.atomic import of_disk
-from flm.config_files import CONFIGS
+from flm.config_files import CONFIGS, options
 from flm.samplers.canvas import CANVAS_KEYS
+from flm.schema import nearest
 from flm.tasks import sampler_help
 from flm.tasks.check import check_config
 from flm.tasks.other_names import ours
@@ -232,6 +233,11 @@ def unknown_key(error: BaseException, arguments: list[str]) -> str | None:
 def _one_line(error: BaseException) -> str:
     if "Config group override must be a string" in str(error):
         return "a config group is switched off by its option `none`, as in logger=none, not by null"
+    absent = re.search(r"Could not find '(\w+)/([^']*)'", str(error))
+    if absent is not None:
+        group, name = absent.groups()
+        known = ", ".join(options(group))
+        return f"{group}={name}: there is no such {group}{nearest(name, options(group))}; there are {known}"
     lines = [line.strip() for line in str(error).splitlines()]
     # Hydra's advice on adding keys and showing tracebacks would hide what is wrong
     kept = [line for line in lines if line and not line.startswith(("Set the environment", "object_type", "reference_type"))]

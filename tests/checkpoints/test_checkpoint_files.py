@@ -126,3 +126,9 @@ def test_a_bare_pickle_does_not_run(tmp_path):
     with pytest.raises(ValueError, match="x.ckpt"):
         files.load(path)
     assert not flag.exists()
+
+
+def test_weights_alone_are_told_to_lie_in_a_folder(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match=r"model\.safetensors: weights alone do not say of what: name the exported folder, "):
+        files.load(tmp_path / "model.safetensors")

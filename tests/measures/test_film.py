@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from flm.data.tokenizers import ByteTokenizer
-from flm.measures.film import FilmStrip, kept_moments, shown_probability, spelling
+from flm.measures.film import FilmStrip, kept_moments, shown_probability, spelling, spellings
 from flm.outputs import Combination, RawOutput
 from flm.posterior import TokenPosterior
 from flm.samplers.autoregressive import Written
@@ -79,6 +79,9 @@ def test_tokens_become_text():
     first, second = "é".encode()
     assert spelling(ord("a"), tokenizer) == "a" and spelling(ord(" "), tokenizer) == " "
     assert spelling(first, tokenizer) == tokenizer.token(first)  # half a character
+    whole = [*"日é".encode(), None, first, ord("a"), second]
+    assert spellings(whole, tokenizer) == ["日", "\u2060", "\u2060", "é", "\u2060", None, spelling(first, tokenizer), "a",
+                                           spelling(second, tokenizer)]  # fmt: skip
     frame = FilmStrip()
     frame(Moment(0, 1, 0.0, TokenPosterior(torch.eye(257)[None, [104, 105]] * 50, torch.eye(257)), Canvas.blank(1, 2)))
     shown = frame.frames[0].to_dict(tokenizer)

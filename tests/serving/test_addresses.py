@@ -66,7 +66,7 @@ def test_it_answers_at_a_free_port_and_ctrl_c_is_no_error(command, tmp_path):
 
 def test_numbers_typed_wrong_are_one_line():
     said = io.StringIO()
-    lines = ["/steps x", "/steps 0", "/steps 2", "/seed -1", "/seed", "a \udcff", "/steps"]
+    lines = ["/steps x", "/steps 0", "/steps 2", "/seed -1", "/seed", "a \udcff", "a [0]", "/steps"]
     terminal_demo(tiny(), Console(file=said, width=100), [1], lines=lines)
     errors = [line for line in said.getvalue().splitlines() if line.startswith("error")]
     assert errors == [
@@ -74,6 +74,7 @@ def test_numbers_typed_wrong_are_one_line():
         "error: /steps takes whole numbers of at least 1, not '0'",
         "error: /seed takes whole numbers of at least 0, not '-1'",
         r"error: the text: 'a \udcff' holds half a surrogate pair, which is no character",
+        "error: the text='a [0]' has a hole of 0 tokens: a hole needs at least 1",
     ]
 
 

@@ -34,7 +34,8 @@ def test_config_mistakes(monkeypatch, capfd, tmp_path, corpus):
     cases = {
         ("model.depth=3",): "depth",
         ("+model.depth=3",): "depth",
-        ("algo=flmm",): "algo/flmm",
+        ("algo=flmm",): "algo=flmm: there is no such algo; did you mean flm?; there are ar, dbtm,",
+        ("experiment=nothing",): "experiment=nothing: there is no such experiment; there are benchmark_gpu,",
         ("trainer.max_stps=3",): "max_stps",
         ("data=text",): "data.path",
         ("data=text", f"data.path={tmp_path}/nothing"): "nothing",
