@@ -4,6 +4,7 @@ The network itself is flm/qwen/modeling_flow_qwen3.py; transformers is imported 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -161,8 +162,21 @@ class QwenBackbone(nn.Module):
         self.mask_id: int | None = network.config.mask_token_id if network.config.source == "mask" else None
         self.real_vocab_size: int = network.config.real_vocab_size
 
-    def forward(self, tokens: Tensor, t: Tensor | None = None, documents: Tensor | None = None) -> TokenPosterior:
-        """The posterior (B, L) of every token, of ids below `real_vocab_size` other than the mask's."""
+    def forward(
+        self,
+        tokens: Tensor,
+        t: Tensor | None = None,
+        documents: Tensor | None = None,
+        states: Callable[[], Tensor] | None = None,
+    ) -> TokenPosterior:
+        """The posterior (B, L) of every token, of ids below `real_vocab_size` other than the mask's.
+
+        Args:
+            states: gives the final hidden states (B, L, D) where not all of them are computed again; who counts calls of
+                networks counts these too.
+        """
+        if states is not None:
+            return self._posterior(states())
         if self.chooses_attention:
             needs_mask = documents is not None or self.network.is_annealed
             flexes = needs_mask and tokens.device.type in FLEX_ON
@@ -178,7 +192,7 @@ class QwenBackbone(nn.Module):
         if self.chooses_attention:
             self.network.config._attn_implementation = "sdpa"
         reader = BlockReader(self.network, blocks, documents, earlier, keep)
-        return lambda *state: self._posterior(reader(*state))
+        return lambda *state: self(state[0], states=partial(reader, *state))
 
     def _posterior(self, hidden: Tensor) -> TokenPosterior:
         return among_real(TokenPosterior(hidden, self.network.lm_head.weight), self.real_vocab_size, self.mask_id)

@@ -16,6 +16,7 @@ from flm.qwen.block_cache import BlockReader
 from flm.qwen.modeling_flow_qwen3 import FlowMatchingLanguageModel
 from flm.samplers.canvas import Canvas
 from flm.samplers.options import sampler_for
+from flm.tasks.samples import counted_calls
 
 REAL, LENGTH = 100, 20
 
@@ -80,6 +81,17 @@ def test_where_a_block_sees_only_what_is_before_it_nothing_changes(folder, optio
     # rows that come to their blocks at different steps
     whole, cached = (write(algorithm, canvas(3, 2), block_sees="earlier", block_cache=keep)[0] for keep in (False, True))
     assert torch.equal(whole, cached)
+
+
+def test_evaluations_of_a_block_count_as_all_others(folder):
+    algorithm = model(folder)
+    for options in ({}, {"block_sees": "earlier"}, {"block_cache": True}):
+        layer = []
+        hook = algorithm.backbone.network.model.layers[0].register_forward_pre_hook(lambda *_: layer.append(1))  # noqa: B023
+        with counted_calls(algorithm) as calls:
+            write(algorithm, **options)
+        hook.remove()
+        assert len(calls) == len(layer) == 12
 
 
 def test_a_causal_network_loses_nothing_and_sees_no_more_for_it(folder):
