@@ -111,6 +111,15 @@ def test_a_reader_that_has_had_enough_ends_it_quietly(tmp_path):
     assert done.stderr == "" and done.stdout.endswith("\n0\n")
 
 
+@pytest.mark.parametrize("command", [["main.py", "--help"], ["-m", "flm", "train", "--help"], ["-m", "flm", "--help"]])
+def test_help_that_nobody_reads_to_its_end_is_no_error(command):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=600)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_home_that_cannot_be_written_to_is_no_matter(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "MPLCONFIGDIR"}
     environment |= {"PYTHONPATH": str(ROOT), "HOME": "/proc/none", "XDG_CONFIG_HOME": "/proc/none"}

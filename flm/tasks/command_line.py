@@ -122,6 +122,20 @@ _begun: list[Path] = []  # folders of runs, which Hydra has made
 
 def main() -> int:
     """Exit status: 0, 1 after one line on standard error (HYDRA_FULL_ERROR=1 shows the traceback instead), 130 after Ctrl-C."""
+    try:
+        return _main()
+    except BrokenPipeError:
+        if not _asks_for_help():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # read as far as was wanted
+        return 0
+
+
+def _asks_for_help() -> bool:
+    return bool({"-h", "--help"} & set(sys.argv[1:]))
+
+
+def _main() -> int:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors on instead of printing its own account
     multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
@@ -140,13 +154,15 @@ def main() -> int:
         if _failures:
             raise _failures[0]
     except SystemExit:
-        if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra has printed its own
-            print(sampler_help.text())
+        if _asks_for_help():  # Hydra has printed its own
+            print(sampler_help.text(), flush=True)
         raise
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _asks_for_help():
+            raise
         _leave_nothing(before)
         line = unknown_key(error, sys.argv[1:]) or user_error(error, _run_folder(sys.argv[1:]))
         if wants_traceback or line is None:
