@@ -16,6 +16,7 @@ FIRST_TRY, FIRST_RUN = "pydoc_flm_fitted", "outputs/first"
 BOXED_SOLVER = "builtin:puzzle"
 _CHECKPOINT = "eval.checkpoint_path="
 _LISTS = {"report": "report.inputs", "side_by_side": "side_by_side.runs"}  # modes that read results instead
+_MODELLESS = ("train", "benchmark")  # modes that read no model
 _WIDTH = 96
 
 
@@ -51,6 +52,8 @@ def _run(given: list[str]) -> int:
             print(f"flm train: no arguments, so {recipe}: {config_files.options('experiment')[FIRST_TRY]}", flush=True)
             print(f"It goes to {FIRST_RUN}; stopped, the same command goes on. Then: flm demo {FIRST_RUN}", flush=True)
             rest = [recipe, f"hydra.run.dir={FIRST_RUN}"]
+        if {"-h", "--help"} & set(rest):
+            print(_help_of(word, modes[word]), flush=True)
         rest = _named(word, modes[word], rest)
         if modes[word] == "solve_eval" and not any(item.startswith((_CHECKPOINT, "-")) for item in rest):
             print(f"flm {word}: no {_CHECKPOINT}, so {BOXED_SOLVER}, which comes with the package", flush=True)
@@ -79,7 +82,7 @@ def _named(command: str, mode: str, rest: list[str]) -> list[str]:
         from flm.tasks.command_line import written
 
         return [f"{_LISTS[mode]}={written(words)}", *rest[len(words) :]]
-    if mode == "train" or mode == "benchmark" or len(words) > 1:
+    if mode in _MODELLESS or len(words) > 1:
         own = f"; your own text is data=text data.path={words[0]}" if mode == "train" else ""
         raise ValueError(f"flm {command}: {words[-1]!r} is no KEY=VALUE{own} (flm {command} --help lists the keys)")
     return [f"{_CHECKPOINT}{words[0]}", *rest[1:]]
@@ -108,6 +111,14 @@ def help_text() -> str:
     for group, options in config_files.groups().items():
         lines += [f"  {group:18}{said.get(group, '')}", *_listed(options)]
     return "\n".join(lines)
+
+
+def _help_of(command: str, mode: str) -> str:
+    """What a mode does, how it is called, and the keys that are its own; those of all modes follow."""
+    takes = "FOLDER ... " if mode in _LISTS else "" if mode in _MODELLESS else "MODEL "
+    lines = [f"flm {command}: {config_files.options('mode')[mode]}", "", f"usage: flm {command} {takes}KEY=VALUE ..."]
+    own = config_files.own_keys(mode)
+    return "\n".join([*lines, *(["", "Its own keys:", *own] if own else []), ""])
 
 
 def _summary(command: str) -> str:

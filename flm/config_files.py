@@ -25,6 +25,16 @@ def group_lines() -> dict[str, str]:
     return dict(_GROUP.findall((CONFIGS / "config.yaml").read_text(encoding="utf-8")))
 
 
+def own_keys(mode: str) -> list[str]:
+    """Lines with the keys that a mode brings, or that are a group of its name, with their comments."""
+    group = CONFIGS / mode / "default.yaml"
+    text = (CONFIGS / "mode" / f"{mode}.yaml").read_text(encoding="utf-8").partition("\nhydra:")[0]
+    found = [line for line in text.splitlines() if not line.startswith(("#", "mode:"))]
+    if group.is_file():
+        found += [f"{mode}:", *("  " + line for line in group.read_text(encoding="utf-8").splitlines() if line[:1] != "#")]
+    return [line for line in found if line.strip() and "_target_" not in line]
+
+
 def _comment(path: Path) -> str:
     """The first sentence; of a comment in the way of `python main.py ...: what it does`, what it does."""
     lines = []

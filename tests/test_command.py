@@ -104,8 +104,9 @@ def test_ctrl_c_is_one_word(arguments, seconds, tmp_path):
     assert (run.returncode, said) == (130, "stopped\n")
 
 
-def test_a_reader_that_has_had_enough_ends_it_quietly(tmp_path):
-    line = f"{sys.executable} -m flm generate -n 400 --steps 1 | head -n 1; echo ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize("arguments", ["-m flm generate -n 400 --steps 1", "-m flm report --help", f"{ROOT}/main.py --help"])
+def test_a_reader_that_has_had_enough_ends_it_quietly(arguments, tmp_path):
+    line = f"{sys.executable} {arguments} | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, timeout=600)  # fmt: skip
     assert done.stderr == "" and done.stdout.endswith("\n0\n")
@@ -192,4 +193,20 @@ def test_a_mistake_in_any_command_is_one_line(arguments, message, capsys, tmp_pa
     assert main(arguments) == 1
     said = capsys.readouterr()
     assert said.err.startswith(f"error: {message}") and said.err.count("\n") == 1 and said.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_of_a_mode_says_first_what_it_does(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for mode, usage, key in (
+        ("report", "FOLDER ... KEY=VALUE ...", "  inputs:"),
+        ("solve", "MODEL KEY=VALUE ...", "  puzzles: 500  # held-out ones"),
+        ("train", "KEY=VALUE ...", None),
+    ):
+        with pytest.raises(SystemExit):
+            main([mode, "--help"])
+        said = capfd.readouterr().out
+        assert said.startswith(f"flm {mode}: ") and f"\nusage: flm {mode} {usage}\n" in said
+        assert "powered by" not in said and "KEY=VALUE sets a value and GROUP=OPTION" in said
+        assert key is None or f"\n{key}" in said.partition("KEY=VALUE sets")[0]
     assert not list(tmp_path.iterdir())

@@ -82,7 +82,7 @@ def training_seconds(run: Path) -> float | None:
     teacher = ((read_json(about).get("config") or {}).get("algo") or {}).get("teacher_path")
     if not teacher:
         return seconds
-    earlier = training_seconds(Path(teacher).parent.parent)
+    earlier = training_seconds(Path(teacher) if Path(teacher).is_dir() else Path(teacher).parent.parent)
     return None if earlier is None else seconds + earlier
 
 

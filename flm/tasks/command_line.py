@@ -136,6 +136,14 @@ def _asks_for_help() -> bool:
 
 
 def _main() -> int:
+    try:
+        return _status()
+    except BrokenPipeError:  # whoever read the output has had enough, which is no mistake
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest as it ends
+        return 0
+
+
+def _status() -> int:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors on instead of printing its own account
     multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
@@ -160,6 +168,8 @@ def _main() -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _asks_for_help():
             raise

@@ -20,6 +20,7 @@ from flm.tasks.machine import device_of, precision_of
 from flm.training.stopping import MaxTime
 
 # between Lightning and torch, in every run
+warnings.filterwarnings("ignore", message="The number of training batches")  # a short run is no mistake
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 # What training sets itself, so that no config may.

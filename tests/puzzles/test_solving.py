@@ -248,5 +248,9 @@ def test_results_side_by_side(tmp_path, capsys):
     run(config_of(tmp_path / "out", "mode=side_by_side", f"side_by_side.runs=[{names},{again}]"))
     lines = [line.replace(" ", "") for line in capsys.readouterr().out.splitlines()]
     assert "│flow_map,2seeds,200CPUs│26.0±10.0│85.0±5.0│" in lines
+    # a teacher named by its run's folder, as the tutorials do
+    (tmp_path / "flow_map/run.json").write_text(json.dumps({"config": {"algo": {"teacher_path": str(tmp_path / "flm")}}}))
+    run(config_of(tmp_path / "out", "mode=side_by_side", f"side_by_side.runs=[{names}]"))
+    assert "│flow_map,200CPUs│" in capsys.readouterr().out.replace(" ", "")
     with pytest.raises(ValueError, match="nowhere"):
         run(config_of(tmp_path / "out", "mode=side_by_side", "side_by_side.runs=[nowhere]"))
