@@ -2,13 +2,17 @@
 
 And the chat templates that come with them."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
@@ -113,7 +117,8 @@ class ChatTemplate:
 
     Args:
         text: of the template; it sees `messages`, `add_generation_prompt`, and `bos_token` and `eos_token` as the tokenizer
-            spells them, and may refuse a conversation by `raise_exception(line)`.
+            spells them, and may refuse a conversation by `raise_exception(line)`; tojson, strftime_now and generation blocks
+            are there too.
         tokenizer: of the model.
         name: where it is from, for errors.
 
@@ -123,9 +128,11 @@ class ChatTemplate:
 
     def __init__(self, text: str, tokenizer: Tokenizer, name: str):
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, _Answers]
         )
-        environment.globals["raise_exception"] = _refuse
+        # as transformers has them, by which models are trained: Jinja's own tojson is for pages, and writes ' as \u0027
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+        environment.filters["tojson"] = _json
         self._known = {"bos_token": tokenizer.token(tokenizer.bos_id), "eos_token": tokenizer.token(tokenizer.eos_id)}
         try:
             self._template = environment.from_string(text)
@@ -180,6 +187,22 @@ def answer_in(tokenizer: Tokenizer, ids: list[int], start: int) -> Written:
 
 def _refuse(line: str) -> None:
     raise TemplateError(str(line))
+
+
+def _json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class _Answers(Extension):
+    """{% generation %} blocks, by which some templates mark what a model wrote: their text."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _gpt2(folder: Path) -> _Loaded:

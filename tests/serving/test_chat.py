@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tokenizers
 from serving.models import tiny
 from serving.test_serving import post, running
 
@@ -47,6 +48,29 @@ def test_a_conversation_is_answered_as_its_prompt_is():
 def test_a_template_reaches_nothing_but_the_conversation(text):
     with pytest.raises(ValueError, match="the chat template"):
         ChatTemplate(text, tiny().tokenizer, "here")(TALK)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c.arguments | tojson }}{% endfor %}{% endfor %}",
+        "{{ messages | tojson(indent=2) }}",
+        "{{ messages[2] | tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=true) }}",
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}",
+        "{{ strftime_now('%Y')[:2] }}",
+        "{% for m in messages %}\n  {%- if tools %}T{% endif %}\n{{ m.role }}\n{% endfor %}\n",
+    ],
+)
+def test_a_template_writes_what_transformers_writes_by_it(text):
+    """By which models are trained: another prompt would be one that the model has never seen."""
+    transformers = pytest.importorskip("transformers")
+    lm = tiny()
+    calls = [{"arguments": {"q": "it's <5 & \u00e9"}}]
+    talk = [{"role": "system", "content": "Be <b>kind</b> & 'true'."}, {"role": "user", "content": "\u00e9?"}]
+    talk.append({"role": "assistant", "content": "", "tool_calls": calls})
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()))
+    wanted = theirs.apply_chat_template(talk, chat_template=text, tokenize=False, add_generation_prompt=True)
+    assert ChatTemplate(text, lm.tokenizer, "here")(talk) == wanted
 
 
 def test_where_a_template_is_found(tmp_path):
