@@ -64,6 +64,17 @@ def test_files_that_files_speak_of_are_there():
     assert not absent
 
 
+def test_commands_mean_the_same_in_every_shell():
+    """zsh, a Mac's, reads ~algo as a home and refuses brackets that match no file, bash does neither: both want quotes."""
+    quoted, expanded = re.compile(r"""'[^']*'|"[^"]*"|#.*$"""), re.compile(r"(^|\s)~|[\[\]*?{}]")
+    for page in PAGES:
+        text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
+        lines = re.findall(r"^(?:    )?((?:\w+=\S* )*(?:flm|python main\.py|pip) \S.*)$", text, re.M)
+        lines += re.findall(r"`((?:flm|python main\.py) [^`|]*=[^`]*)`", text)
+        shown = {line for line in lines if expanded.search(quoted.sub("", line))}
+        assert not shown or page.name == "LOG.md", f"{page.name}: {shown}"
+
+
 def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
     if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
         pytest.skip("mkdocs is not installed (pip install -e '.[docs]')")
