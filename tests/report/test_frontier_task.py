@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import random
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -16,12 +17,13 @@ from flm.algos.flm import FLM
 from flm.judges.gen_ppl import PublishedProtocol
 from flm.judges.huggingface_scorer import HuggingFaceScorer
 from flm.judges.ngram_judge import HeldOutNGrams
-from flm.measures.diversity import repetition, token_diversity
-from flm.report.frontier.frontier import frontier
+from flm.measures.diversity import TokenFrequencies, repetition, token_diversity
+from flm.report.frontier.frontier import frontier, measured_on
 from flm.results.files import read_result
 from flm.tasks.assemble import data_module
 from flm.tasks.check import check_config
 from flm.tasks.sample_eval import sample_eval
+from flm.tasks.scoring import Measures
 from flm.tasks.train import train
 
 COUNT = 6
@@ -201,6 +203,25 @@ def test_any_option_is_swept_over_several_seeds_beside_texts_of_no_model(trained
     assert {row["run"] for row in content["nulls_matched"]} == {name for name, _ in nulls}
     text = (tmp_path / "frontier.md").read_text()
     assert "## No model" in text and "| periodic tokens | 4 | x |" in text
+
+
+def test_more_seeds_of_the_same_are_the_same():
+    """What depends on how many samples there are stands beside that of real text and of no model, of one seed's number."""
+    draws = random.Random(0)
+    texts, held_out = ([[draws.randrange(12) for _ in range(24)] for _ in range(count)] for count in (8, 6))
+    ngrams, frequencies = HeldOutNGrams(held_out, 40), TokenFrequencies(held_out)
+    measured = Measures([], {}, ngrams, None, frequencies, None)
+    spelled = [" ".join(map(str, row)) for row in texts]
+    once, thrice = (measured_on(texts * n, spelled * n, measured, n, "x") for n in (1, 3))
+    for name in ("tokens_used", "token_js_bits", "distinct_2"):
+        assert thrice[name] == pytest.approx(once[name]), name
+    for name in ("entropy_nats", "log_ppl", "rep_2", "rep_4", "self_bleu_4"):
+        assert thrice[name]["mean"] == pytest.approx(once[name]["mean"]), name
+        assert thrice[name]["standard_error"] == pytest.approx(0, abs=1e-12) and thrice[name]["count"] == 3
+    halves = [measured_on(texts[part], spelled[part], measured, 1, "x") for part in (slice(4), slice(4, 8))]
+    both = measured_on(texts, spelled, measured, 2, "x")
+    assert both["distinct_2"] == pytest.approx(sum(half["distinct_2"] for half in halves) / 2) != once["distinct_2"]
+    assert both["token_js_bits"] == pytest.approx(sum(half["token_js_bits"] for half in halves) / 2)
 
 
 def test_mauve_is_of_every_setting_and_of_texts_of_no_model(trained, tmp_path, monkeypatch):

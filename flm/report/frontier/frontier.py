@@ -138,29 +138,50 @@ def check_scorer(measured: Measures, real: RealText | str) -> None:
 def measured_on(
     rows: list[list[int]], texts: list[str], measured: Measures, seeds: int, name: str, with_bleu: bool = True
 ) -> dict[str, Any]:
-    """What the sweep measures on samples of as many seeds, one after the other; with several, errors are over seeds."""
+    """What the sweep measures on samples of as many seeds, one after the other; with several, errors are over seeds.
+
+    What depends on the number of samples is of one seed's, in the mean over seeds: real text and texts of no model are as many.
+    """
     size = len(rows) // seeds
     parts = [slice(start, start + size) for start in range(0, len(rows), size)]
     judged = [measured.log_ppl(rows[part], texts[part]) for part in parts]
     if None in judged:
         raise ValueError(f"mode=frontier: {name}: every sample is too short for the scorer to have anything to score")
+    found = [token_diversity(rows[part]) for part in parts]
 
-    def over(values: Sequence[float]) -> Estimate:
-        return Estimate.of(values) if seeds == 1 else Estimate.of([sum(values[part]) / size for part in parts])
+    def over(values: Sequence[Sequence[float]]) -> dict[str, Any] | None:
+        """Of each seed's samples."""
+        return plain(Estimate.of(values[0] if seeds == 1 else [sum(one) / len(one) for one in values]))
 
-    diversity = token_diversity(rows)
+    bleu = [self_bleu_4(texts[part]) if with_bleu else None for part in parts]
     return {
         "count": len(rows),
-        "entropy_nats": plain(over(diversity.entropy_per_sample)),
-        "log_ppl": plain(judged[0] if seeds == 1 else Estimate.of([one.mean for one in judged if one is not None])),
-        "tokens_used": diversity.tokens_used,
-        "token_js_bits": None if measured.frequencies is None else measured.frequencies.js_bits(rows),
-        "distinct_2": diversity.distinct_2,
-        "rep_2": plain(over([repetition(row, 2) for row in rows])),
-        "rep_4": plain(over([repetition(row, 4) for row in rows])),
-        "self_bleu_4": plain(self_bleu_4(texts)) if with_bleu else None,
-        "mauve": None if measured.mauve is None else measured.mauve.score(texts),
+        "entropy_nats": over([one.entropy_per_sample for one in found]),
+        "log_ppl": plain(_mean_estimate(judged)),
+        "tokens_used": _mean([one.tokens_used for one in found]),
+        "token_js_bits": _mean([measured.frequencies and measured.frequencies.js_bits(rows[part]) for part in parts]),
+        "distinct_2": _mean([one.distinct_2 for one in found]),
+        "rep_2": over([[repetition(row, 2) for row in rows[part]] for part in parts]),
+        "rep_4": over([[repetition(row, 4) for row in rows[part]] for part in parts]),
+        "self_bleu_4": plain(_mean_estimate(bleu)),
+        "mauve": _mean([measured.mauve and measured.mauve.score(texts[part]) for part in parts]),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Over seeds; of one the value itself, and None where one has none."""
+    there = [value for value in values if value is not None]
+    if len(there) < len(values):
+        return None
+    return there[0] if len(there) == 1 else sum(there) / len(there)
+
+
+def _mean_estimate(estimates: Sequence[Estimate | None]) -> Estimate | None:
+    """The same of means, with the error over seeds."""
+    there = [one for one in estimates if one is not None]
+    if len(there) < len(estimates):
+        return None
+    return there[0] if len(there) == 1 else Estimate.of([one.mean for one in there])
 
 
 def cost(found: Sequence[Generation]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _points_table(points: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{point['entropy_nats']['mean']:.3f}",
                 f"{point['log_ppl']['mean']:.3f}",
                 "" if error is None else f"{error:.3f}",
-                str(point["tokens_used"]),
+                f"{point['tokens_used']:.9g}",
                 "" if js is None else f"{js:.3f}",
                 "" if point["distinct_2"] is None else f"{point['distinct_2']:.3f}",
                 f"{point['rep_2']['mean']:.3f}",
