@@ -226,6 +226,7 @@ def test_either_weights(checkpoint, folder, tmp_path):
         (lambda lm: lm.nll(""), "no tokens"),
         (lambda lm: lm.nll("a", draws=0), "draws must be"),
         (lambda lm: flm.load("nowhere.ckpt"), "nowhere.ckpt: no such file or folder"),
+        (lambda lm: flm.load(""), "^a model has no empty name: give a run folder"),
         (lambda lm: flm.load("runs/nowhere.ckpt"), "runs/nowhere.ckpt: no such file or folder"),
         (lambda lm: flm.load(ROOT / "docs"), "docs: not an exported model: it has no config.json"),
         (lambda lm: flm.load(ROOT / "README.md"), "README.md: not a"),

@@ -64,6 +64,13 @@ def test_files_that_files_speak_of_are_there():
     assert not absent
 
 
+def test_nobody_is_sent_to_an_index_for_a_package_of_this_name():
+    """It is not published, and somebody else's may be: installed is what lies here, or by a name that is known."""
+    places = [*PAGES, ROOT / "mkdocs.yml", *(ROOT / "flm").rglob("*.py"), *(ROOT / "scripts").iterdir()]
+    sent = re.compile(r"""pip install (?:-\S+ )*['"]?flm\b""")
+    assert not [str(path) for path in places if path.is_file() and sent.search(path.read_text(encoding="utf-8"))]
+
+
 def test_commands_mean_the_same_in_every_shell():
     """zsh, a Mac's, reads ~algo as a home and refuses brackets that match no file, bash does neither: both want quotes."""
     quoted, expanded = re.compile(r"""'[^']*'|"[^"]*"|#.*$"""), re.compile(r"(^|\s)~|[\[\]*?{}]")

@@ -128,6 +128,8 @@ def apply_average(algorithm: nn.Module, file: ModelFile) -> None:
 
 def _located(source: str | Path, revision: str | None, file: str | None) -> Path:
     """The file, or the folder of a model, that a source names."""
+    if not str(source).strip():
+        raise ValueError("a model has no empty name: give a run folder, checkpoint, exported folder or owner/model on the hub")
     boxed = builtin(str(source))
     if boxed is not None:
         return boxed

@@ -48,7 +48,7 @@ def demo(arguments: Sequence[str]) -> int:
     try:
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise ValueError("this needs two packages more: pip install 'flm[serve]'") from error
+        raise ValueError("this needs two packages more: pip install starlette uvicorn") from error
 
     from flm.serving.engine import Engine
     from flm.serving.web_demo import web_demo

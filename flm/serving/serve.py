@@ -40,7 +40,7 @@ def serve(arguments: Sequence[str]) -> int:
     try:
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise ValueError("this needs two packages more: pip install 'flm[serve]'") from error
+        raise ValueError("this needs two packages more: pip install starlette uvicorn") from error
 
     from flm.serving.app import Server
     from flm.serving.chat import chat_template
