@@ -146,7 +146,7 @@ class TokenPosterior:
         Float32 probabilities (or float32 Gumbel noise) silently act as a lower temperature: rare tokens are never drawn
         (arXiv 2409.02908).
         """
-        return self._reduce(lambda logits: (draw_from(logits.double().softmax(-1), generator),))[0]
+        return self._reduce(lambda logits: (draw_from(softmax64(logits), generator),))[0]
 
     @torch.no_grad()
     def probabilities(self) -> Tensor:
@@ -168,10 +168,7 @@ class TokenPosterior:
             if self.offset is not None:
                 logits += self.offset.chunk(part)
             logits = logits / self.temperature if self.temperature != 1.0 else logits
-            if self.is_truncated:
-                kept = truncate(logits.double().softmax(-1), self.top_k, self.top_p) > 0
-                logits = logits.masked_fill(~kept, -torch.inf)
-            yield part, logits
+            yield part, truncated_logits(logits, self.top_k, self.top_p) if self.is_truncated else logits
 
     def chunk(self, part: slice) -> Tensor:
         """Probabilities (n, V) of one slice of the flattened token axis."""
@@ -267,12 +264,37 @@ def padded(values: Tensor, size: int) -> Tensor:
     return values if values.shape[1] == size else F.pad(values, (0, size - values.shape[1]))
 
 
+def softmax64(logits: Tensor) -> Tensor:
+    """Probabilities (n, V) in float64 of logits, which float64 ones are overwritten with: never two such tensors at once."""
+    p = logits.double()
+    p.sub_(p.amax(-1, keepdim=True)).exp_()
+    return p.div_(p.sum(-1, keepdim=True))
+
+
+DRAWN_IN = 4  # parts of the rows of a chunk, so that its float64 weights are not there a second time as cumulative sums
+
+
 def draw_from(p: Tensor, generator: torch.Generator) -> Tensor:
     """An index (n,) drawn from each row of weights p (n, V), float64, by inversion."""
     u = torch.rand(p.shape[0], 1, generator=generator, dtype=torch.float64, device=p.device)
+    size = max(1, -(-len(p) // DRAWN_IN))
+    return torch.cat([_inverted(*rows) for rows in zip(p.split(size), u.split(size), strict=True)])
+
+
+def _inverted(p: Tensor, u: Tensor) -> Tensor:
     cumulative = p.cumsum(-1)
     # u < 1 strictly, so the index found always has positive probability
     return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)[:, 0].clamp_(max=p.shape[1] - 1)
+
+
+def truncated_logits(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits (n, V) with -inf where `truncate` leaves no probability; beyond them the work is on k columns."""
+    kept, order = logits.sort(descending=True) if top_k is None else logits.topk(min(top_k, logits.shape[-1]))
+    p = softmax64(kept.clone())
+    beyond = p == 0
+    if top_p is not None:
+        beyond[:, 1:] |= (p.cumsum(-1) >= top_p * p.sum(-1, keepdim=True))[:, :-1]
+    return torch.full_like(logits, -torch.inf).scatter_(-1, order, kept.masked_fill_(beyond, -torch.inf))
 
 
 def truncate(p: Tensor, top_k: int | None, top_p: float | None) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from chi_square import chi_square_limit
+from live_memory import LiveMemory
 
 import flm.device
 import flm.posterior
@@ -13,7 +14,8 @@ import flm.vocabulary_losses
 from flm.benchmark.dense_twin import dense_log_probabilities
 from flm.device import compiled_on_device
 from flm.outputs import Combination, RawOutput
-from flm.posterior import TokenPosterior, truncate
+from flm.posterior import TokenPosterior, truncate, truncated_logits
+from flm.samplers.ending import Ending, Offer
 from flm.vocabulary_losses import cross_entropy, squared_error
 
 B, L, D, V = 3, 5, 8, 23
@@ -137,6 +139,30 @@ def test_rare_tokens_are_drawn_at_their_rate():
     cumulative = logits.exp().cumsum(0)
     found = torch.searchsorted(cumulative, u * cumulative[-1], right=True)
     assert found.unique().numel() == 1000
+
+
+@pytest.mark.parametrize("options, most", [({}, 15), ({"top_k": 5}, 19)])
+def test_draws_hold_few_copies_of_a_chunk(options, most, monkeypatch):
+    """In bytes a logit, as samplers of all positions and of masks draw: 4 of fp32, 8 of float64 once, a quarter of it again."""
+    vocab_size, chunk = 512, 2**16
+    monkeypatch.setitem(flm.posterior.CHUNK_ELEMENTS, "cpu", chunk)
+    normal = lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(0))  # noqa: E731
+    posterior = TokenPosterior(normal(1, 512, 4), normal(vocab_size, 4), normal(vocab_size), **options)
+    for drawing in (posterior, Offer(posterior, Ending())):
+        if options and drawing is not posterior:
+            continue  # it keeps what was there before top_k
+        with LiveMemory() as memory:
+            drawing.draw(torch.Generator().manual_seed(0))
+        assert memory.peak < most * chunk, memory.peak / chunk
+
+
+@pytest.mark.parametrize("top_k,top_p", [(3, None), (None, 0.6), (4, 0.8), (1, 1.0), (V + 1, 1e-308)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logits_are_cut_where_probabilities_are(top_k, top_p, dtype):
+    logits = torch.randn(50, V, generator=torch.Generator().manual_seed(0), dtype=dtype) * 3
+    logits[:, 2] = -torch.inf
+    p = truncate(logits.double().softmax(-1), top_k, top_p)
+    assert torch.equal(truncated_logits(logits.clone(), top_k, top_p), torch.where(p > 0, logits, -torch.inf))
 
 
 def test_top_p_of_one_and_bad_values():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flm.paths.mixture import Schedule, UniformSource, corrupt, mix
-from flm.posterior import TokenPosterior, draw_from
+from flm.posterior import TokenPosterior, draw_from, softmax64
 from flm.ranges import Share
 from flm.samplers.canvas import Canvas
 from flm.samplers.flow import Moment, OnStep, check_steps
@@ -83,7 +83,7 @@ class UniformSampler(Policy):
         """Tokens (B, L) drawn from the prediction, and the probability it gives to those at hand, float64."""
         now, drawn, own = tokens.reshape(-1), [], []
         for part, logits in posterior.logit_chunks():
-            p = logits.double().softmax(-1)
+            p = softmax64(logits)
             drawn.append(draw_from(p, generator))
             own.append(p.gather(1, now[part, None])[:, 0])
         return torch.cat(drawn).view_as(tokens), torch.cat(own).view_as(tokens)

@@ -63,7 +63,8 @@ def input_moments(algorithm: Algorithm, batches: Iterable[Batch], seed: int) -> 
         def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
             counts[name] = counts.get(name, 0) + len(x)
-            sums[name] = sums.get(name, 0) + (x.t() @ x)
+            with torch.autocast(x.device.type, enabled=False):
+                sums[name] = sums.get(name, 0) + (x.t() @ x)
 
         return add
 
@@ -75,8 +76,9 @@ def input_moments(algorithm: Algorithm, batches: Iterable[Batch], seed: int) -> 
     device, training = next(algorithm.parameters()).device, algorithm.training
     algorithm.eval()
     try:
-        for index, batch in enumerate(batches):
-            algorithm.loss(batch.to(device), Draws(seed, index, device=device))
+        with torch.compiler.set_stance("force_eager"):  # a block that was compiled before does not call its layers' hooks
+            for index, batch in enumerate(batches):
+                algorithm.loss(batch.to(device), Draws(seed, index, device=device))
     finally:
         algorithm.train(training)
         for one in hooks:

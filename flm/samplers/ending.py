@@ -1,14 +1,17 @@
 """When a text ends, and how tokens are drawn where that matters. B batch, L length, V vocabulary, M positions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from flm.posterior import TokenPosterior, draw_from, truncate
+from flm.posterior import TokenPosterior, draw_from, softmax64, truncate
 from flm.ranges import TokenId
 from flm.samplers.canvas import Canvas
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -52,33 +55,37 @@ class Offer:
     posterior: TokenPosterior
     ending: Ending
 
-    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the positions, each with its probabilities (n, V), before top_k and top_p, float64."""
-        for part, logits in self.posterior.whole.logit_chunks():
-            logits = logits.double()
-            if self.ending.end_penalty:
-                logits[:, self.ending.end_id] -= self.ending.end_penalty / self.posterior.temperature
-            yield part, logits.softmax(-1)
+    def each(self, function: Callable[[slice, Tensor], Result]) -> list[Result]:
+        """function(part, p) of slices of the positions and their probabilities (n, V), before top_k and top_p, float64."""
+        return [function(part, self._probabilities(logits)) for part, logits in self.posterior.whole.logit_chunks()]
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        logits = logits.double()
+        if self.ending.end_penalty:
+            logits[:, self.ending.end_id] -= self.ending.end_penalty / self.posterior.temperature
+        return softmax64(logits)
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Tokens (M,), and the log-probability (M,) of each before top_k and top_p."""
-        drawn, found = [], []
-        for _, p in self.chunks():
+
+        def drawn(_: slice, p: Tensor) -> tuple[Tensor, Tensor]:
             tokens = draw_from(truncate(p, self.posterior.top_k, self.posterior.top_p), generator)
-            drawn.append(tokens)
-            found.append(p.gather(1, tokens[:, None])[:, 0].log())
-        return torch.cat(drawn), torch.cat(found)
+            return tokens, p.gather(1, tokens[:, None])[:, 0].log()
+
+        tokens, found = zip(*self.each(drawn), strict=True)
+        return torch.cat(tokens), torch.cat(found)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Of tokens (M,), before top_k and top_p."""
-        return torch.cat([p.gather(1, tokens[part, None])[:, 0].log() for part, p in self.chunks()])
+        return torch.cat(self.each(lambda part, p: p.gather(1, tokens[part, None])[:, 0].log()))
 
     def score(self, confidence: Callable[[Tensor], Tensor]) -> Tensor:
         """confidence(probabilities (n, V)) -> (n,) of each position, in one column (M,)."""
-        pieces = []
-        for _, p in self.chunks():
+
+        def scored(_: slice, p: Tensor) -> Tensor:
             values = confidence(p)
             if self.ending.end_last:  # below every confidence, and above what is not asked
                 values = values.masked_fill(p.argmax(-1) == self.ending.end_id, -1e30)
-            pieces.append(values)
-        return torch.cat(pieces)
+            return values
+
+        return torch.cat(self.each(scored))

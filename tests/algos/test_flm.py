@@ -1,13 +1,11 @@
 """FLM's loss and gradient against the dense loss, its reference, and the memory a step takes."""
 
 import gc
-import weakref
 from functools import partial
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from live_memory import LiveMemory
 
 import flm.posterior
 from flm.algos.algorithm import Batch
@@ -106,31 +104,6 @@ def test_given_tokens_without_noise():
         assert len(same) == 9 and (all(same) if algorithm is clean else not any(same))
     # the first evaluation is of the same noise, and nothing else differs
     assert torch.equal(views[clean][0][~given], views[noisy][0][~given])
-
-
-class LiveMemory(TorchDispatchMode):
-    """Peak bytes of tensor storage alive at once, counted at every operation, forward and backward."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive, self.peak, self.seen = 0, 0, {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                key = storage._cdata
-                if key not in self.seen:
-                    size = storage.nbytes()
-                    self.seen[key] = size
-                    self.alive += size
-                    weakref.finalize(storage, self.release, key)
-        self.peak = max(self.peak, self.alive)
-        return out
-
-    def release(self, key):
-        self.alive -= self.seen.pop(key)
 
 
 def peak_of_a_step(vocab_size, batch, length=64, reads="view"):

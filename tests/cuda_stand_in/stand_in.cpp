@@ -7,6 +7,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/ops/_reshape_alias_native.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
@@ -253,6 +254,15 @@ at::Tensor zeros(
 
 at::Tensor view(const at::Tensor& self, c10::SymIntArrayRef size) { return at::native::view(self, C10_AS_INTARRAYREF_SLOW(size)); }
 
+// products summed in float32 of bfloat16, which the CPU's kernels do not have
+at::Tensor addmm_into(
+    const at::Tensor& self, const at::Tensor& a, const at::Tensor& b, c10::ScalarType out, const c10::Scalar& beta,
+    const c10::Scalar& alpha) {
+  TORCH_CHECK(out == a.scalar_type() || (out == c10::kFloat && c10::isReducedFloatingType(a.scalar_type())), "out_dtype ", out);
+  TORCH_CHECK(self.scalar_type() == out || self.scalar_type() == a.scalar_type(), "self must match out_dtype or mat1");
+  return at::addmm(self.to(out), a.to(out), b.to(out), beta, alpha);
+}
+
 at::Tensor& set_storage(at::Tensor& self, at::Storage storage) { return at::native::set_(self, std::move(storage)); }
 
 void rules(const std::vector<std::string>& scalars, const std::vector<std::string>& anything) {
@@ -280,6 +290,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("empty.memory_format", &empty);
   m.impl("empty_strided", &empty_strided);
   m.impl("_efficientzerotensor", &zeros);
+  m.impl("addmm.dtype", &addmm_into);
   m.impl("view", &view);
   m.impl("as_strided", &at::native::as_strided_tensorimpl);
   m.impl("_reshape_alias", &at::native::_reshape_alias);

@@ -49,6 +49,7 @@ TAKEN = {
     "numbers of the CPU": "a + torch.tensor(2.0), torch.where(a > 0, torch.tensor(1.0), a)",
     "the CPU's indices": "a[torch.tensor([0, 2])]",
     "a copy": "a.copy_(torch.ones(3, 3)), torch.ones(3, 3).copy_(a), a.cpu() + torch.ones(3, 3)",
+    "a product summed in full": "torch.addmm(a, a.bfloat16(), a.bfloat16(), out_dtype=torch.float32)",
     "a graph": "graph(lambda: (a @ a).exp_()).replay()",
 }
 TRIES = """

@@ -122,6 +122,33 @@ def test_moments_are_those_of_what_layers_read(trained):
 
 
 @torch.no_grad()
+def test_moments_are_seen_in_blocks_that_were_compiled_before(trained):
+    """Where torch.compile has met a block without hooks, it goes on without them: nothing would be seen, and nothing said."""
+    model, batch = trained
+    one, blocks = batch(4), model.backbone.body.blocks
+    wanted = input_moments(model, [one], seed=1)
+    for block in blocks:
+        block.compile(backend="eager")
+    try:
+        model.eval().loss(one, Draws(1, 0))
+        found = input_moments(model, [one], seed=1)
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None
+        torch._dynamo.reset()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@torch.no_grad()
+def test_moments_are_added_up_in_full(trained):
+    model, batch = trained
+    with torch.autocast("cpu", torch.bfloat16):
+        found = input_moments(model, [batch(4)], seed=1)
+    assert {moments.dtype for moments in found.values()} == {torch.float32}
+    assert not any(torch.equal(moments, moments.bfloat16().float()) for moments in found.values())
+
+
+@torch.no_grad()
 def test_outputs_are_nearer_at_equal_bytes(trained, tmp_path):
     """Mean Kullback-Leibler divergence from the model's own predictions, on text that shaped no weight and no rounding."""
     model, batch = trained
