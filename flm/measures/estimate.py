@@ -1,7 +1,8 @@
 """Estimates from samples: a mean with its standard error, and pass@k."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -26,6 +27,15 @@ class Estimate:
     def of(cls, values: Sequence[float]) -> "Estimate":
         """Mean of one value a sample. Raises ValueError where there is none."""
         return cls.ratio(values, [1.0] * len(values))
+
+    @classmethod
+    def grouped(cls, values: Sequence[float], groups: Sequence[Hashable]) -> "Estimate":
+        """Mean of one value a sample, where samples of one group are not independent: error and count are of groups."""
+        sizes = Counter(groups)
+        sums = dict.fromkeys(sizes, 0.0)
+        for value, group in zip(values, groups, strict=True):
+            sums[group] += value
+        return cls.ratio([sums[group] for group in sizes], list(sizes.values()))
 
     @classmethod
     def ratio(cls, sums: Sequence[float], weights: Sequence[float]) -> "Estimate":
@@ -62,11 +72,15 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1 - comb(samples - correct, k) / comb(samples, k)
 
 
-def mean_pass_at_k(outcomes: Sequence[Sequence[bool]], ks: Sequence[int]) -> dict[str, Estimate]:
+def mean_pass_at_k(
+    outcomes: Sequence[Sequence[bool]], ks: Sequence[int], groups: Sequence[Hashable] | None = None
+) -> dict[str, Estimate]:
     """Mean over problems by k; a k above the smallest number of samples of a problem is left out.
 
     Args:
         outcomes: for each problem, whether each sample is right.
+        groups: of the problems, as of `Estimate.grouped`; None: each is its own.
     """
-    fewest = min(map(len, outcomes))
-    return {str(k): Estimate.of([pass_at_k(len(right), sum(right), k) for right in outcomes]) for k in ks if 1 <= k <= fewest}
+    fewest, groups = min(map(len, outcomes)), range(len(outcomes)) if groups is None else groups
+    values = {k: [pass_at_k(len(right), sum(right), k) for right in outcomes] for k in ks if 1 <= k <= fewest}
+    return {str(k): Estimate.grouped(found, groups) for k, found in values.items()}

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,11 +18,18 @@ def verdicts_on(puzzles: Sequence[Puzzle], answers: Sequence[Sequence[str]], rul
     ]
 
 
-def solve_rates(verdicts: Sequence[Sequence[Verdict]], ks: Sequence[int]) -> dict[str, Any]:
-    """Shares with standard errors over puzzles, each puzzle with the mean of its answers, as many to each; and pass@k."""
+def solve_rates(
+    verdicts: Sequence[Sequence[Verdict]], ks: Sequence[int], groups: Sequence[Hashable] | None = None
+) -> dict[str, Any]:
+    """Shares with standard errors over puzzles, each puzzle with the mean of its answers, as many to each; and pass@k.
+
+    Args:
+        groups: of the puzzles: errors are over these, since a model does alike on puzzles of one solution; None: over puzzles.
+    """
+    apart = range(len(verdicts)) if groups is None else groups
 
     def rate(read: Callable[[Verdict], bool | None]) -> dict[str, Any]:
-        return asdict(Estimate.of([sum(bool(read(v)) for v in given) / len(given) for given in verdicts]))
+        return asdict(Estimate.grouped([sum(bool(read(v)) for v in given) / len(given) for given in verdicts], apart))
 
     return {
         "solved": rate(lambda v: v.solved),
@@ -30,7 +37,8 @@ def solve_rates(verdicts: Sequence[Sequence[Verdict]], ks: Sequence[int]) -> dic
         "consistent": rate(lambda v: v.consistent),
         "agrees": rate(lambda v: v.agrees),
         "pass_at": {
-            k: asdict(value) for k, value in mean_pass_at_k([[v.solved for v in given] for given in verdicts], ks).items()
+            k: asdict(value)
+            for k, value in mean_pass_at_k([[v.solved for v in given] for given in verdicts], ks, apart).items()
         },
     }
 

@@ -106,6 +106,7 @@ def solved(
 ) -> dict[str, Any]:
     """Rates on puzzles by steps, and of the controls."""
     rules = writer.source.rules
+    groups = [puzzle.answer for puzzle in puzzles] if getattr(writer.source, "variants", 1) > 1 else None
     found: dict[str, Any] = {"count": len(puzzles), "samples": samples, "by_steps": {}, "controls": {}}
     for steps in all_steps:
         film = FilmStrip()
@@ -116,7 +117,7 @@ def solved(
             "evaluations": written.evaluations,
             "ms_per_puzzle": written.ms_per_answer,
             "left_out": written.left_out,
-            **solve_rates(verdicts, ks),
+            **solve_rates(verdicts, ks, groups),
         }
         desk.keep("solved", steps, puzzles, written.answers, verdicts, film)
     rng, symbols = random.Random(writer.seed), rules.symbols
@@ -129,10 +130,10 @@ def solved(
     for name, answer in controls.items():
         if answer(puzzles[0]) is not None:
             verdicts = verdicts_on(puzzles, [[answer(puzzle) or ""] for puzzle in puzzles], rules)
-            found["controls"][name] = solve_rates(verdicts, [1])
+            found["controls"][name] = solve_rates(verdicts, [1], groups)
     for evaluations, answers in ideal_answers(writer.source, puzzles):
         verdicts = verdicts_on(puzzles, [[answer] for answer in answers], rules)
-        found["controls"][f"ideal masked, {evaluations}"] = solve_rates(verdicts, [1])
+        found["controls"][f"ideal masked, {evaluations}"] = solve_rates(verdicts, [1], groups)
     return found
 
 

@@ -37,3 +37,18 @@ def test_ratio_error_is_the_spread_over_repetitions():
         errors.append(estimate.standard_error)
     # the spread of 600 means is known to about 3 percent
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.1)
+
+
+def test_samples_of_one_group_are_not_independent():
+    """Ten puzzles of each of 30 grids, on each of which a model has a rate of its own, drawn evenly from 0 to 1."""
+    draws, found = np.random.default_rng(0), []
+    for _ in range(400):
+        rates = draws.uniform(size=30).repeat(10)
+        groups = np.arange(30).repeat(10).tolist()
+        found.append(Estimate.grouped((draws.uniform(size=300) < rates).astype(float).tolist(), groups))
+    spread = np.std([one.mean for one in found], ddof=1)
+    assert np.mean([one.standard_error for one in found]) == pytest.approx(spread, rel=0.12)
+    assert found[0].count == 30
+    values = [0.5, 2.0, 1.0, 4.0]
+    assert Estimate.grouped(values, range(4)) == Estimate.of(values)
+    assert Estimate.grouped(values, "aabb") == Estimate.ratio([2.5, 5.0], [2, 2])

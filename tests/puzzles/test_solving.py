@@ -111,6 +111,19 @@ def test_every_algorithm_answers_every_call_counts_and_givens_stay(name):
     assert any(first != second for first, second in written.answers)
 
 
+def test_ten_puzzles_of_a_grid_are_one_as_far_as_errors_go(corpus):
+    """Two grids, each with all of its puzzles solved or none."""
+    several = Sudoku(4, train=None, valid=None, held_out=0.15, givens="scattered", variants=3)
+    first, second = list(dict.fromkeys(puzzle.answer for puzzle in several.puzzles("valid")))[:2]
+    puzzles = [puzzle for puzzle in several.puzzles("valid") if puzzle.answer in (first, second)]
+    assert len(puzzles) == 6
+    verdicts = verdicts_on(puzzles, [[first] for _ in puzzles], several.rules)
+    groups = [puzzle.answer for puzzle in puzzles]
+    rates = solve_rates(verdicts, [1], groups)
+    assert rates["solved"] == {"mean": 0.5, "standard_error": 0.5, "count": 2} == rates["pass_at"]["1"]
+    assert solve_rates(verdicts, [1])["solved"]["standard_error"] == pytest.approx(math.sqrt(0.3 / 6))
+
+
 def test_puzzles_that_do_not_fit_are_named():
     corpus, short = Permutation(size=L, givens="own", clues=2, train=20, valid=6), Puzzle("a.", "ab")
     tokenizer = CharacterTokenizer().build(lambda: [ascii_lowercase + "{"])
@@ -190,6 +203,12 @@ def test_trained_and_evaluated_from_the_command_line(tmp_path, layout, algo):
     assert film["kind"] == "film" and film["columns"] == 4 and film["frames"]
     with pytest.raises(ValueError, match="solve_eval.samples"):
         run(config_of(tmp_path / "bad", "mode=solve_eval", *evaluate[:2], "solve_eval.samples=0"))
+    more = ["solve_eval.puzzles=60", "solve_eval.written=0", "sampling.steps=[1]", "loader.eval_batch_size=64"]
+    found = run(config_of(tmp_path / "more", "mode=solve_eval", evaluate[0], *more))["puzzles"]
+    grids = {
+        json.loads(line)["reference"] for line in next((tmp_path / "more").glob("solved-*.jsonl")).read_text().splitlines()
+    }
+    assert found["count"] == 60 and {entry["solved"]["count"] for entry in found["by_steps"].values()} == {len(grids)} == {48}
     # data whose rows the model does not have: not a rate of 0
     other = ["eval.real_data=current", "data=sudoku", f"data.layout={'prompt' if layout == 'holes' else 'holes'}"]
     with pytest.raises(ValueError, match=f"none of the 12 puzzles fits.*model.length={length}: rows .* have {48 - length}"):
