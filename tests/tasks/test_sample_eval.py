@@ -352,8 +352,8 @@ def test_a_result_of_another_version_is_refused(measured, tmp_path):
         with pytest.raises(ValueError, match=f"{name}.json.*{message}"):
             read_result(tmp_path / f"{name}.json")
     (tmp_path / "cut.json").write_text("{")
-    for name in ("cut.json", "absent.json"):
-        with pytest.raises(ValueError, match=f"{name}: not a readable result"):
+    for name, message in (("cut.json", "not a readable result"), ("absent.json", "there is no such result file")):
+        with pytest.raises(ValueError, match=f"{name}: {message}"):
             read_result(tmp_path / name)
     with pytest.raises(ValueError, match="kind 'sample_eval', 'frontier' is needed"):
         read_result(measured[0] / "results.json", "frontier")
