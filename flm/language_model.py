@@ -40,7 +40,8 @@ class LanguageModel:
         steps: sampling steps unless asked otherwise.
         options: options of the sampler unless asked otherwise.
         check_length: raises ValueError for a number of tokens that cannot be asked of it, and says of one beyond its training.
-        precision: of sampling, "32-true" or "bf16-mixed"; None: bf16-mixed on CUDA, 32-true elsewhere. Likelihoods are 32-true.
+        precision: of sampling and of `mode=golf_eval`, "32-true" or "bf16-mixed"; None: bf16-mixed on CUDA, 32-true elsewhere.
+            Likelihoods are 32-true.
     """
 
     _precision: str | None = None
