@@ -187,14 +187,20 @@ def _strict_member(kind: Any, notes: tuple[Any, ...]) -> Any:
     if origin is Literal:
         return kind
     if origin is tuple and inner and inner[-1] is not ...:
-        return Annotated[(tuple[tuple(map(_strict, inner))], *limits, tuple)]
+        return Annotated[(tuple[tuple(map(_strict, inner))], *limits, BeforeValidator(_no_iterator))]
     if origin in _SEQUENCES or origin is tuple:
-        return Annotated[(list[_strict(inner[0]) if inner else Any], *limits, list)]
+        return Annotated[(list[_strict(inner[0]) if inner else Any], *limits, BeforeValidator(_no_iterator))]
     if origin in MAPPINGS:
         return Annotated[(dict[tuple(map(_strict, inner)) if inner else (Any, Any)], *limits, dict)]
     if kind is Any or isinstance(kind, typing.TypeVar):
         return Annotated[(Any, *limits, Any)]
     return Annotated[Any, PlainValidator(functools.partial(_object, kind=origin))]
+
+
+def _no_iterator(value: Any) -> Any:
+    if isinstance(value, collections.abc.Iterator):  # looking through it would leave nothing for whoever it is given to
+        raise ValueError("a list is needed")
+    return value
 
 
 def _no_endless_integer(value: Any) -> Any:

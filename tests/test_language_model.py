@@ -201,6 +201,8 @@ def test_either_weights(checkpoint, folder, tmp_path):
         (lambda lm: lm.generate(n=0), "n must be"),
         (lambda lm: lm.generate(n=True), "n must be a whole number of at least 1 and at most 1000000, not true"),
         (lambda lm: lm.generate(prompt=3), "prompt must be text, or a list, each text, or null, not 3"),
+        (lambda lm: lm.generate(prompt=(text for text in "te")), "prompt must be text, or a list, .* not <generator"),
+        (lambda lm: lm.infill(iter(["a [2]"])), "template must be text, or a list, each text, not <list_iterator"),
         (lambda lm: lm.generate(suffix=["a"]), "suffix must be text"),
         (lambda lm: lm.generate(seed=-1), "seed must be a whole number of at least 0"),
         (lambda lm: lm.generate(seed="x"), "seed must be"),

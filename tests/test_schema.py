@@ -61,6 +61,8 @@ REFUSED = [
     ("ids", "12", "ids must be a list, each a whole number of at least 0, not '12'"),
     ("ids", [1, -1], "not [1, -1]"),
     ("ids", {"a": 1}, "ids must be a list"),
+    ("ids", iter([1, 2]), "ids must be a list, each a whole number of at least 0, not <list_iterator"),
+    ("betas", iter([0.9, 0.99]), "betas must be a list of 2"),
     ("flag", "no", "flag must be true or false, not no"),
     ("flag", 1, "flag must be true or false, not 1"),
     ("flag", None, "flag must be true or false, not null"),
