@@ -75,6 +75,8 @@ def summary(
     """pass@k over all problems, compiled@k over those that were asked, the share of answers that are the reference's to the
     letter, how many answers are suspicious, and how all ended.
 
+    Problems that are holes in one program, as infilling sets have them, are not independent: errors are over programs.
+
     Args:
         samples: to each problem that was asked.
     """
@@ -82,13 +84,15 @@ def summary(
         sum([t.strip() for t in texts] == [t.strip() for t in p.solution] for texts in given) / max(1, len(given))
         for p, given in zip(problems, answers, strict=True)
     ]
-    passed = mean_pass_at_k([[v.passed for v in judged] or [False] * samples for judged in verdicts], ks)
-    compiled = mean_pass_at_k([[v.compiled for v in judged] for judged in verdicts if judged] or [[]], ks)
+    programs = [p.source(p.solution) for p in problems]
+    passed = mean_pass_at_k([[v.passed for v in judged] or [False] * samples for judged in verdicts], ks, programs)
+    asked = [(program, [v.compiled for v in judged]) for program, judged in zip(programs, verdicts, strict=True) if judged]
+    compiled = mean_pass_at_k([row for _, row in asked] or [[]], ks, [program for program, _ in asked] or [""])
     return {
         "samples": samples,
         "pass_at": {k: vars(estimate) for k, estimate in passed.items()},
         "compiled_at": {k: vars(estimate) for k, estimate in compiled.items()},
-        "exact_match": vars(Estimate.of(exact)),
+        "exact_match": vars(Estimate.grouped(exact, programs)),
         "suspicious": sum(verdict.suspicious for judged in verdicts for verdict in judged),
         "outcomes": dict(Counter(verdict.stage for judged in verdicts for verdict in judged or [NOT_ASKED] * samples)),
     }

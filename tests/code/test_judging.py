@@ -11,13 +11,17 @@ from two_processes import free_ports, run_two
 
 from flm.code.cell import seccomp
 from flm.code.judging import check_references, judge, summary, write_verdicts
-from flm.code.problems import load_problems
+from flm.code.problems import Hole, Problem, load_problems
 from flm.code.sandbox import Limits, Sandbox, Verdict
 from flm.tasks.processes import Team
 
 if not seccomp.supported():
     pytest.skip("generated code is only run where it can be confined", allow_module_level=True)
 
+SPLITS = {
+    "a": [("  x = 1\n", "  return x\n"), ("  x =", " 1\n  return x\n")],
+    "b": [("  return", " 2\n"), ("", "  return 2\n")],
+}
 BROKEN = {
     "no python": ({"test": "def check(candidate:\n"}, "broken"),
     "wrong": ({"canonical_solution": "    return 3 * x\n"}, "failed"),
@@ -74,6 +78,20 @@ def test_compiled_counts_what_was_asked(tmp_path):
     assert len(lines) == 6 and '"suspicious": true' in lines[0] and '"not asked"' in lines[5]
     nothing = summary(problems, [[], [], []], [[], [], []], [1], 1)
     assert nothing["pass_at"]["1"]["mean"] == 0 and nothing["compiled_at"] == {}
+
+
+def test_holes_in_one_function_count_as_one_for_the_error():
+    """Two functions, of one both holes are right and of the other none: 50 +- 50%, as of two problems and not of four."""
+    rights = [
+        Problem(f"{name}/{i}", ("def f():\n", Hole(a), Hole(b)), "", ())
+        for name in "ab"
+        for i, (a, b) in enumerate(SPLITS[name])
+    ]
+    answers = [[p.solution] for p in rights]
+    verdicts = [[Verdict("passed" if p.task_id[0] == "a" else "failed")] for p in rights]
+    assert len({p.source(p.solution) for p in rights}) == 2
+    found = summary(rights, answers, verdicts, [1], 1)["pass_at"]["1"]
+    assert (found["mean"], found["standard_error"]) == (0.5, pytest.approx(0.5))
 
 
 def _member(rank: int, port: int, path: str, folder: Path) -> None:

@@ -5,6 +5,7 @@ Colours are those of Okabe and Ito, which people with any colour vision tell apa
 
 import io
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,8 @@ def styled() -> Iterator[None]:
     """Within, figures are made and rendered in the project's style, whatever the user's matplotlibrc says."""
     import matplotlib
 
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the page's SVG keeps the text, for the reader's fonts
         yield
 
 
