@@ -1,6 +1,7 @@
 """Conversations as a tokenizer's chat template writes them: an example for each answer, all before it given."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from functools import lru_cache
@@ -8,6 +9,8 @@ from typing import Any, Literal
 
 from flm.data.tokenizers import Tokenizer
 from flm.qwen.examples import Example, Unfit
+
+log = logging.getLogger(__name__)
 
 _DEFAULT = "{{%- if {name} is not defined -%}}{{%- set {name} = {value} -%}}{{%- endif -%}}"
 
@@ -21,8 +24,10 @@ class Chats:
 
     Args:
         template: tokenizer folder whose chat template is used. Templates are text that is filled in by a sandbox.
-        messages_key: of a list of objects with `role` and `content`; None: records have the two below.
+        messages_key: of a list of objects with `role` and `content`, and whatever else the template writes (`tool_calls`,
+            `reasoning_content`), nulls left out; None: records have the two below.
         prompt_key, response_key: of a question and its answer.
+        tools_key: of the tools of a conversation, a list or its JSON, which the template describes; None: records have none.
         answers: "all" assistant messages, each an example; or "last".
         thinking: None leaves the template's own default; else its `enable_thinking` where an answer begins.
     """
@@ -37,10 +42,13 @@ class Chats:
         response_key: str = "response",
         answers: Literal["all", "last"] = "all",
         thinking: bool | None = None,
+        tools_key: str | None = None,
     ):
         self.template, self.messages_key = os.fspath(template), messages_key
         self.prompt_key, self.response_key, self.answers = prompt_key, response_key, answers
-        self.keys = [prompt_key, response_key] if messages_key is None else [messages_key]
+        self.tools_key = tools_key
+        self._said = [prompt_key, response_key] if messages_key is None else [messages_key]
+        self.keys = self._said + ([] if tools_key is None else [tools_key])
         self.options = {} if thinking is None else {"enable_thinking": thinking}
 
     def asking_template(self) -> str:
@@ -60,43 +68,77 @@ class Chats:
     def text(self, record: dict[str, Any]) -> str:
         return json.dumps(self.messages(record), ensure_ascii=False)
 
-    def messages(self, record: dict[str, Any]) -> list[dict[str, str]]:
-        """Raises `Unfit` where there is no assistant's message, or one that is no text."""
+    def messages(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """Raises `Unfit` where there is no assistant's message, or one that is neither text nor a call of tools."""
         if self.messages_key is None:
             roles = (("user", self.prompt_key), ("assistant", self.response_key))
             found = [{"role": role, "content": record[key]} for role, key in roles]
         else:
             found = record[self.messages_key]
         if not isinstance(found, list) or not all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in found
+            isinstance(m, dict)
+            and isinstance(m.get("role"), str)
+            and (isinstance(m.get("content"), str) or (m.get("content") is None and m.get("tool_calls")))
+            for m in found
         ):
-            raise Unfit(f"{' and '.join(self.keys)} must hold messages, each with a role and a content of text")
-        messages = [{"role": m["role"], "content": m["content"]} for m in found]
-        if not any(m["role"] == "assistant" and m["content"] for m in messages):
-            raise Unfit(f'{" and ".join(self.keys)}: no message of the role "assistant"')
+            raise Unfit(f"{' and '.join(self._said)} must hold messages, each with a role and a content of text")
+        messages = [{"role": m["role"], "content": m.get("content") or "", **_without_nulls(m)} for m in found]
+        if not any(_is_answer(m) for m in messages):
+            raise Unfit(f'{" and ".join(self._said)}: no message of the role "assistant"')
+        if self.tools_key is None and any(m.get("tool_calls") for m in messages):
+            _warn_of_tools()
         return messages
 
+    def tools(self, record: dict[str, Any]) -> list[Any] | None:
+        """Raises `Unfit` where they are no list."""
+        found = None if self.tools_key is None else record[self.tools_key]
+        try:
+            found = json.loads(found) if isinstance(found, str) and found else found
+        except ValueError as error:
+            raise Unfit(f'"{self.tools_key}" holds text that is no JSON ({error})') from error
+        if found and not isinstance(found, list):
+            raise Unfit(f'"{self.tools_key}" must hold a list of tools, not {type(found).__name__}')
+        return _without_nulls(found) or None
+
     def __call__(self, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Example]:
-        messages = self.messages(record)
-        places = [index for index, m in enumerate(messages) if m["role"] == "assistant" and m["content"]]
+        messages, tools = self.messages(record), self.tools(record)
+        places = [index for index, m in enumerate(messages) if _is_answer(m)]
         for index in places if self.answers == "all" else places[-1:]:
-            prompt = self._written(messages[:index], True)
-            whole = self._written(messages[: index + 1], False)
+            prompt = self._written(messages[:index], tools, True)
+            whole = self._written(messages[: index + 1], tools, False)
             if not whole.startswith(prompt):
-                raise Unfit(f"the chat template of {self.template} does not begin an answer as it asks for one")
+                thought = messages[index].get("reasoning_content") and self.options.get("enable_thinking") is False
+                hint = ", the answer being with its reasoning: data.reader.thinking=true" if thought else ""
+                raise Unfit(f"the chat template of {self.template} does not begin an answer as it asks for one{hint}")
             given = tokenizer.encode(prompt)
             answer = tokenizer.encode(whole[len(prompt) :].rstrip("\n"))
             # templates end an answer with a token of their own, Qwen3's with what is its tokenizer's EOS
             end = [] if answer[-1:] == [tokenizer.eos_id] else [tokenizer.eos_id]
             yield Example([*given, *answer, *end], len(given))
 
-    def _written(self, messages: list[dict[str, str]], ask: bool) -> str:
+    def _written(self, messages: list[dict[str, Any]], tools: list[Any] | None, ask: bool) -> str:
         options = self.options if ask else {}
         template = _template(self.template)
         try:
-            return template.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **options)
+            return template.apply_chat_template(messages, tools, tokenize=False, add_generation_prompt=ask, **options)
         except Exception as error:  # a template raises what it likes
             raise Unfit(f"the chat template of {self.template}: {str(error).partition(chr(10))[0]}") from error
+
+
+def _is_answer(message: dict[str, Any]) -> bool:
+    return message["role"] == "assistant" and bool(message["content"] or message.get("tool_calls"))
+
+
+def _without_nulls(value: Any) -> Any:
+    """Readers of tables give every object the keys of all, null where it has none."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+@lru_cache(maxsize=1)
+def _warn_of_tools() -> None:
+    log.warning("data.reader: messages call tools; data.reader.tools_key names the key that describes them, if there is one")
 
 
 @lru_cache(maxsize=4)

@@ -116,7 +116,7 @@ class Server:
                 400, f"messages: {self.name} has no chat template; use /v1/completions, or name one (--chat-template)"
             )
         try:
-            prompt = self.template([message.model_dump(include={"role", "content"}) for message in asked.messages])
+            prompt = self.template([message.model_dump(exclude_none=True) for message in asked.messages])
         except ValueError as error:
             raise Refused(400, f"messages: {error}") from error
         ids = self._encoded("messages", prompt)

@@ -16,9 +16,10 @@ from flm.data.tokenizers import Tokenizer
 from flm.likelihood.bits_per_byte import scored_bytes
 from flm.likelihood.held_out import likelihood
 from flm.models.dit import DiT
-from flm.qwen.chat import Chats
+from flm.qwen.chat import Chats, _warn_of_tools
 from flm.qwen.examples import Unfit
 from flm.qwen.mixture import MixtureCorpus
+from flm.qwen.source import Source
 
 ASKED, THOUGHT, END = "<|im_start|>assistant\n", "<think>\n\n</think>\n\n", "<|im_end|>"
 TALK = [
@@ -80,6 +81,61 @@ def test_an_answer_that_a_template_does_not_end_gets_an_end(tmp_path, tokenizer)
     assert parts(example, tokenizer) == ("user: one?\nassistant: ", "first <|im_end|>")
     (example,) = Chats(bare)({"messages": [TALK[1], {"role": "assistant", "content": "it"}]}, tokenizer)
     assert parts(example, tokenizer)[1] == "it" + END
+
+
+CALLS = (
+    "{% if tools is defined and tools %}tools {{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}{{ m.role }}{% if m.name is defined %} {{ m.name }}{% endif %}: {{ m.content }}"
+    "{% for c in m.tool_calls | default([]) %}call {{ c.function | tojson }}{% endfor %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_calls_of_tools_are_written_by_the_template_and_learned(tmp_path, tokenizer, caplog):
+    folder = with_template(with_tokenizer(tmp_path / "calls"), CALLS)
+    call = {"name": "add", "arguments": {"a": 1}}
+    talk = [
+        {"role": "user", "content": "1+2?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": call}]},
+        {"role": "tool", "content": "3", "name": "add"},
+        {"role": "assistant", "content": "three"},
+    ]
+    tools = [{"function": {"name": "add"}}]
+    # a row without these keys gives the others nulls
+    json_lines(tmp_path / "talk" / "a.jsonl", [{"messages": talk, "tools": tools}, {"messages": TALK, "tools": None}])
+    reader = Chats(folder, tools_key="tools")
+    source = Source("talk", 1.0, reader, path=tmp_path / "talk")
+    with_calls, without = [source.examples(r, "a.jsonl", tokenizer) for r in source.read(source.files()[0])]
+    before = f"tools {json.dumps(tools)}\nuser: 1+2?\nassistant: "
+    written = f"call {json.dumps(call)}"
+    assert [parts(e, tokenizer) for e in with_calls] == [
+        (before, written + END),
+        (before + written + "\ntool add: 3\nassistant: ", "three" + END),
+    ]
+    assert parts(without[0], tokenizer)[0] == "system: Be brief.\nuser: one?\nassistant: "
+    as_json = reader({"messages": talk, "tools": json.dumps(tools)}, tokenizer)
+    assert parts(next(as_json), tokenizer)[0] == before
+    assert not caplog.messages
+    _warn_of_tools.cache_clear()
+    for _ in range(2):
+        (first, _) = Chats(folder)({"messages": talk}, tokenizer)
+    assert parts(first, tokenizer)[0] == before.partition("\n")[2]
+    assert [line for line in caplog.messages if "data.reader.tools_key" in line] == caplog.messages and len(
+        caplog.messages
+    ) == 1
+    for wrong in ("{", "3", {"a": 1}):
+        with pytest.raises(Unfit, match='"tools" '):
+            list(reader({"messages": talk, "tools": wrong}, tokenizer))
+
+
+def test_a_thought_that_is_not_asked_for_is_told(tmp_path, tokenizer):
+    marked = TEMPLATE.replace("'<think>\\n\\n</think>", "'<think>\\n' + m.reasoning_content | default('') + '\\n</think>", 1)
+    folder = with_template(with_tokenizer(tmp_path), marked)
+    talk = {"messages": [TALK[1], {"role": "assistant", "content": "it", "reasoning_content": "so"}]}
+    (example,) = Chats(folder, thinking=True)(talk, tokenizer)
+    assert parts(example, tokenizer)[1] == "<think>\nso\n</think>\n\nit" + END
+    with pytest.raises(Unfit, match=r"reasoning: data\.reader\.thinking=true"):
+        list(Chats(folder, thinking=False)(talk, tokenizer))
 
 
 @pytest.mark.parametrize(

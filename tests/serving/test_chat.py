@@ -35,6 +35,19 @@ def test_a_conversation_is_answered_as_its_prompt_is():
         assert refused.status_code == 400 and "no system" in refused.json()["error"]["message"]
 
 
+def test_a_template_sees_who_speaks():
+    lm = tiny()
+    template = ChatTemplate(
+        "{% for m in messages %}{{ m.name | default('no') }} {{ m.content }}{% endfor %}", lm.tokenizer, "here"
+    )
+    talk = [{"role": "user", "content": "the", "name": "cat"}]
+    with running(lm, template=template) as (url, _):
+        wanted = post(url, prompt="cat the", seed=3, max_tokens=5).json()
+        found = post(url, "/v1/chat/completions", messages=talk, seed=3, max_tokens=5).json()
+    assert found["choices"][0]["message"]["content"] == wanted["choices"][0]["text"]
+    assert found["usage"] == wanted["usage"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
