@@ -129,7 +129,7 @@ class LanguageModel:
         check_call(LanguageModel.generate, locals())
         length = self.length if length is None else length
         prompt = prompt if chat is None else prompt_of_chat(self.tokenizer, chat, prompt or suffix)
-        end = self.tokenizer.encode_exactly(suffix, "suffix") if suffix else []
+        end = self.tokenizer.encode_exactly(suffix, "suffix", goes_on=True) if suffix else []
         rows: list[Pieces] = []
         for text in [prompt] if prompt is None or isinstance(prompt, str) else prompt:
             start = self.tokenizer.encode_exactly(text, "prompt") if text else []
@@ -162,7 +162,7 @@ class LanguageModel:
             ValueError: as `generate`; or the template has no hole, or one of 0 tokens.
         """
         check_call(LanguageModel.infill, locals())
-        encode = lambda text: self.tokenizer.encode_exactly(text, "infill")  # noqa: E731
+        encode = lambda text, goes_on: self.tokenizer.encode_exactly(text, "infill", goes_on)  # noqa: E731
         templates = [template] if isinstance(template, str) else template
         every = [[pieces_of(one, encode, "infill")] * n for one in templates]  # none is begun before all are read
         return self._texts(every, steps, seed, batch_size, on_step, progress, options)

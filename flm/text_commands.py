@@ -45,7 +45,8 @@ def run(arguments: Sequence[str]) -> int:
         if given.between is not None:
             if given.between < 1:
                 raise ValueError(f"--between must be at least 1, not {given.between}")
-            length = given.between + sum(len(lm.tokenizer.encode(text)) for text in (given.prompt, given.suffix) if text)
+            start, end = lm.tokenizer.encode(given.prompt or ""), lm.tokenizer.encode_after(given.suffix or "")
+            length = len(start) + given.between + len(end)
         texts = lm.generate(prompt=given.prompt, suffix=given.suffix, length=length, **common)
     for text in texts:
         print(json.dumps(text, ensure_ascii=False) if given.json else text)

@@ -130,8 +130,8 @@ def test_what_is_given_stays(lm):
 
 
 def test_templates():
-    pieces = pieces_of("[2]a [x] b[10]", lambda text: [len(text)])
-    assert pieces == [[0], 2, [7], 10, [0]]
+    pieces = pieces_of("[2]a [x] b[10]", lambda text, goes_on: [len(text), goes_on])
+    assert pieces == [[0, False], 2, [7, True], 10, [0, True]]
     with pytest.raises(ValueError, match="^where='ab' has no hole"):
         pieces_of("ab", len, "where")
 

@@ -183,8 +183,10 @@ def request_of(
         pieces = (template([{"role": "user", "content": str(problem.question)}]), *problem.pieces[1:])
     try:
         given = [
-            tokenizer.encode(piece.text) if isinstance(piece, Hole) else tokenizer.encode_exactly(piece, problem.task_id)
-            for piece in pieces
+            tokenizer.encode(piece.text)
+            if isinstance(piece, Hole)
+            else tokenizer.encode_exactly(piece, problem.task_id, goes_on=place > 0)
+            for place, piece in enumerate(pieces)
         ]
     except ValueError:
         return "the tokenizer cannot write them"

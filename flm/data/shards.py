@@ -21,7 +21,7 @@ import numpy as np
 
 from flm import atomic
 from flm.data.documents import Normaliser
-from flm.data.tokenizers import Tokenizer
+from flm.data.tokenizers import ANCHOR, Tokenizer
 from flm.handed_in import read_json
 
 SHARD_CHARACTERS = 1 << 26
@@ -29,7 +29,6 @@ CHUNK_BYTES = 1 << 18  # what one CRC-32 stands for: read whole at the first tou
 _KEY_BYTES = 32
 _SETTLED_SECONDS = 3.0  # coarser than any clock of a file system that is in use
 _BATCH_CHARACTERS = 1 << 18  # what is tokenised at once: the library needs some hundred bytes per token meanwhile
-_ANCHOR = "a"
 _BETWEEN_WORDS = re.compile(r"(?<=\S)[ \n](?=\S)")
 
 Advance = Callable[[int], Any]
@@ -157,8 +156,8 @@ def _encode_run(texts: list[str], ends: list[bool], tokenizer: Tokenizer, begins
     # a part that begins with the blank before a word goes on as it would in the whole: behind a word, whose ids are taken off
     # again; at the start of a text tokenizers take blanks away or put one there
     goes_on = [not start and text[:1] in (" ", "\n") for text, start in zip(texts, first, strict=True)]
-    anchor = tokenizer.encode(_ANCHOR)
-    encoded = tokenizer.encode_batch([_ANCHOR + text if on else text for text, on in zip(texts, goes_on, strict=True)])
+    anchor = tokenizer.encode(ANCHOR)
+    encoded = tokenizer.encode_batch([ANCHOR + text if on else text for text, on in zip(texts, goes_on, strict=True)])
     for ids, on, start, end in zip(encoded, goes_on, first, ends, strict=True):
         ids = ids[len(anchor) :] if on else ids
         if tokenizer.begins_documents:

@@ -21,6 +21,7 @@ from flm.handed_in import VOCABULARY_BYTES, read_json
 
 END = "<|end|>"
 UNKNOWN = "<unk>"
+ANCHOR = "a"  # a letter that text may stand behind
 
 Documents = Callable[[], Iterator[str]]
 log = logging.getLogger(__name__)
@@ -91,14 +92,32 @@ class Tokenizer:
         except TypeError as error:
             raise ValueError(f"{text!r} holds half a surrogate pair, which is no character") from error
 
-    def encode_exactly(self, text: str, name: str) -> list[int]:
+    def encode_after(self, text: str) -> list[int]:
+        """Ids of text that goes on behind other text, near or far.
+
+        At the start of a text some tokenizers put a blank, and some take it away: where that would change what is written, the
+        ids are those behind a letter.
+        """
+        anchor, whole, alone = self.encode(ANCHOR), self.encode(ANCHOR + text), self.encode(text)
+        ways = [alone] + ([whole[len(anchor) :]] if whole[: len(anchor)] == anchor else [])
+        for kept in (str, lambda written: " ".join(written.split())):  # of a tokenizer that has one kind of white space, that
+            for ids in ways:
+                if kept(self.decode([*anchor, *ids])) == kept(ANCHOR + text):
+                    return ids
+        return alone
+
+    def encode_exactly(self, text: str, name: str, goes_on: bool = False) -> list[int]:
         """Ids that decode to this very text, up to white space (WordPiece keeps none).
 
+        Args:
+            name: what errors call the text.
+            goes_on: whether other text stands before it.
+
         Raises:
-            ValueError: the tokenizer cannot write it (a character it lacks, capitals it drops); `name` is what to call it.
+            ValueError: the tokenizer cannot write it (a character it lacks, capitals it drops).
         """
         try:
-            ids = self.encode(text)
+            ids = self.encode_after(text) if goes_on else self.encode(text)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         written = self.decode(ids)

@@ -146,13 +146,13 @@ def has_holes(text: str) -> bool:
     return any(mark.group(1) is not None for mark in _MARK.finditer(text))
 
 
-def pieces_of(template: str, encode: Callable[[str], list[int]], name: str = "sampling.infill") -> list[list[int] | int]:
+def pieces_of(template: str, encode: Callable[[str, bool], list[int]], name: str = "sampling.infill") -> list[list[int] | int]:
     """Given token ids and holes in reading order, for `Canvas.from_pieces`.
 
     Args:
         template: text with numbers of tokens to fill in brackets. Brackets around anything else are text, and [[ and ]] are
             one bracket of it, so that [[8]] is the text [8].
-        encode: text to token ids; called on the text between holes, each stretch on its own.
+        encode: text to token ids, called on each stretch between holes; and whether something stands before the stretch.
         name: what errors call the template.
 
     Raises:
@@ -172,9 +172,9 @@ def pieces_of(template: str, encode: Callable[[str], list[int]], name: str = "sa
         raise ValueError(f"{name}: holes of {sum(holes):,} tokens are longer than any text: at most {MOST_POSITIONS:,}")
     if not holes:
         raise ValueError(f"{name}={template!r} has no hole: write the number of tokens to fill in brackets, [8]")
-    pieces: list[list[int] | int] = [encode(texts[0])]
+    pieces: list[list[int] | int] = [encode(texts[0], False)]
     for hole, text in zip(holes, texts[1:], strict=True):
-        pieces += [hole, encode(text)]
+        pieces += [hole, encode(text, True)]
     return pieces
 
 

@@ -101,7 +101,7 @@ class Server:
 
     async def completions(self, request: Request) -> Response:
         asked: Completion = parsed(Completion, await self._body(request))
-        suffix = self._encoded("suffix", asked.suffix) if asked.suffix else []
+        suffix = self._encoded("suffix", asked.suffix, True) if asked.suffix else []
         answers = []
         for prompt in asked.prompts:
             ids = self._encoded("prompt", prompt) if isinstance(prompt, str) else self._checked(prompt)
@@ -127,7 +127,7 @@ class Server:
         """The whole text with its holes filled, one choice a text."""
         asked: Infill = parsed(Infill, await self._body(request))
         try:
-            pieces = pieces_of(asked.template, lambda text: self._encoded("template", text), "template")
+            pieces = pieces_of(asked.template, lambda text, goes_on: self._encoded("template", text, goes_on), "template")
         except ValueError as error:
             raise Refused(400, str(error)) from error
         return await self._respond(request, asked, [Answer("infill", pieces, self.lm.tokenizer)])
@@ -140,9 +140,9 @@ class Server:
                 raise Refused(413, f"the body is larger than {limit} bytes")
         return bytes(content)
 
-    def _encoded(self, key: str, text: str) -> list[int]:
+    def _encoded(self, key: str, text: str, goes_on: bool = False) -> list[int]:
         try:
-            return self.lm.tokenizer.encode_exactly(text, key)
+            return self.lm.tokenizer.encode_exactly(text, key, goes_on)
         except ValueError as error:
             raise Refused(400, str(error)) from error
 

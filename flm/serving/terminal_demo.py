@@ -33,8 +33,8 @@ def shaded(frame: Frame, lm: LanguageModel) -> Text:
 def pieces_for(line: str, lm: LanguageModel) -> list[list[int] | int]:
     """A line as given tokens and holes: a template where it has a hole, else a beginning to go on from."""
 
-    def encode(text: str) -> list[int]:
-        return lm.tokenizer.encode_exactly(text, "the text")
+    def encode(text: str, goes_on: bool = False) -> list[int]:
+        return lm.tokenizer.encode_exactly(text, "the text", goes_on)
 
     if has_holes(line):
         return pieces_of(line, encode, "the text")

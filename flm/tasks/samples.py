@@ -64,13 +64,14 @@ class Request:
         """(batch_size, L)."""
         wanted = self.canvas_options
         if wanted.infill is not None:
-            pieces = pieces_of(wanted.infill, lambda text: lm.tokenizer.encode_exactly(text, "sampling.infill"))
+            exactly = lm.tokenizer.encode_exactly
+            pieces = pieces_of(wanted.infill, lambda text, goes_on: exactly(text, "sampling.infill", goes_on))
             lm.check_length(positions(pieces))
             return Canvas.from_pieces(pieces, self.batch_size, lm.device)
         length, given = lm.length if wanted.length is None else wanted.length, {}
         lm.check_length(length)
         for name, text in (("prompt", wanted.prompt), ("suffix", wanted.suffix)):
-            given[name] = lm.tokenizer.encode_exactly(text, f"sampling.{name}") if text else []
+            given[name] = lm.tokenizer.encode_exactly(text, f"sampling.{name}", name == "suffix") if text else []
         return Canvas.between(given["prompt"], given["suffix"], length, self.batch_size, lm.device)
 
 
@@ -88,7 +89,7 @@ def check_sampling(sampling: Mapping[str, Any]) -> CanvasOptions:
         raise ValueError("sampling.infill gives the whole text: leave out sampling.prompt, suffix and length")
     found = made(CanvasOptions, canvas, "sampling")
     if found.infill is not None:
-        pieces_of(found.infill, list)  # refuses what has no holes
+        pieces_of(found.infill, lambda text, goes_on: list(text))  # refuses what has no holes
     return found
 
 

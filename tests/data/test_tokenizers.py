@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import models
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from flm.data.pretrained_tokenizer import HuggingFaceTokenizer
 from flm.data.tokenizers import END, BPETokenizer, ByteTokenizer, CharacterTokenizer, Tokenizer
@@ -102,6 +102,43 @@ def test_learned_tokenizer_is_kept_per_source_and_options(tmp_path, builder):
         path.write_text("{")
     with pytest.raises(ValueError, match="tokenizer-.*delete it"):
         builder.build(counted, tmp_path, {"corpus": 1})
+
+
+LETTERS = [("<unk>", 0.0), *((letter, -3.0) for letter in "\u2581abcdeghmnorstuTx.,")]
+
+
+def prefixed():
+    """Puts a blank before every text, as Llama's does."""
+    backend = tokenizers.Tokenizer(models.Unigram([*LETTERS, ("\u2581sat", -1.0), ("\u2581on", -1.0)], 0, False))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    return Tokenizer(backend, "prefixed", "huggingface", 0, 0)
+
+
+def stripped():
+    """Takes blanks away at the start, as learned SentencePiece models do here."""
+    backend = tokenizers.Tokenizer(models.Unigram([*LETTERS, ("\u2581sat", -1.0), ("\u2581on", -1.0)], 0, False))
+    blanks = normalizers.Replace(tokenizers.Regex(r"\A +| +\z"), "")
+    backend.normalizer = normalizers.Sequence([blanks, normalizers.Replace(tokenizers.Regex(r"[ \n]+"), "\u2581")])
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse()])
+    return Tokenizer(backend, "stripped", "huggingface", 0, 0)
+
+
+@pytest.mark.parametrize(
+    "kind", [prefixed, stripped, lambda: ByteTokenizer().build(documents)], ids=["prefixed", "strip", "bytes"]
+)
+@pytest.mark.parametrize("text", [" sat on the mat.", ", then", "about", ""])
+def test_text_behind_a_hole_keeps_the_blank_before_it_and_gets_none(kind, text):
+    tokenizer = kind()
+    ids = tokenizer.encode_exactly(text, "text", goes_on=True)
+    for word in (" xx", " cat", "a"):
+        assert tokenizer.decode([*tokenizer.encode("The" + word), *ids]) == f"The{word}{text}"
+        assert tokenizer.encode("The" + word + text)[-len(ids) :] == ids or not text
+
+
+def test_white_space_of_one_kind_parts_words_still():
+    tokenizer = stripped()
+    assert tokenizer.decode([*tokenizer.encode("The"), *tokenizer.encode_after("\nsat on")]) == "The sat on"
 
 
 def test_gaps_in_the_ids_are_refused():

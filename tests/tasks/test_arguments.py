@@ -71,7 +71,7 @@ def test_options_of_samplers_need_no_key_in_the_config(tmp_path):
     ],
 )
 def test_templates(template, expected):
-    assert pieces_of(template, lambda text: text) == expected
+    assert pieces_of(template, lambda text, goes_on: text) == expected
 
 
 @pytest.mark.parametrize(
@@ -80,4 +80,4 @@ def test_templates(template, expected):
 )
 def test_templates_that_cannot_be(template, says):
     with pytest.raises(ValueError, match=says):
-        pieces_of(template, lambda text: text)
+        pieces_of(template, lambda text, goes_on: text)
