@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from flm.algos.algorithm import Algorithm, Batch
 from flm.checkpoints.description import KEY, Description
@@ -132,6 +132,15 @@ class Module(LightningModule):
         if self.trainer.is_global_zero:
             used, unused = (", ".join(f"optim.{key}={node[key]}" for key in kept) for node in (stored, given))
             print(f"warning: {used} of {name} goes on; not used: {unused}", flush=True)
+
+    def on_train_start(self) -> None:
+        # a checkpoint brings the rate of the next step as the schedule was then; that of a longer run says another
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, LambdaLR):
+            for group, rate, factor in zip(
+                scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+            ):
+                group["lr"] = rate * factor(scheduler.last_epoch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Lightning counts batch_idx from the start of this fit, where an accumulation begins too, resumed or not

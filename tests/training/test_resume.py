@@ -1,3 +1,6 @@
+import math
+from functools import partial
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -7,6 +10,7 @@ from toy import ToyData, assert_identical, everything, make_module, make_trainer
 from flm.checkpoints.load import read_checkpoint
 from flm.training.checkpointing import CheckpointEvery
 from flm.training.optimizers import MuonWithAdamW
+from flm.training.schedules import cosine_decay
 
 STEPS = 8
 
@@ -95,6 +99,31 @@ def test_resuming_twice_does_not_lose_the_count(tmp_path):
     resumed, data, _ = fit(tmp_path, 2, ckpt_path=tmp_path / "last.ckpt")
     assert data.served == list(range(10, 16))
     assert_identical(everything(resumed), everything(whole))
+
+
+class Rates(Callback):
+    def __init__(self):
+        self.seen = {}
+
+    def on_train_batch_start(self, trainer, *_):
+        self.seen[trainer.global_step] = trainer.optimizers[0].param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("optimizer", [None, MuonWithAdamW])
+def test_a_longer_run_goes_on_at_the_rate_of_its_own_schedule(tmp_path, optimizer):
+    first, longer = Rates(), Rates()
+    fit(tmp_path, 2, [CheckpointEvery(tmp_path, 20), first], optimizer=optimizer, steps=20)
+    module = make_module(optimizer)
+    module._make_scheduler = partial(cosine_decay, warmup_steps=2, total_steps=30)
+    trainer = make_trainer(tmp_path, 24, accumulate_grad_batches=2, callbacks=[longer])
+    trainer.fit(module, datamodule=ToyData(), ckpt_path=tmp_path / "last.ckpt")
+    rate = first.seen[2]  # the whole rate
+
+    def by_hand(step, total):
+        return rate * min(1, (step + 1) / 2) * (1 + math.cos(math.pi * max(0, (step - 2) / (total - 2)))) / 2
+
+    assert first.seen == pytest.approx({step: by_hand(step, 20) for step in range(20)})
+    assert longer.seen == pytest.approx({step: by_hand(step, 30) for step in range(20, 24)})
 
 
 def test_validation_keeps_its_rhythm(tmp_path):
