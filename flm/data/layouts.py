@@ -120,8 +120,8 @@ class SpanLayout(Layout):
         super().__init__(padding)
         self.variants, self.max_spans = levels, max_spans
 
-    def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int:
-        return len(prompt) + len(response) + 1
+    def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int | None:
+        return len(prompt) + len(response) + 1 if response else None  # of nothing, nothing can be hidden
 
     def pieces(
         self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer, variant: int, rng: random.Random
@@ -152,8 +152,8 @@ class ScatterLayout(Layout):
         super().__init__(padding)
         self.variants = levels
 
-    def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int:
-        return len(prompt) + len(response) + 1
+    def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int | None:
+        return len(prompt) + len(response) + 1 if response else None  # of nothing, nothing can be hidden
 
     def pieces(
         self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer, variant: int, rng: random.Random

@@ -8,11 +8,12 @@ import pytest
 import torch
 from chi_square import chi_square_limit
 from tasks.running import config_of
+from tokenizers import normalizers
 
 from flm.data.corpora.pairs import PairCorpus, Pairs
 from flm.data.layouts import LineLayout, ResponseLayout, ScatterLayout, SpanLayout, _parts, hidden_count
 from flm.data.module import TextDataModule
-from flm.data.tokenizers import ByteTokenizer, CharacterTokenizer
+from flm.data.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
 
 END = 256
 
@@ -203,6 +204,35 @@ def test_lines_that_are_no_pair(build, path, line, message):
     path.write_text('{"prompt": "a", "response": "b"}\n' + line + "\n")
     with pytest.raises(ValueError, match=message):
         build().prepare()
+
+
+class Strips(ByteTokenizer):
+    """Drops white space at both ends, as WordPiece does."""
+
+    def build(self, *args, **kwargs):
+        tokenizer = super().build(*args, **kwargs)
+        tokenizer._backend.normalizer = normalizers.Strip()
+        return tokenizer
+
+
+class Begins(ByteTokenizer):
+    def build(self, *args, **kwargs):
+        values = super().build(*args, **kwargs).to_dict()
+        return Tokenizer.from_dict(values | {"begins_documents": True})
+
+
+@pytest.mark.parametrize("layout", [SpanLayout(), ScatterLayout(), LineLayout()])
+def test_responses_without_tokens_are_left_out_where_something_is_to_be_hidden(build, path, layout, caplog):
+    pairs = [(p, r if i % 4 == 0 else " " * (i % 4)) for i, (p, r) in enumerate(some_pairs())]
+    path.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in pairs))
+    rows = [row for split in ("train", "valid") for row in rows_of(build(layout, Strips(), length=400), split)]
+    assert len(rows) == 10 * layout.variants and all("answer" in text(row.tokens) for row in rows)
+    assert any("do not fit" in line for line in caplog.messages)
+
+
+def test_a_tokenizer_without_ends_is_refused(build):
+    with pytest.raises(ValueError, match="the tokenizer bytes puts nothing behind a text"):
+        build(tokenizer=Begins()).prepare()
 
 
 def test_a_text_that_spells_the_end_is_refused(build, path):

@@ -66,6 +66,14 @@ class Pairs(RandomSplitCorpus):
                 yield prompt
             yield response
 
+    def open(self, tokenizer: Any, root: Path) -> Any:
+        if tokenizer.begins_documents:
+            raise ValueError(
+                f"data: the tokenizer {tokenizer.name} puts nothing behind a text, and pairs are told apart by their ends: "
+                "take another tokenizer"
+            )
+        return super().open(tokenizer, root)
+
     def blocks(self, cache: Any, split: Split, length: int, tokenizer: Any, seed: int) -> Any:
         return PairRows(cache, split, self.layout, tokenizer, length, 1 if self.prompt_key is None else 2, seed)
 
