@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from flm import __version__, config_files, text_commands
 from flm.registry import entries, load
 
-# What `flm train` alone does: words in minutes, which is all a first try should cost.
+# Recipe and folder of `flm train` without arguments: it writes words within minutes.
 FIRST_TRY, FIRST_RUN = "pydoc_flm_fitted", "outputs/first"
-# What `flm solve` solves with when no checkpoint is named.
+# The model of `flm solve` when no checkpoint is named.
 BOXED_SOLVER = "builtin:puzzle"
 _CHECKPOINT = "eval.checkpoint_path="
-_LISTS = {"report": "report.inputs", "side_by_side": "side_by_side.runs"}  # modes that read results instead
+_LISTS = {"report": "report.inputs", "side_by_side": "side_by_side.runs"}  # modes that read results, not a model
 _MODELLESS = ("train", "benchmark")  # modes that read no model
 _WIDTH = 96
 
@@ -73,7 +73,7 @@ def _named(command: str, mode: str, rest: list[str]) -> list[str]:
     """`flm sample RUN ...` as `flm sample eval.checkpoint_path=RUN ...`: words before the first KEY=VALUE or option.
 
     Raises:
-        ValueError: the mode reads nothing of that kind, or one only.
+        ValueError: there are words and the mode reads no model, or there are several and it reads one.
     """
     words = list(itertools.takewhile(lambda word: "=" not in word and word[:1] not in ("-", "+", "~"), rest))
     if not words:

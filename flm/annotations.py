@@ -1,4 +1,7 @@
-"""What an annotation allows: said in words, and asked of a value. `flm.schema` checks whole calls by it."""
+"""What an annotation allows: described in words, and checked on a value. `flm.schema` checks whole calls with it.
+
+Nothing is converted: true is no number, "3" is no whole number, and NaN and infinity are not allowed.
+"""
 
 import collections.abc
 import dataclasses
@@ -23,7 +26,12 @@ _RANGES = (Ge, Gt, Le, Lt, MinLen, MultipleOf, Where)
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """Stands for an object that will be built from a config node: its target's name, and the class, if it is one's instance."""
+    """Stands for an object that will be built from a config node.
+
+    Attributes:
+        target: name of what builds it.
+        kind: the class it will be an instance of; None: unknown.
+    """
 
     target: str
     kind: type | None = None
@@ -44,7 +52,7 @@ def describe(annotation: Any) -> str:
 
 
 def metadata(annotation: Any, kind: type) -> list[Any]:
-    """What an annotation carries of a kind, at its top."""
+    """The notes of one class in the outermost Annotated[...] of an annotation."""
     return [note for note in getattr(annotation, "__metadata__", ()) if isinstance(note, kind)]
 
 
@@ -56,7 +64,7 @@ def names_tokens(annotation: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as a command line would have it, cut short."""
+    """A value as one would type it on the command line, at most 120 characters."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Node):
@@ -91,7 +99,7 @@ def fits(annotation: Any, value: Any) -> bool:
 
 
 def members(annotation: Any) -> list[tuple[Any, tuple[Any, ...]]]:
-    """(type, metadata) of each member of a union, or of the one."""
+    """(type, notes) of each member of a union; of the annotation itself if it is none."""
     if typing.get_origin(annotation) is Annotated:
         base, *notes = typing.get_args(annotation)
         return [(kind, (*inner, *notes) if kind is not type(None) else ()) for kind, inner in members(base)]
@@ -156,7 +164,7 @@ def _adapter(annotation: Any) -> Any:
 
 
 def _strict(annotation: Any) -> Any:
-    """The annotation as pydantic enforces what the head of this file says."""
+    """The annotation for pydantic, with every conversion switched off."""
     return typing.Union[tuple(_strict_member(*member) for member in members(annotation))]  # noqa: UP007
 
 
@@ -210,7 +218,7 @@ def _no_endless_integer(value: Any) -> Any:
 
 
 def _object(value: Any, kind: Any) -> Any:
-    """Refuses plain values, and nodes of a class that is none of the kind; protocols are not looked into."""
+    """Refuses plain values, and nodes of a class that is known not to be of this kind. Protocols are not checked."""
     if value is None or isinstance(value, str | bytes | int | float | list | tuple | dict):
         raise ValueError("an object is needed")
     is_known = isinstance(kind, type) and not getattr(kind, "_is_protocol", False)

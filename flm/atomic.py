@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and one line on why a disk would not take them."""
+"""Files that are written whole or not at all, and one-line errors where they cannot be written."""
 
 import errno
 import json
@@ -26,9 +26,9 @@ _ADVICE = {
 
 @contextmanager
 def draft(path: str | Path, durable: bool = False, shared: bool = False) -> Iterator[Path]:
-    """A name beside `path` to write a file to, which becomes `path` when the block ends and is removed if it fails.
+    """A name beside `path` to write a file to. It becomes `path` when the block ends, and is removed if the block fails.
 
-    `path` is the old file or the whole new one whenever the process dies. Its folder is made if it is not there.
+    Whenever the process dies, `path` is the old file or the whole new one. Its folder is made if it is not there.
 
     Args:
         durable: the new file also survives a power cut (fsync of file and folder).
@@ -53,13 +53,13 @@ def draft(path: str | Path, durable: bool = False, shared: bool = False) -> Iter
             partial.unlink(missing_ok=True)
     except OSError as error:
         others = error.filename not in (None, str(partial), str(path)) and Path(str(error.filename)) not in path.parents
-        if error.errno is None or others:  # says itself what happened, or is not about this file
+        if error.errno is None or others:  # already one of our lines, or about another file
             raise
         raise unwritable(path, error) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """The file, for people to read; see `draft`."""
+    """Writes indented JSON, see `draft`; returns the path."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return path
 
@@ -76,14 +76,14 @@ def write_bytes(path: str | Path, content: bytes, shared: bool = False) -> None:
 
 
 def write_text(path: str | Path, text: str, shared: bool = False) -> None:
-    """As UTF-8 with the line ends it has; see `draft`."""
+    """UTF-8, line ends unchanged; see `draft`."""
     write_bytes(path, text.encode(), shared)
 
 
 def alias(path: Path, name: Path) -> None:
-    """Makes `name` the same file as `path`; a copy where the file system has no hard links. Survives a power cut.
+    """Makes `name` a hard link to the file `path`, or a copy where the file system has no hard links. Survives a power cut.
 
-    Of a folder, which must be beside it, `name` is a symbolic link.
+    If `path` is a folder, `name` must be beside it and becomes a symbolic link.
     """
     with draft(name) as partial:
         partial.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def alias(path: Path, name: Path) -> None:
 
 
 def remove(path: str | Path) -> None:
-    """A file, or a folder with all in it, if it is there; no folder of this name is ever left with a part of its content."""
+    """Removes a file, or a folder with its content, if it is there. A folder of this name never stays with half its content."""
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
         leaving = path.with_name(f".{path.name}.leaving")
@@ -108,7 +108,7 @@ def remove(path: str | Path) -> None:
 
 
 def writable_folder(path: str | Path, key: str) -> Path:
-    """The folder, made if it is not there, after a file has been written to it and removed.
+    """The folder, made if it is not there, and tested by writing and removing a file.
 
     Args:
         key: config key that names it, for the error.
@@ -128,11 +128,11 @@ def writable_folder(path: str | Path, key: str) -> Path:
 
 
 def check_room(folder: str | Path, needed: int, what: str) -> None:
-    """Raises OSError, one line, where a disk has less room than what will be written at least.
+    """Raises OSError, one line, if the disk has less free room than `needed`.
 
     Args:
-        needed: in bytes.
-        what: will be written, "a checkpoint".
+        needed: bytes that will be written at least.
+        what: what will be written, for the error: "a checkpoint".
     """
     disk = os.statvfs(folder)
     free = (disk.f_bavail if os.geteuid() else disk.f_bfree) * disk.f_frsize
@@ -146,10 +146,10 @@ def unwritable(path: str | Path, error: OSError) -> OSError:
 
 
 def of_disk(error: OSError, place: str | Path | None = None) -> str | None:
-    """One line for an error of the system about a file or a disk; None for others, which say themselves what happened.
+    """One line for a system error that a user can mend: no room, no permission, a file in the way. None for other errors.
 
     Args:
-        place: what was being written, where the error names no file.
+        place: the file that was being written, for errors that name none.
     """
     if error.errno is None or (name := error.filename or place) is None:
         return None
@@ -172,7 +172,7 @@ def _is_parent(name: object, path: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """What was written to a file, or the names in a folder, survive a power cut."""
+    """Makes the content of a file, or the names in a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,10 +1,10 @@
-"""Where the YAML files of the config are, and what each says of itself."""
+"""The YAML files of the config: where they are, and the comment at the head of each."""
 
 import re
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-# a wheel carries them inside the package; in a checkout they are at the top of the tree
+# inside the package in a wheel, at the top of the tree in a checkout
 CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 _GROUP = re.compile(r"^  - (\w+): \w+  # (.+)$", re.M)
 _COMMAND = re.compile(r"^(python main\.py|flm) \S.*?: (?=\S)|^(python main\.py|flm) .*$")
@@ -16,12 +16,12 @@ def options(group: str) -> dict[str, str]:
 
 
 def groups() -> dict[str, list[str]]:
-    """Config groups with the names of their options."""
+    """Config groups, each with the names of its options."""
     return {folder.name: list(options(folder.name)) for folder in sorted(CONFIGS.iterdir()) if folder.is_dir()}
 
 
 def group_lines() -> dict[str, str]:
-    """What each group chooses, as the defaults list of config.yaml says beside it."""
+    """What each group chooses: its comment in the defaults list of config.yaml."""
     return dict(_GROUP.findall((CONFIGS / "config.yaml").read_text(encoding="utf-8")))
 
 
@@ -36,7 +36,7 @@ def own_keys(mode: str) -> list[str]:
 
 
 def _comment(path: Path) -> str:
-    """The first sentence; of a comment in the way of `python main.py ...: what it does`, what it does."""
+    """The first sentence of a file's leading comment, without a command (`flm ...: ` or `python main.py ...: `) before it."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# @package"):

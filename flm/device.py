@@ -1,4 +1,4 @@
-"""Where networks compute, in what precision (by the names that Lightning has for it), and what is compiled there."""
+"""The device and precision that networks compute in, by Lightning's names, and elementwise functions compiled there."""
 
 import functools
 import importlib.util
@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 
 SHORT = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}  # Lightning takes these names too
-OF_WEIGHTS = {torch.float32: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}  # what suits weights so kept
+OF_WEIGHTS = {torch.float32: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}  # for weights of each dtype
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def device_named(device: torch.device | str | None, key: str = "device") -> torch.device:
-    """The device; None is CUDA where it is, else the CPU.
+    """The device of that name; None: CUDA if there is one, else the CPU.
+
+    Args:
+        key: the config key or argument that names it, for errors.
 
     Raises:
-        ValueError: there is no such device on this machine. `key` is what asked for it.
+        ValueError: this machine has no such device.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,10 +38,10 @@ def device_named(device: torch.device | str | None, key: str = "device") -> torc
 
 
 def dtype_named(dtype: torch.dtype | str) -> torch.dtype:
-    """One of OF_WEIGHTS, by itself or by its name.
+    """A dtype of OF_WEIGHTS, given itself or its name.
 
     Raises:
-        ValueError: it is another.
+        ValueError: it is none of them.
     """
     names = {str(known).removeprefix("torch."): known for known in OF_WEIGHTS}
     found = names.get(str(dtype).removeprefix("torch."))
@@ -55,10 +58,10 @@ def precision_on(device: torch.device, precision: str | None) -> str:
 
 
 def autocast(device: torch.device, precision: str | None = None) -> AbstractContextManager[Any]:
-    """Where nobody trains: autocast as the precision asks, or nothing.
+    """The autocast context of a precision for sampling and scoring; no context for 32-true.
 
     Raises:
-        ValueError: it is not one of those that networks sample and score in.
+        ValueError: it is not 32-true, bf16-mixed or 16-mixed.
     """
     name = precision_on(device, precision)
     if name != "32-true" and name not in AUTOCAST:
@@ -83,9 +86,9 @@ def missing_compiler(device_type: str) -> str | None:
 
 
 def compiled_on_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled at its first call whose first argument lies on a device of COMPILED_ON; as it is elsewhere.
+    """`function`, compiled for calls whose first argument is on a device of COMPILED_ON, and unchanged elsewhere.
 
-    Where nothing can be compiled it stays as it is, which is said once.
+    If nothing can be compiled on this machine, it stays uncompiled and warns once.
     """
     compiled: Callable[..., Any] | None = None
 

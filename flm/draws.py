@@ -1,8 +1,8 @@
 """The random streams of one micro-batch.
 
-Everything random in a training step is a function of the seed, the step and a sequence's place in the global batch, and in
-validation of the seed and the sequence's number in its split: however a batch is cut into micro-batches and processes, a
-sequence meets the same times and the same noise. So a resumed run needs no saved generator state either.
+All random numbers of a training step are functions of the seed, the step and a sequence's place in the global batch. In
+validation they are functions of the seed and the sequence's number in its split. So a sequence gets the same times and noise
+however the batch is cut into micro-batches and processes, and a resumed run needs no saved generator state.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _MASK = (1 << 63) - 1
-_PER_SEQUENCE = 7  # stream of the seed, beside 0 to 2 below and those of training
+_PER_SEQUENCE = 7  # number of a stream of the seed; 0 to 2 are in `Draws`, others in training
 # splitmix64's constants as the signed numbers that tensors hold; their products wrap around
 _GAMMA, _FIRST, _SECOND = (x - (1 << 64) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -29,27 +29,27 @@ def mix_seed(*parts: int) -> int:
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """To the right, zeros coming in: int64 has no such shift."""
+    """Logical right shift: zeros come in from the left. int64 has only the arithmetic one."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _scramble(x: Tensor) -> Tensor:
-    """splitmix64's finaliser, int64 of any shape."""
+    """The finaliser of splitmix64 on int64 of any shape."""
     x = (x ^ _shifted(x, 30)) * _FIRST
     x = (x ^ _shifted(x, 27)) * _SECOND
     return x ^ _shifted(x, 31)
 
 
 class Rows:
-    """A source of random numbers for the sequences of a batch, one a row: those of a row follow from its place alone.
+    """A source of random numbers for the sequences of a batch. Those of a sequence depend on its place alone.
 
-    `randn`, `rand` and `randint` draw from it. Tensors are drawn row by row, so the first axis is the sequences'. All shares
-    of a global batch must draw equally often.
+    `randn`, `rand` and `randint` draw from it, row by row: the first axis of a tensor is that of the sequences. All shares of
+    a global batch must draw equally often.
 
     Args:
-        seed: of all of them.
+        seed: of all rows.
         device: where the tensors are drawn.
-        places: what the places of `count` rows are.
+        places: gives the places of `count` rows in the global batch.
     """
 
     def __init__(self, seed: int, device: torch.device, places: Callable[[int], Sequence[int]]):
@@ -70,7 +70,7 @@ class Rows:
         return out
 
     def part(self, rows: Sequence[int], count: int) -> "Rows":
-        """A source for some of `count` rows, by their indices; apart from this one."""
+        """An independent source for some of `count` rows, given by their indices."""
         places = self.places(count)
         chosen = [places[row] for row in rows]
         found = Rows(mix_seed(self._seed, self._calls, 1), self.device, lambda _: chosen)
@@ -104,7 +104,7 @@ def randint(source: Source, high: int, *shape: int) -> Tensor:
 
 
 def scattered(*keys: Tensor) -> Tensor:
-    """Whole numbers in [0, 2^53) out of int64 keys that broadcast, and of nothing else."""
+    """Random whole numbers in [0, 2^53), a function of int64 keys, which broadcast."""
     found = torch.zeros((), dtype=torch.long, device=keys[0].device)
     for key in keys:
         found = _scramble(found + key * _GAMMA + _FIRST)
@@ -113,11 +113,11 @@ def scattered(*keys: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Part:
-    """Some sequences of a micro-batch: its share of a part of the global batch.
+    """The sequences of a micro-batch that belong to one part of the global batch.
 
     Attributes:
-        rows: where they stand in `Split.order`.
-        draws: of them.
+        rows: their slice of `Split.order`.
+        draws: their random numbers.
         exists: whether the part has sequences anywhere in the global batch.
     """
 
@@ -135,9 +135,9 @@ class Split:
 
     Attributes:
         order: (n,) int64, the sequence at each row.
-        counted: (n,) float, 0 on a sequence that only fills an empty part, else 1.
-        back: (B,) int64, the row of each sequence where it counts.
-        parts: in order.
+        counted: (n,) float, 0 for a sequence that only fills an empty part, else 1.
+        back: (B,) int64, the row at which each sequence counts.
+        parts: the two parts, in order.
     """
 
     order: Tensor
@@ -156,13 +156,13 @@ class Draws:
             shares r*A .. r*A + A-1 of world_size*A. Each share has equally many sequences, in the order of their places.
         num_shares: micro-batches in the global batch.
         device: where the tensors are drawn.
-        places: of the sequences, where that order does not give them; None: as above.
-        total: sequences of the global batch; None: of the shares, or with `places` unknown.
+        places: of the sequences, if they do not follow from the share; None: they do.
+        total: sequences of the global batch; None: as many as all shares hold, or with `places`, unlimited.
 
     Attributes:
-        step: as given, for what changes in the course of training.
+        step: as given, for schedules over training.
         rows: source of numbers for each sequence (noise, categorical draws), see `Rows`.
-        local: generator of this share alone, for what does not belong to a sequence.
+        local: generator of this share alone, for numbers that belong to no sequence.
         shared: generator in the same state on every share; always on the CPU, so that ranks on different devices agree.
     """
 
@@ -187,7 +187,7 @@ class Draws:
         self.rows = Rows(mix_seed(seed, step, 2), self.device, self.places)
 
     def places(self, count: int) -> Sequence[int]:
-        """Where `count` sequences stand in the global batch."""
+        """The places of the `count` sequences in the global batch."""
         if self._places is None:
             return range(self.share * count, (self.share + 1) * count)
         if len(self._places) != count:
@@ -208,7 +208,7 @@ class Draws:
         return self._spread(self.moved(torch.tensor(self.rows.places(count))), length)
 
     def points_per_sequence(self, count: int, length: int) -> Tensor:
-        """What `per_sequence` gives, on the CPU, as `points` of `stratified`."""
+        """As `per_sequence`, but on the CPU, where the numbers can be read without waiting for the device."""
         return self._spread(torch.tensor(self.rows.places(count)), length)
 
     def _spread(self, places: Tensor, length: int) -> Tensor:
@@ -219,18 +219,18 @@ class Draws:
         return _shifted(spread, 11).double() * 2.0**-53
 
     def shared_uniform(self) -> float:
-        """One uniform number that every share of the global batch draws alike."""
+        """A uniform number, the same on every share of the global batch."""
         return torch.rand((), generator=self.shared, dtype=torch.float64).item()
 
     def stratified(self, count: int) -> Tensor:
         """This share's part of a stratified U[0, 1) sample over the global batch, float64 (count,).
 
-        Where that batch has no end, as in validation, over each 64 places. Every share must call it equally often.
+        If the batch is unlimited, as in validation, each 64 places are stratified. Every share must call it equally often.
         """
         return self.moved(self.points(count))
 
     def points(self, count: int) -> Tensor:
-        """What `stratified` gives, still on the CPU, where the numbers can be read without waiting for the device."""
+        """As `stratified`, but on the CPU, where the numbers can be read without waiting for the device."""
         places, total = self.places(count), self._size(count)
         if total is not None:
             points = _strata(total, self.shared)[list(places)]
@@ -246,15 +246,15 @@ class Draws:
     def split(self, count: int, fraction: float, fill: bool = False) -> Split:
         """`count` sequences in two parts: the first is this fraction of the global batch, rounded up or down at random.
 
-        Both are spread evenly over the places, so that every share has its share of each.
+        Both parts are spread evenly over the places, so that every share gets its portion of each.
 
         Args:
-            fill: put a sequence that does not count in a part that has some on other shares, but none here.
+            fill: if a part is empty here but not on other shares, put a sequence in it that does not count.
         """
         places, total = self.places(count), self._size(count)
         whole = GROUP if total is None else total
         first = min(whole, int(fraction * whole + self.shared_uniform()))
-        before = [place * first // whole for place in places]  # of the first part, ahead of each place
+        before = [place * first // whole for place in places]  # members of the first part before each place
         chosen = [(place + 1) * first // whole > done for place, done in zip(places, before, strict=True)]
         inside = before, [place - done for place, done in zip(places, before, strict=True)]
         parts, order, counted = [], [], []
@@ -279,17 +279,17 @@ class Draws:
         return Split(*moved, (parts[0], parts[1]))
 
     def _size(self, count: int) -> int | None:
-        """Sequences of the global batch; None where it has no end."""
+        """Sequences of the global batch; None: unlimited."""
         return count * self.num_shares if self._places is None else self._total
 
     def moved(self, tensor: Tensor) -> Tensor:
-        """A tensor of the CPU where these numbers are drawn, without waiting for it."""
+        """A CPU tensor on the device of these draws, copied without waiting."""
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()  # from pageable memory the copy would wait for all work queued on the device
         return tensor.to(self.device, non_blocking=True)
 
 
-GROUP = 64  # places that are stratified together where there is no last one
+GROUP = 64  # places that are stratified together in an unlimited batch
 
 
 def _strata(total: int, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""The spine: from a file, folder or name to something that generates and scores, for the command line and Python alike.
+"""The spine: a model loaded from a file, folder or name, which generates and scores text for the command line and Python.
 
 import flm
 lm = flm.load("run folder, checkpoint, exported folder, artifact, name on the hub, or builtin:text")
@@ -36,12 +36,11 @@ class LanguageModel:
     Attributes:
         algorithm: the torch module, in evaluation mode.
         tokenizer: `encode` and `decode`.
-        source: what the file it was loaded from says; None for a model made in Python.
-        steps: sampling steps unless asked otherwise.
-        options: options of the sampler unless asked otherwise.
-        check_length: raises ValueError for a number of tokens that cannot be asked of it, and says of one beyond its training.
-        precision: of sampling and of `mode=golf_eval`, "32-true" or "bf16-mixed"; None: bf16-mixed on CUDA, 32-true elsewhere.
-            Likelihoods are 32-true.
+        source: the description in its file; None for a model made in Python.
+        steps: default number of sampling steps.
+        options: default options of the sampler.
+        check_length: raises ValueError for a length that the model cannot write, and warns of one beyond its training.
+        precision: of sampling and `mode=golf_eval`; None: bf16-mixed on CUDA, 32-true elsewhere. Likelihoods are 32-true.
     """
 
     _precision: str | None = None
@@ -66,17 +65,17 @@ class LanguageModel:
 
     @precision.setter
     def precision(self, name: str | None) -> None:
-        autocast(self.device, name)  # raises ValueError for one that is not known
+        autocast(self.device, name)  # raises ValueError for an unknown name
         self._precision = name
 
     @property
     def config(self) -> dict[str, Any]:
-        """What it was trained with, plain values; empty for a model made in Python."""
+        """The config it was trained with, plain values; empty for a model made in Python."""
         return {} if self.source is None else self.source.config
 
     @property
     def length(self) -> int:
-        """Positions of a text unless asked otherwise: what the model was trained on."""
+        """Positions of a training sequence, and of a text by default."""
         return self.algorithm.length
 
     @property
@@ -84,7 +83,7 @@ class LanguageModel:
         return next(self.algorithm.parameters()).device
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None) -> "LanguageModel":
-        """Moves it; and rounds its weights to `dtype`, which its networks then compute in. A clock's table stays as it is."""
+        """Moves it, and rounds its weights to `dtype`, in which its networks then compute. Buffers keep their precision."""
         if device is not None:
             self.algorithm.to(device_named(device))
         if dtype is not None:
@@ -110,18 +109,18 @@ class LanguageModel:
         """Texts of `length` tokens, each beginning with the prompt and ending with the suffix; with their `ids`.
 
         Args:
-            n: how many, of each prompt.
-            steps: of the sampler; None: `self.steps`. A model that writes from left to right takes no notice.
-            prompt: given text at the start; of several prompts the texts come in their order, n of the first, n of the second.
+            n: number of texts for each prompt.
+            steps: of the sampler; None: `self.steps`. A model that writes from left to right ignores it.
+            prompt: given text at the start; with several, n texts of the first come first, then n of the second, ...
             suffix: given text at the end.
             length: tokens in all, given ones included, at most 64 times `self.length`; None: `self.length`.
             seed: the same seed gives the same texts, for the same n and batch_size, on the same kind of device.
             batch_size: texts made at a time.
-            on_step: called with each `Moment` of each batch: what stands, and how sure it is.
-            chat: messages, {"role": ..., "content": ...} each, in place of prompt and suffix. The tokenizer's chat template
-                writes them as a prompt, and the answers alone come back, each up to its end token.
-            progress: show a bar on standard error, where that is a terminal or a notebook.
-            options: of the sampler (temperature, churn, gamma, ... as it has them), over `self.options`; None: its default.
+            on_step: called with each `Moment` of each batch: the tokens so far, and the confidence in them.
+            chat: messages {"role": ..., "content": ...} in place of prompt and suffix. The tokenizer's chat template makes a
+                prompt of them, and only the answers are returned, each up to its end token.
+            progress: show a bar on standard error, if that is a terminal or a notebook.
+            options: of the sampler (temperature, churn, gamma, ...), over `self.options`; None: the sampler's default.
 
         Raises:
             ValueError: a number is out of range, prompt and suffix leave nothing to fill, or the sampler has no such option.
@@ -155,7 +154,7 @@ class LanguageModel:
         """Texts with the holes of a template filled: "The [8] sat on the [4]." has holes of 8 and 4 tokens.
 
         Args:
-            template: the text between holes is kept; it is tokenized stretch by stretch. Several are filled one by one.
+            template: text with holes; the parts between holes are kept, and tokenised separately. Several are filled in turn.
             n, steps, seed, batch_size, on_step, progress, options: as in `generate`.
 
         Raises:
@@ -164,7 +163,7 @@ class LanguageModel:
         check_call(LanguageModel.infill, locals())
         encode = lambda text, goes_on: self.tokenizer.encode_exactly(text, "infill", goes_on)  # noqa: E731
         templates = [template] if isinstance(template, str) else template
-        every = [[pieces_of(one, encode, "infill")] * n for one in templates]  # none is begun before all are read
+        every = [[pieces_of(one, encode, "infill")] * n for one in templates]  # all are checked before the first is filled
         return self._texts(every, steps, seed, batch_size, on_step, progress, options)
 
     @torch.no_grad()
@@ -177,13 +176,12 @@ class LanguageModel:
         on_step: OnStep = None,
         **options: Any,
     ) -> Tensor:
-        """Token ids (B, L) for a canvas on `self.device`: what `generate` and `infill` decode; arguments as there.
+        """Token ids (B, L) for a canvas on `self.device`, which `generate` and `infill` decode; other arguments as there.
 
         The noise depends on the seed, `batch` and the shape of the canvas, not on steps or options.
 
         Args:
-            batch: number of the batch, from 0: another one, other noise. mode=sample_eval counts and seeds in the same way.
-            on_step: called with each `Moment` of sampling.
+            batch: number of the batch, from 0; each has other noise. mode=sample_eval numbers and seeds in the same way.
         """
         check_call(LanguageModel.fill, locals())
         self.check_length(canvas.tokens.shape[1])
@@ -193,7 +191,7 @@ class LanguageModel:
             return self.algorithm.generate(canvas, steps, generator, on_step, **chosen)
 
     def sampler_options(self, **options: Any) -> dict[str, Any]:
-        """Those that sampling with `options` takes: over `self.options`, without those left to the sampler (None).
+        """The options in effect if sampling is called with `options`: these over `self.options`, without None.
 
         Raises:
             ValueError: the sampler has no such option, or does not take its value.
@@ -204,11 +202,11 @@ class LanguageModel:
 
     @property
     def has_fixed_steps(self) -> bool:
-        """Whether its sampler takes as many steps as the canvas has positions to fill, whatever it is asked for."""
+        """Whether its sampler takes as many steps as there are positions to fill, whatever `steps` is."""
         return getattr(self.algorithm.sampler(**self.sampler_options()), "steps_are_fixed", False)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """What networks compute in within, as `precision` says."""
+        """The context in which networks compute, by `precision`."""
         return autocast(self.device, self.precision)
 
     def likelihood(
@@ -220,36 +218,37 @@ class LanguageModel:
         on_draw: Callable[[], None] | None = None,
         sharing: Sharing | None = None,
     ) -> Likelihood:
-        """Nats per token of many blocks, exactly or bounded.
+        """Nats per token of many blocks, exact or an upper bound.
 
         Args:
             batches: blocks, all of one length.
-            draws, seed: Monte Carlo draws of a bound for each block; an exact value takes none.
-            bound: options of the algorithm's bound, where it has several.
+            draws, seed: Monte Carlo draws of a bound for each block; an exact value needs none.
+            bound: options of the algorithm's bound; None: its defaults.
             on_draw: called after each evaluation of one batch.
-            sharing: processes that share the batches out.
+            sharing: how several processes divide the batches; None: there is one.
         """
         return likelihood(self._bounded("likelihood"), batches, draws, seed, bound, on_draw, sharing)
 
     def bound_variants(self, training: Iterable[Batch], seed: Seed = 0, **options: Any) -> dict[str, BoundVariant]:
-        """The bounds that can be reported, by name; what they leave free is chosen on training blocks, if there are any.
+        """The bounds that can be reported, by name; their free choices are fitted on training blocks, if there are any.
 
         Args:
-            training: blocks that the model was trained on; seed: of draws on them, which are not those of `likelihood`.
+            training: blocks that the model was trained on.
+            seed: of draws on them, which differ from those of `likelihood`.
             options: as of the algorithm's `bound_variants`.
         """
         batches = [batch.to(self.device) for batch in training]
         return self.algorithm.bound_variants(batches, Draws(mix_seed(seed, 1), device=self.device), **options)
 
     def nll(self, text: str, draws: Few = 16, seed: Seed = 0) -> NegativeLogLikelihood:
-        """How improbable the model finds a text: -log p(text) or an upper bound on it, in nats of the whole text.
+        """-log p(text), or an upper bound on it, in nats of the whole text.
 
-        The text stands alone: nothing is put before or behind it. One of more than `self.length` tokens is cut into blocks
-        of that length, each scored on its own, as evaluation does. A bound is taken along the whole path; mode=ppl_eval,
-        which may look at training text, chooses a tighter one.
+        Nothing is added before or after the text. If it has more than `self.length` tokens, it is cut into blocks of that
+        length, each scored on its own, as evaluation does. A bound is drawn evenly along the whole path; mode=ppl_eval fits a
+        tighter one on training text.
 
         Args:
-            draws, seed: Monte Carlo draws of a bound; an exact value takes none.
+            draws, seed: Monte Carlo draws of a bound; an exact value needs none.
 
         Raises:
             ValueError: the algorithm has no likelihood, the text has no tokens, or draws is below 1.
@@ -268,7 +267,7 @@ class LanguageModel:
     def _texts(
         self, groups: Sequence[Sequence[Pieces]], steps: int | None, seed: int, n: int, on_step: OnStep, bar: bool, options: Any
     ) -> list[Text]:
-        """Of the rows of each group, n at a time; noise is numbered from 0 in each."""
+        """The texts of the rows of each group, n at a time; batches, and so their noise, are numbered from 0 in each."""
         self.check_length(max((positions(row) for rows in groups for row in rows), default=0))
         batches = [(start // n, rows[start : start + n]) for rows in groups for start in range(0, len(rows), n)]
         found: list[list[int]] = []
@@ -295,23 +294,23 @@ def load(
     dtype: torch.dtype | str | None = None,
     **published: Any,
 ) -> LanguageModel:
-    """The model of a run folder (its last checkpoint), a checkpoint, an exported folder, an artifact, or a name on the hub.
+    """The model in a run folder (its last checkpoint), a checkpoint, an exported folder or an artifact, here or on the hub.
 
-    Executes nothing in any of them. A checkpoint file is one of this project, or a published one of FLM, MDLM or Duo.
+    Nothing in any of them is executed. A checkpoint is one of this project, or a published one of FLM, MDLM or Duo.
 
     Args:
         source: a path; owner/model on the Hugging Face hub if there is no such path; builtin:text or builtin:puzzle, which
             come with the package.
-        device: None: CUDA where it is, else the CPU.
-        use_average: of a checkpoint: take the averaged weights rather than the last step's; None: where it has them. An
-            exported folder holds one of them, which `source.weights` names.
-        trusted_modules: modules outside this package whose model classes may be built; your word, never the file's.
+        device: None: CUDA if there is one, else the CPU.
+        use_average: take the averaged weights, not those of the last step; None: if the file has them. An exported folder
+            holds only one of the two, which `source.weights` names.
+        trusted_modules: modules outside this package whose model classes may be built; a file cannot name its own.
         revision: branch, tag or commit on the hub; None: main.
-        file: path of a checkpoint inside the repository on the hub, owt_fmlm.ckpt; None: an exported model.
-        dtype: that the weights are rounded to and the networks compute in: float32, bfloat16, float16; None: as they are, and
-            `precision`.
-        published: what a published checkpoint does not say, as fields of `flm.checkpoints.foreign.ImportChoices`:
-            tokenizer_name_or_path, length, imported_as, ... Not read for others.
+        file: path of a checkpoint in the repository on the hub, as owt_fmlm.ckpt; None: an exported model.
+        dtype: float32, bfloat16 or float16, to which weights are rounded and in which networks compute; None: weights are not
+            rounded, and `precision` decides.
+        published: for a published checkpoint, what it leaves open, as fields of `flm.checkpoints.foreign.ImportChoices`:
+            tokenizer_name_or_path, length, imported_as, ...
 
     Raises:
         ValueError: there is nothing of that name, or it is not a whole model that this code can build.

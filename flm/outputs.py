@@ -1,6 +1,6 @@
-"""V numbers at every position that are no posterior of one network: raw outputs, and sums of outputs.
+"""Outputs other than the posterior of one network: V raw numbers at every position, and weighted sums of outputs.
 
-Like `flm.posterior`, all are reduced in chunks of tokens. B batch, L length, D width, V vocabulary.
+Like posteriors they are reduced in chunks of tokens. B batch, L length, D width, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from flm.posterior import chunks, compute_copy, softcapped_logits
 
 @dataclass(frozen=True)
 class RawOutput:
-    """V numbers at every position without softmax, hidden @ table^T + bias: a correction to a posterior, say."""
+    """V numbers at every position without softmax, hidden @ table^T + bias, as for a correction of a posterior."""
 
     hidden: Tensor
     table: Tensor
@@ -33,23 +33,25 @@ class RawOutput:
     def chunk(self, part: slice) -> Tensor:
         """Values (n, V) of one slice of the flattened token axis."""
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])[part]
-        table, bias = compute_copy(hidden, self.table, self.bias)
-        return softcapped_logits(hidden.to(table.dtype), table, bias, None)[0]
+        table = compute_copy(hidden, self.table)
+        return softcapped_logits(hidden.to(table.dtype), table, self.bias, None)[0]
 
     def rows(self, index: slice) -> "RawOutput":
         return replace(self, hidden=self.hidden[index])
 
     @torch.no_grad()
     def expected(self, tables: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Values @ W_k, (B, L, d_k): linear, so a (D, d_k) matrix does for the whole batch."""
+        """Values @ W_k, (B, L, d_k). They are linear, so one (D, d_k) matrix serves the whole batch."""
         with torch.autocast(self.hidden.device.type, enabled=False):
             hidden = self.hidden.to(self.table.dtype)
-            constant = 0 if self.bias is None else self.bias
-            return tuple(hidden @ (self.table.T @ w) + (constant @ w if self.bias is not None else 0) for w in tables)
+            views = tuple(hidden @ (self.table.T @ w) for w in tables)
+            if self.bias is None:
+                return views
+            return tuple(view + self.bias @ w for view, w in zip(views, tables, strict=True))
 
 
 class Output(Protocol):
-    """What has V values at every position and gives them chunk by chunk."""
+    """V values at every position, given chunk by chunk. A `TokenPosterior` is one."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -66,9 +68,9 @@ class Output(Protocol):
 
 @dataclass(frozen=True)
 class Combination:
-    """sum_i w_i * output_i over the same tokens. weights[i] is (B,), one weight a sequence, or a number.
+    """sum_i w_i * output_i over the same tokens. weights[i] is (B,), a weight for each sequence, or a number.
 
-    With posteriors and convex weights it is a mixture, itself a point of the simplex.
+    With posteriors and convex weights it is a mixture, which lies on the simplex too.
     """
 
     weights: tuple[Tensor | float, ...]

@@ -1,7 +1,7 @@
-"""The vocabulary end of a network, reduced in chunks of tokens so that no (B, L, V) tensor is ever built.
+"""The predicted distribution over the vocabulary, reduced in chunks of tokens so that no (B, L, V) tensor is ever built.
 
-A prediction is kept as final hidden states and the output table; logits = softcap(hidden @ table^T + bias) / temperature
-exist for one chunk of tokens at a time, forward and backward. B batch, L length, D width, V vocabulary, N = B * L.
+A prediction is kept as final hidden states and the output table. Its logits softcap(hidden @ table^T + bias) / temperature
+exist for one chunk of tokens at a time, forward and backward. B batch, L length, D width, V vocabulary, n tokens of a chunk.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from flm.device import compiled_on_device
 
-# Logits alive at once. 64 MB of fp32 keeps a CPU's matrix products long enough to be efficient; a GPU wants longer ones.
+# Logits in memory at once. With 64 MB of fp32 matrix products on a CPU are large enough to be efficient; a GPU needs more.
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**28}
-# Tensor cores want rows and sums of a multiple of this: at V = 50,257 their fast kernels are out of reach.
+# Fast kernels of tensor cores need sizes that are multiples of this, which V = 50,257 is not.
 PADDED_ON = {"cuda"}
 PADDED_ROWS = 64
 
@@ -24,15 +24,15 @@ PADDED_ROWS = 64
 def chunks(num_tokens: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
     """Slices of the token axis that hold up to CHUNK_ELEMENTS logits each (at least one token)."""
     most = max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cpu"]) // vocab_size)
-    size = -(-num_tokens // max(1, -(-num_tokens // most)))  # as alike as can be: compiled code is made for few lengths
+    size = -(-num_tokens // max(1, -(-num_tokens // most)))  # nearly equal: functions are compiled for few different lengths
     return (slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, max(1, size)))
 
 
 class Offset(Protocol):
-    """Numbers to add to the logits, made chunk by chunk."""
+    """Numbers to add to the logits, computed chunk by chunk."""
 
     def chunk(self, part: slice) -> Tensor:
-        """(n, V) of a slice of the flattened token axis, in fp32 or better; the caller's to overwrite."""
+        """(n, V) of a slice of the flattened token axis, in fp32 or better; the caller may overwrite it."""
         ...
 
 
@@ -49,17 +49,17 @@ class Shifted:
 
 @dataclass(frozen=True)
 class TokenPosterior:
-    """A probability vector over V tokens at every position, held as what produces it.
+    """A probability vector over V tokens at every position, kept as hidden states and an output table.
 
     Attributes:
         hidden: (B, L, D) final hidden states.
         table: (V, D) output table.
-        bias: (V,) or None.
-        softcap: c in c * tanh(logits / c); None for none.
+        bias: (V,); None: no bias.
+        softcap: c in c * tanh(logits / c); None: no softcap.
         temperature: divides the logits; > 0.
-        offset: added to the softcapped logits, constant; None: nothing.
-        top_k: all but the k most probable tokens are impossible; None: none is.
-        top_p: so are all but the fewest most probable ones whose mass, within top_k, reaches this share in (0, 1].
+        offset: added to the softcapped logits, without gradient; None: nothing.
+        top_k: only the k most probable tokens are possible; None: all are.
+        top_p: of these, only the fewest most probable ones whose share of the mass reaches top_p, in (0, 1]; None: all are.
     """
 
     hidden: Tensor
@@ -81,7 +81,7 @@ class TokenPosterior:
 
     @property
     def whole(self) -> "TokenPosterior":
-        """The same prediction before top_k and top_p."""
+        """The same prediction without top_k and top_p."""
         return replace(self, top_k=None, top_p=None) if self.is_truncated else self
 
     @property
@@ -109,14 +109,14 @@ class TokenPosterior:
     def expected(self, tables: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Expected row of each table: softmax(logits) @ W_k, (B, L, d_k) in fp32 or better.
 
-        Under autocast the products run in its precision, softmax in fp32. What is drawn or reported below never does.
+        Under autocast the products run in its precision, and softmax in fp32. Methods that draw or report ignore autocast.
         """
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
         table = padded_copy(hidden, self.table)
         copies = [padded_copy(hidden, w) for w in tables]
         pieces = []
         for part in chunks(hidden.shape[0], self.vocab_size, hidden.device):
-            p = self._probabilities(part, hidden[part].to(table.dtype), table, self.bias)
+            p = self._probabilities(part, hidden[part].to(table.dtype), table)
             with torch.autocast(hidden.device.type, enabled=False):
                 products = [padded(p.to(w.dtype), len(w)) @ w for w in copies]
             pieces.append([product.to(full.dtype) for product, full in zip(products, tables, strict=True)])
@@ -143,7 +143,7 @@ class TokenPosterior:
     def draw(self, generator: torch.Generator) -> Tensor:
         """One token (B, L) drawn at every position, in float64 by inversion.
 
-        Float32 probabilities (or float32 Gumbel noise) silently act as a lower temperature: rare tokens are never drawn
+        In float32 (probabilities or Gumbel noise) rare tokens would never be drawn, as at a lower temperature
         (arXiv 2409.02908).
         """
         return self._reduce(lambda logits: (draw_from(softmax64(logits), generator),))[0]
@@ -156,9 +156,9 @@ class TokenPosterior:
     # Chunks -----------------------------------------------------------------------------------------------------------
 
     def logit_chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the flattened token axis, each with its tempered logits (n, V), which are the caller's to overwrite.
+        """Slices of the flattened token axis, each with its tempered logits (n, V), which the caller may overwrite.
 
-        In the table's own precision, autocast or not: a bf16 logit near 30 is off by up to 0.06.
+        They are in the table's own precision even under autocast: a bf16 logit near 30 is off by up to 0.06.
         """
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
         for part in chunks(hidden.shape[0], self.vocab_size, hidden.device):
@@ -173,13 +173,13 @@ class TokenPosterior:
     def chunk(self, part: slice) -> Tensor:
         """Probabilities (n, V) of one slice of the flattened token axis."""
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])[part]
-        table, bias = compute_copy(hidden, self.table, self.bias)
-        return self._probabilities(part, hidden.to(table.dtype), table, bias)
+        table = compute_copy(hidden, self.table)
+        return self._probabilities(part, hidden.to(table.dtype), table)
 
-    def _probabilities(self, part: slice, hidden: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
-        """(n, V) of hidden states (n, D) of a slice, with table and bias in the dtype of the matrix product."""
+    def _probabilities(self, part: slice, hidden: Tensor, table: Tensor) -> Tensor:
+        """(n, V) of the hidden states (n, D) of a slice; `table` is a copy in the dtype of the matrix product."""
         offset = None if self.offset is None else self.offset.chunk(part)
-        p = chunk_probabilities(hidden, table, bias, self.softcap, self.temperature, offset, self.vocab_size)
+        p = chunk_probabilities(hidden, table, self.bias, self.softcap, self.temperature, offset, self.vocab_size)
         if not self.is_truncated:
             return p
         p = truncate(p, self.top_k, self.top_p)
@@ -201,8 +201,8 @@ def softcapped_logits(
     """Logits (n, V) in fp32 or better, and tanh(raw / softcap), which the backward pass needs (None without softcap).
 
     Args:
-        vocab_size: V, of a table with rows of padding behind the V that count; None: all count.
-        with_tanh: whether the latter is wanted; on a CPU a further (n, V) costs as much as ten passes over one that is there.
+        vocab_size: V, if the table has rows of padding after the first V; None: it has none.
+        with_tanh: whether the tanh is wanted. On a CPU allocating one more (n, V) takes as long as ten passes over one.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         raw = (hidden @ table.T)[:, :vocab_size]
@@ -237,23 +237,21 @@ def chunk_probabilities(
     return p.div_(p.sum(-1, keepdim=True))
 
 
-def compute_copy(hidden: Tensor, table: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Table and bias in the dtype the matrix products run in: autocast's where it is on, else the table's own."""
+def compute_copy(hidden: Tensor, table: Tensor) -> Tensor:
+    """The table in the dtype of matrix products on the device of `hidden`: autocast's if it is on, else the table's own."""
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        table = table.to(torch.get_autocast_dtype(device))
-    return table, bias
+    return table.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else table
 
 
 def padded_copy(hidden: Tensor, table: Tensor) -> Tensor:
-    """The table as `compute_copy` makes it, on devices of PADDED_ON with rows of zeros up to a multiple of PADDED_ROWS.
+    """As `compute_copy`, on devices of PADDED_ON with rows of zeros up to a multiple of PADDED_ROWS.
 
-    A copy is made there anyway; where none is, in full precision, nothing is padded.
+    Only under autocast, where a copy is made anyway; in full precision nothing is padded.
     """
     device, size = hidden.device.type, table.shape[0]
     rows = -(-size // PADDED_ROWS) * PADDED_ROWS
     if rows == size or device not in PADDED_ON or not torch.is_autocast_enabled(device):
-        return compute_copy(hidden, table, None)[0]
+        return compute_copy(hidden, table)
     copy = table.new_zeros((rows, table.shape[1]), dtype=torch.get_autocast_dtype(device))
     copy[:size] = table
     return copy
@@ -310,6 +308,6 @@ def truncate(p: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
         ordered, order = p.sort(dim=-1, descending=True)
         mass_before = ordered.cumsum(-1) - ordered
         keep = mass_before < top_p * ordered.sum(-1, keepdim=True)
-        keep[..., 0] = True  # of a share that fp32 cannot hold, too
+        keep[..., 0] = True  # also for a top_p so small that the product underflows
         p = torch.zeros_like(p).scatter_(-1, order, ordered * keep)
     return p

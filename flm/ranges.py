@@ -1,6 +1,6 @@
-"""Names for the ranges of arguments, which annotate constructors that configs name; `flm.schema` enforces them.
+"""Names for the ranges of arguments. They annotate constructors that configs name, and `flm.schema` enforces them.
 
-A number is finite, and true is no number. Further ranges are written out, `Annotated[float, Gt(0), Lt(1)]`.
+A number is finite, and true is no number. Ranges without a name are written out, `Annotated[float, Gt(0), Lt(1)]`.
 """
 
 import os
@@ -12,12 +12,12 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 Count = Annotated[int, Ge(1)]  # a whole number of at least 1
 Index = Annotated[int, Ge(0)]  # a whole number of at least 0: an id, a number of steps that may be none
-Width = Annotated[int, Ge(1), Le(1 << 16)]  # of layers: beyond it a matrix alone takes more than any machine has
+Width = Annotated[int, Ge(1), Le(1 << 16)]  # of layers; beyond it a single matrix takes more memory than any machine has
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
-Scale = Annotated[float, Gt(0), Le(1e6)]  # of numbers inside a network, where more overflows
-Bounded = Annotated[float, Ge(0), Le(1e6)]  # of what logits are divided by, or what is taken off them
+Scale = Annotated[float, Gt(0), Le(1e6)]  # of numbers inside a network, where more would overflow
+Bounded = Annotated[float, Ge(0), Le(1e6)]  # a divisor of logits, or a penalty subtracted from them
 Rate = Annotated[float, Gt(0), Le(100)]  # a learning rate
 Share = Annotated[float, Ge(0), Le(1)]
 PositiveShare = Annotated[float, Gt(0), Le(1)]
@@ -27,7 +27,7 @@ OpenShare = Annotated[float, Gt(0), Lt(1)]  # neither end
 
 @dataclass(frozen=True)
 class Where:
-    """Metadata of an annotation: a further condition on the value, and how an error says it ("a multiple of 2")."""
+    """Metadata of an annotation: a further condition on the value, and its words in an error ("a multiple of 2")."""
 
     holds: Callable[[Any], bool]
     says: str
@@ -35,7 +35,7 @@ class Where:
 
 @dataclass(frozen=True)
 class CalledWith:
-    """Metadata of an argument that is called: keywords that its caller gives, so that no config may give them as well."""
+    """Metadata of a callable argument: the keywords that its caller passes, which a config must not give."""
 
     names: frozenset[str]
 
@@ -49,7 +49,7 @@ DIFFERENT = Where(lambda values: len(set(values)) == len(values), "all different
 
 @dataclass(frozen=True)
 class OfVocabulary:
-    """Metadata of a token id: below the number of tokens, which is known once there is a model."""
+    """Metadata of a token id: it must be below the number of tokens, which is known once there is a model."""
 
 
 TokenId = Annotated[int, Ge(0), OfVocabulary()]
@@ -62,15 +62,15 @@ Existing = Annotated[str | os.PathLike[str], Where(lambda path: is_there(path), 
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file or folder of that name, as far as this process may see."""
+    """Whether there is a file or folder of that name that this process may see."""
     try:
         return bool(str(path).strip()) and os.path.exists(path)
-    except ValueError:  # a zero byte in it
+    except ValueError:  # a null byte in the name
         return False
 
 
 def takes_files(path: str | os.PathLike[str]) -> bool:
-    """Whether files could be written to a folder, or to one made at that name; nothing is made."""
+    """Whether files could be written to a folder, which need not exist yet. Nothing is created."""
     try:
         if not str(path).strip():
             return False
@@ -92,6 +92,6 @@ def one_of(choices: Iterable[str]) -> Where:
 
 MOST_POSITIONS = 1 << 20
 Length = Annotated[int, Ge(1), Le(MOST_POSITIONS)]  # of a text
-Few = Annotated[int, Ge(1), Le(10**6)]  # things of which each takes room in memory: samples, batches
-Steps = Annotated[int, Ge(1), Le(10**7)]  # whose times are held in a list
-StepCounts = Steps | Annotated[Sequence[Steps], MinLen(1), DIFFERENT]  # of sampling: one number of steps, or several to compare
+Few = Annotated[int, Ge(1), Le(10**6)]  # of things that each take memory: samples, batches
+Steps = Annotated[int, Ge(1), Le(10**7)]  # of sampling, whose times are held in a list
+StepCounts = Steps | Annotated[Sequence[Steps], MinLen(1), DIFFERENT]  # one number of steps, or several to compare

@@ -1,7 +1,7 @@
-"""What wings add to the core: packages with models, data, modes and results of their own. The core asks here and knows none.
+"""What wings add to the core: packages with models, data, modes and results of their own. The core imports none of them.
 
 A wing is a package with a module `wing` that holds `WING`, a `Wing`. Three sorts are found: packages inside `flm`, entry points
-of the group `flm.wings` in installed packages, and packages named to `add` (the config key `wings`).
+of the group `flm.wings` in installed packages, and packages passed to `add` (the config key `wings`).
 """
 
 import importlib
@@ -18,20 +18,20 @@ GROUP = "flm.wings"
 
 @dataclass(frozen=True)
 class Wing:
-    """What one package adds. A value is "module:name", imported when it is asked for: finding wings imports nothing heavy.
+    """What one package adds. A value is "module:name", imported at first use: finding wings imports nothing heavy.
 
     Attributes:
         model_files: further kinds of model file by name; each an object with `matches(path) -> bool` and
-            `read(path) -> (Description, state dict)`; with `describe(path) -> Description` where its weights need not be read.
+            `read(path) -> (Description, state dict)`, and `describe(path) -> Description` if that can do without the weights.
         transformers_models: by name, `find(algorithm) -> object or None`: models whose network transformers itself opens.
         checkpoint_layouts: by name, how others write checkpoints; each an object with `matches(content) -> bool` of a loaded
             file, and `read(content, name, choices, base) -> (Description, state dict)`; see `flm.checkpoints.foreign`.
-        published_models: by the name that `eval.imported_as` takes, a `flm.checkpoints.foreign.Kind`: others' checkpoints.
+        published_models: by the name that `eval.imported_as` takes, a `flm.checkpoints.foreign.Kind` of others' checkpoints.
         judges: by the name that `eval.scorer` takes, `make(path, device, batch_size) -> flm.judges.gen_ppl.Scorer`; path is
             eval.scorer_checkpoint_path, which may be None.
-        accelerations: by the name that `eval.acceleration` takes, `apply(algorithm, device)`, which changes how networks of a
-            model that was loaded are evaluated; ValueError: it cannot.
-        result_kinds: by the `kind` that a result file says, a `flm.results.kinds.ResultKind`: how it is read and shown.
+        accelerations: by the name that `eval.acceleration` takes, `apply(algorithm, device)`, which changes how the networks
+            of a loaded model are evaluated, or raises ValueError if it cannot.
+        result_kinds: by the `kind` in a result file, a `flm.results.kinds.ResultKind`: how it is read and shown.
         commands: `run(arguments) -> exit status` by the word behind `flm`; the first line of its docstring is shown as help.
         resolvers: functions for interpolations in configs, `${name:argument}`.
         configs: a Hydra search path with further options of config groups, "pkg://package.configs"; None: none.
@@ -53,7 +53,7 @@ _added: dict[str, Wing] = {}
 
 
 def add(package: str) -> Wing:
-    """Takes a package in for the rest of the process; again is the same as once.
+    """Registers a package for the rest of the process. Doing so twice is the same as once.
 
     Raises:
         ValueError: there is no such package, or it is no wing.
@@ -77,13 +77,18 @@ def wings() -> dict[str, Wing]:
 
 
 def entries(kind: str) -> dict[str, str]:
-    """What all wings give for an attribute of `Wing`, "module:name" by name."""
+    """The entries of all wings under one attribute of `Wing`: "module:name" by name."""
     return {name: value for wing in wings().values() for name, value in getattr(wing, kind).items()}
 
 
 def trusted(modules: Iterable[str] = ()) -> tuple[str, ...]:
-    """Packages whose classes a model file may name: this one, wings, and those that the user trusts beside them."""
+    """Packages whose classes a model file may name: this one, the wings, and the modules that the user trusts."""
     return ("flm", *wings(), *modules)
+
+
+def inside(module: str, packages: Iterable[str]) -> bool:
+    """Whether a module is one of these packages or inside one, by its dotted name."""
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def load(entry: str) -> Any:

@@ -1,9 +1,9 @@
-"""The signature is the schema: values are checked against the annotations of what they are given to, before it is called.
+"""The signature is the schema: arguments are checked against a callable's annotations before it is called.
 
-An error is one line: the key, what is allowed there, and the value. Strict where configs mislead: only true and false are
-booleans, text is no list and no number, 2.0 is no whole number (an integer is a number), and numbers are finite. Python's
-plain types, Literal, sequences, mappings, dataclasses and unions of them are understood, with ranges as
-`Annotated[float, Gt(0)]` (`flm.ranges`). Where any other class is annotated, or nothing is, an object is not looked into.
+An error is one line: the key, what is allowed, and the value. Nothing is converted: only true and false are booleans, text is
+no list and no number, 2.0 is no whole number (but an integer is a number), and numbers are finite. Understood are Python's
+plain types, Literal, sequences, mappings, dataclasses and unions of them, with ranges as `Annotated[float, Gt(0)]`
+(`flm.ranges`). Values with other annotations, or none, are not looked into.
 """
 
 import dataclasses
@@ -18,17 +18,17 @@ from flm.annotations import MAPPINGS, Node, describe, fits, members, shown
 from flm.ranges import CalledWith
 
 EMPTY = inspect.Parameter.empty
-MISSING = "???"  # a config value that has to be given
-_MARKS = ("_target_", "_partial_", "_convert_", "_recursive_")  # the last two are Hydra's, and not read elsewhere
+MISSING = "???"  # a config value that must still be given
+_MARKS = ("_target_", "_partial_", "_convert_", "_recursive_")  # only Hydra reads the last two
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """What a callable takes.
+    """The parameters of a callable.
 
     Attributes:
-        parameters: by name; annotations resolved, `EMPTY` where there is none.
-        is_open: whether it takes keywords of other names too.
+        parameters: by name, with annotations resolved; `EMPTY`: no annotation.
+        is_open: whether it takes keywords of any other name.
     """
 
     parameters: dict[str, inspect.Parameter]
@@ -43,14 +43,14 @@ def check(
     is_partial: bool = False,
     takes: str | None = None,
 ) -> None:
-    """Raises ValueError unless `target(**arguments)`, with `given` beside them, fits its signature.
+    """Raises ValueError unless `target(**arguments, **given)` fits the signature of `target`.
 
     Args:
-        arguments: plain values, objects, and `Node`s in place of objects to come.
-        path: the config path of the arguments, "algo"; empty: errors name the bare argument.
-        given: names that the program gives itself, which must not be among the arguments.
+        arguments: plain values, objects, and `Node`s that stand for objects not yet built.
+        path: the config path of the arguments, as "algo"; "": errors name the bare argument.
+        given: names that the program passes itself, which must not be among the arguments.
         is_partial: whether arguments may be missing.
-        takes: how errors call the target; None: by its name.
+        takes: name of the target in errors; None: its own.
     """
     signature, given = signature_of(target), set(given)
     name_of = takes or getattr(target, "__name__", type(target).__name__)
@@ -78,9 +78,9 @@ def check_node(
     """Raises ValueError unless a config node, and those within it, fit the signatures of their targets. Builds nothing.
 
     Args:
-        node: plain values; `_target_`, and `_partial_` where arguments may be missing.
-        resolve: the callable of a target's name, given the key as well; it raises ValueError for those that are not to be.
-        given: as in `check`, of the outermost target.
+        node: plain values with `_target_`, and with `_partial_: true` if arguments may be missing.
+        resolve: resolve(name, key) gives the callable of a `_target_`, or raises ValueError if that is not allowed.
+        given: as in `check`, for the outermost target.
     """
     target = node.get("_target_")
     for mark in node:
@@ -98,7 +98,7 @@ def check_node(
 
 
 def with_nodes(value: Any, key: str, resolve: Callable[[Any, str], Callable[..., Any]]) -> Any:
-    """The value with a `Node` in place of each config node in it, which is checked on the way; see `check_node`."""
+    """The value with each config node in it checked (see `check_node`) and replaced by a `Node`."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             check_node(value, key, resolve)
@@ -112,7 +112,7 @@ def with_nodes(value: Any, key: str, resolve: Callable[[Any, str], Callable[...,
 
 
 def check_value(parameter: inspect.Parameter, value: Any, key: str) -> None:
-    """Raises ValueError unless one value fits its parameter; the default always does."""
+    """Raises ValueError unless a value fits its parameter. The default always fits."""
     if parameter.annotation is EMPTY or (parameter.default is not EMPTY and _same(value, parameter.default)):
         return
     nested = _dataclass_in(parameter.annotation)
@@ -120,7 +120,7 @@ def check_value(parameter: inspect.Parameter, value: Any, key: str) -> None:
         check(nested, value, key, given=_given(parameter.annotation))
         return
     if isinstance(value, Mapping) and (inner := _values_of_mapping(parameter.annotation)) is not None:
-        for name, item in value.items():  # one by one: an error names the one, and an item may be a dataclass
+        for name, item in value.items():  # one by one, so that an error names the item, which may be a dataclass
             check_value(parameter.replace(annotation=inner, default=EMPTY), item, _key(key, str(name)))
         if _dataclass_in(inner) is not None:
             return
@@ -129,9 +129,9 @@ def check_value(parameter: inspect.Parameter, value: Any, key: str) -> None:
 
 
 def check_call(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming the bare argument, unless those of the values that are arguments of a function fit it.
+    """Raises ValueError, naming the argument, unless all values that are arguments of the function fit its annotations.
 
-    For a function's own start, as `check_call(f, locals())`.
+    A function calls it first: `check_call(f, locals())`.
     """
     for name, parameter in signature_of(function).parameters.items():
         if name in values:
@@ -139,7 +139,7 @@ def check_call(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
 
 
 def made(target: type, values: Mapping[str, Any], path: str) -> Any:
-    """An instance of a dataclass of options, its fields that are dataclasses too made of mappings in their place."""
+    """An instance of a dataclass of options, checked; fields that are dataclasses too are made from mappings."""
     check(target, values, path)
     parameters = signature_of(target).parameters
 
@@ -151,10 +151,10 @@ def made(target: type, values: Mapping[str, Any], path: str) -> Any:
 
 
 def signature_of(target: Callable[..., Any]) -> Signature:
-    """What a class, function, partial or object with `__signature__` takes.
+    """The signature of a class, a function, a partial, or an object with `__signature__`.
 
-    `**options` of a class in this package are arguments of the next class in its method resolution order; those of others
-    may be anything.
+    `**options` of a class in this package stand for the arguments of the next class in its method resolution order; those of
+    other callables for anything.
     """
     if isinstance(target, functools.partial):
         inner = signature_of(target.func)
@@ -176,13 +176,13 @@ def signature_of(target: Callable[..., Any]) -> Signature:
 
 
 def merged(*targets: Callable[..., Any], without: Iterable[str] = ()) -> inspect.Signature:
-    """The signature of what takes the arguments of several, keyword by keyword, for a `__signature__`."""
+    """One signature with the keywords of several callables, except those in `without`, for a `__signature__`."""
     found = {name: p for target in targets for name, p in signature_of(target).parameters.items() if name not in set(without)}
     return inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in found.values()])
 
 
 def nearest(name: str, known: Iterable[str], path: str = "") -> str:
-    """; did you mean ...? with the nearest known name, or nothing."""
+    """ "; did you mean NAME?" with the nearest known name; "" if none is near."""
     close = difflib.get_close_matches(str(name), list(known), 1, 0.6)
     return f"; did you mean {_key(path, close[0])}?" if close else ""
 
@@ -195,11 +195,11 @@ def listing(known: Iterable[str]) -> str:
 def _of_function(function: Callable[..., Any], skip: int) -> Signature:
     try:
         found = list(inspect.signature(function).parameters.values())[skip:]
-    except (TypeError, ValueError):  # of a built-in: nothing is known
+    except (TypeError, ValueError):  # a built-in, of which nothing is known
         return Signature({}, True)
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # names what its module does not import, or is no function
+    except (NameError, TypeError, AttributeError):  # annotations that its module does not import, or no function
         hints = {}
     parameters, is_open = {}, False
     for parameter in found:
@@ -232,7 +232,7 @@ def _dataclass_in(annotation: Any) -> type | None:
 
 
 def _values_of_mapping(annotation: Any) -> Any:
-    """The annotation of a mapping's values; None where it is no mapping, or does not say."""
+    """The annotation of a mapping's values; None if it is no mapping, or does not name them."""
     for kind, _ in members(annotation):
         inner = typing.get_args(kind)
         if typing.get_origin(kind) in MAPPINGS and len(inner) == 2:

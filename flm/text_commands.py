@@ -1,4 +1,4 @@
-"""`flm generate|infill|nll [MODEL] ...`: the Python API as a command; without a model, the one in the box."""
+"""`flm generate|infill|nll [MODEL] ...`: the Python API as commands; the default model comes with the package."""
 
 import argparse
 import json
@@ -19,10 +19,10 @@ COMMANDS = {
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Exit status 0.
+    """Runs a command; returns exit status 0.
 
     Raises:
-        ValueError, OSError: what the user can mend.
+        ValueError, OSError: errors that the user can mend.
     """
     command = arguments[0]
     given = parser(command).parse_intermixed_args(arguments[1:])
@@ -54,14 +54,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 class Arguments(argparse.ArgumentParser):
-    """Of a command `flm NAME`; a mistake is one line, as everywhere."""
+    """The parser of a command `flm NAME`. Its errors are one line, as everywhere."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{self.prog}: {message} ({self.prog} --help says what it takes)")
 
 
 def parser(command: str) -> Arguments:
-    """Arguments of one command; MODEL comes first and may be left out, before options, between them or after."""
+    """The parser of one command. MODEL may be left out; options may come before or after it."""
     found = Arguments(prog=f"flm {command}", description=COMMANDS[command])
     found.add_argument(
         "model",

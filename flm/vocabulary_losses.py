@@ -1,9 +1,8 @@
 """Losses over the vocabulary, forward and backward in chunks of tokens.
 
-All return a weighted sum whose gradient is formed in the forward pass: its only upstream gradient is one scalar, so logits
-need not be kept or computed again, three vocabulary-sized matrix products a token instead of four. Targets are constants.
-
-B batch, L length, D width, V vocabulary.
+Each returns a weighted sum. Since its upstream gradient is a single scalar, the gradient is computed in the forward pass, and
+logits need neither be kept nor computed again: three vocabulary-sized matrix products per token instead of four. Targets are
+constants. B batch, L length, D width, V vocabulary, n tokens of a chunk.
 """
 
 import functools
@@ -21,8 +20,8 @@ def cross_entropy(posterior: TokenPosterior, target: Tensor | Output, weight: Te
     """Token cross-entropy -sum_k q_k log p_k.
 
     Args:
-        target: token ids (B, L), or what gives a probability vector q at every position (a soft target).
-        weight: (B, L), constant; usually 1 / number of tokens that count.
+        target: token ids (B, L), or probability vectors q at every position (a soft target).
+        weight: (B, L), constant.
 
     Returns:
         The weighted sum over tokens, a differentiable scalar, and each token's cross-entropy (B, L) in nats, detached.
@@ -35,7 +34,7 @@ def squared_error(output: TokenPosterior | RawOutput, target: Output, weight: Te
     """Squared distance sum_k (output_k - target_k)^2 at every token.
 
     Args:
-        output: a posterior (its probabilities are compared) or a raw output.
+        output: a posterior, whose probabilities are compared, or a raw output.
         weight: (B, L), constant.
 
     Returns:
@@ -50,13 +49,13 @@ def _bias(output: TokenPosterior | RawOutput) -> Tensor:
     return output.bias if output.bias is not None else output.hidden.new_zeros(output.vocab_size)
 
 
-# (slice of the flattened token axis, its logits (n, V) to overwrite, whether the slope is wanted) -> values (n,) in nats or
-# whatever is minimised, and their derivative by the logits (n, V), or None where it is not wanted
+# (slice of the flattened token axis, its logits (n, V), which may be overwritten, whether the slope is wanted) -> values (n,),
+# and their derivative by the logits (n, V), None if not wanted
 ValueAndSlope = Callable[[slice, Tensor, bool], tuple[Tensor, Tensor | None]]
 
 
 def of_logits(posterior: TokenPosterior, value_and_slope: ValueAndSlope, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Any function of each token's logits whose derivative is known: what the losses above do not cover.
+    """The weighted sum of any function of each token's logits whose derivative is known.
 
     Args:
         value_and_slope: of the tempered, softcapped logits.
@@ -71,7 +70,7 @@ def of_logits(posterior: TokenPosterior, value_and_slope: ValueAndSlope, weight:
 
 @functools.cache
 def sums_in_float32(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether products of `dtype` can be added to float32 sums by the product itself; tried once, on a CPU they cannot."""
+    """Whether addmm can add products of `dtype` to float32 sums on this device, which is tried once. On a CPU it cannot."""
     small = torch.ones(16, 16, device=device_type, dtype=dtype)
     try:
         found = torch.addmm(small.float(), small, small, out_dtype=torch.float32)
@@ -93,7 +92,7 @@ class _Gradients:
         self.bias = torch.zeros(bias.shape, dtype=self.accumulator, device=bias.device) if wants[2] else None
 
     def add(self, part: slice, slope: Tensor, column_sum: Tensor, h: Tensor) -> None:
-        """slope (n, rows of the table that was read) in the products' precision, and its sum over tokens (V,) in full."""
+        """Adds a chunk: slope (n, rows of the padded table) in the precision of products, and its sum over tokens (V,)."""
         if self.bias is not None:
             self.bias += column_sum
         with torch.autocast(slope.device.type, enabled=False):
@@ -110,7 +109,7 @@ class _Gradients:
     def finish(
         self, ctx, hidden: Tensor, table: Tensor, bias: Tensor, per_token: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Keeps the gradients for the backward pass; what the forward pass returns: weighted sum and values (B, L)."""
+        """Saves the gradients for the backward pass; returns the weighted sum and the values (B, L)."""
         ctx.save_for_backward(self.hidden, None if self.table is None else self.table[: len(table)], self.bias)
         ctx.shape, ctx.dtypes = hidden.shape, (table.dtype, bias.dtype)
         total = (per_token * weight.reshape(-1)).sum()
@@ -120,7 +119,7 @@ class _Gradients:
 
 
 class _GradientInForward(torch.autograd.Function):
-    """Scales the gradients that the forward pass left by the one upstream number."""
+    """Multiplies the gradients that the forward pass saved by the upstream scalar."""
 
     @staticmethod
     def backward(ctx, grad_total, _):
@@ -133,7 +132,7 @@ class _GradientInForward(torch.autograd.Function):
         )
 
 
-# loss of each token (n,), slope (n, V, and columns of zeros where the table has rows of padding), its sum over tokens (V,)
+# loss of each token (n,), slope (n, V or rows of the padded table), its sum over tokens (V,)
 Piece = tuple[Tensor, Tensor | None, Tensor | None]
 
 
@@ -160,7 +159,7 @@ def cross_entropy_chunk(
         wanted = torch.linalg.vecdot(q.to(logits.dtype), logits)
     if not with_slope:
         return logits.logsumexp(-1) - wanted, None, None
-    # d loss / d logits = weight * (p - q), carried through temperature and softcap in place; one exponential serves both
+    # d loss / d logits = weight * (p - q), through temperature and softcap, in place; loss and slope share one exponential
     top = logits.amax(-1, keepdim=True)
     slope = logits.sub_(top).exp_()
     total = slope.sum(-1, keepdim=True)
@@ -168,7 +167,7 @@ def cross_entropy_chunk(
     scale = (weight * inverse_temperature).to(slope.dtype)[:, None]
     if ids is None:
         slope.div_(total).sub_(q).mul_(scale)
-    elif torch.compiler.is_compiling():  # a comparison joins the pass over the slopes; a scatter would be one of its own
+    elif torch.compiler.is_compiling():  # a comparison is fused into the pass over the slopes, a scatter would not be
         is_wanted = torch.arange(slope.shape[1], device=slope.device) == ids[:, None]
         slope = (slope / total - is_wanted.to(slope.dtype)) * scale
     else:
@@ -190,7 +189,7 @@ def squared_error_chunk(
     weight: Tensor,
     with_slope: bool,
 ) -> Piece:
-    """Squared distance of softmax(logits / temperature), of raw logits where that is None, to target (n, V)."""
+    """Squared distance of softmax(logits / temperature) to target (n, V); of the logits themselves if temperature is None."""
     values, squashed = softcapped_logits(h, table, bias, softcap, len(bias))
     values = values if offset is None else values.add(offset)
     if temperature is not None:

@@ -15,8 +15,7 @@ from flm.draws import Draws
 from flm.ranges import CalledWith
 from flm.samplers.canvas import Canvas
 
-# What an algorithm makes its networks of: a class like `DiT` with all of its arguments but those named here, which follow from
-# the algorithm.
+# A network's class, like `DiT`, with all arguments bound but those named here, which the algorithm passes.
 Backbone = Annotated[Callable[..., nn.Module], CalledWith.of("vocab_size", "two_times", "conditioned")]
 MaybeTimedBackbone = Annotated[Callable[..., nn.Module], CalledWith.of("vocab_size", "two_times")]
 LeftToRightBackbone = Annotated[Callable[..., nn.Module], CalledWith.of("vocab_size", "causal", "conditioned")]
@@ -31,8 +30,9 @@ class Batch:
         weight: (B, L) float: 0 on padding and given tokens, else 1.
         documents: (B, L) int64, positions of a row that belong together, -1 on padding; attention crosses no boundary.
             None: every row is one whole document.
-        numbers: (B,) int64, which example of its split each sequence is, for who draws noise for it. None: nobody says.
-        padding: (B, L) bool, targets that only fill a row up: the model is to write them, and they are no text. None: none.
+        numbers: (B,) int64, index of each sequence in its split, by which validation keys its noise. None: unknown.
+        padding: (B, L) bool, targets that only fill up a row: the model learns to write them, but they are no text.
+            None: there are none.
     """
 
     tokens: Tensor
@@ -43,23 +43,23 @@ class Batch:
 
     @property
     def given(self) -> Tensor:
-        """(B, L) bool, what a model reads as it is and need not predict: a prompt, the text around a hole."""
+        """(B, L) bool, tokens that the model reads and need not predict: a prompt, the text around a hole."""
         given = self.weight == 0
         return given if self.documents is None else given & (self.documents >= 0)
 
     @property
     def scored(self) -> Tensor:
-        """(B, L) bool, what a likelihood is of. What is given conditions it; padding without weight is not there."""
+        """(B, L) bool, tokens whose likelihood is measured: all but given tokens and padding without weight."""
         scored = self.weight > 0
         return scored if self.documents is None else scored & (self.documents >= 0)
 
     @property
     def counted(self) -> Tensor:
-        """(B, L) bool, what nats are divided by: scored tokens of the text."""
+        """(B, L) bool, scored tokens of the text itself; nats are divided by their number."""
         return self.scored if self.padding is None else self.scored & ~self.padding
 
     def rows(self, index: Tensor, counted: Tensor | None = None) -> "Batch":
-        """Some of its sequences, as index (n,) says; where counted (n,) is 0, without weight."""
+        """The sequences at index (n,); those where counted (n,) is 0 lose their weight."""
         batch = self._each(lambda tensor: tensor[index])
         return batch if counted is None else replace(batch, weight=batch.weight * counted.to(batch.weight)[:, None])
 
@@ -78,15 +78,15 @@ class Batch:
 class Loss:
     """What one micro-batch adds to the loss of an optimiser step, as sums and counts, never means.
 
-    That loss is the sum of `sum` over all micro-batches and processes divided by the sum of `count`, however the global batch
-    is cut: the training module divides. An algorithm of several terms weighs them so that one count serves all.
+    The loss of the step is the sum of `sum` over all micro-batches and processes, divided by the sum of `count`. So it does
+    not depend on how the global batch is cut. An algorithm of several terms weighs them so that one count serves all.
 
     Attributes:
         sum: differentiable scalar.
-        sums: (B,) detached, what each sequence has of a loss that no learned weight scales.
-        counts: (B,) detached, how much of each sequence counts, as a rule its number of targets.
-        tau: (B,) where on the clock each sequence stood, in [0, 1]; None if the algorithm has no clock.
-        metrics: detached (sum, count) of what is logged beside the loss. All shares of a global batch have the same names.
+        sums: (B,) detached, the loss of each sequence without learned weights.
+        counts: (B,) detached, what `sums` is divided by for a mean; usually the number of targets.
+        tau: (B,) clock time of each sequence in [0, 1]; None if the algorithm has no clock.
+        metrics: detached (sum, count) of what is logged beside the loss. All micro-batches of a step have the same names.
     """
 
     sum: Tensor
@@ -125,8 +125,8 @@ class Bound:
     """What one draw says about -log p(tokens).
 
     Attributes:
-        nats: (B,) of each sequence's scored positions together: its mean over draws is the bound (or the exact value).
-        parts: where the nats come from: (B,) by name, adding up to `nats`; empty where nothing is told apart.
+        nats: (B,) summed over each sequence's scored positions; the mean over draws is the bound (or the exact value).
+        parts: (B,) nats of each named term, which add up to `nats`; empty if the terms are not told apart.
     """
 
     nats: Tensor
@@ -139,8 +139,8 @@ class BoundVariant:
 
     Attributes:
         options: keyword arguments of `bound`.
-        expected: nats per token it gave on training text; None if nothing was measured.
-        table: what was measured there, in plain values for a result file.
+        expected: nats per token on training text; None if it was not measured.
+        table: the measurements on training text, plain values for a result file.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class BoundVariant:
 
 
 class Sampler(Protocol):
-    """Fills a canvas: returns tokens (B, L); calls on_step(index, tokens) after each network evaluation round if given."""
+    """Fills a canvas and returns its tokens (B, L). Calls on_step(index, tokens), if given, after each step."""
 
     def __call__(
         self,
@@ -170,15 +170,17 @@ class Algorithm(nn.Module):
 
     Attributes:
         validation_metric: name, with unit, of what `validation_loss` measures per token.
-        validation_says: what its mean over the clock tells of -log p(text), for who reads a validation's table.
-        bound_kind: what `bound` gives, "exact" (one draw says all) or the sort of upper bound; None: it has none.
-        scored_by: the mode that bounds what it can bound, where `bound_kind` is None; None: no mode does.
-        whole_networks: whether the loss needs the parameters of its networks whole throughout, not only while a block is
-            called, as transforms of torch.func do; asked by a strategy that splits parameters over processes.
-        samplers: what generates, by its name as the option `solver`, the first by default; "" where there is one alone.
+        validation_says: what the mean of `validation_loss` over the clock says about -log p(text), in words for a table.
+        bound_kind: what `bound` gives, "exact" (one draw is enough) or the kind of upper bound; None: it has no bound.
+        scored_by: the mode that scores its models where `bound_kind` is None; None: no mode does.
+        whole_networks: whether the loss needs all parameters of a network at once, as transforms of torch.func do, and not
+            block by block. A strategy that splits parameters over processes asks.
+        samplers: sampler classes by the name that the option `solver` takes; the first is the default. The name is "" if
+            there is only one and no choice.
         networks_are_split: whether parameters are split over processes, so that all must call networks equally often; set by
             the training module.
-        averaged_weights: running average of the trained parameters by name, kept by the training module; None if none is.
+        averaged_weights: running average of the trained parameters by name, kept by the training module; None: no average.
+        context_free_has_weights: whether `context_free_loss` depends on trained weights.
     """
 
     validation_metric = "denoising_ce_nats"
@@ -189,57 +191,59 @@ class Algorithm(nn.Module):
     whole_networks = False
     samplers: Mapping[str, Callable[..., Sampler]] = {}
     networks_are_split = False
+    context_free_has_weights = False
 
     def __init__(self, vocab_size: int, length: int):
         super().__init__()
         self.vocab_size, self.length = vocab_size, length
 
     def know_frequencies(self, token_counts: Tensor) -> None:
-        """Called once before training with the unigram counts (V,) of the training text; what is kept of them is a buffer."""
+        """Called once before training with the unigram counts (V,) of the training text. Keep them, if at all, in a buffer."""
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
         raise NotImplementedError
 
     def check_ready(self) -> None:
-        """Raises ValueError for what `loss` needs and nobody gave; asked before anything is trained."""
+        """Called before training. Raises ValueError if something that `loss` needs was not given."""
 
     @property
     def advice(self) -> str | None:
-        """A line for whoever is about to train it: what of its settings is known to do badly, and what does better."""
+        """One line for a user about to train: a setting known to do badly, and a better one. None: no advice."""
         return None
 
     def resting(self, step: int) -> Iterator[nn.Parameter]:
-        """Trained parameters that optimiser step `step` leaves as they are, where networks of one algorithm learn in turn.
+        """Parameters that must not change at optimiser step `step`, where networks of one algorithm learn in turn.
 
-        The step's loss does not depend on them. Whoever trains sees to it that neither momentum nor decay moves them.
+        The step's loss does not depend on them. The training module keeps momentum and weight decay from moving them.
         """
         return iter(())
 
     def every_module(self) -> Iterator[nn.Module]:
-        """Its modules, and those of the models it learns from, which `modules` leaves out."""
+        """`modules()`, and the modules of its teachers, which `modules()` leaves out."""
         return self.modules()
 
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
-        """What validation reports, in the unit `validation_metric` names; the training loss unless overridden."""
+        """The loss that validation reports, named by `validation_metric`; the training loss unless overridden."""
         return self.loss(batch, draws)
 
     def denoiser(self) -> Any:
-        """What a sampler of this algorithm asks for predictions."""
+        """The object that samplers of this algorithm call for predictions."""
         raise NotImplementedError
 
     def sampler(self, **options: Any) -> Sampler:
-        """A sampler with options that fit its signature; `flm.samplers.options.sampler_for` checks them first."""
+        """The sampler named by the option `solver`, built with the other options.
+
+        The options must fit its signature; `flm.samplers.options.sampler_for` checks that first.
+        """
         if "" in self.samplers:
             return self.samplers[""](**options)
         return self.samplers[options.pop("solver", next(iter(self.samplers)))](**options)
 
-    context_free_has_weights = False  # whether what it gives depends on weights, and changes with them
-
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor | None:
-        """Nats per token of the best decoder that sees only a position's own noised token, at each tau; (len(tau),).
+        """Nats per token, at each tau, of the best decoder that sees only a position's own noised token; (len(tau),).
 
-        token_counts (V,) are the unigram counts of the corpus. None where the notion does not apply. A trained model
-        that is not below it has learned nothing from context.
+        A trained model that is not below this has learned nothing from context. token_counts (V,) are the unigram counts of
+        the corpus. None: the algorithm has no such baseline.
         """
         return None
 
@@ -248,7 +252,7 @@ class Algorithm(nn.Module):
         raise NotImplementedError
 
     def bound_variants(self, training: Sequence[Batch], draws: Draws, **options: Any) -> dict[str, BoundVariant]:
-        """The bounds to report, by name. What they leave free may be chosen on the training batches; there may be none."""
+        """The bounds to report, by name. Their free choices may be fitted on the training batches, if there are any."""
         return {"model": BoundVariant()}
 
     @torch.no_grad()

@@ -38,19 +38,19 @@ class AR(Algorithm):
         return self.backbone(tokens)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """Nats of the tokens that count; those that are given are read but not predicted, other documents are not read."""
+        """Nats of the tokens with weight. Given tokens are read but not predicted; other documents are not read."""
         return token_loss(by_document(self.predictions, batch.tokens, batch.documents), batch)
 
     @torch.no_grad()
     def nll(self, tokens: Tensor) -> Tensor:
         """-log p(token | the tokens before it) in nats, (B, L), at every position of tokens (B, L); exact.
 
-        Summed over a stretch, it is the likelihood of that stretch given all tokens before it, and none after.
+        Its sum over a span is -log p of that span given all tokens before it and none after it.
         """
         return -self.predictions(tokens).log_prob(tokens)
 
     def bound(self, batch: Batch, draws: Draws) -> Bound:
-        """-log p of the scored tokens given all before them, in float64; nothing is drawn. What comes after is not read."""
+        """-log p of the scored tokens, each given the tokens before it, summed in float64. Nothing is drawn."""
         nats = -by_document(self.predictions, batch.tokens, batch.documents).log_prob(batch.tokens).double()
         return Bound((nats * batch.scored).sum(1))
 

@@ -1,19 +1,21 @@
 """Discrete flow matching (arXiv 2407.15595, 2412.03487): a posterior of the data given a sequence partly noise.
 
-A position shows its token with probability kappa(t), and else noise: a mask, or a token drawn uniformly. The network gives
-p(token | state); a sampler jumps to draws from it. With w = kappa' / (1 - kappa) and the cross-entropy CE of it,
+At time t a position shows its token with probability kappa(t), and otherwise noise: a mask, or a token drawn uniformly. The
+network gives p(token | state); a sampler jumps to draws from it. With w = kappa' / (1 - kappa) and the cross-entropy CE of p,
 
     ce               CE
     weighted         w CE
     generalized_kl   w ([state != token] CE - p(state) + [state = token]),   a bound on -log p(text)
 
-of one state at one random t, summed over the positions that count and divided by their number. What a mask does not hide is
-known and carried over: its terms are 0 in all three, the vocabulary's end is worked out at masks alone, and the last
-two are one, the loss of masked diffusion. With a uniform source nobody sees what is noise, so every position that may be
-is scored: among the noisy ones alone another posterior would be learned, not the one that samplers jump to.
+are the three objectives: the mean over the positions that count, in one state at one random t.
 
-Validation and `bound` estimate the bound, whatever is trained: after a mask source with a random number k of masks, at a time
-drawn with it (`masks_by_key`), as the mean cross-entropy at masks, which is that bound and does not depend on the schedule.
+With a mask source the tokens that are not masked are known. Their terms are 0 in all three objectives, so logits are computed
+at masks alone; and the last two objectives are the same, the loss of masked diffusion. With a uniform source nothing shows
+which positions are noise, so every position that may be is scored. Scoring only the noisy ones would train another posterior
+than the one that samplers jump to.
+
+Validation and `bound` estimate the bound, whatever the objective. With a mask source they draw a number k of masks and a time
+to go with it (`masks_by_key`): the mean cross-entropy at the masks is that bound, whatever the schedule.
 B batch, L length, V vocabulary.
 """
 
@@ -42,7 +44,7 @@ OBJECTIVES = ("ce", "weighted", "generalized_kl")
 
 
 class TokenDenoiser:
-    """What samplers ask: the prediction, and the path it is made for."""
+    """What samplers call: the network's prediction, with the source and schedule of the path it was trained on."""
 
     def __init__(self, backbone: TokenBackbone, source: Source, schedule: Schedule):
         self.backbone, self.source, self.schedule = backbone, source, schedule
@@ -72,11 +74,11 @@ class DFM(Algorithm):
         objective: of OBJECTIVES.
         mask_id: the id in [0, V) of a mask that the tokenizer has, in no text; None: the token backbone's own, or one more row.
         eps: training draws t in [0, 1 - eps]: the weight is infinite at 1.
-        max_weight: w is cut there, which makes rare large losses smaller and the loss no bound any more; None: not cut.
+        max_weight: upper limit of w. Rare large losses become smaller, and the loss is no bound any more. None: no limit.
         masking: strategies of corruption in training; None: each position by itself.
 
     Raises:
-        ValueError: an option is out of range.
+        ValueError: options contradict each other, or the schedule does not start at 0.
     """
 
     validation_metric = "nelbo_nats"
@@ -126,21 +128,21 @@ class DFM(Algorithm):
         total, nats = self._scored(batch, noisy, most, rate, t, draws, self.objective == "generalized_kl")
         loss = summed(total, nats, batch.weight, t, rate)
         scored = (noisy if self.source.visible else batch.weight > 0).sum()
-        # without the weight, which makes of the loss mostly noise
+        # logged without the weight w, whose variance hides the trend
         loss.metrics["nats_per_scored_token"] = (nats * batch.weight).sum().detach(), scored
         return loss
 
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The bound per token that counts, with plain corruption; after a uniform source without its last draw."""
+        """The bound, with each position corrupted by itself; with a uniform source, without the term of the last draw."""
         nats, t = self._bound_draw(batch, batch.weight > 0, draws)
         return summed((nats * batch.weight).sum(), nats, batch.weight, t)
 
     @torch.no_grad()
     def bound(self, batch: Batch, draws: Draws) -> Bound:
-        """One draw of the bound at one time of each sequence.
+        """One draw of the bound, at one time for each sequence.
 
-        After a uniform source, the model jumps up to t = 1 - eps and then draws all positions from its posterior: a network
-        that is not sure of a token it sees pays w for that at every moment, and up to 1 without limit.
+        With a uniform source, the model that is scored jumps up to t = 1 - eps and then draws all positions from its
+        posterior. Jumps up to t = 1 would have an infinite bound: wherever the network doubts a token it sees, it pays w.
         """
         scored = batch.scored
         jumps = self._bound_draw(batch, scored, draws)[0].sum(1)
@@ -153,7 +155,7 @@ class DFM(Algorithm):
         return Bound(jumps + last, {"jumps": jumps, "last_draw": last})
 
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
-        """Of the unigrams; a mask says nothing, a token of a uniform state what it may have been."""
+        """With masks, the entropy of the unigrams; with a uniform source, their generalized KL, scaled as in `_bound_draw`."""
         p = token_counts.double() / token_counts.sum()
         if self.source.visible:
             return torch.special.entr(p).sum().expand(tau.shape)
@@ -164,10 +166,10 @@ class DFM(Algorithm):
         return TokenDenoiser(self.backbone, self.source, self.schedule)
 
     def _corrupted(self, batch: Batch, sigma: Tensor, draws: Draws) -> tuple[Batch, Tensor, int]:
-        """The batch with the part of it that training looks at, what is noise in it (B, L), and what that exceeds never, or
-        once in 10^14 batches; given positions never are noise.
+        """The batch cut to the part that is trained on, which positions are noise (B, L) bool, and the most there can be.
 
-        Numbers depend on a sequence's place in the global batch, not on how it is split; sigma (B,) is on the CPU.
+        That limit is exceeded never, or once in 10^14 batches (`most_masks`). Given positions are never noise. The draws
+        depend on a sequence's place in the global batch, not on how that is split. sigma (B,) is on the CPU.
         """
         size, length = batch.tokens.shape
         if self.masking is None:
@@ -184,7 +186,7 @@ class DFM(Algorithm):
             return torch.where(in_windows[:, None], window_masks(maskable, sigma, window_size, places), alone)
 
         drawn = sigma, places, u[:, 4] < now.windows
-        most = masks(~(left | gone), *drawn).sum().tolist()  # what is not maskable here makes of these masks fewer
+        most = masks(~(left | gone), *drawn).sum().tolist()  # an upper limit: given positions and padding only lower it
         is_cut = min(end.tolist()) < length  # rows without padding attend without a mask, which is faster
         left, gone = draws.moved(left), draws.moved(gone)
         documents = batch.documents
@@ -195,13 +197,13 @@ class DFM(Algorithm):
         return batch, masks(batch.weight > 0, *map(draws.moved, drawn)), most
 
     def _bound_draw(self, batch: Batch, counts: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """The share of each position (B, L) in the bound of those that count (B, L) bool, and the time of each sequence."""
+        """One draw of the bound over the positions `counts` (B, L) bool: nats of each (B, L), and each sequence's time (B,)."""
         points, places = draws.points(len(counts)), draws.per_sequence(*counts.shape)
         u, most = draws.moved(points), drawn_masks(points, counts.shape[1])
         if self.source.visible:
             noisy, scale, kappa = masks_by_key(counts, u, places)
         else:
-            # 1 - kappa as a square: where it is small the density is rarely anything and then large
+            # uniform in the root of 1 - kappa: near kappa = 1 the integrand is nearly always 0 and otherwise large
             last = self._last_root()
             root = 1 - u * (1 - last)
             kappa, scale = 1 - root.square(), 2 / root * (1 - last)
@@ -220,7 +222,7 @@ class DFM(Algorithm):
     ) -> tuple[Tensor, Tensor]:
         """The loss, differentiable, and the nats of each position (B, L) without the rate, 0 where not scored.
 
-        At most `most` positions are noise. Where nobody sees which, all are asked: what a batch gives is not counted.
+        At most `most` positions are noise. With a uniform source every position of the batch is evaluated.
         """
         noise = self.source.noise(draws.per_sequence(*noisy.shape))
         state = torch.where(noisy, noise, batch.tokens)

@@ -1,8 +1,9 @@
-"""A flow map that reads evidence: the two-time denoiser that `FMLM` trains where its teacher reads what x says of each token.
+"""A flow map that reads evidence: the two-time denoiser that `FMLM` trains with reads="evidence".
 
-It reads, and is given as logits, the evidence of x_s toward t (`flm.paths.evidence`), which on the diagonal is the teacher's.
-So it starts near the flow map of text without context, at every pair of times, and learns what the context changes. From
-noise, where a denoiser would see the token frequencies alone, it sees which tokens this noise favours.
+Its network reads the evidence of x_s toward t (`flm.paths.evidence`) through its input table, and the same evidence is added
+to its logits. At s = t this is what the teacher reads. So at every pair of times it starts near the flow map of text without
+context, and learns what the context changes. From pure noise a denoiser would see only the token frequencies; this network
+sees which tokens the noise at hand favours.
 
 B batch, L length, N = B * L, V vocabulary.
 """
@@ -19,8 +20,8 @@ from flm.paths.flow_map import TimePairs, semigroup_weight
 from flm.paths.gaussian import Given, State
 from flm.posterior import TokenPosterior
 
-# m grows without bound at t = 1. A jump's evidence is toward no later than here on the clock, where the favoured tokens are all
-# but decided: closest to the exact map without context, and context can still overrule.
+# The latest clock time that evidence is taken toward: m = t / (1 - t) has no limit at 1. Here the favoured tokens are all but
+# decided, as in the exact map without context, and yet the context can overrule them.
 LATEST = 0.99
 
 
@@ -42,21 +43,21 @@ class EvidenceMap(EvidenceDenoiser):
         return LocalEvidence(x, t, self.log_prior, toward)
 
     def read(self, evidence: LocalEvidence, length: int) -> Tensor:
-        """What the backbone is shown, (B, L, D)."""
+        """The input of the backbone, (B, L, D)."""
         view = embed_evidence(evidence, self.backbone.input_table)
         return view.view(-1, length, view.shape[-1])
 
     def jump(self, x: FullState, clean: Tensor, tau: Tensor, tau_to: Tensor) -> TokenPosterior:
-        """delta for x, V numbers a position that need not be there at once; clean (B, L) as in `evidence`."""
+        """delta_{tau,tau_to}(x) for a state that is read chunk by chunk; clean (B, L) as in `evidence`."""
         evidence = self.evidence(x, clean, tau, tau_to)
         return replace(self.backbone(self.read(evidence, clean.shape[1]), tau, tau_to, **self.options), offset=evidence)
 
 
 @torch.no_grad()
 def two_jumps(denoiser: EvidenceMap, x: FullState, given: Given, clean: Tensor, pairs: TimePairs) -> Combination:
-    """lam delta_{s,u}(x) + (1 - lam) delta_{u,t}(X_{s,u} x), as `flow_map_objectives.Semigroup`, for states of V numbers.
+    """lam delta_{s,u}(x) + (1 - lam) delta_{u,t}(X_{s,u} x): `flow_map_objectives.Semigroup` on whole states, not views.
 
-    X_{s,u} x is made anew, chunk by chunk, by whoever reads it: a product with the output table more each time.
+    Every reader computes X_{s,u} x anew, chunk by chunk, at the price of one more product with the output table.
     """
     s, u, t = (denoiser.clock.time(tau) for tau in (pairs.start, pairs.middle, pairs.end))
     tau_s, tau_u, tau_t = (tau.float() for tau in (pairs.start, pairs.middle, pairs.end))

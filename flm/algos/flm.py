@@ -29,13 +29,16 @@ class SingleTimeDenoiser:
     Args:
         mask: as the backbone takes it; None: every position sees every other.
         clean_given: see `FLM`.
+
+    Attributes:
+        times: how many clock times the network is conditioned on.
     """
+
+    times = 1
 
     def __init__(self, backbone: nn.Module, clock: nn.Module, mask: DocumentMask | None = None, clean_given: bool = False):
         self.backbone, self.clock, self.clean_given = backbone, clock, clean_given
         self.options = {} if mask is None else {"mask": mask}
-
-    times = 1  # that it is told
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -46,9 +49,9 @@ class SingleTimeDenoiser:
 
 
 class EvidenceDenoiser(SingleTimeDenoiser):
-    """D_tau(x): a backbone that reads, at each position, the context-free posterior of its token, and is given its logits.
+    """D_tau(x): a backbone that reads each position's context-free posterior and adds the logits of it to its own.
 
-    A state it is called with is x itself, V numbers a position: what a sampler carries.
+    It is called with x itself, V numbers a position, which samplers then carry.
 
     Args:
         log_prior: (V,) log frequencies of tokens.
@@ -76,7 +79,7 @@ class EvidenceDenoiser(SingleTimeDenoiser):
         return self.predict(Held(x.flatten(0, 1)), t, tau)
 
     def predict(self, state: FullState, t: Tensor, tau: Tensor) -> TokenPosterior:
-        """The prediction for x at physical times t (B, L), one a position; tau (B,) is what the network is told."""
+        """The prediction for x. Each position has its physical time t (B, L); tau (B,) is the network's clock time."""
         evidence = LocalEvidence(state, t.reshape(-1), self.log_prior)
         view = embed_evidence(evidence, self.backbone.input_table).view(*t.shape, -1)
         return replace(self.backbone(view, tau, **self.options), offset=evidence)
@@ -91,14 +94,15 @@ class FLM(GaussianLikelihood, Algorithm):
         vocab_size: V.
         length: L.
         clock: maps tau to physical time; None for the decoding-error clock of the vocabulary.
-        clean_given: whether what a batch or a canvas gives is read without noise at all times. Then D is the posterior given
-            the prompt, and the flow that of p(response | prompt); with given tokens on their noisy path, what comes early is
-            written without knowing the prompt.
-        reads: what the network sees of x_t. "view": x_t times its input table, D numbers a position, as published; of a
-            vocabulary wider than the network that leaves little (docs/clock.md). "evidence": the exact context-free posterior
-            softmax(log pi + t x_t / (1 - t)^2) times that table, and the same logits are added to its own, so that it starts
-            as the context-free decoder and learns what the context says. A sampler then carries x_t, V numbers a position.
-        time_law: which times it trains at; None: all alike. Validation has them all alike.
+        clean_given: whether given tokens are read without noise at all times. Then D is the posterior given the prompt, and
+            the flow that of p(response | prompt). If false, given tokens are noised too, and the first steps of a sampler
+            cannot see the prompt.
+        reads: what the network sees of x_t. "view": x_t times its input table, D numbers a position, as published; little is
+            left of x_t if V is larger than D (docs/clock.md). "evidence": the exact context-free posterior
+            softmax(log pi + t x_t / (1 - t)^2) times that table. The same logits are added to the network's own, so that it
+            starts as the context-free decoder and learns what the context adds. A sampler then carries x_t, V numbers a
+            position.
+        time_law: distribution of the clock times it trains at; None: uniform. Validation is always uniform.
     """
 
     samplers = FLOW_SOLVERS
@@ -117,7 +121,7 @@ class FLM(GaussianLikelihood, Algorithm):
         self.clean_given, self.reads, self.time_law = clean_given, reads, time_law
         self.backbone = backbone(vocab_size=vocab_size)
         self.clock = DecodingErrorClock(vocab_size) if clock is None else clock
-        if reads == "evidence":  # of all tokens alike until `know_frequencies`
+        if reads == "evidence":  # uniform until `know_frequencies`
             self.register_buffer("log_prior", torch.zeros(vocab_size))
 
     def know_frequencies(self, token_counts: Tensor) -> None:
@@ -167,6 +171,6 @@ class FLM(GaussianLikelihood, Algorithm):
 
 
 def log_frequencies(token_counts: Tensor) -> Tensor:
-    """log pi (V,) of counts; half a count more for each token, so that none is impossible."""
+    """log pi (V,) from counts (V,); half a count is added to each token, so that none is impossible."""
     counts = token_counts.double() + 0.5
     return (counts / counts.sum()).log()

@@ -1,9 +1,9 @@
-"""What a two-time denoiser delta_{s,t} is trained to equal between its ends (arXiv 2602.16813, section 4).
+"""Targets that train a two-time denoiser delta_{s,t} for s < t (arXiv 2602.16813, section 4).
 
-Each objective gives a constant target for delta_{s,t}(x_s), a vector over V at every position, given chunk by chunk. The
-exact flow map is the fixed point of all three, and on the simplex.
+Each objective gives a target for delta_{s,t}(x_s) without gradient: a vector over V at every position, chunk by chunk. The
+exact flow map, which lies on the simplex, is the fixed point of all three.
 
-B batch, L length, D width, V vocabulary. Times are clock times in, physical times inside.
+B batch, L length, D width, V vocabulary. Arguments are clock times tau; s, u and t are physical times.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,13 +25,18 @@ Point = Callable[[Output], State]  # the network's view of predicted points of t
 
 
 class Objective(Protocol):
-    """Target of delta at the pairs' (start, end), from the views of the state at the start.
+    """The target of delta for each pair (start, end), from views of the state at the start.
 
-    `denoise` predicts at the start of the jump: the teacher if there is one, else the network itself.
+    `denoise` predicts at the start of the jump: the teacher if there is one, else the network itself. `point` embeds a
+    predicted point of the simplex as the network's view of it.
+
+    Attributes:
+        reads_teacher: whether it calls `denoise`, so that the state needs the teacher's views too.
+        forward_mode: whether it takes a forward-mode derivative of the network.
     """
 
     reads_teacher: bool
-    forward_mode: bool  # whether it takes a forward-mode derivative of the network
+    forward_mode: bool
 
     def __call__(
         self, network: Network, denoise: Start, clock: torch.nn.Module, point: Point, state: State, pairs: TimePairs
@@ -57,7 +62,7 @@ class Semigroup:
 
 
 class Lagrangian:
-    """D_t(X_{s,t} x) - (1-t)(t-s)/(1-s) d/dt delta_{s,t}(x), back on the simplex. One derivative, one evaluation."""
+    """D_t(X_{s,t} x) - (1-t)(t-s)/(1-s) d/dt delta_{s,t}(x), projected to the simplex. One derivative, one evaluation."""
 
     reads_teacher = False
     forward_mode = True
@@ -75,11 +80,11 @@ class Lagrangian:
 
 
 class Eulerian:
-    """D_s(x) + c d/ds delta_{s,t}(X), c = (1-s)(t-s)/(1-t), the derivative along the flow of the start. Damped.
+    """D_s(x) + c d/ds delta_{s,t}(x_s), c = (1-s)(t-s)/(1-t), with x_s moving along the flow as s does. Damped.
 
-    c grows without bound at t = 1, where one-step generation lives. So the target moves from delta only by eta times the
-    residual, eta = 1 / (1 + c max(1, dtau/ds)): same fixed point, finite everywhere, and the derivative is followed over at
-    most one unit of the clock. One derivative, one evaluation of the denoiser.
+    c has no limit at t = 1, where one-step generation needs it. So the target is delta plus only eta times the residual, with
+    eta = 1 / (1 + c max(1, dtau/ds)). It has the same fixed point and is finite everywhere, and the derivative is followed
+    over at most one unit of the clock. One derivative, one evaluation of the denoiser.
     """
 
     reads_teacher = True
@@ -127,8 +132,8 @@ class Moved:
     """base + coefficient * (derivative of a posterior's probabilities), projected onto the simplex.
 
     Attributes:
-        base: (V,) vectors to start from.
-        posterior: whose probabilities move.
+        base: a vector over V at every position.
+        posterior: whose probabilities are differentiated.
         motion: (B, L, D) derivative of its hidden states.
         coefficient: (B,).
     """
@@ -151,8 +156,8 @@ class Moved:
         """Probabilities (n, V) of one slice of the flattened token axis."""
         p = self.posterior
         hidden, motion = (x.reshape(-1, x.shape[-1])[part] for x in (p.hidden, self.motion))
-        table, bias = compute_copy(hidden, p.table, p.bias)
-        logits, squashed = softcapped_logits(hidden.to(table.dtype), table, bias, p.softcap)
+        table = compute_copy(hidden, p.table)
+        logits, squashed = softcapped_logits(hidden.to(table.dtype), table, p.bias, p.softcap)
         slope = (motion.to(table.dtype) @ table.T).to(logits.dtype)
         if squashed is not None:
             slope = slope * (1 - squashed.square())
@@ -168,6 +173,6 @@ def project_to_simplex(values: Tensor) -> Tensor:
     ordered = values.sort(-1, descending=True).values
     excess = ordered.cumsum(-1) - 1
     count = torch.arange(1, values.shape[-1] + 1, device=values.device, dtype=values.dtype)
-    size = (ordered * count > excess).sum(-1, keepdim=True).clamp_min(1)  # 0 only where something is not a number
+    size = (ordered * count > excess).sum(-1, keepdim=True).clamp_min(1)  # 0 only if a value is NaN
     threshold = excess.gather(-1, size - 1) / size
     return (values - threshold).clamp_min(0)

@@ -38,10 +38,11 @@ class TwoTimeDenoiser(SingleTimeDenoiser):
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the student is to predict at some rows: token ids or an output, None where there are no rows.
+    """What the student learns at some rows of a batch.
 
     Attributes:
-        offset: that its logits are given there.
+        target: token ids, or probabilities over V as an `Output`; None where there are no rows.
+        offset: added to the student's logits there; None: nothing.
     """
 
     target: Tensor | Output | None
@@ -51,8 +52,8 @@ class Lesson:
 class FMLM(GaussianLikelihood, Distillation):
     """The flow map language model.
 
-    A share of every batch is diagonal (both times equal): there the target is the teacher's prediction, or the data. The
-    rest are jumps, whose target the objective makes from the network itself.
+    A share of every batch lies on the diagonal, where both times are equal and the target is the teacher's prediction or,
+    without a teacher, the data. The rest are jumps, whose target the objective makes from the network itself.
 
     Args:
         backbone: called as backbone(vocab_size=V, two_times=True).
@@ -63,13 +64,13 @@ class FMLM(GaussianLikelihood, Distillation):
         objective: semigroup, lagrangian or eulerian.
         diagonal_fraction: share of the batch in [0, 1] on the diagonal.
         time_pairs: law of the jumps' ends, uniform_gap or uniform_pair.
-        boundary_prob: one jump in so many is (0, 1), what one-step generation does; None for none.
+        boundary_prob: one jump in this many goes from 0 to 1, as one-step generation does; None: none does.
         random_middle: semigroup midpoints uniform on the clock between the ends, not halfway.
         averaged_targets: targets from the running average of the weights instead of the weights.
         learnable_loss_weighting: exp(-w) loss + w with a learned w(tau).
         clock: None for the decoding-error clock.
         clean_given: as in `FLM`, and the teacher's: given tokens are read without noise, by student and teacher.
-        reads: as in `FLM`, and the teacher's; "evidence" is read toward the end of a jump (`flm.algos.evidence_map`).
+        reads: as in `FLM`, and the teacher's; with "evidence" it is that toward the end of a jump (`flm.algos.evidence_map`).
     """
 
     samplers = FLOW_MAP_SOLVERS
@@ -108,12 +109,12 @@ class FMLM(GaussianLikelihood, Distillation):
         self.diagonal_fraction, self.time_pairs, self.boundary_prob = diagonal_fraction, time_pairs, boundary_prob
         self.random_middle, self.averaged_targets = random_middle, averaged_targets
         self.loss_weight = LossWeight() if learnable_loss_weighting else None
-        if reads == "evidence":  # of all tokens alike until `know_frequencies`
+        if reads == "evidence":  # uniform until `know_frequencies`
             self.register_buffer("log_prior", torch.zeros(vocab_size))
 
     def know_frequencies(self, token_counts: Tensor) -> None:
         if self.reads == "evidence":
-            teacher = self.teacher("teacher")  # its own: on the diagonal both are one function
+            teacher = self.teacher("teacher")  # with its prior, student and teacher are one function on the diagonal
             self.log_prior.copy_(log_frequencies(token_counts) if teacher is None else teacher.log_prior)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
@@ -141,15 +142,15 @@ class FMLM(GaussianLikelihood, Distillation):
     def _from_views(
         self, batch: Batch, parts: Sequence[Part], tau: Tensor, pairs: TimePairs, mask: DocumentMask | None
     ) -> tuple[Tensor, list["Lesson"]]:
-        """What the student is shown (B, L, D), and what it is to predict on the diagonal and at the jumps."""
+        """The student's input (B, L, D), and its targets on the diagonal and at the jumps."""
         diagonal, jumps = parts
         given = Given(batch.tokens, batch.given, self.clean_given)
         network = self.averaged("backbone") if self.averaged_targets else self.backbone
-        # the student's table, the targets' where it is another one, the teacher's: all read one state
+        # tables that read the same state: the student's, that of its average if targets come from it, and the teacher's
         own, averaged = (self.backbone.input_table,), (network.input_table,) if self.averaged_targets else ()
         teachers = () if self.teacher("teacher") is None else self.teacher("teacher").denoiser().tables
 
-        # one factoring serves both parts of the batch: a law of fewer tables is a part of that of all
+        # one Cholesky factor serves both parts of the batch: that of the first tables is its upper left block
         everything = (*own, *averaged, *teachers)
         law = noise_for(everything)
         read = len(everything) if self.objective.reads_teacher else len(everything) - len(teachers)
@@ -182,7 +183,7 @@ class FMLM(GaussianLikelihood, Distillation):
     def _from_evidence(
         self, batch: Batch, parts: Sequence[Part], tau: Tensor, pairs: TimePairs, mask: DocumentMask | None
     ) -> tuple[Tensor, list["Lesson"]]:
-        """The same of states of V numbers a position, made chunk by chunk."""
+        """As `_from_views`, from whole states, which are computed chunk by chunk."""
         network = self.averaged("backbone") if self.averaged_targets else self.backbone
         views, lessons = [], []
         for part, start, end in zip(parts, (tau, pairs.start), (tau, pairs.end), strict=True):
@@ -208,7 +209,7 @@ class FMLM(GaussianLikelihood, Distillation):
         return clean, noised(given.tokens, t, draws.rows.seeds(len(tau)), self.log_prior), t
 
     def _teacher_on(self, rows: slice, mask: DocumentMask | None, given: Given) -> Callable[[State, Tensor], Output]:
-        """The teacher on some rows of the batch, for its own views of the state."""
+        """The teacher on some rows of the batch. It is called with its own views of the state."""
         denoiser, known = denoiser_on(self.teacher("teacher"), None if mask is None else mask[rows]), given.rows(rows)
         return lambda state, tau: denoiser(known.seen(state, denoiser.tables), tau)
 
@@ -242,7 +243,7 @@ class FMLM(GaussianLikelihood, Distillation):
 
 
 def _asked(network: nn.Module, given: Given, mask: DocumentMask | None, rows: slice = slice(None)) -> Network:
-    """A network on rows of a batch: positions see their own document, and given tokens as the convention has it."""
+    """A network on some rows of a batch, with their document mask, shown given tokens as `given` says."""
     options = {} if mask is None else {"mask": mask[rows]}
 
     def ask(view: Tensor, tau: Tensor, tau_to: Tensor) -> TokenPosterior:

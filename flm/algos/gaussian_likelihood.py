@@ -1,4 +1,4 @@
-"""The likelihood bound of algorithms whose denoiser reads one view of the Gaussian path."""
+"""The likelihood bound of algorithms whose denoiser reads the state of the Gaussian path through one table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ from flm.posterior import TokenPosterior
 
 @dataclass
 class DrawnBound(Bound):
-    """A bound each draw of which evaluates one part.
+    """A bound of several parts, of which each draw evaluates one.
 
     Attributes:
-        drawn: which part it was, (B,) bool by name: nats of 0 do not tell, where the model is certain.
+        drawn: (B,) bool by name, which part was evaluated. Its nats cannot tell: they are 0 too where the model is certain.
     """
 
     drawn: dict[str, Tensor] = field(default_factory=dict)
@@ -37,9 +37,12 @@ class GaussianLikelihood:
         raise NotImplementedError
 
     def bound(self, batch: Batch, draws: Draws, plan: Plan | None = None, steps: int | None = None) -> Bound:
-        """One draw of the variational bound. plan: None draws evenly along the whole path.
+        """One draw of the variational bound.
 
-        steps: that of what is written in so many steps (`flm.paths.step_bound`), a flow map's by its own jumps.
+        Args:
+            plan: where on the path to draw; None: evenly along all of it.
+            steps: the bound of a sampler with this many steps instead, jumps if the model is a flow map
+                (`flm.paths.step_bound`); None: the bound of the continuous path.
         """
         if steps is not None:
             return Bound(*steps_estimate(self._gaussian(batch), batch.tokens, steps, draws, batch.scored))
@@ -54,11 +57,14 @@ class GaussianLikelihood:
         evidence_share: float = 0.5,
         bound_steps: Sequence[int] = (),
     ) -> dict[str, BoundVariant]:
-        """The network's own bound and, with exact_evidence, the one that hands a share of the evidence to the logits; for each
-        of bound_steps, that of what is written in so many steps.
+        """The network's own bound, and those that the options ask for.
 
-        Where the path is cut and how draws are spread is chosen on the training batches; without any, the whole path is
-        drawn from evenly.
+        Where the path is cut and how draws are spread is fitted on the training batches; without any, draws are even.
+
+        Args:
+            exact_evidence: also the bound with a share of the exact evidence added to the logits.
+            evidence_share: that share, in (0, 1).
+            bound_steps: also the bound of a sampler with each of these numbers of steps.
         """
         if not isinstance(exact_evidence, bool):
             raise ValueError(f"eval.exact_evidence must be true or false, not {exact_evidence}")
@@ -75,7 +81,7 @@ class GaussianLikelihood:
         return variants | {f"of {steps} steps": BoundVariant({"steps": steps}) for steps in bound_steps}
 
     def _gaussian(self, batch: Batch) -> GaussianDenoiser:
-        """D for the rows of a batch: attention stays within documents, and given tokens are shown as in training."""
+        """The denoiser for a batch: attention stays within documents, and given tokens are shown as in training."""
         denoiser = self.denoiser(document_mask(batch.documents))
         tables, given = denoiser.tables, Given(batch.tokens, batch.given, self.clean_given)
         (table,) = tables

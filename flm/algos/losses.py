@@ -1,4 +1,4 @@
-"""From values of single tokens to the `Loss` of a micro-batch, weighted over time where that is learned. B batch, L length."""
+"""The `Loss` of a micro-batch from the losses of its tokens, and a learned weight over time. B batch, L length."""
 
 from collections.abc import Sequence
 
@@ -25,10 +25,10 @@ def summed(
     Args:
         total: differentiable scalar, as a rule sum of per_token * weight * scale.
         per_token: (B, L), detached.
-        weight: (B, L), of the tokens that count.
+        weight: (B, L), 0 for tokens that do not count.
         tau: (B,), None without a clock.
-        scale: (B,) what a sequence's sum stands for that many times, as a bound's density does; None: once.
-        metric: name of a metric that is the same without learned weights.
+        scale: (B,) factor of each sequence, as the weight of its random time in a bound; None: 1.
+        metric: name under which the mean without learned weights is logged too; None: it is not.
     """
     sums = (per_token * weight).sum(1)
     sums = sums if scale is None else sums * scale.to(sums)
@@ -39,7 +39,7 @@ def summed(
 
 
 def of_parts(loss: Loss, split: Split, names: Sequence[str]) -> Loss:
-    """The loss of a batch in the order of a `Split`, each part's own mean among the metrics, in the batch's own order."""
+    """`loss` is in the order of a `Split`: the same in the batch's own order, with the mean of each part as a metric."""
     for name, part in zip(names, split.parts, strict=True):
         if part.exists:
             loss.metrics[f"{name}_nats_per_token"] = loss.sums[part.rows].sum(), loss.counts[part.rows].sum()
@@ -48,13 +48,13 @@ def of_parts(loss: Loss, split: Split, names: Sequence[str]) -> Loss:
 
 
 def token_loss(posterior: TokenPosterior, batch: Batch, tau: Tensor | None = None) -> Loss:
-    """Cross-entropy of the data's tokens, those that count."""
+    """Cross-entropy of the batch's tokens, weighted."""
     total, per_token = cross_entropy(posterior, batch.tokens, batch.weight)
     return summed(total, per_token, batch.weight, tau)
 
 
 class LossWeight(nn.Module):
-    """Learned weight of the loss over time, exp(-w) loss + w (arXiv 2312.02696, section 3.3): w(tau), 0 at the start."""
+    """w(tau) of the learned loss weighting exp(-w) loss + w (arXiv 2312.02696, section 3.3). It starts at 0."""
 
     def __init__(self, width: int = 128):
         super().__init__()

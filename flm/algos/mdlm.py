@@ -1,14 +1,15 @@
-"""MDLM: masked diffusion. Tokens vanish behind masks one by one, and the network says what was there (arXiv 2406.07524).
+"""MDLM: masked diffusion. Masks replace tokens one by one, and the network predicts what they hide (arXiv 2406.07524).
 
-The network is not told the time: the number of masks tells it (arXiv 2406.03736, 2409.02908). It never predicts the mask,
-and what is not masked is known (SUBS), so losses and draws exist at masks alone. With "it" the cross-entropy
--log p(x_i | what is visible) at a mask i of a sequence of L tokens,
+The network is not told the time: the number of masks says enough (arXiv 2406.03736, 2409.02908). It never predicts the mask,
+and tokens that are not masked are known (SUBS), so losses and draws exist at masks alone. Let c_i be the cross-entropy
+-log p(x_i | visible tokens) at a mask i of a sequence of L tokens. Then
 
-    -log p(x)  <=  E_t[ kappa'(t) / (1 - kappa(t))  sum of it over the masks ]
-               =   E_k[ L / k  sum of it over k masks in random places ],    k ~ U{1 .. L},
-since (1 - kappa)^k kappa^(L - k), the probability of a set of k masks, integrates to 1 / (k C(L, k)), whatever the schedule.
-It is also the mean of -log p(x) over all orders of writing the tokens one by one. Training and bound draw k; published
-training draws t and then each mask, the same on average with more variance. B batch, L length, V vocabulary.
+    -log p(x)  <=  E_t[ kappa'(t) / (1 - kappa(t))  sum of c_i over the masks ]
+               =   E_k[ L / k  sum of c_i over k masks in random places ],    k ~ U{1 .. L},
+since kappa' / (1 - kappa) times the probability (1 - kappa)^k kappa^(L - k) of a set of k masks integrates over t to
+1 / (k C(L, k)), whatever the schedule. The bound is also the mean of -log p(x) over all orders of writing the tokens one by
+one. Training and `bound` draw k. The published training draws t and then each mask: the same mean with more variance.
+B batch, L length, V vocabulary.
 """
 
 from dataclasses import replace
@@ -31,7 +32,7 @@ from flm.vocabulary_losses import cross_entropy
 
 
 class MaskPredictor:
-    """What samplers ask of a backbone that reads token ids, mask included: tokens of the data, mask excluded."""
+    """What samplers call: a backbone that reads token ids, masks among them, and predicts any token but the mask."""
 
     def __init__(self, backbone: nn.Module, source: MaskSource, schedule: Schedule):
         self.backbone, self.source, self.schedule = backbone, source, schedule
@@ -39,7 +40,7 @@ class MaskPredictor:
     def __call__(self, tokens: Tensor, t: Tensor | None = None, documents: Tensor | None = None) -> TokenPosterior:
         embedded = F.embedding(tokens, self.backbone.input_table)
         options = {} if documents is None else {"mask": document_mask(documents)}
-        # published weights have a time embedding that was only ever told 0
+        # published weights have a time embedding, which was only ever given 0
         posterior = self.backbone(embedded, embedded.new_zeros(len(tokens)), **options)
         return among_real(posterior, self.source.vocab_size, self.source.mask_id)
 
@@ -51,7 +52,7 @@ class MDLM(Algorithm):
         backbone: called as backbone(vocab_size=rows of its tables), V + 1 with a mask of its own; gives a module like `DiT`.
         vocab_size: V.
         length: L.
-        schedule: that samplers step along; None: the log-linear one. Training does not depend on it.
+        schedule: kappa(t) for samplers; None: log-linear. Training does not depend on it.
         mask_id: the id in [0, V) of a mask that the tokenizer has, never predicted and in no text; None: V, one more row.
 
     Raises:
@@ -79,14 +80,14 @@ class MDLM(Algorithm):
         self.backbone = backbone(vocab_size=self.source.num_states)
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The bound, at one number of masks a sequence: there, the mean cross-entropy at masks for every token that counts."""
+        """The bound, at one random number of masks for each sequence."""
         points = draws.points(len(batch.tokens))
         masked, scale = random_masks(batch.weight > 0, draws.moved(points), draws.rows)
         total, nats = self._cross_entropy(batch, masked, batch.weight * masked * scale[:, None].to(batch.weight), points)
         return summed(total, nats, batch.weight, draws.moved(1 - points), scale)
 
     def bound(self, batch: Batch, draws: Draws) -> Bound:
-        """One draw: -log p of the scored tokens behind a random number of masks, scaled up to all of them."""
+        """One draw: the cross-entropy at a random number of masks, scaled from the masks to all scored tokens."""
         points = draws.points(len(batch.tokens))
         masked, scale = random_masks(batch.scored, draws.moved(points), draws.rows)
         _, nats = self._cross_entropy(batch, masked, masked.to(scale), points)
@@ -100,7 +101,7 @@ class MDLM(Algorithm):
         return MaskPredictor(self.backbone, self.source, self.schedule)
 
     def _cross_entropy(self, batch: Batch, masked: Tensor, weight: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum weighted by weight (B, L), 0 but at masks, differentiable, and the nats at each mask (B, L), 0 elsewhere."""
+        """The weighted sum, differentiable, and the nats at each mask (B, L), 0 elsewhere. weight (B, L) is 0 off the masks."""
         posterior = self.denoiser()(batch.tokens.masked_fill(masked, self.source.mask_id), documents=batch.documents)
         places = Places(masked, drawn_masks(points, masked.shape[1]))
         at_masks = replace(posterior, hidden=places.of(posterior.hidden))

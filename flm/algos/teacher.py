@@ -15,12 +15,12 @@ from flm.posterior import TokenPosterior
 class Distillation(Algorithm):
     """Base of algorithms with frozen teachers, which are neither trained nor saved with the student.
 
-    A teacher is another Algorithm, handed to the constructor. The config names its checkpoint under the same key with
-    `_path` behind it: `algo.teacher_path` becomes `teacher`. A student rebuilt from its own checkpoint gets None: it can
-    sample, not train.
+    A teacher is another Algorithm and an argument of the constructor. The config names its checkpoint under the same key
+    followed by `_path`: `algo.teacher_path` is loaded and passed as `teacher`. A student that is rebuilt from its own
+    checkpoint gets None: it can sample, not train.
 
     Attributes:
-        required_teachers: by constructor argument, those without which there is no loss.
+        required_teachers: constructor arguments of the teachers that the loss cannot do without.
     """
 
     required_teachers: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class Distillation(Algorithm):
                 continue
             check_vocabulary_size(teacher, vocab_size, f"algo.{name}_path")
             teacher.requires_grad_(False).eval()
-        # in a dict of its own, not registered: no parameter of a teacher is optimised, averaged or saved
+        # a plain dict hides the teachers from nn.Module, so that none of their parameters is optimised, averaged or saved
         self._teachers = teachers
 
     def teacher(self, name: str) -> Any:
@@ -54,17 +54,17 @@ class Distillation(Algorithm):
         clean_given: bool | None = None,
         reads: str | None = None,
     ) -> None:
-        """Whether a teacher, if it was given, reads the states that the student is shown, of the same length and times.
+        """Checks that a teacher, if it was given, reads the same states as the student, of the same length and times.
 
         Args:
-            kind: of its denoiser, which must be told one time.
-            wanted: what gives one, to follow "needs a checkpoint of".
-            clock: the student's; None: its times are no clock's.
-            clean_given: the student's; None: there is one convention.
-            reads: what the student reads of a state; None: it knows views alone.
+            kind: class that the teacher's denoiser must be of, conditioned on one time.
+            wanted: the algorithms that have such a denoiser; follows "needs a checkpoint of" in the error.
+            clock: the student's, which the teacher's must equal; None: not compared.
+            clean_given: the student's, which the teacher's must equal; None: not compared.
+            reads: the student's, which the teacher's must equal; None: the student can only learn from views.
 
         Raises:
-            ValueError: it does not, in one line.
+            ValueError: it does not fit.
         """
         teacher, key = self._teachers[name], f"algo.{name}_path"
         if teacher is None:
@@ -79,20 +79,21 @@ class Distillation(Algorithm):
             raise ValueError(
                 f"{key}: needs a checkpoint of {wanted}, told one time; {type(teacher).__name__} is told two, as a flow map is"
             )
-        theirs = getattr(teacher, "reads", "view")
-        if reads is None and theirs != "view":
-            raise ValueError(f"{key}: trained with algo.reads={theirs}: algo=fmlm learns from it, this algorithm does not")
-        if reads not in (None, theirs):
-            raise ValueError(f"{key}: trained with algo.reads={theirs}: give the student the same")
+        teacher_reads = getattr(teacher, "reads", "view")
+        if reads is None and teacher_reads != "view":
+            learns = "algo=fmlm learns from it, this algorithm does not"
+            raise ValueError(f"{key}: trained with algo.reads={teacher_reads}: {learns}")
+        if reads not in (None, teacher_reads):
+            raise ValueError(f"{key}: trained with algo.reads={teacher_reads}: give the student the same")
         check_length(teacher, self.length, key)
         if clock is not None:
             tau = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
             theirs, ours = denoiser.clock.time(tau.to(_device(denoiser.clock))), clock.time(tau.to(_device(clock)))
             if not torch.allclose(theirs.cpu(), ours.cpu()):
                 raise ValueError(f"{key}: trained on another clock: give algo.clock the one it was trained on")
-        theirs = getattr(denoiser, "clean_given", False)
-        if clean_given is not None and theirs != clean_given:
-            raise ValueError(f"{key}: trained with algo.clean_given={str(theirs).lower()}: give the student the same")
+        teacher_clean = getattr(denoiser, "clean_given", False)
+        if clean_given is not None and teacher_clean != clean_given:
+            raise ValueError(f"{key}: trained with algo.clean_given={str(teacher_clean).lower()}: give the student the same")
 
     def check_ready(self) -> None:
         for name in self.required_teachers:
@@ -113,7 +114,7 @@ class Distillation(Algorithm):
                 "strategy=fsdp2"
             )
         module, prefix = self.get_submodule(module_name), module_name + "."
-        # the average may lag behind a move of the module to its device until its first update
+        # the average follows the module to its device only at its first update
         weights = {
             name: self.averaged_weights[prefix + name].to(parameter)
             for name, parameter in module.named_parameters()
@@ -125,7 +126,7 @@ class Distillation(Algorithm):
 class InTurns(Distillation):
     """Base of distillations by distribution matching: a student `backbone`, and a `fake` that learns the student's own law.
 
-    The student learns at one optimiser step in `student_every`, beginning with the first, the fake at the others.
+    The student learns at every `student_every`-th optimiser step, the first included; the fake learns at the others.
     """
 
     required_teachers = ("teacher",)
@@ -136,7 +137,7 @@ class InTurns(Distillation):
     fake: nn.Module
 
     def start_at_teacher(self, teacher: Algorithm | None) -> None:
-        """Student and fake get the teacher's weights and keep its input table: one view of a state serves all three."""
+        """Copies the teacher's weights to student and fake and freezes their input tables: one view then serves all three."""
         for network in (self.backbone, self.fake):
             if teacher is not None:
                 copy_weights(backbone_of(teacher, "algo.teacher_path"), network, self.length, "algo.teacher_path")
@@ -182,12 +183,12 @@ class AveragedBackbone:
 
 
 def denoiser_on(teacher: Algorithm, mask: DocumentMask | None) -> Any:
-    """A teacher's denoiser, its attention under a mask; None: every position sees every other."""
+    """A teacher's denoiser with attention under a mask; None: every position sees every other."""
     return teacher.denoiser() if mask is None else teacher.denoiser(mask)
 
 
 def missing_teacher(name: str) -> str:
-    """What to say where the teacher of a constructor's argument is needed and not given."""
+    """The error message where the teacher of this constructor argument is needed and not given."""
     return f"algo.{name}_path is not set: name the checkpoint that the student learns from"
 
 
@@ -210,7 +211,7 @@ def backbone_of(teacher: Algorithm, key: str) -> nn.Module:
     """The one network of a teacher; `key` is the config key to name.
 
     Raises:
-        ValueError: it has none, or several.
+        ValueError: it has no `backbone`.
     """
     if not isinstance(getattr(teacher, "backbone", None), nn.Module):
         raise ValueError(f"{key}: needs a checkpoint of algo=flm, not of {type(teacher).__name__}")
@@ -218,10 +219,10 @@ def backbone_of(teacher: Algorithm, key: str) -> nn.Module:
 
 
 def copy_weights(source: nn.Module, target: nn.Module, length: int, key: str) -> None:
-    """Starts `target` at the weights of `source`, by name; what only the target has (a second time embedding) stays.
+    """Copies the weights of `source` to `target` by name. A second time embedding, which only the target may have, stays.
 
     Raises:
-        ValueError: anything else differs; `key` is the config key to name.
+        ValueError: the networks differ in anything else; `key` is the config key to name.
     """
     weights = source.state_dict()
     own = target.state_dict()
@@ -238,7 +239,10 @@ def copy_weights(source: nn.Module, target: nn.Module, length: int, key: str) ->
 
 @torch.no_grad()
 def check_same_function(source: nn.Module, target: nn.Module, length: int, key: str) -> None:
-    """What shapes cannot tell (heads, softcaps, time scale): both networks must predict the same from the same state."""
+    """Raises ValueError unless both networks predict the same from the same state.
+
+    Shapes do not show differences in heads, softcaps or time scale.
+    """
     table = source.input_table
     view = torch.randn(1, length, table.shape[1], generator=torch.Generator().manual_seed(0)).to(table)
     tau = torch.full((1,), 0.4, device=table.device)

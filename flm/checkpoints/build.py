@@ -19,7 +19,7 @@ from flm.annotations import metadata, shown
 from flm.checkpoints.moved import current
 from flm.checkpoints.room import Room
 from flm.ranges import CalledWith
-from flm.registry import trusted
+from flm.registry import inside, trusted
 from flm.schema import check_node, nearest, signature_of
 
 
@@ -53,10 +53,10 @@ def build_algorithm(
     Training and loading both come here, so what can be trained can be loaded.
 
     Args:
-        model_extra: further arguments of the backbone that do not travel with the model, where its weights begin for one.
+        model_extra: further arguments of the backbone that are not saved with the model, as where its first weights come from.
         on_meta: build the backbone without memory for its weights, to see whether it can be built.
-        room: how large it may be, where a file describes it; None: as large as the config says.
-        extra: further arguments of the algorithm that are not plain values, a teacher for one.
+        room: the largest model allowed, where a file describes it; None: no limit.
+        extra: further arguments of the algorithm that are not plain values, as a teacher.
 
     Raises:
         ValueError: as `build`; or the config lacks `algo`, `model` or `model.length`; or the model is larger than `room`.
@@ -79,7 +79,10 @@ def build_algorithm(
 def _asked_for_what_it_takes(
     backbone: Callable[..., nn.Module], config: Mapping[str, Any], trusted_modules: Sequence[str]
 ) -> Callable[..., nn.Module]:
-    """The same; what an algorithm asks of a network that does not know it (two times, looking back alone) is one line."""
+    """The same backbone, with a one-line error if the algorithm passes it an argument that its class does not take.
+
+    Such arguments ask for abilities, as `two_times` and `causal`, that not every network has.
+    """
     algorithm, network = (_resolve(config[key]["_target_"], trusted_modules, f"{key}._target_") for key in ("algo", "model"))
     taken = signature_of(network)
 
@@ -114,7 +117,7 @@ def check_algorithm(
 
     Args:
         model_extra, extra: names of the further arguments of `build_algorithm`.
-        is_complete: whether nothing may be missing.
+        is_complete: whether a missing argument is an error.
     """
     for key in ("algo", "model"):
         if not isinstance(config.get(key), Mapping):
@@ -128,17 +131,17 @@ def check_algorithm(
     for key, target in (("algo", algorithm), ("model", network)):
         _check_paths(config[key], key, target)
     given = {"vocab_size", *model_extra, *(name for note in called for name in note.names)}
-    # an algorithm that does not say what it calls a network with may give it more
+    # an algorithm whose annotation does not name what it passes to a network may pass more
     partial_model = {} if is_complete and called else {"_partial_": True}
     check_node(_arguments(config["model"]) | partial_model, "model", resolve, given)
     partial_algorithm = {} if is_complete else {"_partial_": True}
-    if not is_complete:  # those that will be handed over
+    if not is_complete:  # teachers that will be passed later
         extra = {*extra, *getattr(algorithm, "required_teachers", ())}
     check_node(_arguments(config["algo"]) | partial_algorithm, "algo", resolve, {"backbone", "vocab_size", "length", *extra})
 
 
 def _check_paths(node: Mapping[str, Any], path: str, target: Callable[..., Any]) -> None:
-    """`<name>_path` names another model; who trains loads it, or hands it over, as `<name>`."""
+    """Checks keys `<name>_path`: each is the path of another model, which training loads and passes as `<name>`."""
     taken = signature_of(target)
     for key, value in node.items():
         if str(key).endswith("_path") and not taken.is_open:
@@ -150,7 +153,7 @@ def _check_paths(node: Mapping[str, Any], path: str, target: Callable[..., Any])
 
 
 def _arguments(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node without what is no argument: paths of other models, and `compile` and `fp8`, the run and machine's matters."""
+    """A node without the keys that are no arguments: paths of other models, and `compile` and `fp8`, which the run reads."""
     return {key: value for key, value in node.items() if key not in ("compile", "fp8") and not str(key).endswith("_path")}
 
 
@@ -183,24 +186,20 @@ def _resolve(target: Any, trusted_modules: Sequence[str], key: str = "_target_")
     if not isinstance(target, str) or "." not in target or not _is_dotted(target):
         raise ValueError(refusal)
     module_name, _, class_name = current(target).rpartition(".")
-    if not _inside(module_name, allowed):
+    if not inside(module_name, allowed):
         raise ValueError(refusal)
     try:
-        # the whole of the path but the last name must be a module: attributes are never walked into other packages
+        # all of the path but the last name must be a module: no attribute leads into another package
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and not (module_name + ".").startswith(error.name + "."):
-            raise  # the module is there and needs one that is not
+            raise  # the module is there, but imports one that is not
         raise ValueError(f"{refusal} (there is no module {error.name})") from error
     found = vars(module).get(class_name)
-    if not (inspect.isclass(found) and issubclass(found, nn.Module) and _inside(found.__module__, allowed)):
+    if not (inspect.isclass(found) and issubclass(found, nn.Module) and inside(found.__module__, allowed)):
         raise ValueError(refusal)
     return found
 
 
 def _is_dotted(name: str) -> bool:
     return all(part.isidentifier() for part in name.split("."))
-
-
-def _inside(module_name: str, allowed: Sequence[str]) -> bool:
-    return any(module_name == root or module_name.startswith(f"{root}.") for root in allowed)

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: enough to rebuild the model and its tokenizer from the file alone.
+"""The description in a checkpoint: enough to rebuild the model and its tokenizer from the file alone.
 
 It lies under the key `flm` of the file, in plain types and tensors only, beside what Lightning keeps there.
 """
@@ -21,7 +21,8 @@ def package_version() -> str:
 
 @dataclass
 class Description:
-    """
+    """A model without its last weights.
+
     Attributes:
         config: the resolved config, plain values; `algo` and `model` hold the nodes the model is built from.
         tokenizer: Tokenizer.to_dict(), or None for data without one.
@@ -29,12 +30,12 @@ class Description:
         length: L, positions of a training sequence.
         step: optimiser steps taken.
         average: averaged weights by parameter name; None if no average was kept.
-        average_updates: optimiser steps in it.
+        average_updates: optimiser steps that the average has seen.
         format_version: of this description.
         package_version: of the code that wrote it.
 
     Raises:
-        ValueError: config or tokenizer hold more than None, bool, numbers, strings, lists and dicts.
+        ValueError: config or tokenizer hold values that are not plain, see `check_plain`.
     """
 
     config: dict[str, Any]
@@ -82,11 +83,11 @@ class Description:
 
 
 def check_plain(value: Any, where: str) -> None:
-    """Raises ValueError, naming the key, for anything but None, bool, int, float, str and lists and dicts of them."""
+    """Raises ValueError, naming the key, for anything but None, bool, int, float, str, and lists, tuples and dicts of them."""
     if isinstance(value, dict):
         for key, item in value.items():
             if type(key) not in (str, int):
-                raise ValueError(f"{where}: key {key!r} is a {type(key).__name__}; a checkpoint takes strings")
+                raise ValueError(f"{where}: key {key!r} is a {type(key).__name__}: a checkpoint takes str and int")
             check_plain(item, f"{where}.{key}")
     elif type(value) is list or type(value) is tuple:
         for index, item in enumerate(value):

@@ -1,4 +1,4 @@
-"""Writing a checkpoint whole or not at all, and reading one without trusting it; whether its weights fit a model."""
+"""Writing a checkpoint whole or not at all, reading one without trusting it, and checking that its weights fit a model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +21,12 @@ def save(content: Any, path: str | Path) -> None:
         try:
             with partial.open("wb") as file:
                 torch.save(content, file)
-        except RuntimeError as error:  # torch's own, after a write that failed: the system's reason stands behind it
+        except RuntimeError as error:  # torch raises its own after a failed write; the system's error is its context
             raise error.__context__ if isinstance(error.__context__, OSError) else error  # noqa: B904
 
 
 def load(path: str | Path) -> Any:
-    """Plain values and CPU tensors of a torch file. Executes nothing in it: anything else is refused.
+    """Plain values and CPU tensors of a torch file. Anything else in it is refused, and nothing is executed.
 
     Raises:
         ValueError: there is no such file, it is cut short or damaged, or it holds more than plain values and tensors.

@@ -18,7 +18,7 @@ from flm.handed_in import VOCABULARY_BYTES, read_json, read_text
 from flm.registry import objects
 
 FORMAT_VERSION = 1
-# Parts of a config that say where and when a run was made, not what was done.
+# Groups of the config that concern the run and its machine, not the model.
 _OF_THE_RUN = ("run_dir", "mode", "eval", "report", "benchmark", "callbacks", "logger", "wandb", "checkpointing", "strategy")
 WEIGHTS, CONFIG, GENERATION, TOKENIZER = "model.safetensors", "config.json", "generation_config.json", "tokenizer.json"
 READ = (WEIGHTS, CONFIG, TOKENIZER, GENERATION)  # what `read_folder` needs
@@ -27,42 +27,42 @@ DIGESTED = (WEIGHTS, TOKENIZER)
 
 
 class TransformersModel(Protocol):
-    """A network that transformers itself opens, and how the folder's weights and config are then written.
+    """A network that transformers itself can open, and how its weights and config are written to a folder.
 
     Attributes:
-        code: the files that transformers runs to open it.
+        code: the source files that transformers runs to open it.
     """
 
     code: list[Path]
 
     def config(self, algorithm: Algorithm, steps: int) -> dict[str, Any]:
-        """What stands in config.json for it; steps are those of its sampler unless asked otherwise."""
+        """Its config.json; `steps` is the sampler's default."""
 
     def usage(self, name: str) -> str:
-        """For the model card: how a model called `name` is opened, Markdown."""
+        """Markdown for the model card: how to open a model called `name`."""
 
     def to_folder(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The algorithm's weights by the names that the code reads."""
+        """The algorithm's weights under the names that `code` reads."""
 
     def from_folder(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The reverse."""
 
     def recipe(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the recorded config, what builds the model of the folder's weights."""
+        """The part of a recorded config that builds the model which the folder's weights fit."""
 
 
 def transformers_model(algorithm: Algorithm) -> TransformersModel | None:
-    """Of the kinds that wings register, the one that an algorithm's network is of."""
+    """The kind, of those that wings register, that opens an algorithm's network; None if there is none."""
     return next((found for _, find in objects("transformers_models") if (found := find(algorithm)) is not None), None)
 
 
 @dataclass
 class ExportedFolder(ModelFile):
-    """A folder; its weights are one set.
+    """A folder with one set of weights.
 
     Attributes:
-        weights: which, AVERAGE or LAST_STEP.
-        defaults: `generation`, as generation_config.json has it, where users may edit it.
+        weights: which they are, AVERAGE or LAST_STEP.
+        defaults: `generation` as in generation_config.json, which users may edit; None: from the recorded config.
     """
 
     weights: str = AVERAGE
@@ -84,7 +84,7 @@ class ExportedFolder(ModelFile):
         try:
             room = Room.of(self.state)
             return build_algorithm(self.config, self.description.vocab_size, trusted_modules, room=room, **extra)
-        except Exception as error:  # constructors raise anything for values that make no sense: too much memory, a width of 0
+        except Exception as error:  # constructors raise anything for senseless values: too much memory, a width of 0
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise ValueError(f"{self.path / CONFIG}: no model can be built from it: {reason}") from error
 
@@ -94,7 +94,7 @@ class ExportedFolder(ModelFile):
 
 
 def read_folder(folder: str | Path) -> ExportedFolder:
-    """What a folder holds.
+    """Reads an exported folder.
 
     Raises:
         ValueError: a file is missing or damaged, or is of another format.
@@ -133,7 +133,7 @@ def read_folder(folder: str | Path) -> ExportedFolder:
     ):
         raise ValueError(f"{folder / GENERATION}: key 'flm' must hold steps and options")
     tokenizer = own["tokenizer"] | {"json": text}
-    vocab_size = own.get("vocab_size", content["vocab_size"])  # a table may have rows to spare, which the outer one counts
+    vocab_size = own.get("vocab_size", content["vocab_size"])  # the outer one also counts spare rows of the tables
     description = Description(own["config"], tokenizer, vocab_size, content["length"], own["step"])
     return ExportedFolder(folder, description, weights, weights=own["weights"], defaults=defaults)
 
@@ -150,7 +150,7 @@ def _check_digests(folder: Path, recorded: Any) -> None:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; ValueError, naming the file: it cannot be read, or holds no object."""
+    """The object in a JSON file. Raises ValueError, naming the file, if it cannot be read or holds no object."""
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
@@ -161,7 +161,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe in a recorded config, without what belongs to the machine: absolute paths are cut to their last part."""
+    """A recorded config without groups that concern the run or machine. Absolute paths are cut to their last part."""
     return _cut({key: value for key, value in config.items() if key not in _OF_THE_RUN})
 
 

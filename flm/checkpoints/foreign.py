@@ -1,4 +1,4 @@
-"""Checkpoints of others: what a wing says of a kind that it reads, and what the user says where a file is silent."""
+"""Checkpoints of other projects: what a wing declares of each kind it reads, and what the user adds where a file is silent."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -14,13 +14,13 @@ class Kind:
 
     Attributes:
         title: for people.
-        names: what such files' configs call it, under `algo.name`.
-        target: its class here.
+        names: its names in the configs of such files, under `algo.name`.
+        target: its class here, as a dotted path.
         two_times: whether its network is a flow map.
         output_softcap, attention_softcap: of its network, as published; None for none.
-        uncapped_for_weeks: whether some of its files are of code that had lost the output softcap.
-        network: the algorithm's module that the published backbone becomes.
-        masked: whether it has a mask: the tokenizer's, or where that has none the last row of the tables.
+        uncapped_for_weeks: whether some published files come from code that lacked the output softcap for a time.
+        network: name of the algorithm's module that takes the published backbone's weights.
+        masked: whether it has a mask: the tokenizer's, or else the last row of the tables.
         loss_weight: whether the algorithm here has the learned loss weight.
     """
 
@@ -46,12 +46,12 @@ IMPORTED = Where(lambda name: name in kinds(), "flm, fmlm, mdlm, or another that
 
 @dataclass(frozen=True)
 class ImportChoices:
-    """What the user says of a published checkpoint; keys of `eval`. What is left out is inferred where it can be.
+    """What the user says of a published checkpoint, by keys of `eval`. The rest is inferred if the file allows.
 
     Attributes:
         imported_as: one of `kinds`. Needed where the file cannot tell: a one-time network without a config, a residual.
-        imported_base_path: for imported_as=flm_distill, the checkpoint of the FLM that the residual was trained beside.
-        imported_ema: of several averages in the file, the decay of the one to take; None: the first.
+        imported_base_path: for imported_as=flm_distill, the checkpoint of the FLM that the residual was trained with.
+        imported_ema: decay of the average to take, if the file holds several; None: the first.
         tokenizer_name_or_path: as of `HuggingFaceTokenizer`; None: by the number of tokens.
         length: L; None: from the file's config.
         output_softcap, attention_softcap: a number, None for none, or "auto": as published for the algorithm.
@@ -71,5 +71,5 @@ class ImportChoices:
 
 
 def layout_of(content: Any) -> Any:
-    """What reads a loaded file of others: the entry of `checkpoint_layouts` that knows it, or None."""
+    """The registered `checkpoint_layouts` entry that can read this loaded file; None if there is none."""
     return next((layout for _, layout in objects("checkpoint_layouts") if layout.matches(content)), None)

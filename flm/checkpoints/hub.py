@@ -1,6 +1,6 @@
 """Models by name: those that come with the package (flm/box/README.md), and those on the Hugging Face hub.
 
-Of the hub only the files of an exported model are fetched, and no code among them is run.
+From the hub, only the files of an exported model or one named checkpoint are fetched, and no code is run.
 """
 
 import glob
@@ -13,6 +13,9 @@ from flm.ranges import Where, is_there
 
 BOX = Path(__file__).resolve().parents[1] / "box"
 PREFIX = "builtin:"
+_SHOWN = 8  # names of files in an error
+FILE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".flmpack")  # never the end of a name on the hub
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def names() -> dict[str, Path]:
@@ -21,10 +24,10 @@ def names() -> dict[str, Path]:
 
 
 def builtin(source: str) -> Path | None:
-    """The file that such a name stands for; None for any other name.
+    """The file of a model called builtin:NAME; None for any other source.
 
     Raises:
-        ValueError: there is no such model, and which there are.
+        ValueError: no such model comes with the package.
     """
     if not source.startswith(PREFIX):
         return None
@@ -34,22 +37,17 @@ def builtin(source: str) -> Path | None:
     return found[source]
 
 
-_SHOWN = 8  # names of files in an error
-FILE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".flmpack")  # never the end of a name on the hub
-_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
-
 def is_hub_name(name: str) -> bool:
     """Whether it has the form owner/model."""
     return _NAME.fullmatch(name) is not None
 
 
 def names_repository(name: str) -> bool:
-    """As `is_hub_name`, where the name of a file would do as well."""
+    """Whether it is owner/model and does not end like a file, for arguments that may also be paths."""
     return is_hub_name(name) and Path(name).suffix not in FILE_ENDINGS
 
 
-# What `flm.load` takes: a mistyped path is seen before anything is read.
+# A model as `flm.load` takes it. The schema refuses a mistyped path before anything is read.
 ModelName = Annotated[
     str,
     Where(
@@ -60,13 +58,13 @@ ModelName = Annotated[
 
 
 def download(name: str, revision: str | None = None, endpoint: str | None = None, file: str | None = None) -> Path:
-    """The local copy of a model on the hub: the folder, or one file of it; what was downloaded before needs no network.
+    """The local copy of a model on the hub: its folder, or one file. What was downloaded before needs no network.
 
     Args:
         name: owner/model.
         revision: branch, tag or commit; None: main.
         endpoint: address of the hub; None: the usual one, or HF_ENDPOINT.
-        file: path inside the repository of a checkpoint (owt_fmlm.ckpt), which alone is fetched; None: an exported model.
+        file: path in the repository of the one checkpoint to fetch (owt_fmlm.ckpt); None: an exported model.
 
     Raises:
         ValueError: it cannot be fetched and is not here already; or the repository holds no such file, or no exported model.
@@ -94,5 +92,5 @@ def download(name: str, revision: str | None = None, endpoint: str | None = None
 
 
 def first_line(error: Exception) -> str:
-    """Of what it says, or its name."""
+    """The first line of an error's message, or its class name if it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -29,11 +29,11 @@ class _Tokenizer(Protocol):
 def read_model(
     source: str | Path, choices: ImportChoices | None = None, revision: str | None = None, file: str | None = None
 ) -> ModelFile:
-    """A checkpoint, the last one of a run folder, an exported folder or one on the hub, or a kind that a wing registers.
+    """Reads a model: a checkpoint, a run's last one, an exported folder, here or on the hub, or a kind that a wing registers.
 
     Args:
         source: a path, owner/model if there is no such path, or the name of a model that comes with the package.
-        choices: what a checkpoint of others does not say; None infers all, without a tokenizer.
+        choices: what a checkpoint of others leaves open; None: all is inferred, and no tokenizer is read.
         revision: branch, tag or commit on the hub; None: main.
         file: path of a checkpoint inside the repository on the hub; None: an exported model.
 
@@ -48,7 +48,7 @@ def read_model(
 
 
 def read_description(path: str | Path) -> Description:
-    """What a checkpoint to go on from says of itself; errors as of `read_checkpoint`."""
+    """The description in a checkpoint that training resumes from; errors as of `read_checkpoint`."""
     kind = _registered_kind(Path(path))
     if kind is None:
         return read_checkpoint(path).description
@@ -56,7 +56,7 @@ def read_description(path: str | Path) -> Description:
 
 
 def read_checkpoint(path: str | Path, choices: ImportChoices | None = None) -> ModelFile:
-    """A checkpoint file of this project, or one of others that a wing reads as if it were; else as `read_model`."""
+    """A checkpoint file of this project, or one of others that a wing can read; arguments and errors as of `read_model`."""
     content, name = _content(path), str(path)
     layout = None if KEY in content else layout_of(content)
     if layout is None:
@@ -83,17 +83,17 @@ def load_algorithm(
     file: str | None = None,
     **extra: Any,
 ) -> tuple[Algorithm, ModelSource]:
-    """The model of whatever `read_model` takes, on the CPU, in evaluation mode.
+    """The model in any source that `read_model` takes, on the CPU, in evaluation mode.
 
     Args:
-        use_average: take the averaged weights rather than those of the last step; None: where the file has them. An exported
-            folder holds one of them.
+        use_average: take the averaged weights, not those of the last step; None: if the file has them. An exported folder
+            holds only one of the two.
         trusted_modules, extra: as in `build_algorithm`.
         choices, revision, file: as in `read_model`.
 
     Raises:
-        ValueError: as `read_model`; it describes no model this code can build, or its weights do not fit it; or use_average
-            is asked of a checkpoint without an average, or the last step's of a folder with the average.
+        ValueError: as `read_model`; the file describes no model that this code can build, or the weights do not fit it; or it
+            lacks the weights that use_average asks for.
     """
     found = read_model(source, choices, revision, file)
     algorithm = found.algorithm(trusted_modules, **extra)
@@ -117,7 +117,7 @@ def apply_average(algorithm: nn.Module, file: ModelFile) -> None:
     Raises:
         ValueError: the file holds no average, or one of other parameters.
     """
-    # by parameter and not by state dict: there a tied weight has a second name, which would bring the last step's back
+    # by parameter, not by state dict: there a tied weight has a second name, under which the last step's would come back
     if file.average is None:
         raise ValueError(f"{file.path}: holds no average of the weights: set eval.disable_ema=true")
     trainable = {name: p for name, p in algorithm.named_parameters() if name in file.average}
@@ -127,7 +127,7 @@ def apply_average(algorithm: nn.Module, file: ModelFile) -> None:
 
 
 def _located(source: str | Path, revision: str | None, file: str | None) -> Path:
-    """The file, or the folder of a model, that a source names."""
+    """The file or folder of the model that a source names; downloaded if it is on the hub."""
     if not str(source).strip():
         raise ValueError("a model has no empty name: give a run folder, checkpoint, exported folder or owner/model on the hub")
     boxed = builtin(str(source))
@@ -157,7 +157,7 @@ def _registered_kind(path: Path) -> Any:
 
 
 def _label(source: str | Path, path: Path) -> str:
-    """The folder of the run that trained it, as its own results are called; else the name of the file or of the model."""
+    """The name of the run's folder if a run wrote it; else the name of the file or of the model."""
     if not Path(source).exists():
         return str(source).rpartition("/")[2]
     path = path.resolve()

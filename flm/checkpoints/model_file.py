@@ -1,4 +1,4 @@
-"""What a model file says of itself and holds, whichever kind it is of."""
+"""A model file of any kind, read: its description and weights; and the part of it that is kept beside a loaded model."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ _DEFAULT_STEPS = 64
 
 @dataclass
 class ModelFile:
-    """All tensors are on the CPU.
+    """The content of a model file. All tensors are on the CPU.
 
     Attributes:
-        path: the file, or the folder of a model of several files.
+        path: the file, or the folder if the model is several files.
         description: what it says of itself.
-        state: the algorithm's state dict: the weights of the last step where `description.average` holds others.
-        published: whether it is of another project's layout, so that it describes itself only in part.
+        state: the algorithm's state dict; the weights of the last step if `description.average` holds the averaged ones.
+        published: whether it has the layout of another project and so describes itself only in part.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class ModelFile:
 
     @property
     def only_weights(self) -> str | None:
-        """AVERAGE or LAST_STEP for a file that holds one of them and says so; None where it may hold both."""
+        """AVERAGE or LAST_STEP if the file says that it holds one of them only; None: it may hold both."""
         said = self.config.get("weights")
         return said if said in (AVERAGE, LAST_STEP) else None
 
@@ -76,11 +76,11 @@ class ModelFile:
         return {"path": str(self.path), "sha256": self.sha256, "step": self.step, "config": self.config}
 
     def source(self, label: str, weights: str) -> "ModelSource":
-        """What is kept of it beside a model: all but weights."""
+        """All but the weights, to keep beside a loaded model."""
         return ModelSource(self.path, label, self.step, self.config, self.tokenizer, self.generation, weights, self.content)
 
     def algorithm(self, trusted_modules: Sequence[str], **extra: Any) -> Algorithm:
-        """The described model, with fresh weights; arguments and errors as of `build_algorithm`."""
+        """The described model with initial weights; arguments and errors as of `build_algorithm`."""
         try:
             room = Room.of(self.state)
             return build_algorithm(self.config, self.description.vocab_size, trusted_modules, room=room, **extra)
@@ -88,13 +88,13 @@ class ModelFile:
             raise ValueError(f"{self.path}: {error}") from error
 
     def state_for(self, algorithm: Algorithm) -> Mapping[str, Tensor]:
-        """`state` by the names of the algorithm's own parameters."""
+        """`state` under the names of the algorithm's own parameters."""
         return self.state
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a loaded model comes from, as its file says; the weights themselves are not kept here.
+    """Where a loaded model comes from: its file's description without the weights.
 
     Attributes:
         path: the checkpoint, artifact or exported folder.
@@ -126,7 +126,7 @@ class ModelSource:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, or of the names and digests of the files in a folder."""
+    """SHA-256 of a file; of a folder, that of a list of its files' names and digests."""
     if path.is_dir():
         inside = sorted(file for file in path.iterdir() if file.is_file())
         return hashlib.sha256("".join(f"{file.name} {sha256_of(file)}\n" for file in inside).encode()).hexdigest()
@@ -135,9 +135,9 @@ def sha256_of(path: Path) -> str:
 
 
 def generation_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`steps` and sampler `options` to generate with, from the `sampling` node of a recorded config.
+    """`steps` and sampler `options` to generate with, from the `sampling` group of a recorded config.
 
-    steps is the largest number it lists.
+    If it lists several numbers of steps, the largest is taken.
     """
     recorded = config.get("sampling") or {}
     steps = recorded.get("steps") or _DEFAULT_STEPS

@@ -1,4 +1,4 @@
-"""Classes by the path that files of earlier versions name them by, and where they are now."""
+"""Classes that have moved: the path by which files of earlier versions name each, and its path now."""
 
 MOVED = {
     "flm.algos.duo.Duo": "flm.duo.duo.Duo",

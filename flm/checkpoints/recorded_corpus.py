@@ -1,4 +1,4 @@
-"""The corpus that a model file records. The file may come from anyone: only corpora and their parts are built."""
+"""The corpus that a model file records, built again. The file may come from anyone: only corpora and their parts are built."""
 
 import importlib
 import inspect
@@ -7,15 +7,15 @@ from typing import Any
 
 from flm.checkpoints.moved import current
 from flm.data.corpora.corpus import Corpus
-from flm.registry import trusted
+from flm.registry import inside, trusted
 
 
 def recorded_corpus(node: Any, trusted_modules: Sequence[str] = ()) -> Corpus:
-    """The corpus a checkpoint records. The file may come from anyone: only corpora and normalisers are built.
+    """The corpus of a recorded config node.
 
     Raises:
-        ValueError: nothing is recorded, it names another class than a corpus of this package or of trusted modules, or
-            arguments this corpus does not take.
+        ValueError: there is no node, it names a class that is no corpus of this package or of trusted modules, or it has
+            arguments that the corpus does not take.
     """
     if not isinstance(node, Mapping):
         raise ValueError("the checkpoint records no corpus")
@@ -46,18 +46,14 @@ def _class(target: Any, trusted_modules: Sequence[str]) -> type:
     )
     allowed = trusted(trusted_modules)
     module_name, _, name = current(str(target)).rpartition(".")
-    if not _inside(module_name, allowed):
+    if not inside(module_name, allowed):
         raise refusal
     try:
         found = vars(importlib.import_module(module_name)).get(name)
     except ModuleNotFoundError as error:
         raise refusal from error
-    if not inspect.isclass(found) or not _inside(found.__module__, allowed):
+    if not inspect.isclass(found) or not inside(found.__module__, allowed):
         raise refusal
     if not callable(getattr(found, "fingerprint", None)):  # what corpora and normalisers have in common
         raise refusal
     return found
-
-
-def _inside(module_name: str, allowed: Sequence[str]) -> bool:
-    return any(module_name == root or module_name.startswith(f"{root}.") for root in allowed)

@@ -1,9 +1,9 @@
 """Reading a torch file that holds other programs' objects, without running anything in it.
 
-A pickle is a program for a small stack machine, and its danger lies in what Python's own machine lets that program import
-and call. Here another machine runs it: it imports nothing and calls nothing. It knows what to do with tensors and plain
-containers; every other object becomes an `Inert`, a mark that one stood there. That is stronger than subclassing
-pickle.Unpickler, which still builds, hashes and mutates objects in C before anybody can object.
+A pickle is a program for a small stack machine. It is dangerous because Python's machine lets it import and call anything.
+The machine in this file imports nothing and calls nothing. It builds tensors and plain containers; every other object becomes
+an `Inert`, which only marks its place. This is safer than a subclass of pickle.Unpickler, which builds, hashes and mutates
+objects in C before Python code can refuse.
 """
 
 import math
@@ -49,7 +49,7 @@ class Inert:
     """Stands for an object of a class that is not read.
 
     Attributes:
-        state: what the file would have set the object's attributes to, itself made of plain values, tensors and Inerts.
+        state: the attributes that the file gives the object, in plain values, tensors and Inerts; None: none.
     """
 
     __slots__ = ("state",)
@@ -60,7 +60,7 @@ class Inert:
 
 @dataclass(frozen=True)
 class _Name:
-    """An importable name in the file. It stays a name."""
+    """The name of a class or function in the file. It is never imported."""
 
     text: str
 
@@ -73,16 +73,16 @@ class _Storage:
 
 
 def read(path: str | Path, noted: list[str] | None = None) -> Any:
-    """What torch.save was given: dicts, lists, tuples, scalars and CPU tensors, with an Inert for all else.
+    """The content of a torch file: dicts, lists, tuples, scalars and CPU tensors, with an Inert for everything else.
 
     An entry of a dict whose key is neither a scalar nor a short tuple of scalars is left out.
     Tensors stay on disk until they are touched.
 
     Args:
-        noted: takes the names of what was not read, the first few; empty if the file holds nothing of the kind.
+        noted: the names of the first few objects that were not read are appended to it.
 
     Raises:
-        ValueError: naming the file: it is missing, damaged, not a torch zip file, or not what torch.save writes.
+        ValueError: the file is missing, damaged, not a torch zip file, or not as torch.save writes it. Names the file.
     """
     archive = TorchArchive(path)
     machine = _Machine(archive)
@@ -135,7 +135,7 @@ class _Machine:
         self.stack.append(value)
 
     def items(self) -> list[Any]:
-        """All above the last mark, and the mark goes."""
+        """Takes everything above the last mark, and the mark, off the stack."""
         found, self.stack = self.stack, self.below.pop()
         return found
 
@@ -226,7 +226,7 @@ class _Machine:
 
 
 def _dtype(storage: str) -> torch.dtype | None:
-    """Of the elements of a storage class, by its full name; None if it is none."""
+    """The element type of a storage class given by its full name; None for any other name."""
     return torch.uint8 if storage == "torch.storage.UntypedStorage" else _DTYPES.get(storage.removeprefix("torch."))
 
 
@@ -237,7 +237,7 @@ def _is_key(key: Any) -> bool:
 
 
 def _tensor(arguments: Any) -> Tensor:
-    """torch._utils._rebuild_tensor_v2, with every number checked against the bytes that are there."""
+    """As torch._utils._rebuild_tensor_v2, with every number checked against the bytes of the storage."""
     storage, offset, size, stride = arguments[:4]
     if type(storage) is not _Storage or type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride):
         raise ValueError("a tensor without storage, size or stride")
@@ -258,7 +258,7 @@ def _parameter(arguments: Any) -> Tensor:
 
 def _empty_dict(arguments: Any) -> dict[Any, Any]:
     if arguments != ():
-        raise ValueError("an ordered dict with arguments")  # pickle fills it afterwards; copies of large ones would be a bomb
+        raise ValueError("an ordered dict with arguments")  # pickle fills it later; repeated copies would exhaust the memory
     return {}
 
 
@@ -269,7 +269,7 @@ def _size(arguments: Any) -> tuple[int, ...]:
     return size
 
 
-# what the names that a pickle calls do here
+# the functions that a pickle may call by name
 _CALLS: dict[str, Callable[[Any], Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,

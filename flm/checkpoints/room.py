@@ -1,4 +1,4 @@
-"""How large a model may be that a file describes: no larger than the file's own tensors fill.
+"""A limit on the model that a file describes: not much larger than the file's own tensors.
 
 A description is a few numbers, and a few numbers may ask for all memory or for a build that never ends. While a model is
 built, every parameter, buffer and module that it registers is counted, whatever its classes.
@@ -21,10 +21,11 @@ _TIMES_ELEMENTS, _SPARE_ELEMENTS = 2, 1 << 26
 
 @dataclass(frozen=True)
 class Room:
-    """
+    """The size of a file's weights.
+
     Attributes:
-        tensors: of the file.
-        elements: in them; those of tensors that share memory are counted once.
+        tensors: their number.
+        elements: in all of them; tensors that share memory are counted once.
     """
 
     tensors: int
@@ -40,21 +41,24 @@ class Room:
         return cls(len(state), sum(held.values()))
 
     def checked(self, network: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        """`network`, which first is built without memory for its weights; ValueError where it would be too large."""
+        """`network`, built once without memory for its weights before it is built; ValueError if it would be too large."""
 
         def made(*args: Any, **given: Any) -> nn.Module:
             try:
                 with torch.device("meta"), self.counted():
                     network(*args, **given)
             except (NotImplementedError, RuntimeError):
-                pass  # not every class can be built without memory; what else is wrong with it shows below
+                pass  # not every class can be built without memory; any other fault shows below
             return network(*args, **given)
 
         return made
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Modules that this thread builds inside raise ValueError as soon as they outgrow the room."""
+        """Inside the block, modules that this thread builds raise ValueError as soon as they outgrow the room.
+
+        Elements are counted only where they take no memory, in the first build of `checked`.
+        """
         parts = elements = 0
         most_parts = _PARTS_PER_TENSOR * self.tensors + _SPARE_PARTS
         most_elements = _TIMES_ELEMENTS * self.elements + _SPARE_ELEMENTS

@@ -1,6 +1,6 @@
 """The zip file that torch.save writes, read by hand: one pickle, and one record of raw bytes per storage.
 
-Nothing is extracted: records are found by their exact name in the archive's index and mapped where they lie.
+Nothing is extracted. Records are found by their exact name in the archive's index and memory-mapped in place.
 """
 
 import struct
@@ -13,9 +13,7 @@ MAX_PICKLE_BYTES = 32 << 20  # the largest part of a real one is a tokenizer, a 
 
 
 class TorchArchive:
-    """
-    Args:
-        path: the file.
+    """An opened file, all of whose checksums were verified.
 
     Attributes:
         pickle: the bytes of its pickle.
@@ -44,7 +42,7 @@ class TorchArchive:
         self._storages: dict[str, torch.UntypedStorage] = {}
 
     def storage(self, key: str, size: int) -> torch.UntypedStorage:
-        """The bytes of a storage, mapped copy-on-write: read from disk when touched.
+        """The bytes of a storage, mapped copy-on-write and read from disk when touched.
 
         Raises:
             ValueError: there is no such record, or it is not of `size` bytes.
@@ -99,4 +97,4 @@ class TorchArchive:
         if self._mapped is None:
             self._mapped = torch.UntypedStorage.from_file(str(self.path), False, size)
         found = self._mapped[start : start + info.file_size]
-        return found if start % 16 == 0 else found.clone()  # a complex number is the widest thing to align
+        return found if start % 16 == 0 else found.clone()  # aligned for the widest element, complex128

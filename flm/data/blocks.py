@@ -25,8 +25,8 @@ class Frame:
         return len(self.begin) + len(self.end)
 
 
-# "bos_eos" is the packing of the published LM1B ("wrapped") and OpenWebText results (arXiv 2406.07524, 2602.16813).
-# Numbers of the two are not comparable with each other.
+# "bos_eos" is the packing of the published LM1B ("wrapped") and OpenWebText results (arXiv 2406.07524, 2602.16813). Likelihoods
+# with one frame do not compare with those of the other.
 FRAMES: dict[str, Callable[[Tokenizer], Frame]] = {
     "plain": lambda tokenizer: Frame(),
     "bos_eos": lambda tokenizer: Frame((tokenizer.bos_id,), (tokenizer.eos_id,)),
@@ -37,12 +37,12 @@ FrameName = Annotated[str, one_of(FRAMES)]
 
 
 def frame_of(wrap: str, tokenizer: Tokenizer) -> Frame:
-    """The frame a config names by `data.wrap`."""
+    """The frame that `data.wrap` names."""
     return FRAMES[wrap](tokenizer)
 
 
 class TokenBlocks(Dataset[Tensor]):
-    """Consecutive blocks (L,) int64 of a stream. What is left at its end, shorter than a block, is dropped.
+    """Consecutive blocks (L,) int64 of a stream. A remainder shorter than a block is dropped.
 
     Args:
         stream: documents one after the other, an EOS after each.
@@ -76,7 +76,7 @@ class TokenBlocks(Dataset[Tensor]):
         return torch.cat((self._begin, inner, self._end)) if len(self.frame) else inner
 
     def row(self, index: int) -> Row:
-        """A block all of which is to be learned."""
+        """A block with weight 1 everywhere."""
         tokens = self[index]
         return Row(tokens, torch.ones(tokens.shape))
 
@@ -89,7 +89,7 @@ class TokenBlocks(Dataset[Tensor]):
 
 
 class Rows(Dataset[Row]):
-    """The same with weights: what a loader takes, of anything that has `row` and a length."""
+    """Blocks as rows with weights, which loaders take: any object with `row(index)` and a length will do."""
 
     def __init__(self, blocks: TokenBlocks):
         self.blocks = blocks

@@ -1,7 +1,7 @@
 """Building a token cache: shards in a draft folder, then a manifest, then one rename.
 
-The draft's name follows from what is built. A builder that is killed leaves its finished shards there, and the next one
-goes on with them; drafts that nobody came back to are cleared away by later builders.
+The draft's name follows from the cache's. A builder that is killed leaves its finished shards there, and the next one goes on
+from them. Later builders remove drafts that were not touched for a week.
 """
 
 import hashlib
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 
 def build(corpus: Documents, tokenizer: Tokenizer, fingerprint: dict[str, Any], folder: Path) -> None:
-    """Makes `folder` the finished cache of these two; a folder of that name is always whole.
+    """Builds the cache of a corpus and a tokenizer in `folder`, which appears only once it is whole.
 
-    The bytes do not depend on the number of processes, nor on how often it was interrupted.
+    Its bytes depend neither on the number of processes nor on interruptions.
 
     Raises:
-        ValueError: a split is empty; or what the corpus, its normaliser and the tokenizer raise.
+        ValueError: a split is empty, or the corpus, its normaliser or the tokenizer raises it.
     """
     draft = folder.with_name(folder.name + _DRAFT)
     clear_abandoned(folder.parent, but=draft)
@@ -84,19 +84,19 @@ def build(corpus: Documents, tokenizer: Tokenizer, fingerprint: dict[str, Any], 
     _keep_only(draft, manifest)
     try:
         draft.rename(folder)
-    except OSError:  # where locks do not work (some network file systems), the first to finish wins
+    except OSError:  # on file systems without working locks another process may have finished first
         if not folder.exists():
             raise
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 of all that a manifest says but for this."""
+    """SHA-256 of a manifest that has no digest yet."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def clear_abandoned(root: Path, but: Path | None = None) -> None:
-    """Removes drafts that no living process is building and that nobody has touched for a week."""
+    """Removes drafts that no running process builds and that were not touched for a week; never the draft `but`."""
     for draft in root.glob(f"*{_DRAFT}"):
         if draft == but:
             continue
@@ -105,7 +105,7 @@ def clear_abandoned(root: Path, but: Path | None = None) -> None:
             if time.time() - draft.stat().st_mtime < ABANDONED_SECONDS:
                 continue
             with lock.acquire(timeout=0):
-                log.info("removing %s: its building was given up", draft)
+                log.info("removing %s: not touched for a week", draft)
                 shutil.rmtree(draft, ignore_errors=True)
         except (Timeout, FileNotFoundError):
             continue
@@ -118,7 +118,7 @@ def _jobs(corpus: Documents) -> Iterator[Job]:
 
 
 def _keep_only(draft: Path, manifest: dict[str, Any]) -> None:
-    """Leaves what the manifest names: not the shards' own records, nor shards of a source that was longer before."""
+    """Removes files that the manifest does not name: records of shards, and shards of a source that has become shorter."""
     wanted = {"manifest.json"}
     for split in manifest["splits"].values():
         wanted |= {split["counts"]["file"], *(shard["file"] for shard in split["shards"])}
@@ -129,7 +129,7 @@ def _keep_only(draft: Path, manifest: dict[str, Any]) -> None:
 
 @contextmanager
 def _progress(what: str) -> Iterator[tuple[Advance, Any]]:
-    """Shows tokens and shards done so far where someone watches; elsewhere the log tells of the end."""
+    """Shows tokens and shards done so far in a terminal, and logs the total at the end."""
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(),

@@ -13,7 +13,7 @@ from flm.data.tokenizers import Tokenizer
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE_BYTE = "\u0120"  # how byte-level pieces spell a space
-WORD_START = "\u2581"  # how those of SentencePiece do
+WORD_START = "\u2581"  # how SentencePiece spells one
 _SAMPLES = ("a b", "The cat sat,  twice.\n", " 12 x ", "caf\u00e9 \u2603\tna\u00efve \U0001f600")
 
 
@@ -21,14 +21,14 @@ _SAMPLES = ("a b", "The cat sat,  twice.\n", " 12 x ", "caf\u00e9 \u2603\tna\u00
 class ByteTable:
     """UTF-8 bytes that each token stands for, given the token before it.
 
-    Over the ids of any text they add up to the UTF-8 length of the text as the tokenizer normalises it: spaces count one byte
-    each wherever in a piece they stand, but a space that the tokenizer itself puts before a text, or takes from its start,
-    counts nothing there. Unknown tokens stand for no byte, so that what they lose does not make a model look better.
+    Over the ids of a text they add up to the UTF-8 length of the text as the tokenizer normalises it. Every space counts one
+    byte, except at the start of a text if the tokenizer adds or strips one there. Unknown tokens stand for no byte, so that
+    the text they lose does not make a model look better.
 
     Attributes:
-        base_bytes: (V,) int64, without one leading space; 0 for special and unknown tokens, 1 for byte pieces.
-        leading_space: (V,) bool, the piece begins with a space that counts nothing after a boundary; none does where every
-            space is text.
+        base_bytes: (V,) int64, bytes without a `leading_space`; 0 for special and unknown tokens, 1 for byte pieces.
+        leading_space: (V,) bool, the piece begins with a space that counts except after a boundary; all false if the
+            tokenizer neither adds nor strips a space.
         boundary: (V,) bool, special tokens.
     """
 
@@ -38,10 +38,10 @@ class ByteTable:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "ByteTable":
-        """Of a tokenizer with pieces of SentencePiece or of bytes, or with single characters.
+        """The table of a tokenizer whose pieces are those of SentencePiece, bytes, or single characters.
 
         Raises:
-            ValueError: its tokens do not say what text they stand for (WordPiece drops the spaces).
+            ValueError: its tokens do not show which text they stand for (WordPiece drops the spaces).
         """
         description = json.loads(tokenizer.to_dict()["json"])
         model, steps = description["model"], list(_decoders(description["decoder"]))
@@ -71,7 +71,7 @@ class ByteTable:
                 base.append(0)
             elif by_bytes and _BYTE_PIECE.fullmatch(piece):
                 base.append(1)
-            elif byte_level and not is_added:  # which spells each byte by one character
+            elif byte_level and not is_added:  # byte-level pieces spell each byte by one character
                 base.append(len(piece) - spaced)
             else:
                 base.append(len(piece.replace(mark, " ").encode()) - spaced)
@@ -83,16 +83,16 @@ class ByteTable:
         return ByteTable(self.base_bytes.to(device), self.leading_space.to(device), self.boundary.to(device))
 
     def bytes(self, targets: Tensor, previous: Tensor) -> Tensor:
-        """Bytes (int64) of each target id, each after the id at the same place of `previous`; same shape."""
+        """Bytes (int64) of each id of `targets`, given the id before it at the same place of `previous`; same shape."""
         space = self.leading_space[targets] & ~self.boundary[previous]
         return self.base_bytes[targets] + space
 
     def of_text(self, ids: Tensor, before: int) -> int:
-        """Bytes of consecutive tokens ids (n,), the first of which stands after the token `before`."""
+        """Bytes of consecutive tokens ids (n,), which follow the token `before`."""
         return int(self.bytes(ids, torch.cat((ids.new_tensor([before]), ids))[:-1]).sum())
 
     def _check(self, tokenizer: Tokenizer, unknown: int | None, drops: bool) -> None:
-        """Raises ValueError where samples of text are decoded to another length than is counted."""
+        """Raises ValueError if sample texts decode to another length than the table counts."""
         for text in _SAMPLES:
             ids = tokenizer.encode(text)
             written = tokenizer.decode(ids).encode()
@@ -110,14 +110,14 @@ def _decoders(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
 
 
 def _space_sign(step: dict[str, Any]) -> str | None:
-    """What a decoder turns into a space; None: nothing."""
+    """The string that a decoding step turns into a space; None: it makes none."""
     if step["type"] == "Metaspace":
         return step["replacement"]
     return step["pattern"].get("String") if step["type"] == "Replace" and step["content"] == " " else None
 
 
 def _is_of_pieces(steps: list[dict[str, Any]]) -> bool:
-    """Whether text is the pieces one after the other, but for signs that stand for spaces."""
+    """Whether decoding joins the pieces and only replaces signs that stand for spaces."""
     plain = {"ByteFallback", "Fuse", "Strip", "Metaspace"}
     return bool(steps) and all(step["type"] in plain or _space_sign(step) is not None for step in steps)
 
@@ -130,7 +130,7 @@ def _unknown(model: dict[str, Any], tokenizer: Tokenizer) -> int | None:
 
 
 def _drops_first_space(description: dict[str, Any], steps: list[dict[str, Any]], tokenizer: Tokenizer) -> bool:
-    """Whether a space at the start of a text is the tokenizer's own, or is taken off."""
+    """Whether the tokenizer adds a space at the start of a text, or strips one."""
     for step in steps:
         if step["type"] == "Strip" and step["content"] == " " and step["start"] > 0:
             return True

@@ -3,14 +3,14 @@
     manifest.json       what was tokenised with what, counts, SHA-256 of every shard and CRC-32 of each of its chunks
     train-00000.bin     token ids, little-endian uint16 (V <= 65536) or uint32, documents in order, one EOS after each
     train-counts.bin    how often each id occurs in the split, little-endian int64
-    train-sound.bin     which chunks of the shards were found sound, a byte each
+    train-sound.bin     which chunks of the shards were verified, a byte each
     valid-00000.bin
 
-A shard holds whole documents. How documents are cut into blocks is decided when reading, so all lengths share a cache.
+A shard holds whole documents. They are cut into blocks only when read, so all lengths share a cache.
 
-Damage is noticed before it is used: a cache of up to a gibibyte is verified whole on opening, a larger one chunk by chunk,
-each when a process first reads from it; either way once for all processes and runs, as long as a shard's size, times and inode
-stay the same. CRC-32 finds every error within 32 bits for certain, others but for one in 2^32.
+Damaged data is never used. A cache of up to a gibibyte is verified whole when it is opened. In a larger one each chunk is
+verified when a process first reads from it. Either happens once for all processes and runs, as long as a shard's size, times
+and inode stay the same. CRC-32 finds every error burst within 32 bits, and misses one in 2^32 of the others.
 """
 
 import hashlib
@@ -83,7 +83,7 @@ class TokenCache:
                 stream.verify()
 
     def _check_counts(self, manifest: Path) -> None:
-        """Raises ValueError where the manifest says other numbers than its shards hold."""
+        """Raises ValueError where the manifest's numbers differ from those of its shards."""
         end = (self.manifest.get("wrapping") or {}).get("after_each_document")
         for split, stream in self._streams.items():
             facts, counts = self.manifest["splits"][split], stream.counts(self.vocab_size)
@@ -103,19 +103,19 @@ class TokenCache:
         return self._streams[split]
 
     def documents(self, split: Split) -> int:
-        """How many there are."""
+        """The number of documents of a split."""
         return self.manifest["splits"][split]["documents"]
 
     def bytes_per_token(self, split: Split) -> float:
-        """UTF-8 bytes of the documents over tokens of the stream (EOS tokens count, and stand for no byte)."""
+        """UTF-8 bytes of the documents divided by the tokens of the stream, EOS tokens included."""
         counts = self.manifest["splits"][split]
         return counts["bytes"] / counts["tokens"]
 
 
 class TokenFiles:
-    """Tokens of consecutive files as one read-only sequence; opened in each process on first use.
+    """Tokens of consecutive files as one read-only sequence. Each process opens a file on first use.
 
-    Subclasses give `_part(file, start, stop)`, ids of one file, and `_open(file)`, its memory map.
+    Subclasses define `_part(file, start, stop)`, the ids in a range of one file, and `_open(file)`, its memory map.
 
     Args:
         sizes: tokens of each file.
@@ -195,7 +195,7 @@ class TokenStream(TokenFiles):
         return np.pad(total, (0, vocab_size - len(total))) - self._count(stop, len(self), vocab_size)
 
     def check_sizes(self) -> None:
-        """Raises ValueError where a file is missing or has another size than it should."""
+        """Raises ValueError where a file is missing or not of the size that the manifest says."""
         for shard, name in enumerate(self._names):
             if not _is_plain(name):
                 raise damaged(self._folder / "manifest.json", f"names {name!r}, which is no file of this folder")
@@ -206,7 +206,7 @@ class TokenStream(TokenFiles):
                 raise damaged(self._folder / "manifest.json", f"wrong number of CRC-32 for {name}")
 
     def verify(self) -> None:
-        """Reads everything; raises ValueError where it is not what was written."""
+        """Reads everything; raises ValueError where a checksum differs."""
         for shard in range(len(self._names)):
             self._part(shard, 0, self._starts[shard + 1] - self._starts[shard])
         self._stored_counts()
@@ -238,12 +238,12 @@ class TokenStream(TokenFiles):
 
 
 def open_cache(corpus: Documents, tokenizer: Tokenizer, root: Path) -> TokenCache:
-    """The cache of these two below `root`, built first if it is not there; any number of processes may ask at once."""
+    """The cache of a corpus and a tokenizer below `root`, built if it is not there. Several processes may call at once."""
     fingerprint = {"format": FORMAT, "source": corpus.fingerprint(), "tokenizer": tokenizer.fingerprint()}
     name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / name
     if not folder.exists():
-        writable_folder(root, "data.cache_dir")  # before the long part
+        writable_folder(root, "data.cache_dir")  # fails before hours of tokenising, not after
         lock = FileLock(root / f"{name}.lock")  # released by the system when a builder dies
         try:
             lock.acquire(timeout=0)
@@ -263,5 +263,5 @@ def damaged(file: Path, what: str) -> ValueError:
 
 
 def _is_plain(name: Any) -> bool:
-    """Whether a name is one of a file in a folder, and of no other place."""
+    """Whether a name from a manifest is that of a file directly in the folder."""
     return isinstance(name, str) and Path(name).name == name

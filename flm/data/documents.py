@@ -1,23 +1,23 @@
-"""Documents of text in two splits, for training and held out: what is tokenised, and how it is told from other text."""
+"""Documents of text in two splits, one for training and one held out, as the token cache reads them."""
 
 import re
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
 Split = Literal["train", "valid"]
-PIECE_CHARACTERS = 2000  # of a piece of a document, at least
+PIECE_CHARACTERS = 2000  # least length of a piece of a document, but the last
 _BLANK_LINE = re.compile(r"\n\s*\n")
 _SPACE = re.compile(r"\s+")
 SPLITS: tuple[Split, ...] = ("train", "valid")
 
 
 class Normaliser(Protocol):
-    """Rewrites every document before anything else sees it. Pickled when several processes tokenise."""
+    """Rewrites every document before it is tokenised. It is pickled when several processes tokenise."""
 
     def __call__(self, text: str) -> str: ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """Plain values that determine what it does."""
+        """Plain values that change whenever its output does."""
         ...
 
 
@@ -25,9 +25,9 @@ class Documents(Protocol):
     """What a token cache is made of; every corpus is one.
 
     Attributes:
-        normaliser: applied to each document; None: text as it is.
-        processes: that tokenise; None: one per core this process may use.
-        splits: those it has.
+        normaliser: applied to each document; None: text is not changed.
+        processes: how many tokenise; None: one per core this process may use.
+        splits: the splits it has.
     """
 
     normaliser: Normaliser | None
@@ -37,7 +37,7 @@ class Documents(Protocol):
     def splits(self) -> tuple[Split, ...]: ...
 
     def raw_documents(self, split: Split) -> Iterator[str]:
-        """The documents of one split before the normaliser, always in the same order; empty ones do not count."""
+        """The documents of one split before normalisation, always in the same order; empty ones are skipped later."""
         ...
 
     def fingerprint(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Documents(Protocol):
         ...
 
     def provenance(self) -> dict[str, Any]:
-        """Plain values on where the documents came from that do not tell them apart."""
+        """Plain values on the origin of the documents. They are not part of the cache's identity."""
         ...
 
     def describe(self) -> str:
@@ -54,7 +54,10 @@ class Documents(Protocol):
 
 
 def pieces(text: str, characters: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Cuts at the first blank line after `characters`, else at the first white space, else at four times that."""
+    """Pieces of a text, cut at the first blank line after `characters`.
+
+    Where none comes before four times that length, at the first white space; where there is none, at four times.
+    """
     start = 0
     while len(text) - start > characters:
         earliest, latest = start + characters, start + 4 * characters

@@ -1,9 +1,9 @@
-"""How a prompt and its response lie in a row of L tokens, and what of it is to be learned.
+"""Layouts: how a prompt and its response lie in a row of L tokens, and which of the tokens are targets.
 
-A row holds prompt, response, one EOS, and EOS up to L. A given token has weight 0, a token to write weight 1.
-Padding is either a target too, which teaches a model that writes all positions at once how long a response is, or belongs to
-no document (-1), so that nothing attends to it and nothing is learned there. In either case it is no text: nats are not divided
-by it.
+A row holds the prompt, the response, one EOS, and more EOS up to L as padding. Given tokens have weight 0, targets weight 1.
+Padding "target" is learned too: it teaches a model that writes all positions at once how long a response is. Padding
+"excluded" belongs to no document (-1), so that nothing attends to it and nothing is learned there. Either way it is no text,
+and nats are not divided by its length.
 """
 
 import random
@@ -31,10 +31,10 @@ Padding = Literal["target", "excluded"]
 
 
 class Layout:
-    """Base of the layouts.
+    """Base of the layouts: subclasses define `pieces()`.
 
     Attributes:
-        variants: rows made of each pair.
+        variants: how many rows are made of each pair.
     """
 
     variants = 1
@@ -43,17 +43,22 @@ class Layout:
         self.padding = padding
 
     def fingerprint(self) -> dict[str, Any]:
-        """Plain values that determine what it does."""
+        """Plain values that change whenever its rows do."""
         return {"layout": type(self).__name__, **vars(self)}
 
     def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int | None:
-        """Positions that the longest row of a pair takes; None: it does not fit at any length."""
-        raise NotImplementedError
+        """Positions of the longest row of a pair, without padding; None: the pair has no row of any length."""
+        return len(prompt) + len(response) + 1
 
     def pieces(
         self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer, variant: int, rng: random.Random
     ) -> "list[Piece]":
-        """The row's tokens in order, the EOS included and the padding not."""
+        """The row's tokens in order, with the EOS and without the padding at the end.
+
+        Args:
+            variant: which of the `variants` rows.
+            rng: makes the random choices.
+        """
         raise NotImplementedError
 
     def row(
@@ -65,7 +70,7 @@ class Layout:
         variant: int,
         rng: random.Random,
     ) -> Row:
-        """One row of a pair that fits; `rng` makes the random choices."""
+        """One row of a pair whose `size` is at most `length`; other arguments as of `pieces`."""
         tokens: list[int] = []
         weight: list[float] = []
         padding: list[bool] = []
@@ -84,7 +89,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens in a row, given or to be written; padding only fills a place up."""
+    """Consecutive tokens of a row.
+
+    Attributes:
+        target: whether they are to be written; otherwise they are given.
+        padding: whether they are EOS that only fill up a slot.
+    """
 
     tokens: list[int]
     target: bool
@@ -92,14 +102,11 @@ class Piece:
 
 
 class ResponseLayout(Layout):
-    """The prompt is given, the response and its EOS are to be written.
+    """The prompt is given, the response and its EOS are targets.
 
     Args:
         padding: target or excluded.
     """
-
-    def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int:
-        return len(prompt) + len(response) + 1
 
     def pieces(
         self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer, variant: int, rng: random.Random
@@ -108,12 +115,12 @@ class ResponseLayout(Layout):
 
 
 class SpanLayout(Layout):
-    """Random spans of the response are to be written, all else is given; spans keep their length.
+    """Random spans of the response are targets, all else is given. A span keeps its number of tokens.
 
     Args:
-        levels: rows a pair, hiding shares 0 ... 1 of the response, evenly spaced; at least one token each.
-        max_spans: a row hides in 1 ... this many spans, all numbers equally likely.
-        padding: as a rule excluded: it is given.
+        levels: rows of each pair. Row i hides the share i / (levels - 1) of the response, but at least one token.
+        max_spans: a row hides 1 ... this many spans, with equal probability, but no more than hidden tokens. They may touch.
+        padding: usually excluded, since EOS is given.
     """
 
     def __init__(self, levels: Count = 10, max_spans: Count = 3, padding: Padding = "excluded"):
@@ -121,7 +128,7 @@ class SpanLayout(Layout):
         self.variants, self.max_spans = levels, max_spans
 
     def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int | None:
-        return len(prompt) + len(response) + 1 if response else None  # of nothing, nothing can be hidden
+        return super().size(prompt, response, tokenizer) if response else None  # no token of an empty response can be hidden
 
     def pieces(
         self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer, variant: int, rng: random.Random
@@ -141,11 +148,11 @@ class SpanLayout(Layout):
 
 
 class ScatterLayout(Layout):
-    """Random single tokens of the response are to be written, anywhere in it; all else is given.
+    """Random single tokens of the response are targets, all else is given.
 
     Args:
-        levels: rows a pair, hiding shares 0 ... 1 of the response, evenly spaced; at least one token each.
-        padding: as a rule excluded: it is given.
+        levels: as of `SpanLayout`.
+        padding: usually excluded, since EOS is given.
     """
 
     def __init__(self, levels: Count = 10, padding: Padding = "excluded"):
@@ -153,7 +160,7 @@ class ScatterLayout(Layout):
         self.variants = levels
 
     def size(self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer) -> int | None:
-        return len(prompt) + len(response) + 1 if response else None  # of nothing, nothing can be hidden
+        return super().size(prompt, response, tokenizer) if response else None  # no token of an empty response can be hidden
 
     def pieces(
         self, prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer, variant: int, rng: random.Random
@@ -164,16 +171,16 @@ class ScatterLayout(Layout):
 
 
 class LineLayout(Layout):
-    """Random lines of the response are to be written, each in a slot of its own; all else is given.
+    """Random lines of the response are targets, each in a slot of its own; all else is given.
 
     A slot holds the line without its line break, padded with EOS to `line_length` tokens, all of them targets. Lines and
-    line breaks are tokenised each on its own, so that given tokens reveal nothing of hidden ones. A blank line is never
-    hidden. A pair with a line that no slot holds is left out.
+    line breaks are tokenised separately, so that given tokens reveal nothing of hidden ones. A blank line is never hidden. A
+    pair with a line longer than a slot is left out.
 
     Args:
         line_length: tokens of a slot.
-        levels: rows a pair, hiding shares 0 ... 1 of its lines, evenly spaced; at least one line each.
-        padding: as a rule excluded: it is given.
+        levels: as of `SpanLayout`, for lines instead of tokens.
+        padding: usually excluded, since EOS is given.
     """
 
     def __init__(self, line_length: Count = 32, levels: Count = 10, padding: Padding = "excluded"):
@@ -205,7 +212,7 @@ class LineLayout(Layout):
 
 
 def hidden_count(count: int, level: int, levels: int) -> int:
-    """How many of `count` are hidden at a level: the share level / (levels - 1), at least one; all where there is one level."""
+    """How many of `count` are hidden at a level: the share level / (levels - 1), but at least one; all if levels is 1."""
     return max(1, round(count * level / (levels - 1))) if levels > 1 else count
 
 
@@ -216,7 +223,7 @@ def scattered(length: int, hidden: int, rng: random.Random) -> list[bool]:
 
 
 def _parts(total: int, count: int, rng: random.Random) -> list[int]:
-    """`total` as `count` whole numbers of at least 0 in order, every way equally likely."""
+    """`count` whole numbers >= 0 in order that add up to `total`; every way is equally likely."""
     bars = sorted(rng.sample(range(total + count - 1), count - 1))
     ends = [-1, *bars, total + count - 1]
     return [after - before - 1 for before, after in zip(ends, ends[1:], strict=False)]

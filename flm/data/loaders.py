@@ -46,9 +46,9 @@ class Share:
 class StepLoader:
     """Base of loaders of training batches.
 
-    The length counts from step 0, because Lightning adds the batches of before an interruption to the ones it fetches
-    and compares the sum with it. Where a loader starts follows from the trainer's step; the two methods say so to
-    Lightning, which else warns that the position is lost.
+    The length counts from step 0, because Lightning compares it with the batches of the whole run, those before an
+    interruption included. Where a loader starts follows from the trainer's step alone. The two state methods are there only
+    so that Lightning does not warn of a lost position.
     """
 
     share: Share
@@ -64,7 +64,7 @@ class StepLoader:
 
 
 class TrainLoader(StepLoader, DataLoader):
-    """Batches of blocks that lie in a cache, in the order that the seed gives."""
+    """Batches of blocks from a token cache, in the order that the seed determines."""
 
     def __init__(self, blocks: TokenBlocks, seed: int, share: Share, options: dict[str, Any]):
         self.share = share
@@ -76,7 +76,7 @@ class TrainLoader(StepLoader, DataLoader):
 
 
 class StreamLoader(Protocol):
-    """What a streamed corpus gives in place of rows: batches in turn, and where its streams stand between optimiser steps."""
+    """The training batches of a streamed corpus, and the position of its streams between optimiser steps."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -85,14 +85,14 @@ class StreamLoader(Protocol):
         ...
 
     def state(self, step: int | None = None) -> dict[str, Any]:
-        """Plain values: where this process's streams stand before an optimiser step; None: the newest that was reached.
+        """The position of this process's streams before an optimiser step, plain values; step None: the newest reached.
 
-        Steps a few back may be forgotten.
+        Only the last few steps are kept.
         """
         ...
 
     def joined(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The states of all processes as one, from which any number of processes can go on."""
+        """The states of all processes joined, from which any number of processes can continue."""
         ...
 
     def epochs(self) -> dict[str, float]:
@@ -104,7 +104,7 @@ def collate(rows: list[Row]) -> Batch:
     tokens, weight, documents, padding = zip(*rows, strict=True)
 
     def stacked(parts: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor | None:
-        """None where no row has any; a row without has zeros."""
+        """None if all are None; else those that are None count as zeros."""
         if all(part is None for part in parts):
             return None
         none = torch.zeros(tokens[0].shape, dtype=dtype)
@@ -119,7 +119,7 @@ def collate(rows: list[Row]) -> Batch:
 
 
 def collate_numbered(items: list[tuple[Row, float, int]]) -> Batch:
-    """Rows, each with a factor for its weight and its number."""
+    """A batch of rows, each with a factor of its weight and its number."""
     batch = collate([row for row, _, _ in items])
     batch.weight *= torch.tensor([weight for _, weight, _ in items])[:, None]
     batch.numbers = torch.tensor([number for _, _, number in items])
@@ -127,9 +127,9 @@ def collate_numbered(items: list[tuple[Row, float, int]]) -> Batch:
 
 
 def ignore_stop_signals(worker: int = 0) -> None:
-    """For a worker's start: a scheduler and Ctrl-C signal every process of a job, and a run that then saves itself still reads.
+    """Makes a loader's worker ignore signals that ask the run to stop, which schedulers and Ctrl-C send to all processes.
 
-    Workers end with the process that reads from them.
+    The run still needs its workers while it saves itself. They end with the process that reads from them.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

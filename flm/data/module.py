@@ -1,4 +1,4 @@
-"""The data module: a corpus and a tokenizer turned into batches for training, validation and evaluation."""
+"""The data module: batches for training, validation and evaluation, from a corpus and a tokenizer."""
 
 import math
 import tempfile
@@ -31,15 +31,15 @@ class TextDataModule(lightning.LightningDataModule):
     set; `accumulate_grad_batches` is `accumulation(world_size)`. All processes must see the same `corpus.cache_dir`.
 
     Args:
-        corpus: documents, and how (`wrap`) and where (`cache_dir`) they are kept as tokens.
-        tokenizer: builds the tokenizer, from the training documents where it is learned.
+        corpus: the documents; its `wrap` frames blocks, and its `cache_dir` holds tokens.
+        tokenizer: builds the tokenizer, from the training documents if it is learned.
         length: L, tokens per block.
         seed: of the order of training examples.
         global_batch_size: examples per optimiser step, over all processes and accumulation steps.
         batch_size: examples per process and micro-batch; None: global_batch_size / number of processes.
         eval_batch_size: examples per process in validation; None: as batch_size.
         num_workers: loader processes; batches do not depend on it.
-        max_eval_examples: validate on so many blocks, evenly spaced over the split; None: all.
+        max_eval_examples: number of blocks to validate on, evenly spaced over the split; None: all.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class TextDataModule(lightning.LightningDataModule):
         self._stream_state: dict[str, Any] | None = None
 
     def prepare(self) -> None:
-        """Builds or opens tokenizer and token cache. Any number of processes may call it at once, and again."""
+        """Builds or opens tokenizer and token cache. Several processes may call it at once; a second call does nothing."""
         if self._tokenizer is not None:
             return
         root = self._cache_root()
         self._tokenizer = self.builder.build(
             lambda: self.corpus.documents("train"), cache_dir=root, source=self.corpus.fingerprint()
         )
-        frame_of(self.corpus.wrap, self._tokenizer)  # an unknown name fails before the long part
+        frame_of(self.corpus.wrap, self._tokenizer)  # an unknown name fails before the corpus is tokenised
         self._cache = self.corpus.open(self._tokenizer, root)
 
     def prepare_data(self) -> None:
@@ -106,19 +106,18 @@ class TextDataModule(lightning.LightningDataModule):
         return self._blocks("valid")
 
     def valid_documents(self) -> Iterator[str]:
-        """The held-out text, normalised, not tokenised."""
+        """The held-out documents, normalised but not tokenised."""
         return self.corpus.documents("valid")
 
     def token_counts(self) -> Tensor:
-        """How often each id occurs in the training blocks, or in held-out ones where training text is streamed; int64 (V,)."""
+        """How often each id occurs in the training blocks; if they are streamed, in the validation blocks. int64 (V,)."""
         blocks = self.valid_blocks() if self.corpus.streamed else self.train_blocks()
         return blocks.token_counts(self.vocab_size)
 
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of held-out text per position of a validation block, on average over the split.
 
-        Bits per byte = nats per token / ln 2 / this. Tokens of the frame and ends of documents count as positions and
-        stand for no byte.
+        Bits per byte = nats per token / ln 2 / this. Frame tokens and EOS count as positions and stand for no byte.
         """
         blocks = self.valid_blocks()
         if self.corpus.streamed:
@@ -140,7 +139,7 @@ class TextDataModule(lightning.LightningDataModule):
         """Micro-batches of optimiser steps start .. stop-1 for one process.
 
         Raises:
-            ValueError: training text is streamed, and nothing was loaded that says where it stands at step `start`.
+            ValueError: training text is streamed, and no state of its position at step `start` was loaded.
         """
         share = Share(start, stop, self.global_batch_size, self.accumulation(world_size), rank, world_size)
         if not self.corpus.streamed:
@@ -148,8 +147,8 @@ class TextDataModule(lightning.LightningDataModule):
         state = self._stream_state if start else None
         if start and (state is None or state["step"] != start):
             raise ValueError(
-                f"data: the checkpoint of step {start} does not say where the streams of text stand: it is of a run on other "
-                "data; begin a new run with checkpointing.resume_from_ckpt=false"
+                f"data: the checkpoint of step {start} has no position of the text streams: it is of a run on other data; "
+                "begin a new run with checkpointing.resume_from_ckpt=false"
             )
         self._stream_loader = self.corpus.stream_loader(
             self.tokenizer, self.length, self.seed, share, state, self._loader_options()
@@ -159,11 +158,11 @@ class TextDataModule(lightning.LightningDataModule):
     def valid_loader(self, rank: int = 0, world_size: int = 1) -> DataLoader:
         """Validation batches of one process, always the same in the same order; the last may be smaller.
 
-        Rows that only even out the processes' shares have weight 0 (`EvaluationShare`).
+        Rows that only make the processes' shares equal have weight 0 (`EvaluationShare`).
         """
         blocks, first = self.valid_blocks(), None
         if self.valid_limit is not None:
-            # so many batches of one process: the examples of several are the same
+            # batches as one process would count them, so that several processes see the same examples
             size, count = self.eval_batch_size or self.batch_size or self.global_batch_size, len(blocks)
             count = count if self.max_eval_examples is None else min(count, self.max_eval_examples)
             whole = isinstance(self.valid_limit, int)
@@ -185,7 +184,7 @@ class TextDataModule(lightning.LightningDataModule):
         return self.valid_loader() if trainer is None else self.valid_loader(trainer.global_rank, trainer.world_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where streams stand before the trainer's step, of all processes, all of which must ask; empty without streams."""
+        """The position of the streams before the trainer's step; {} without streams. All processes must call it together."""
         if self._stream_loader is None:
             return {}
         step = None if self.trainer is None else self.trainer.global_step
@@ -217,7 +216,7 @@ class TextDataModule(lightning.LightningDataModule):
         }
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        # Lightning lets only bare tensors come while the device computes; the loaders' memory is pinned
+        # Lightning copies only bare tensors without blocking; the loaders' memory is pinned
         return batch.to(device, non_blocking=True)
 
     def _cache_root(self) -> Path:

@@ -1,8 +1,8 @@
-"""Which example is seen when: a function of (seed, position) alone.
+"""The order of examples: a function of (seed, position) alone.
 
-The k-th training example of a run belongs to epoch k // N and is item P(k mod N) of it, P a permutation seeded by the
-seed and the epoch. So resuming at a step needs that step's number and nothing else, and how the global batch is shared
-out over processes and accumulation steps does not change which examples it holds.
+The k-th training example of a run is item P(k mod N) of the data set in epoch k // N. P is a permutation given by seed and
+epoch. So a run resumes from the number of a step alone, and how a global batch is divided over processes and accumulation
+steps does not change its examples.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ _SPREAD = 0xD6E8FEB86659FD93  # odd, half of its bits set
 
 
 class Permutation:
-    """A seeded bijection of 0 .. count-1: a balanced Feistel network on the next power of four, walked until inside.
+    """A seeded bijection of 0 .. count-1: a balanced Feistel network on the next power of four, with cycle walking.
 
-    A Feistel network permutes its whole domain, and following that permutation from inside the range until it comes
-    back into the range permutes the range (cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains",
-    2002). The domain is less than four times `count` (or 4 itself), so a call takes less than four passes on average.
+    A Feistel network permutes its whole domain. Applied again until the result is below `count`, it permutes 0 .. count-1
+    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). The domain is less than four times `count`, or 4, so a
+    call takes less than four passes on average.
     """
 
     def __init__(self, count: int, seed: int):
@@ -36,7 +36,7 @@ class Permutation:
         return self.count
 
     def __call__(self, index: int) -> int:
-        """Where item `index`, in [0, count), goes."""
+        """The image of `index`, both in [0, count)."""
         if not 0 <= index < self.count:
             raise IndexError(f"{index} is not in [0, {self.count})")
         place = self._pass(index)
@@ -55,7 +55,7 @@ class Permutation:
 
 
 class ExampleOrder:
-    """Dataset index of the k-th example of a run, k = 0, 1, ... without end; each epoch is a fresh order of all N."""
+    """Dataset index of the k-th example of a run, for any k >= 0; each epoch has a new order of all N."""
 
     def __init__(self, count: int, seed: int):
         self.count, self.seed = count, seed
@@ -72,14 +72,14 @@ class ExampleOrder:
 
 
 class ShareSampler(Sampler[list[int]]):
-    """Batch sampler of one process: dataset indices of each of its micro-batches in turn.
+    """Batch sampler of one process: the dataset indices of its micro-batches in turn.
 
     Optimiser step s takes examples [s G, (s + 1) G), G = world_size * accumulation * batch_size. Its micro-batch m on
     rank r is share j = r * accumulation + m and holds examples [s G + j b, s G + (j + 1) b), b = batch_size: the same
     shares that `flm.draws.Draws` numbers.
 
     Args:
-        order: which example is where.
+        order: dataset index of each example of the run.
         batch_size: b, examples per micro-batch.
         start: first optimiser step.
         stop: optimiser step to stop before.
@@ -114,13 +114,13 @@ class ShareSampler(Sampler[list[int]]):
 class EvaluationShare(Dataset[tuple[Tensor, float, int]]):
     """One process's part of a dataset for evaluation: items rank, rank + world_size, ... each with its weight and number.
 
-    All processes hold equally many items, since collective operations would hang otherwise: where the dataset does
-    not divide evenly, some end with a repeated item of weight 0. All other weights are 1.
+    All processes hold equally many items, since collective operations would hang otherwise. If the dataset does not divide
+    evenly, some end with a repeated item of weight 0. All other weights are 1.
 
     Args:
         dataset: blocks (L,).
-        max_items: use only this many, evenly spaced over the dataset; None: all.
-        first: of these only so many, from the beginning; None: all.
+        max_items: use this many items, evenly spaced over the dataset; None: all.
+        first: of these, use only this many from the beginning; None: all.
     """
 
     def __init__(

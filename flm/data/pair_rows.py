@@ -1,4 +1,4 @@
-"""Rows of prompt and response out of a token cache, as a Dataset. L row length, V vocabulary."""
+"""Rows of prompt and response from a token cache, as a Dataset. L row length, V vocabulary."""
 
 import logging
 import random
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class PairCache(Protocol):
-    """What a `TokenCache` has of pairs."""
+    """The part of `TokenCache` that pairs need."""
 
     def tokens(self, split: Split) -> Any: ...
 
@@ -28,13 +28,13 @@ class PairCache(Protocol):
 
 
 class PairRows(Dataset[Tensor]):
-    """Rows (L,) int64 of the pairs of a split that fit; each pair makes `layout.variants` rows.
+    """Rows (L,) int64 of all pairs of a split that fit. Each pair makes `layout.variants` rows.
 
-    What chance decides in a row follows from the seed and the row's number alone.
+    Random choices in a row depend on the seed and the row's number alone.
 
     Args:
-        cache: `tokens` and `documents` of a corpus whose documents are prompt, response, prompt, response, ...
-        documents: per pair: 2, or 1 where there are only responses.
+        cache: of a corpus whose documents are prompt, response, prompt, response, ...
+        documents: documents of a pair: 2, or 1 if there are only responses.
 
     Raises:
         ValueError: no pair fits, or a text spells the token that ends documents.
@@ -72,7 +72,7 @@ class PairRows(Dataset[Tensor]):
 
     @property
     def variants(self) -> int:
-        """Rows of each pair, one after the other."""
+        """Rows of each pair, which follow one another."""
         return self.layout.variants
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class PairRows(Dataset[Tensor]):
         return self.layout.row(prompt, response, self.tokenizer, self.length, variant, rng)
 
     def pair(self, index: int) -> tuple[list[int], list[int]]:
-        """Ids of the index-th prompt and response of the split, those that do not fit included."""
+        """Ids of the index-th prompt and response of the split, counting pairs that do not fit."""
         ends = self._ends[index * self._documents : (index + 1) * self._documents]
         start = 0 if index == 0 else int(self._ends[index * self._documents - 1]) + 1
         ids = self.stream.read(start, int(ends[-1])).tolist()
@@ -101,7 +101,7 @@ class PairRows(Dataset[Tensor]):
         return ids[:cut], ids[cut + 1 :]
 
     def token_counts(self, vocab_size: int) -> Tensor:
-        """How often each id is to be written, int64 (V,), in at most 20,000 rows spread over all."""
+        """How often each id is a target, int64 (V,), in at most 20,000 rows, evenly spaced."""
         counted = min(len(self), _COUNTED)
         counts = torch.zeros(vocab_size, dtype=torch.long)
         for index in range(counted):

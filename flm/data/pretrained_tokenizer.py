@@ -1,6 +1,4 @@
-"""Other people's tokenizers: a Hugging Face name or folder, or the bare vocabulary files of GPT-2 and BERT.
-
-And the chat templates that come with them."""
+"""Published tokenizers by Hugging Face name, folder, or the bare vocabulary files of GPT-2 and BERT; and chat templates."""
 
 import json
 import os
@@ -26,20 +24,20 @@ PAD = "[PAD]"
 
 
 class HuggingFaceTokenizer(TokenizerBuilder):
-    """A published tokenizer, as it is.
+    """A published tokenizer, unchanged.
 
-    Begin and end are its own; where it has neither (BERT), both are the first id it puts before a text ([CLS], 101),
-    and where it has only one of them, both are that one. So BERT gives 101 twice and GPT-2 50256 twice, as in the
-    packed LM1B and OpenWebText data of the masked-diffusion literature.
+    BOS and EOS are its own. If it has only one of them, that one serves as both; if it has neither (BERT), both are the first
+    id that it puts before a text ([CLS], 101). So BERT gives 101 twice and GPT-2 50256 twice, as in the packed LM1B and
+    OpenWebText data of the masked-diffusion literature.
 
     Args:
-        name_or_path: name on the Hugging Face hub, or a folder: saved by `save_pretrained`, or with GPT-2's
-            vocab.json and merges.txt alone, or with BERT's vocab.txt alone. Code in either is never run. Of a name, a
-            folder called so in the `cache_dir` given to `build` comes first, then what was downloaded before.
-        add_pad: appends `[PAD]` as the last id where the tokenizer has no padding token (GPT-2: V = 50258).
+        name_or_path: name on the Hugging Face hub, or a folder: one saved by `save_pretrained`, or one with GPT-2's
+            vocab.json and merges.txt alone, or with BERT's vocab.txt alone. Code in either is never run. A name is looked for
+            as a folder in the `cache_dir` given to `build`, then among earlier downloads, then on the hub.
+        add_pad: appends `[PAD]` as the last id if the tokenizer has no padding token (GPT-2: V = 50258).
 
     Raises:
-        ValueError: on `build`, where it cannot be found or read, or has no token to end a document with.
+        ValueError: on `build`: it cannot be found or read, or has no token to end a document with.
     """
 
     def __init__(self, name_or_path: Text | os.PathLike[str], add_pad: bool = False):
@@ -47,7 +45,7 @@ class HuggingFaceTokenizer(TokenizerBuilder):
 
     def build(self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None) -> Tokenizer:
         backend, bos_id, eos_id, pad_id, template = self._load(self._place(cache_dir))
-        backend = tokenizers.Tokenizer.from_str(backend.to_str())  # ours alone: padding and truncation get switched off
+        backend = tokenizers.Tokenizer.from_str(backend.to_str())  # a copy, since padding and truncation get switched off
         first = next(iter(backend.encode("").ids), None)
         begin = next((i for i in (bos_id, eos_id, first) if i is not None), None)
         end = next((i for i in (eos_id, bos_id, first) if i is not None), None)
@@ -87,7 +85,7 @@ class HuggingFaceTokenizer(TokenizerBuilder):
         from transformers import AutoTokenizer
 
         try:
-            try:  # what was downloaded before needs no network, and no minute of retries without one
+            try:  # an earlier download needs no network; without one, the hub's client retries for a minute
                 loaded = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
             except (OSError, ValueError):
                 if Path(place).exists():
@@ -113,17 +111,16 @@ _Loaded = tuple[tokenizers.Tokenizer, int | None, int | None, int | None, str | 
 
 
 class ChatTemplate:
-    """Conversations as one prompt. A template may come from anyone, so it is filled in by Jinja's sandbox.
+    """Writes conversations as one prompt. A template may come from anyone, so Jinja's sandbox fills it in.
 
     Args:
-        text: of the template; it sees `messages`, `add_generation_prompt`, and `bos_token` and `eos_token` as the tokenizer
-            spells them, and may refuse a conversation by `raise_exception(line)`; tojson, strftime_now and generation blocks
-            are there too.
+        text: of the template. It reads `messages`, `add_generation_prompt`, and the tokenizer's `bos_token` and `eos_token`,
+            and may refuse a conversation by `raise_exception(line)`; tojson, strftime_now and generation blocks are there too.
         tokenizer: of the model.
-        name: where it is from, for errors.
+        name: its origin, for errors.
 
     Raises:
-        ValueError: it is no template.
+        ValueError: the text is no template.
     """
 
     def __init__(self, text: str, tokenizer: Tokenizer, name: str):
@@ -140,10 +137,10 @@ class ChatTemplate:
             raise ValueError(f"{name}: no chat template: {_line(error)}") from error
 
     def __call__(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The conversation as it is put to a model that is to answer.
+        """The prompt that asks a model for the next message of a conversation.
 
         Raises:
-            ValueError: the template refuses it, or does what no template may.
+            ValueError: the template refuses the conversation, or does something unsafe.
         """
         try:
             return self._template.render(messages=list(messages), add_generation_prompt=True, **self._known)
@@ -154,10 +151,10 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "ChatTemplate":
-        """The tokenizer's own.
+        """The tokenizer's own template.
 
         Raises:
-            ValueError: it came without one.
+            ValueError: it has none.
         """
         if tokenizer.chat_template is None:
             raise ValueError(f"the tokenizer {tokenizer.name} has no chat template: take a chat model's")
@@ -165,13 +162,13 @@ class ChatTemplate:
 
 
 def prompt_of_chat(tokenizer: Tokenizer, chat: Sequence[Mapping[str, str]], other: Any = None) -> str:
-    """A conversation as the tokenizer's own template puts it to a model.
+    """A conversation as one prompt, by the tokenizer's own template.
 
     Args:
-        other: what is given beside it.
+        other: prompt or suffix that the user gave beside the conversation, which is an error.
 
     Raises:
-        ValueError: that is something; or there is no template, or it refuses the conversation.
+        ValueError: there is such another; or there is no template, or it refuses the conversation.
     """
     if other:
         raise ValueError("chat is the whole prompt: leave out prompt and suffix")
@@ -179,7 +176,7 @@ def prompt_of_chat(tokenizer: Tokenizer, chat: Sequence[Mapping[str, str]], othe
 
 
 def answer_in(tokenizer: Tokenizer, ids: list[int], start: int) -> Written:
-    """What was written behind a prompt of `start` tokens, up to the end token."""
+    """What was written after a prompt of `start` tokens, up to EOS."""
     end = tokenizer.eos_id
     answer = ids[start : ids.index(end, start) if end in ids[start:] else len(ids)]
     return Written.of(tokenizer.text_after(ids[max(0, start - 8) : start], answer), answer)

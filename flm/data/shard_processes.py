@@ -1,7 +1,7 @@
 """Shards written by several processes at once.
 
-The processes are programs of their own, not forks: they hold neither the caller's threads nor its memory, and each reads
-its orders from a pipe that only the caller can write to. So they end when the caller does, however it ends.
+The processes are new programs, not forks, so they share neither threads nor memory with the caller. Each reads its orders
+from a pipe that only the caller can write to. So they end when the caller does, however that ends.
 """
 
 import os
@@ -21,23 +21,23 @@ from flm.data.shards import Advance, ShardWriter
 Job = tuple[str, list[str]]  # name of the shard, its documents
 Result = tuple[str, dict[str, Any], np.ndarray]  # name of the shard, what `ShardWriter` gives
 
-_REPORT_TOKENS = 100_000  # a message per so many; fewer would keep the caller busy
+_REPORT_TOKENS = 100_000  # tokens per progress message; with fewer, messages would keep the caller busy
 
 
 def available_cores() -> int:
-    """Those this process may use, where the system tells."""
+    """The number of cores that this process may use; of all cores, where the system does not tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_shards(writer: ShardWriter, jobs: Iterable[Job], processes: int, enough: int, advance: Advance) -> Iterator[Result]:
-    """Results in any order. At most `processes` + 1 jobs are in memory at once.
+    """Writes the shards of all jobs; yields results in any order. At most `processes` + 1 jobs are in memory at once.
 
     Args:
-        processes: 1 does everything in this process, with all the tokenizer's threads.
-        enough: characters of the first job from which on other processes are worth their start.
+        processes: 1: everything happens in this process, with all the tokenizer's threads.
+        enough: characters of the first job; with fewer, other processes are not worth their start.
 
     Raises:
-        ValueError: what the normaliser or the tokenizer raised; or a normaliser that cannot be sent to a process.
+        ValueError: the normaliser or the tokenizer raised it, or the normaliser cannot be pickled.
         ChildProcessError: a process was killed.
     """
     jobs = iter(jobs)
@@ -69,13 +69,13 @@ def _share_out(
             workers.append(_Process(writer))
             idle.append(workers[-1])
         idle.pop().send(job)
-        del job  # the next one is read meanwhile
+        del job  # not held while the next one is read
     while len(idle) < len(workers):
         yield from _collect(workers, idle, advance)
 
 
 def _collect(workers: list["_Process"], idle: list["_Process"], advance: Advance) -> Iterator[Result]:
-    """Waits for messages; those that finished a shard become idle."""
+    """Waits for messages and yields the results among them; processes that finished a shard become idle."""
     ready = wait([worker.answers for worker in workers])
     for worker in workers:
         if worker.answers in ready:
@@ -90,7 +90,7 @@ def _collect(workers: list["_Process"], idle: list["_Process"], advance: Advance
 
 
 class _Process:
-    """One that writes shards, seen from the process that asks for them."""
+    """The caller's side of a process that writes shards."""
 
     def __init__(self, writer: ShardWriter):
         try:

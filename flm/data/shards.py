@@ -1,7 +1,7 @@
-"""One shard: a run of whole documents as token ids in one file; and which parts of shards were found sound.
+"""One shard: consecutive whole documents as token ids in one file; and a record of the chunks of shards that were verified.
 
 train-00003.bin     little-endian uint16 (V <= 65536) or uint32, documents in order, one EOS after each (or BOS before)
-train-00003.json    its line of the manifest, written last: what has none is not finished
+train-00003.json    its entry of the manifest, written last: a shard without it is not finished
 """
 
 import hashlib
@@ -25,10 +25,10 @@ from flm.data.tokenizers import ANCHOR, Tokenizer
 from flm.handed_in import read_json
 
 SHARD_CHARACTERS = 1 << 26
-CHUNK_BYTES = 1 << 18  # what one CRC-32 stands for: read whole at the first touch, so not much more than a disk reads ahead
+CHUNK_BYTES = 1 << 18  # bytes under one CRC-32: all are read at the first touch, so not many more than a disk reads ahead
 _KEY_BYTES = 32
-_SETTLED_SECONDS = 3.0  # coarser than any clock of a file system that is in use
-_BATCH_CHARACTERS = 1 << 18  # what is tokenised at once: the library needs some hundred bytes per token meanwhile
+_SETTLED_SECONDS = 3.0  # longer than a tick of any file system's clock
+_BATCH_CHARACTERS = 1 << 18  # tokenised at once: the library takes some hundred bytes of memory per token
 _BETWEEN_WORDS = re.compile(r"(?<=\S)[ \n](?=\S)")
 
 Advance = Callable[[int], Any]
@@ -36,9 +36,9 @@ Advance = Callable[[int], Any]
 
 @dataclass
 class ShardWriter:
-    """Writes shards into a folder. A shard depends on its documents alone, so any process may write any, in any order.
+    """Writes shards into a folder. A shard depends only on its documents, so processes may write them in any order.
 
-    Two processes that write the same shard at once write the same bytes, and each renames a whole file.
+    If two processes write the same shard at once, both write the same bytes, and each renames a whole file.
     """
 
     folder: Path
@@ -50,14 +50,14 @@ class ShardWriter:
         return np.dtype("<u2" if self.tokenizer.vocab_size <= 1 << 16 else "<u4")
 
     def __call__(self, name: str, documents: list[str], advance: Advance) -> tuple[dict[str, Any], np.ndarray]:
-        """The shard's line of the manifest, and how often each id occurs in it, int64 (V,).
+        """The shard's entry of the manifest, and how often each id occurs in it, int64 (V,).
 
-        A finished shard of these very documents is kept if its file is what was written.
+        A finished shard of the same documents is kept if its checksums are right.
 
         Args:
             name: of the files, without suffix.
-            documents: before the normaliser.
-            advance: told the tokens done.
+            documents: before normalisation.
+            advance: called with the number of new tokens.
         """
         source = _fingerprint(documents)
         return self._finished(name, source, advance) or self._write(name, documents, source, advance)
@@ -68,7 +68,7 @@ class ShardWriter:
             facts, counts = self._examine(self.folder / record["file"])
             if record["source"] != source or any(record[key] != value for key, value in facts.items()):
                 return None
-        except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole
+        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
             return None
         advance(record["tokens"])
         return record, counts
@@ -97,7 +97,7 @@ class ShardWriter:
         return record, counts
 
     def _examine(self, path: Path) -> tuple[dict[str, Any], np.ndarray]:
-        """Checksums of the bytes of a file, and how often each id occurs."""
+        """Token count and checksums of a file, and how often each id occurs in it."""
         digest = hashlib.sha256()
         checks: list[str] = []
         counts = np.zeros(self.tokenizer.vocab_size, dtype=np.int64)
@@ -113,10 +113,7 @@ class ShardWriter:
 
 
 def document_groups(documents: Iterable[str], characters: int | None = None) -> Iterator[list[str]]:
-    """Consecutive documents of at least `characters` together (the last group may have fewer): one shard's share.
-
-    None: SHARD_CHARACTERS.
-    """
+    """Consecutive documents, grouped to shards of at least `characters` (None: SHARD_CHARACTERS) but for the last."""
     wanted = SHARD_CHARACTERS if characters is None else characters
     group: list[str] = []
     size = 0
@@ -131,9 +128,9 @@ def document_groups(documents: Iterable[str], characters: int | None = None) -> 
 
 
 def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Ids of the documents with one EOS after each, in runs that need not end where a document does.
+    """Ids of the documents in lists that need not end where a document does.
 
-    Where the tokenizer begins documents, each has BOS before it instead.
+    Each document has EOS after it, or BOS before it with a tokenizer that `begins_documents`.
     """
     texts: list[str] = []
     ends: list[bool] = []
@@ -151,10 +148,10 @@ def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator
 
 
 def _encode_run(texts: list[str], ends: list[bool], tokenizer: Tokenizer, begins: bool) -> Iterator[list[int]]:
-    """`begins`: whether the first text is a document's first part."""
+    """Ids of each part of documents; `begins`: whether the first part begins its document."""
     first = [begins, *ends][: len(texts)]
-    # a part that begins with the blank before a word goes on as it would in the whole: behind a word, whose ids are taken off
-    # again; at the start of a text tokenizers take blanks away or put one there
+    # tokenizers add or strip blanks at the start of a text: a later part, which begins with the blank before a word, is
+    # tokenised after a word, whose ids are cut off again
     goes_on = [not start and text[:1] in (" ", "\n") for text, start in zip(texts, first, strict=True)]
     anchor = tokenizer.encode(ANCHOR)
     encoded = tokenizer.encode_batch([ANCHOR + text if on else text for text, on in zip(texts, goes_on, strict=True)])
@@ -167,7 +164,10 @@ def _encode_run(texts: list[str], ends: list[bool], tokenizer: Tokenizer, begins
 
 
 def _parts(document: str) -> Iterator[tuple[str, bool]]:
-    """A very long document cut before a single blank between two words, where tokenizers cut anyway; True: its end."""
+    """The parts of a document, each with whether it is the last.
+
+    A very long document is cut before a single blank between two words, where tokenizers cut too.
+    """
     start = 0
     while len(document) - start > _BATCH_CHARACTERS:
         earliest = start + _BATCH_CHARACTERS // 2
@@ -187,24 +187,25 @@ def _fingerprint(documents: list[str]) -> str:
 
 
 class Sound:
-    """Which chunks of some files were found sound, remembered in a file beside them for other processes and later runs.
+    """Which chunks of some files were verified, recorded in a file beside them for other processes and later runs.
 
-    The file is only a memory: where it cannot be written, every process looks for itself. So it is for a file that was changed
-    in the last seconds, which may change again within a tick of the file system's clock and look the same.
+    Where the record cannot be written, every process verifies for itself. It does so too for a file that changed in the last
+    seconds, since that may change again within a tick of the file system's clock and look the same.
 
     Args:
-        memory: path of that file: a digest of what the files looked like, and a byte for each chunk, 1 for sound.
+        memory: path of the record: a digest of the files' sizes, times and inodes, and a byte for each chunk, 1 if verified.
         names: of the files.
-        chunks: how many each has.
+        chunks: number of chunks of each file.
     """
 
     def __init__(self, memory: Path, names: list[str], chunks: list[int]):
         self._memory, self._names = memory, names
         self._starts = [0, *accumulate(chunks)]
         self._own = bytearray(self._starts[-1])
-        self._settled: list[float] | None = None  # when each file had been left alone long enough; None: not looked at yet
+        self._settled: list[float] | None = None  # time from which each file counts as unchanged; None: not yet read
 
     def known(self, file: int, chunk: int) -> bool:
+        """Whether a chunk was verified before, by index."""
         index = self._starts[file] + chunk
         if not self._own[index]:
             if self._settled is None:
@@ -213,7 +214,7 @@ class Sound:
         return bool(self._own[index])
 
     def found(self, file: int, chunk: int) -> None:
-        """`known` was asked before."""
+        """Records that a chunk was verified. `known` must have been called before."""
         index = self._starts[file] + chunk
         self._own[index] = 1
         if self._settled is not None and time.time() > self._settled[file]:

@@ -1,7 +1,7 @@
-"""Tokenizers: text to ids and back, and where most kinds come from.
+"""Tokenizers: text to ids and back, and the builders that configs name.
 
-All are one `tokenizers.Tokenizer` inside, so a checkpoint stores any of them as one JSON string and needs neither
-the training text nor a download to bring it back. Builders are what a config names; their arguments are its keys.
+Each holds one `tokenizers.Tokenizer`. So a checkpoint stores it as a JSON string, and needs neither the training text nor a
+download to restore it.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ ANCHOR = "a"  # a letter that text may stand behind
 Documents = Callable[[], Iterator[str]]
 log = logging.getLogger(__name__)
 
-_IMPLIED = {"begins_documents": False, "reads_special": True}  # by a stored tokenizer that does not say
+_IMPLIED = {"begins_documents": False, "reads_special": True}  # what a stored tokenizer without these keys means
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 if _PARALLEL not in os.environ and hasattr(os, "register_at_fork"):
-    # The library's threads do not survive a fork: a forked process (a loader's worker) that still counts on them hangs,
-    # and left to itself the library prints a warning in each. So a child is born with them switched off.
+    # The library's threads do not survive a fork, so a forked process (a loader's worker) that uses them hangs. The library
+    # itself only warns, in each process. So children start with threads switched off.
     os.register_at_fork(
         before=lambda: os.environ.__setitem__(_PARALLEL, "false"),
         after_in_parent=lambda: os.environ.pop(_PARALLEL, None),
@@ -38,18 +38,18 @@ if _PARALLEL not in os.environ and hasattr(os, "register_at_fork"):
 
 
 class Tokenizer:
-    """Ids 0 .. V-1 without gaps, and the ids that stand for begin, end and padding.
+    """A tokenizer with ids 0 .. V-1 without gaps, and the ids of begin, end and padding.
 
     Args:
         backend: does the work; truncation, padding and added begin or end tokens are switched off.
-        name: for people.
+        name: for messages.
         kind: characters, bytes, bpe, sentencepiece or huggingface.
-        bos_id: begins a block where blocks are framed, and a document with begins_documents.
+        bos_id: begins a framed block, and a document with begins_documents.
         eos_id: ends every document, unless begins_documents.
-        pad_id: None where there is none.
+        pad_id: None: there is none.
         begins_documents: a document is stored as BOS and its tokens, without EOS.
-        reads_special: a special token written out in a text becomes its id; otherwise it is text like any other.
-        chat_template: in Jinja, how conversations are written; None: it came without one. No part of the fingerprint.
+        reads_special: a special token spelled out in a text becomes its id; otherwise it is ordinary text.
+        chat_template: Jinja template for conversations; None: there is none. Not part of the fingerprint.
 
     Raises:
         ValueError: the ids have gaps.
@@ -82,10 +82,10 @@ class Tokenizer:
         self.vocab_size = len(ids)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone. With `reads_special`, a special token written out in the text becomes its id.
+        """Ids of the text, without added begin or end tokens.
 
         Raises:
-            ValueError: the text holds half a surrogate pair, as a shell makes of bytes that are no UTF-8.
+            ValueError: the text holds half a surrogate pair, which Python makes of bytes in arguments that are not UTF-8.
         """
         try:
             return self._backend.encode(text, add_special_tokens=False).ids
@@ -93,28 +93,29 @@ class Tokenizer:
             raise ValueError(f"{text!r} holds half a surrogate pair, which is no character") from error
 
     def encode_after(self, text: str) -> list[int]:
-        """Ids of text that goes on behind other text, near or far.
+        """Ids of text that stands behind other text, near or far.
 
-        At the start of a text some tokenizers put a blank, and some take it away: where that would change what is written, the
-        ids are those behind a letter.
+        Some tokenizers add or strip a blank at the start of a text. If that would change what is written, the ids are those
+        which the text has behind a letter.
         """
         anchor, whole, alone = self.encode(ANCHOR), self.encode(ANCHOR + text), self.encode(text)
         ways = [alone] + ([whole[len(anchor) :]] if whole[: len(anchor)] == anchor else [])
-        for kept in (str, lambda written: " ".join(written.split())):  # of a tokenizer that has one kind of white space, that
+        # a tokenizer that has one kind of white space only is compared without regard to it
+        for kept in (str, lambda written: " ".join(written.split())):
             for ids in ways:
                 if kept(self.decode([*anchor, *ids])) == kept(ANCHOR + text):
                     return ids
         return alone
 
     def encode_exactly(self, text: str, name: str, goes_on: bool = False) -> list[int]:
-        """Ids that decode to this very text, up to white space (WordPiece keeps none).
+        """Ids that decode to exactly this text, up to white space (WordPiece keeps none).
 
         Args:
-            name: what errors call the text.
+            name: of the text, for errors.
             goes_on: whether other text stands before it.
 
         Raises:
-            ValueError: the tokenizer cannot write it (a character it lacks, capitals it drops).
+            ValueError: the tokenizer cannot write the text (it lacks a character, or drops capitals).
         """
         try:
             ids = self.encode_after(text) if goes_on else self.encode(text)
@@ -130,16 +131,16 @@ class Tokenizer:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """Text of ids; special tokens are written out unless `skip_special`."""
+        """Text of ids; special tokens are spelled out unless `skip_special`."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def text_after(self, before: Sequence[int], ids: Sequence[int], skip_special: bool = False) -> str:
-        """What the ids add to the text: some tokenizers drop a space at the beginning of whatever they decode."""
+        """The text of `ids` where it follows that of `before`: decoded alone, some tokenizers drop its first space."""
         head, whole = (self.decode(part, skip_special) for part in (before, [*before, *ids]))
         return whole[len(head) :] if whole.startswith(head) else self.decode(ids, skip_special)
 
     def token(self, token_id: int) -> str:
-        """The vocabulary entry of one id, in the tokenizer's own spelling; "" for one that only the model has, as a mask."""
+        """The vocabulary entry of an id, in the tokenizer's own spelling; "" for an id that only the model has, as a mask."""
         return self._backend.id_to_token(token_id) or ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,39 +153,38 @@ class Tokenizer:
             "pad_id": self.pad_id,
             "json": self._backend.to_str(),
         }
-        # only where they differ from what older files imply: fingerprints, and the token caches named by them, stay
+        # only if they differ from the default of older files, so that fingerprints and the names of token caches stay
         switches = {"begins_documents": self.begins_documents, "reads_special": self.reads_special}
         values |= {key: value for key, value in switches.items() if value != _IMPLIED[key]}
         return values if self.chat_template is None else values | {"chat_template": self.chat_template}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Tokenizer":
-        """Raises ValueError where the values are no tokenizer's."""
+        """The inverse of `to_dict`. Raises ValueError if the values are no tokenizer's."""
         try:
-            # Exception: the library raises nothing narrower for text that is not its own
             backend = tokenizers.Tokenizer.from_str(values["json"])
             ids = (values["bos_id"], values["eos_id"], values["pad_id"])
             switches = {key: bool(values.get(key, default)) for key, default in _IMPLIED.items()}
             return cls(backend, values["name"], values["kind"], *ids, **switches, chat_template=values.get("chat_template"))
-        except Exception as error:
+        except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"not a stored tokenizer: {error!r}") from error
 
     def fingerprint(self) -> str:
-        """SHA-256 of what decides ids and text; the name has no part in it."""
+        """SHA-256 of everything that determines ids and text; the name does not."""
         values = {key: value for key, value in self.to_dict().items() if key not in ("name", "chat_template")}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class TokenizerBuilder:
-    """Base of what a config names: `build` gives the tokenizer of a corpus."""
+    """Base of the builders that a config names."""
 
     def build(self, documents: Documents, cache_dir: Path | None = None, source: dict[str, Any] | None = None) -> Tokenizer:
         """A tokenizer for these training documents.
 
         Args:
-            documents: starts a new pass over the training documents; not called where they do not matter.
-            cache_dir: folder to keep a learned tokenizer in; None: learn it anew.
-            source: the corpus's fingerprint; with `cache_dir`, tells learned tokenizers apart.
+            documents: starts a new pass over the training documents; called only if the tokenizer is learned.
+            cache_dir: folder in which a learned tokenizer is kept; None: it is learned each time.
+            source: the corpus's fingerprint, part of the name of a kept tokenizer.
         """
         raise NotImplementedError
 
@@ -199,7 +199,7 @@ class LearnedTokenizer(TokenizerBuilder):
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         path = Path(cache_dir) / f"tokenizer-{digest[:16]}.json"
         if not path.exists():
-            atomic.writable_folder(cache_dir, "data.cache_dir")  # before the long part
+            atomic.writable_folder(cache_dir, "data.cache_dir")  # fails before the learning, not after
             atomic.write_text(path, json.dumps(self.learn(documents()).to_dict()), shared=True)
         try:
             return Tokenizer.from_dict(read_json(path, VOCABULARY_BYTES))
@@ -213,7 +213,7 @@ class LearnedTokenizer(TokenizerBuilder):
 class CharacterTokenizer(LearnedTokenizer):
     """One id per character of the training text, in code-point order, after `<|end|>` (0) and `<unk>` (1).
 
-    A character of held-out text that training text lacks is `<unk>`: lost in decoding, and cheaper than it should be.
+    A character that only held-out text has becomes `<unk>`: decoding loses it, and its likelihood is too high.
     """
 
     def learn(self, documents: Iterator[str]) -> Tokenizer:
@@ -272,7 +272,7 @@ def _special(token: str) -> AddedToken:
 
 
 def _byte_spelling() -> list[str]:
-    """The printable character by which byte-level tokenizers (GPT-2's convention) spell each byte, by byte value."""
+    """The printable character for each byte value, as byte-level tokenizers spell it (GPT-2's convention)."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""Rounds of a token map: what it is sure of is written, and the rest begins anew from fresh noise (arXiv 2609.15903)."""
+"""Rounds of a token map: confident tokens are written, and the rest starts again from fresh noise (arXiv 2609.15903)."""
 
 from typing import Any
 
@@ -14,8 +14,13 @@ from flm.samplers.policy import Shaping
 
 
 def committed(posterior: TokenPosterior, chosen: Tensor, left: Tensor, rounds: int, sure_from: float) -> Tensor:
-    """Where (B, L) bool the tokens chosen are written, of the open positions `left` (B, L), with so many rounds to go: those
-    at least so probable, and the surest ceil(R / rounds) of R."""
+    """Which of the open positions `left` (B, L) bool write their tokens `chosen` (B, L) in this round.
+
+    These are all with a probability of at least `sure_from`, and at least the ceil(R / rounds) most probable of R.
+
+    Args:
+        rounds: still to come, this one included.
+    """
     sure = posterior.log_prob(chosen).exp().masked_fill(~left, -1.0)
     rank = sure.argsort(dim=1, descending=True, stable=True).argsort(1)
     quota = -(-left.sum(1) // rounds)
@@ -23,15 +28,14 @@ def committed(posterior: TokenPosterior, chosen: Tensor, left: Tensor, rounds: i
 
 
 class CommitSampler(StateSampler):
-    """Each round maps what is written, without noise, and noise elsewhere, and writes the tokens that are sure enough.
+    """In each round the map reads written tokens, and noise elsewhere; then the most confident tokens are written.
 
-    At least ceil(R / rounds left) of the R open positions, the surest first, so that the last round writes all; rounds that
-    find nothing open cost nothing.
+    With R open positions at least ceil(R / rounds left) are written, so the last round writes all. If none is open, it stops.
 
     Args:
-        commit: the probability from which a token is written at once.
-        draw: draw tokens from the map instead of taking the most probable ones. A map that has learned its task leaves the
-            choice to the noise.
+        commit: probability from which a token is written at once.
+        draw: draw tokens from the map's output instead of taking the most probable ones. A well trained map needs no draw,
+            since the noise determines its tokens.
     """
 
     def __init__(self, commit: Share = 0.9, draw: bool = False, **policy: Any):

@@ -1,25 +1,25 @@
 """DBTM: a map from noise to tokens without time and without a teacher (arXiv 2609.15903).
 
-T(x) = softmax(net(x)) is not told the time. Along x_t = (1 - t) n + t onehot(y), t ~ U(0, 1) physical, the flow averaged over
-time, b(x) = E[onehot(y) - n | x], leaves T unchanged, b . grad T = 0, and vertices are fixed: then T carries the data's law
-back to the noise. Learned from data, at positions that are noised, the others of the row being kept clean as context:
+T(x) = softmax(net(x)) does not depend on the time. With x_t = (1 - t) n + t onehot(y), t ~ U(0, 1) physical, it should be
+constant along the flow averaged over time, b(x) = E[onehot(y) - n | x], so b . grad T = 0, and T(onehot(y)) = onehot(y). Then
+T maps noise to samples of the data. It is learned at noised positions, with the others of a row kept clean as context:
 
     transport  w |T - (T + dT)|^2, the bracket constant, dT the derivative of T along onehot(y) - n,  w = (|dT|^2 + c)^-r
     anchor     -log T(x_t)_y where t > t_anchor
     boundary   -log T(onehot(y))_y, at rows without noise
 
-dT enters the gradient, -2 w <dT, grad T>, linearly but for w: so it may be that of one draw of y and n in place of its mean,
-and only as far as |dT|^2 is small beside c (with r = 0 always). It costs one forward-mode derivative a step.
+The gradient -2 w <dT, grad T> is linear in dT except for w. So the dT of a single draw of y and n can replace its mean: exactly
+if r = 0, and else as long as |dT|^2 is small beside c. It takes one forward-mode derivative per step.
 
-Late in training the map's own rounds may be learned as well (`loop_from`): from noise x_0, k rounds, which write what T is sure
-of and set the rest back to its noise of x_0, end in tokens y*. At the open positions of the state before one of them,
+Late in training the map can also learn from its own rounds (`loop_from`). From noise x_0, k rounds write what T is confident
+of, reset the rest to x_0, and end in tokens y*. At the open positions of the state before one of them,
 
     loop       -log T(x_r)_{y*},  r uniform in 0 .. k - 1,
 
-so that one round learns what k rounds do. y* is a function of x_0: what is written stays the noise's choice.
+so that one round learns the result of k rounds. y* is a function of x_0, so the noise still determines the tokens.
 
-Left out of the paper: the coupling of noise and data by optimal transport, which needs all of a state and not its view alone;
-the quality head, for which samplers take T's largest probability; a copy of T for the rounds. B batch, L length, V vocabulary.
+Not taken from the paper: the coupling of noise and data by optimal transport, which needs the whole state and not its view; the
+quality head, for which samplers take T's largest probability; and a copy of T for the rounds. B batch, L length, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ from flm.vocabulary_losses import cross_entropy, of_logits
 
 
 class TokenMap:
-    """T: a backbone that reads one view of the state and is told no time. What is given it reads without noise."""
+    """T: a backbone that reads one view of the state and no time. It reads given tokens without noise."""
 
     clean_given = True
 
@@ -64,15 +64,15 @@ class DBTM(Algorithm):
         backbone: called as backbone(vocab_size=V, conditioned=False).
         vocab_size: V.
         length: L.
-        t_anchor: physical time from which on a state is to be told its token; 0.75 as published.
-        boundary_share: share of the rows that are without noise. Of the others half the positions are noised on average, so
-            that 1/3 gives boundary and transport one weight.
+        t_anchor: physical time above which the anchor loss applies; 0.75 as published.
+        boundary_share: share of the rows without noise. In the others half the positions are noised on average, so that 1/3
+            weighs boundary and transport equally.
         weight_offset: c.
         weight_power: r; 0: the plain squared difference.
-        loop_from: optimiser step from which on rounds are learned; None: never.
-        loop_share: share of the rows that they are learned at, beside all else.
+        loop_from: optimiser step from which on the loop loss applies; None: never.
+        loop_share: share of the rows that it applies to, in addition to the others.
         loop_rounds: k.
-        commit: the probability from which a round writes a token at once.
+        commit: probability from which a round writes a token at once.
     """
 
     validation_says = "of a map that is to commit itself: not a likelihood"
@@ -130,7 +130,7 @@ class DBTM(Algorithm):
         return loss
 
     def _loop(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss at one of the rounds, its values (B, L), and at which positions (B, L) bool."""
+        """The loop loss at one of the rounds, its values (B, L), and the positions (B, L) bool where it applies."""
         tables = (self.backbone.input_table,)
         points = draws.points(len(batch.tokens)).tolist()
         rows = draws.moved(torch.tensor([row for row, u in enumerate(points) if u < self.loop_share], dtype=torch.long))
@@ -150,12 +150,12 @@ class DBTM(Algorithm):
         values, at = torch.zeros_like(batch.weight), torch.zeros_like(batch.given)
         if len(rows) == 0:
             return values.sum(), values, at
-        places = Places(scored, scored.numel())  # how many are open is the rounds' own choice
+        places = Places(scored, scored.numel())  # the number of open positions is not known without the device
         total, nats = _at(places, part.weight, denoiser(seen), lambda p, weight: cross_entropy(p, places.of(tokens), weight))
         return total, values.to(nats).index_copy(0, rows, nats), at.index_copy(0, rows, scored)
 
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
-        """-log T(x_t)_y at noised positions, at all times."""
+        """-log T(x_t)_y at noised positions, at uniform times."""
         size, length = batch.tokens.shape
         times, share, noisy, state, _ = self._noised(batch, draws, torch.zeros(size, dtype=torch.bool, device="cpu"))
         places = Places(noisy, most_masks(share, length))
@@ -167,10 +167,11 @@ class DBTM(Algorithm):
         return TokenMap(self.backbone, mask)
 
     def _noised(self, batch: Batch, draws: Draws, whole: Tensor) -> tuple[Tensor, Tensor, Tensor, State, Tensor]:
-        """Times t (B,), a share (B,) for each row, which positions (B, L) bool are noised, with that probability, the view of
-        the rows, and its derivative by t (B, L, D).
+        """Noises a batch, except the rows `whole` (B,) bool.
 
-        None of the rows `whole` (B,) bool is; elsewhere the share is uniform over rows. It, t and `whole` are on the CPU.
+        Returns:
+            Times t (B,); for each row a uniform probability (B,) of noise at a position, 0 in whole rows; the noised positions
+            (B, L) bool; the view of the rows; and its derivative by t (B, L, D). The first two, and `whole`, are on the CPU.
         """
         count = len(batch.tokens)
         times, share = draws.points(count), draws.points(count)
@@ -192,13 +193,13 @@ def _at(
     posterior: TokenPosterior,
     loss: Callable[[TokenPosterior, Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
-    """A loss of some positions alone: its weighted sum, and its values (B, L), 0 elsewhere."""
+    """A loss at some positions only: its weighted sum, and its values (B, L), 0 elsewhere."""
     total, found = loss(replace(posterior, hidden=places.of(posterior.hidden)), places.weight(weight))
     return total, places.spread(found)
 
 
 def along(motion: Tensor, offset: float, power: float) -> Callable:
-    """w |dT|^2 as a function of logits with the slope -2 w <dT, grad T>, to be given the posterior.
+    """A function from the posterior to the `ValueAndSlope` with value w |dT|^2 and slope -2 w <dT, grad T>.
 
     Args:
         motion: (N, D) derivative of the hidden states at the posterior's N positions.

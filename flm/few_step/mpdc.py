@@ -1,18 +1,18 @@
 """MPDC: consistency of predictions in expectation, without a teacher (CDLM, arXiv 2605.00161).
 
-Of a state at a noisier time t and one at a cleaner time s on one path of the noise, exact posteriors obey the tower rule
-D_t(x_t) = E[D_s(x_s) | x_t]: the prediction at x_t is asked to be, on average, that at x_s,
+For a noisier time t and a cleaner time s of the same path, exact posteriors obey the tower rule D_t(x_t) = E[D_s(x_s) | x_t].
+So the prediction f at x_t learns to be, on average, that at x_s:
 
     div( f_(x_s), f(x_t) )  +  anchor,     x_s ~ q(x_s | x_t, y),  f_ a constant copy of f.
 
-The bridge q with the *true* token y is drawn by drawing both states forwards: x_s of y, then x_t of x_s, which keeps what x_s
-shows with probability kappa_t / kappa_s and else is noise; the joint law is the same. Between masks it reveals a masked
-position with probability (kappa_s - kappa_t) / (1 - kappa_t). Where x_s shows the token behind a mask, and in the rows of the
-anchor, the target is the token itself, by cross-entropy; without an anchor a constant f would be consistent, too.
+The bridge q with the *true* token y is sampled forwards, with the same joint distribution: x_s from y, and then x_t from x_s,
+which keeps each token with probability kappa_t / kappa_s and is noise otherwise. With masks, x_s then reveals a mask of x_t
+with probability (kappa_s - kappa_t) / (1 - kappa_t). Where it does, and in the rows of the anchor, the target is the token
+itself, by cross-entropy. Without an anchor a constant f would be consistent too.
 
-Of the divergences only "forward", cross-entropy with f_ first, has the mean as its minimiser, which is the posterior that plain
-cross-entropy leads to as well; "reverse" is mode-seeking, "jsd" between them. Pairs of times, the share of the anchor and the
-divergence are not published with numbers: these are choices. B batch, L length, V vocabulary.
+Only the divergence "forward", cross-entropy with f_ as target, has the mean as its minimiser, and so the posterior, as plain
+cross-entropy has. "reverse" is mode-seeking, and "jsd" lies between them. The paper gives no numbers for pairs of times, the
+share of the anchor and the divergence; the defaults here are our choice. B batch, L length, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -34,11 +34,11 @@ from flm.posterior import TokenPosterior
 from flm.ranges import Count, Index, OpenShare, Share, one_of
 from flm.vocabulary_losses import cross_entropy, of_logits
 
-SMALLEST = 1e-30  # a probability that fp32 cannot hold counts as this
+SMALLEST = 1e-30  # least probability, where fp32 would underflow
 
 
 def forward_divergence(posterior: TokenPosterior, target: Output, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """-sum_k q_k log p_k: KL(q | p) but for q's own entropy."""
+    """-sum_k q_k log p_k, which is KL(q | p) plus the entropy of q."""
     return cross_entropy(posterior, target, weight)
 
 
@@ -77,7 +77,7 @@ DIVERGENCES: dict[str, Callable[[TokenPosterior, Output, Tensor], tuple[Tensor, 
 
 
 class MPDC(DFM):
-    """A discrete flow model that is trained to agree with itself along the path.
+    """A discrete flow model that is trained to be consistent along the path.
 
     Args:
         backbone: as for DFM.
@@ -86,8 +86,8 @@ class MPDC(DFM):
         source: of SOURCES.
         schedule: kappa, from 0 at t = 0 to 1; None: t itself.
         divergence: of DIVERGENCES.
-        anchor_share: share of the rows whose target is the data; a mask source anchors by what it reveals besides.
-        time_pairs: law of t and s.
+        anchor_share: share of the rows whose target is the data. A mask source adds the tokens that x_s reveals.
+        time_pairs: distribution of t and s.
         mask_id: as in DFM.
         eps: of its bound.
     """
@@ -135,7 +135,7 @@ class MPDC(DFM):
         return loss
 
     def _most(self, pair: tuple[Tensor, Tensor], anchor: Tensor, length: int) -> tuple[int, int]:
-        """How many positions are told their token, and how many the prediction ahead, at most; of times on the CPU."""
+        """The most positions whose target is the token, and the most whose target is a prediction; for times on the CPU."""
         if not self.source.visible:
             told = anchor.double()
             return most_masks(told, length), most_masks(1 - told, length)
@@ -146,7 +146,7 @@ class MPDC(DFM):
         )
 
     def coupled(self, batch: Batch, noisier: Tensor, cleaner: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """x_s at the cleaner times and x_t at the noisier ones (B,), one path's; what carries no weight is never noise."""
+        """x_s at the cleaner times (B,) and x_t at the noisier ones, on one path. Positions without weight are never noise."""
         free, shape = batch.weight > 0, batch.tokens.shape
         kappa, kappa_ahead = (self.schedule.kappa(time)[:, None] for time in (noisier, cleaner))
         kept = torch.where(kappa_ahead > 0, kappa / kappa_ahead, 0.0)

@@ -1,27 +1,28 @@
 """Simplex-DMD: a student of few evaluations by distribution matching on the simplex (arXiv 2609.40235).
 
-The student reads x_s = (1 - s) n + s onehot(y) and gives probabilities delta, which count as a clean sample. Noised again,
+The student reads x_s = (1 - s) n + s onehot(y) and gives probabilities delta, which serve as a clean sample. They are noised
+again,
 
     x_t = t delta + (1 - t) eps,    tau_s ~ U(0, 1), tau_t ~ U(tau_s, 1) on the clock,
 
-its law is to be the data's: reverse KL at (s, t). With Tweedie's score (t E[clean | x] - x) / (1 - t)^2 of both laws, its
-gradient is
+and the distribution of x_t should match that of noised data, in reverse KL at each (s, t). With Tweedie's score
+(t E[clean | x] - x) / (1 - t)^2 of both distributions, the gradient is
 
-    E[ t^2 / (1 - t)^2  sum_k (F_k - D_k) d delta_k ],
+    E[ t^2 / (1 - t)^2  sum_k (F_k - D_k) d delta_k ].
 
-D the frozen teacher, p(token | x_t) of the data, and F(x_t, t, s) ~ E[delta | x_t] an auxiliary denoiser ("fake") that learns
-the student's own law by cross-entropy with delta. All three start at the teacher's weights and share its input table, which
-stays as it is: so one view of x_t serves teacher and fake, and no gradient to the table is lost in delta's expected row.
+D is the frozen teacher, p(token | x_t) of the data. F(x_t, t, s) ~ E[delta | x_t] is an auxiliary denoiser, the "fake", which
+learns the student's distribution by cross-entropy with delta. All three start at the teacher's weights and share its frozen
+input table: one view of x_t serves teacher and fake, and the table in delta's expected row needs no gradient.
 
 The networks learn in turn, under one optimiser: the student at every `student_every`-th step, the fake at the others. Each has
 its own Adam moments and clipping, and does not move between its turns (`Algorithm.resting`). The running average of the weights
-moves at all steps: of the student's updates it remembers `student_every` times fewer than its decay says.
+moves at every step, so it spans `student_every` times fewer updates of the student than its decay suggests.
 
-Where the teacher reads evidence (`flm.paths.evidence`), so does the fake, of x_t; and the student reads that of x_s toward the
-end of the clock, as a flow map does: of noise alone, a denoiser's evidence would not show it the noise.
+If the teacher reads evidence (`flm.paths.evidence`), the fake reads that of x_t, and the student that of x_s toward the end of
+the clock, as a flow map does. At s = 0 the plain evidence would not show the student its noise.
 
-A student that ignores its noise is stationary (its gradient by the gain of the noise is 0): hence the start at the teacher, and
-`student_entropy_nats` in the log. B batch, L length, V vocabulary.
+A student that ignores its noise is a stationary point (the gradient by the gain of the noise is 0). This is why it starts at
+the teacher, and why `student_entropy_nats` is logged. B batch, L length, V vocabulary.
 """
 
 from dataclasses import dataclass, replace
@@ -48,13 +49,12 @@ from flm.ranges import Count
 from flm.samplers.fresh_noise import FlowMapSampler
 from flm.vocabulary_losses import cross_entropy, of_logits
 
-NEARLY_CLEAN = (
-    1e-2  # 1 - t is taken as no less: on the decoding-error clock it never is, on others the weight would be infinite
-)
+# Least value of 1 - t in the weight, which would be infinite at t = 1; on the decoding-error clock 1 - t is always larger.
+NEARLY_CLEAN = 1e-2
 
 
 class Student:
-    """delta(x, tau): told where on the clock the state is. It is no denoiser, and teaches nobody as one."""
+    """delta(x, tau), conditioned on the clock time of the state. It is not a denoiser, so no other model can learn from it."""
 
     def __init__(self, backbone: nn.Module, clock: nn.Module, mask: DocumentMask | None = None, clean_given: bool = False):
         self.backbone, self.clock, self.clean_given = backbone, clock, clean_given
@@ -69,7 +69,7 @@ class Student:
 
 
 class EvidenceStudent(Student):
-    """The same of x itself, V numbers a position, read as evidence toward the end of the clock and given as logits."""
+    """A student that reads the evidence of x toward the end of the clock and adds it to its logits."""
 
     def __init__(
         self,
@@ -92,22 +92,22 @@ class EvidenceStudent(Student):
         return self.ask(Held(x.flatten(0, 1)), clean, tau)
 
     def ask(self, x: FullState, clean: Tensor, tau: Tensor) -> TokenPosterior:
-        """delta for x, V numbers a position that need not be there at once; clean (B, L): which positions are at t = 1."""
+        """delta for a state that is read chunk by chunk; clean (B, L): which positions are at t = 1."""
         evidence = self.reader.evidence(x, clean, tau, torch.ones_like(tau))
         return replace(self.backbone(self.reader.read(evidence, clean.shape[1]), tau, **self.options), offset=evidence)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A state of the student's own, at the levels of comparison.
+    """A prediction of the student, and the state x_t that it was noised to.
 
     Attributes:
-        student: delta, which alone carries gradients.
+        student: delta, with gradients; the rest has none.
         start, level: (B,) clock times of s and t.
         t: (B, L) physical time of each position, 1 where it is clean.
-        view: what the fake is shown of x_t, (B, L, D).
-        real: what the teacher is asked with: its view of x_t as a state, or x_t itself.
-        evidence: of x_t; None where views are read.
+        view: (B, L, D), input of the fake for x_t.
+        real: input of the teacher: a view of x_t as a state, or x_t itself.
+        evidence: of x_t; None if views are read.
     """
 
     student: TokenPosterior
@@ -127,13 +127,13 @@ class SimplexDMD(InTurns):
         vocab_size: V.
         length: L.
         teacher: a trained FLM of the same backbone.
-        student_every: one optimiser step in so many is the student's, beginning with the first; the others are the fake's.
-        clock: None for the decoding-error clock; the teacher's.
+        student_every: the student learns at every so many optimiser steps, the first included; the fake at the others.
+        clock: the teacher's; None: the decoding-error clock.
         clean_given: as in `FLM`, and the teacher's.
         reads: as in `FLM`, and the teacher's.
     """
 
-    samplers = {"": partial(FlowMapSampler, gamma=1.0)}  # noised anew before each further evaluation, as published
+    samplers = {"": partial(FlowMapSampler, gamma=1.0)}  # with fresh noise before each further evaluation, as published
 
     def __init__(
         self,
@@ -153,12 +153,12 @@ class SimplexDMD(InTurns):
         self.backbone = backbone(vocab_size=vocab_size)
         self.fake = backbone(vocab_size=vocab_size, two_times=True)
         self.start_at_teacher(teacher)
-        if reads == "evidence":  # of all tokens alike until `know_frequencies`
+        if reads == "evidence":  # uniform until `know_frequencies`
             self.register_buffer("log_prior", torch.zeros(vocab_size))
 
     def know_frequencies(self, token_counts: Tensor) -> None:
         if self.reads == "evidence":
-            teacher = self.teacher("teacher")  # its own: all three start as one function of the evidence
+            teacher = self.teacher("teacher")  # with its prior, all three start as the same function of the evidence
             self.log_prior.copy_(log_frequencies(token_counts) if teacher is None else teacher.log_prior)
 
     def denoiser(self, mask: DocumentMask | None = None) -> Student:
@@ -209,7 +209,7 @@ class SimplexDMD(InTurns):
         return Draw(posterior, start, level, t[:, None].expand(batch.tokens.shape), shown.views[0], shown)
 
     def _from_evidence(self, batch: Batch, draws: Draws, start: Tensor, level: Tensor) -> Draw:
-        """Of states of V numbers a position, made chunk by chunk."""
+        """As `_from_views`, from whole states, which are computed chunk by chunk."""
         student, known = self.denoiser(document_mask(batch.documents)), batch.given
         clean = known if self.clean_given else torch.zeros_like(known)
         s, t = (self.clock.time(tau)[:, None].expand(clean.shape).masked_fill(clean, 1.0) for tau in (start, level))
@@ -227,16 +227,16 @@ class SimplexDMD(InTurns):
 def distribution_matching(
     student: TokenPosterior, real: Output, fake: Output, weight: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """<F - D, delta> at every token, F and D constant: its gradient is that of reverse KL, its value means nothing.
+    """<F - D, delta> at every token, with F and D constant. Its gradient is that of reverse KL; its value has no meaning.
 
     Args:
         real: D.
         fake: F.
-        weight: (B, L), constant, the t^2 / (1 - t)^2 included.
+        weight: (B, L), constant, including t^2 / (1 - t)^2.
 
     Returns:
-        The sum weighted by weight, a differentiable scalar, and of each token (B, L), detached: |F - D|^2 as "score_gap",
-        "student_entropy_nats", and the cross-entropy of F with delta as "fake_nats_per_token".
+        The weighted sum, a differentiable scalar; and for each token (B, L), detached: "score_gap", |F - D|^2;
+        "student_entropy_nats"; and "fake_nats_per_token", the cross-entropy of F with delta.
     """
     about = {
         name: torch.zeros(weight.numel(), dtype=torch.promote_types(student.hidden.dtype, torch.float32), device=weight.device)
@@ -246,7 +246,7 @@ def distribution_matching(
     def value_and_slope(part: slice, logits: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:
         p, own = logits.softmax(-1), fake.chunk(part).to(logits.dtype)
         about["student_entropy_nats"][part] = torch.special.entr(p).sum(-1)
-        # a probability that fp32 cannot hold counts as 1e-30
+        # 1e-30 where fp32 would underflow
         about["fake_nats_per_token"][part] = -torch.linalg.vecdot(p, own.clamp_min(1e-30).log())
         gap = own.sub_(real.chunk(part))
         about["score_gap"][part] = torch.linalg.vecdot(gap, gap)

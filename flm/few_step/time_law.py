@@ -1,11 +1,11 @@
-"""A law of training times that follows the loss: as dense as the cross-entropy falls there (arXiv 2609.35553, J.1).
+"""A distribution of training times that adapts to the loss: dense where the cross-entropy falls fast (arXiv 2609.35553, J.1).
 
-H(tau), the mean cross-entropy at a clock time, falls from noise to data, and -dH/dtau says where tokens become known. Times are
-drawn with that density, mixed with the uniform one: equal shares of what is to be learned then have equally many draws. The
-network is told the clock's time as before, which does not move; so it need not learn anew when the law does.
+H(tau), the mean cross-entropy at a clock time, falls from noise to data; -dH/dtau shows where tokens become known. Times are
+drawn with this density, mixed with the uniform one, so that every nat to be learned gets equally many draws. The network is
+still conditioned on the clock's time, so it need not adapt when the distribution does.
 
-H is estimated in bins from the training losses themselves: no further pass. Noise would give slopes where there are none, so
-the bins are made to fall by isotonic regression, in place of leaving rising pairs out. B batch, K bins.
+H is estimated in bins from the training losses, without further evaluations. Noise would make slopes where there are none, so
+the bins are made monotone by isotonic regression; the paper leaves rising pairs out instead. B batch, K bins.
 """
 
 from typing import Annotated
@@ -20,15 +20,17 @@ from flm.ranges import Count, Index, OpenShare
 
 
 class AdaptiveTimeLaw(TimeLaw):
-    """Sums are over all processes and micro-batches, and are saved with the weights: however a batch is cut and wherever a run
-    is resumed, the law is the same.
+    """The adaptive distribution.
+
+    The sums behind it are over all processes and micro-batches and are saved with the weights, so that it depends neither on
+    how a batch is cut nor on a resume.
 
     Args:
         bins: K, of equal width on the clock.
-        every: optimiser steps from one estimate of the density to the next.
-        start: steps of uniform times before the first.
-        memory: share of what the bins hold that is kept at each estimate.
-        uniform_share: weight of the uniform law, so that no time is left unlearned.
+        every: optimiser steps between estimates of the density.
+        start: steps with uniform times before the first estimate.
+        memory: factor of the bins' sums at each estimate.
+        uniform_share: weight of the uniform density, so that every time gets draws.
     """
 
     def __init__(
@@ -47,8 +49,8 @@ class AdaptiveTimeLaw(TimeLaw):
 
     def forward(self, u: Tensor, step: int) -> Tensor:
         due = max(0, (step - self.start) // self.every + 1)
-        late = self.estimates < due  # compared on the device: nobody waits for it
-        stale = late & (self.sums[1] > 0).all()  # judged once, before any micro-batch of the step adds to the bins
+        late = self.estimates < due  # compared on the device, without waiting for it
+        stale = late & (self.sums[1] > 0).all()  # only the first call of a step estimates, before the bins change
         self.knots.copy_(torch.where(stale, self._mixed(density_knots(*self.sums)), self.knots))
         self.sums.mul_(torch.where(stale, self.memory, 1.0))
         self.estimates.copy_(torch.where(late, due, self.estimates))
@@ -60,7 +62,7 @@ class AdaptiveTimeLaw(TimeLaw):
         where = (tau.double() * bins).long().clamp(0, bins - 1)
         values = torch.stack([torch.where(counts > 0, nats, 0.0), counts]).to(self.sums)
         inside = where[:, None] == torch.arange(bins, device=where.device)
-        found = values @ inside.to(values)  # an index_add would have no order on CUDA
+        found = values @ inside.to(values)  # index_add would not be deterministic on CUDA
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(found)
         self.sums.add_(found)
@@ -70,15 +72,16 @@ class AdaptiveTimeLaw(TimeLaw):
 
 
 def uniform_knots(bins: int, device: torch.device | str = "cpu") -> Tensor:
-    """The clock at the ends and at the bins' centres, (K + 2,) float64: where a law's distribution function has its knots."""
+    """Clock times (K + 2,) float64 of the knots of a distribution function: the ends and the centres of the bins."""
     knots = torch.arange(-0.5, bins + 1, dtype=torch.float64, device=device) / bins
     return knots.clamp(0, 1)
 
 
 def density_knots(nats: Tensor, counts: Tensor) -> Tensor:
-    """The distribution function at the knots (K + 2,) whose density is how steeply the mean falls, linear in between.
+    """The values (K + 2,) at the knots of the distribution function whose density is the slope of the falling mean.
 
-    Uniform where it falls nowhere. Beyond the first and the last centre it falls as next to them.
+    It is linear between knots. Outside of the first and last centre the slope is that next to them. If the mean falls nowhere,
+    the distribution is uniform.
     """
     mean = falling(nats, counts)
     drop = mean[:-1] - mean[1:]
@@ -91,9 +94,9 @@ def density_knots(nats: Tensor, counts: Tensor) -> Tensor:
 
 
 def falling(nats: Tensor, counts: Tensor) -> Tensor:
-    """The means (K,) that never rise and are nearest to nats / counts, squares weighted by counts (isotonic regression).
+    """Isotonic regression: the non-increasing means (K,) nearest to nats / counts in squares weighted by counts.
 
-    By the minimum over where a block begins of the maximum over where it ends of the block's own mean.
+    Each is the minimum, over the starts of blocks that hold the bin, of the maximum over their ends of the block's mean.
     """
     sums, sizes = (torch.cat([x.new_zeros(1), x.cumsum(0)]) for x in (nats, counts))
     block = (sums[None, 1:] - sums[:-1, None]) / over(sizes[None, 1:] - sizes[:-1, None])  # from bin i to bin j
@@ -103,7 +106,7 @@ def falling(nats: Tensor, counts: Tensor) -> Tensor:
 
 
 def inverse(knots: Tensor, u: Tensor) -> Tensor:
-    """Clock times (B,) at which a distribution function with these values at its knots is u (B,)."""
+    """Clock times (B,) at which the distribution function with these values at its knots equals u (B,)."""
     cell = (torch.searchsorted(knots, u, right=True) - 1).clamp(0, len(knots) - 2)
     times = uniform_knots(len(knots) - 2, knots.device)
     low, high = knots[cell], knots[cell + 1]

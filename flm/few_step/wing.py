@@ -1,4 +1,4 @@
-"""What further methods of few network evaluations add to the core: algorithms alone, found by the paths in their YAMLs."""
+"""What further methods of few network evaluations add to the core: only algorithms, which their YAMLs name by path."""
 
 from flm.registry import Wing
 

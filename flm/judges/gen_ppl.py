@@ -1,16 +1,15 @@
-"""Generative perplexity: how a judge, an autoregressive language model, likes sampled text.
+"""Generative perplexity: the perplexity of sampled text under a judge, which is an autoregressive language model.
 
-Perplexity is exp(sum of -log p over all scored tokens of all texts / their number), pooled, no text left out. Which
-tokens are scored is a `ScoringProtocol`:
+It is exp(sum of -log p over all scored tokens of all texts / their number). No text is left out. A `ScoringProtocol` says
+which tokens are scored:
 
-`PublishedProtocol`, behind the tables of MDLM (arXiv 2406.07524), Duo (2506.10892) and FLM (2602.16813): the text is
-    tokenised again by the judge, special tokens written out in it included; cut after `max_tokens` of the judge's
-    tokens; padded to that length with the judge's end token; split into pieces of the judge's context. In each piece
-    the first token is context only; scored are all tokens that are not the end token, and the first end token. Later
-    end tokens are read, not scored. So a text without an end token has its first padding token scored: the judge is
-    asked whether the text ends there. Public code pads to the longest text of the set it is given, not to max_tokens:
-    there the longest text misses that one token unless it fills max_tokens, and the number depends on how the samples
-    were split into sets. Here it does not.
+`PublishedProtocol`, as in the tables of MDLM (arXiv 2406.07524), Duo (2506.10892) and FLM (2602.16813): the judge tokenises
+    the text, special tokens spelled out in it included. The tokens are cut after `max_tokens`, padded to that length with the
+    judge's end token, and split into pieces of the judge's context. In each piece the first token is only context. Scored are
+    all tokens that are not the end token, and the first end token. So a text without an end token has its first padding token
+    scored: the judge is asked whether the text ends there. Published code pads to the longest text of a set, not to
+    max_tokens. There the longest text lacks that one token unless it fills max_tokens, and the result depends on how the
+    samples were split into sets. Here it does not.
 
 `WholeTextProtocol`: nothing is cut or added. Windows of the judge's context slide over the text; every token but the
     first is scored exactly once, with at least context - stride tokens before it from the second window on.
@@ -33,17 +32,17 @@ from flm.measures.estimate import Estimate
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens the judge reads at once, and which of them are scored; scored[0] is False."""
+    """Tokens that the judge reads at once, and which of them are scored; scored[0] is False."""
 
     ids: list[int]
     scored: list[bool]
 
 
 class ScoringProtocol(Protocol):
-    """Which tokens of a text are scored, with what before them."""
+    """Which tokens of a text are scored, and with which context."""
 
     def windows(self, ids: list[int], context: int, eos_id: int) -> Iterable[Window]:
-        """Windows of at most `context` tokens over one text; none where nothing is scored."""
+        """Windows of at most `context` tokens over one text; none if nothing is scored."""
         ...
 
     def describe(self, context: int) -> str:
@@ -66,7 +65,7 @@ class PublishedProtocol:
             size = min(context, self.max_tokens - start)
             piece = ids[start : start + size]
             if len(piece) < size:
-                piece = [*piece, eos_id]  # the first of the padding: what follows is not scored and changes nothing
+                piece = [*piece, eos_id]  # the first padding token; later ones are not scored and change nothing
             end = piece.index(eos_id) if eos_id in piece else None
             scored = [i > 0 and (token != eos_id or i == end) for i, token in enumerate(piece)]
             if any(scored):
@@ -107,19 +106,19 @@ class WholeTextProtocol:
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """What a judge says of N texts.
+    """The scores of N texts by a judge.
 
     Attributes:
         scorer: name of the judge.
-        revision: its commit; None for a local folder or an unknown one.
-        dtype: the judge's computation.
+        revision: its commit; None for a local folder, or if unknown.
+        dtype: that the judge computed in.
         protocol: which tokens were scored.
-        ppl: pooled perplexity; None where no token was scored.
+        ppl: perplexity over all texts; None if no token was scored.
         nats_per_token: its logarithm.
         standard_error: of nats_per_token, over texts (ratio estimator); None with fewer than two scored texts. That of
             ppl is ppl times this.
         num_samples: N, all texts given.
-        num_without_scored_tokens: texts too short to have a scored token; they count nothing in the mean.
+        num_without_scored_tokens: texts too short to have a scored token; they do not enter the mean.
         num_scored_tokens: tokens in the mean.
         nll_per_sample: (N,) sums in nats, in the order given.
         tokens_per_sample: (N,) scored tokens.
@@ -144,16 +143,16 @@ class ScoreResult:
 
 
 class Scorer:
-    """A judge. Subclasses say how it tokenises and what it finds improbable.
+    """A judge. Subclasses define `encode` and `token_nll`.
 
     Args:
         name: for result files.
         context: most tokens it reads at once, at least 2.
         eos_id: its end token, also used as padding.
         batch_size: windows scored at once; changes speed and memory only.
-        device: where ids are put.
+        device: of the ids that `token_nll` gets.
         dtype: for result files.
-        revision: likewise; None where not known.
+        revision: for result files; None: unknown.
     """
 
     def __init__(
@@ -174,7 +173,7 @@ class Scorer:
         self.device, self.dtype, self.revision = torch.device(device), dtype, revision
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """The judge's tokens of each text, none cut off."""
+        """All of the judge's tokens of each text."""
         raise NotImplementedError
 
     def token_nll(self, ids: Tensor) -> Tensor:
@@ -182,21 +181,21 @@ class Scorer:
         raise NotImplementedError
 
     def score(self, texts: Sequence[str], protocol: ScoringProtocol) -> ScoreResult:
-        """Of texts, tokenised by the judge."""
+        """Scores texts, which the judge tokenises."""
         return self.score_tokens(self.encode(list(texts)), protocol)
 
     @torch.no_grad()
     def score_tokens(self, tokens: TokenRows, protocol: ScoringProtocol) -> ScoreResult:
-        """Of token ids of the judge's own tokenizer, without a detour by way of text.
+        """Scores token ids of the judge's own tokenizer.
 
         Raises:
-            ValueError: the judge's answer is not finite or has the wrong shape.
+            ValueError: the judge's output is not finite or has the wrong shape.
         """
         rows = token_rows(tokens)
         windows = [
             (owner, window) for owner, row in enumerate(rows) for window in protocol.windows(row, self.context, self.eos_id)
         ]
-        windows.sort(key=lambda item: -len(item[1].ids))  # little padding, and out of memory at once or never
+        windows.sort(key=lambda item: -len(item[1].ids))  # little padding; and memory, if it runs out, does so at once
         sums, counts = [0.0] * len(rows), [0] * len(rows)
         for start in range(0, len(windows), self.batch_size):
             batch = windows[start : start + self.batch_size]
@@ -220,7 +219,7 @@ class Scorer:
         )
 
     def _window_nll(self, windows: list[Window]) -> list[float]:
-        """Sum of -log p over the scored tokens of each window. Padding is to the right: nothing scored sees it."""
+        """Sum of -log p over the scored tokens of each window. Padding is on the right, where no scored token sees it."""
         length = max(len(window.ids) for window in windows)
         ids = torch.full((len(windows), length), self.eos_id, dtype=torch.int64)
         scored = torch.zeros(len(windows), length, dtype=torch.bool)
@@ -237,11 +236,11 @@ class Scorer:
 
 
 class TokenScorer(Scorer):
-    """A judge given as a function, for instance an autoregressive model of this project: nothing to download.
+    """A judge given as a function, for instance an autoregressive model of this project, without any download.
 
     Args:
-        nll: ids (B, L) int64 to -log p of each token given those before it, (B, L) nats. Column 0 is not read (0 and
-            NaN are as good). A value must not depend on later tokens.
+        nll: maps ids (B, L) int64 to -log p of each token given those before it, (B, L) nats. Column 0 is not read and may be
+            NaN. A value must not depend on later tokens.
         tokenizer: the judge's own; its end token pads.
         others: as in `Scorer`.
     """

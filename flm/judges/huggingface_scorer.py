@@ -1,4 +1,4 @@
-"""A published causal language model as a judge of samples, by hub name or local folder; no code in either is run."""
+"""A published causal language model as a judge of samples, by hub name or local folder."""
 
 import logging
 import os
@@ -16,22 +16,22 @@ log = logging.getLogger(__name__)
 
 
 class HuggingFaceScorer(Scorer):
-    """Loads model and tokenizer once. Only safetensors weights are read and no code that comes with a model is run.
+    """A causal language model and its tokenizer. Only safetensors weights are read, and no code that comes with them is run.
 
-    Texts are tokenised as the judge's tokenizer does by default, so one that begins every text with a token of its own
-    (Llama) still does. Rows are padded with the end token on the right, where causal attention needs no mask.
+    The judge's tokenizer works as it does by default: one that begins every text with a token of its own (Llama) still does.
+    Rows are padded with the end token on the right, where causal attention needs no mask.
 
     Args:
         name_or_path: hub name, or a folder with config.json, safetensors weights and a tokenizer.
         device: where the model lives.
         dtype: "float32", "bfloat16" or "float16"; log-probabilities are taken in float32 from the logits.
         batch_size: windows at once. Logits take batch_size * L * (the judge's vocabulary) numbers.
-        context: tokens read at once; None: all the model can.
-        revision: branch, tag or commit of a hub model; None: what is in the local cache, else the main branch.
+        context: tokens read at once; None: as many as the model can.
+        revision: branch, tag or commit of a hub model; None: the commit in the local cache, else the main branch.
 
     Raises:
-        ValueError: not found, unreachable, without safetensors, incomplete, or without an end token; the message names
-            the config key.
+        ValueError: the model is not found, unreachable, without safetensors, incomplete, or without an end token. Names the
+            config key.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class HuggingFaceScorer(Scorer):
     def token_nll(self, ids: Tensor) -> Tensor:
         logits = self._model(input_ids=ids, use_cache=False).logits
         nll = torch.zeros(ids.shape, device=ids.device)
-        for row in range(len(ids)):  # one at a time: the float32 copy of all logits need not fit
+        for row in range(len(ids)):  # one at a time: a float32 copy of all logits might not fit
             nll[row, 1:] = torch.nn.functional.cross_entropy(logits[row, :-1].float(), ids[row, 1:], reduction="none")
         return nll
 
@@ -75,7 +75,7 @@ def _is_path(name: str) -> bool:
 
 
 def _commit(name: str, revision: str | None) -> str:
-    """Commit of a hub model, from the local cache if it is there. All files then come from this one commit."""
+    """The commit of a hub model, that in the local cache if there is one. All files are then read from this commit."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, "config.json", revision=revision)
@@ -93,7 +93,7 @@ def _load(name: str, commit: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
 
     if commit is None:
         _check_folder(name)
-    # A fixed commit also keeps transformers from asking the hub to convert pickled weights on the way
+    # with a fixed commit transformers does not ask the hub to convert pickled weights
     options = {"revision": commit or "main", "trust_remote_code": False}
 
     def load(local_files_only: bool) -> tuple[Any, dict[str, Any], Any]:
@@ -109,7 +109,7 @@ def _load(name: str, commit: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
         return model, report, tokenizer
 
     try:
-        try:  # what was downloaded before needs no network
+        try:  # an earlier download needs no network
             model, report, tokenizer = load(local_files_only=True)
         except (OSError, ValueError):
             if commit is None:
@@ -119,7 +119,7 @@ def _load(name: str, commit: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
     except Exception as error:  # the hub, the network and the parsers each raise their own
         raise _unavailable(name, error) from error
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys", ()))
-    if absent:  # transformers would go on with random numbers there
+    if absent:  # transformers would fill these weights with random numbers
         raise ValueError(f"{KEY}={name} is not a complete model: its weights lack {absent[0]} ({len(absent)} in all)")
     return model, tokenizer
 

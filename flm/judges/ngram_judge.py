@@ -1,9 +1,9 @@
 """A 3-gram model of held-out text as a judge of samples and of that text itself.
 
-A model scores the text it was fitted on too well, so real and generated text could not be compared. Hence two models, one
-for each half of the blocks: a real block is scored by the model of the half it is not in, a generated one by both, and the
-mean of the two counts. Either way the number is the expected cross-entropy under a model of half the text. The halves are
-the first and the second and not, say, odd and even blocks, which would share documents.
+A model scores the text it was fitted on too well to compare real with generated text. So there are two models, one of each
+half of the blocks. A real block is scored by the model of the other half, a generated one by the mean of both. Either way the
+result is the expected cross-entropy under a model of half the text. The halves are the first and the second, not odd and
+even blocks, which would share documents.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class HeldOutNGrams:
         self._second = NGramModel(blocks[self._middle :], vocab_size, order)
 
     def describe(self) -> dict[str, str | None]:
-        """Who judges, for result files, in the words that scorers are described with."""
+        """The judge, for result files, under the keys that describe scorers."""
         return {
             "name": f"{self.order}-gram of validation text",
             "revision": None,
@@ -50,7 +50,7 @@ class HeldOutNGrams:
         return Estimate.ratio(sums, [len(row) for row in rows])
 
     def real(self, indices: Sequence[int]) -> Estimate:
-        """Nats per token of some of the blocks themselves, by index."""
+        """Nats per token of the held-out blocks at these indices."""
         sums = []
         for index in indices:
             other = self._second if index < self._middle else self._first

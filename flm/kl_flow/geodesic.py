@@ -5,9 +5,9 @@ makes E / sum(E) uniform on the simplex, and c is the logit gap of the target (1
 
     m = l / (1 - t) = log E + s onehot(token),    s = c t / (1 - t),
 
-the signal s, the nats by which the token stands out of unit noise, says all there is about the time; the flow of the whole
-distribution is dm/ds = p(token | x_t), for correlated positions too, since the target is affine in the one-hot vector.
-Logits are known up to a constant a position. B batch, L length, V vocabulary, N = B * L, n tokens of a chunk.
+the time enters only through the signal s, the nats by which the token exceeds unit noise. The flow of the whole distribution is
+dm/ds = p(token | x_t), for correlated positions too, since the target is affine in the one-hot vector. Logits are known up to a
+constant for each position. B batch, L length, V vocabulary, N = B * L, n tokens of a chunk.
 """
 
 import math
@@ -21,7 +21,7 @@ from flm.paths.clock import Clock
 
 Number = TypeVar("Number", float, Tensor)
 
-IDENTIFIABLE = 0.99  # share of tokens that their own noisy point gives away where the path ends, unless max_t says otherwise
+IDENTIFIABLE = 0.99  # without max_t, the path ends where this share of tokens is known from their own noisy point
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class Geodesic:
 
     @classmethod
     def of(cls, vocab_size: int, max_t: float | None = None, smoothing: float = 0.01, concentration: float = 1.0) -> "Geodesic":
-        """The path; max_t None: where 99% of the tokens are the arg-max of their noisy point.
+        """The path; max_t None: it ends where 99% of the tokens are the arg-max of their noisy point.
 
         Raises:
-            ValueError: max_t is left open with a prior for which there is no closed form.
+            ValueError: max_t is None and concentration not 1, for which there is no closed form.
         """
         if vocab_size < 2:
             raise ValueError(f"vocab_size must be at least 2, not {vocab_size}")
         gap = target_gap(vocab_size, smoothing)
         if max_t is None:
             if concentration != 1:
-                raise ValueError("algo.max_t: give it; it is only chosen for algo.concentration=1")
+                raise ValueError("algo.max_t must be given: null is only for algo.concentration=1")
             signal = identifying_signal(vocab_size, IDENTIFIABLE)
             max_t = signal / (signal + gap)
         return cls(vocab_size, max_t, smoothing, concentration)
@@ -73,9 +73,9 @@ def target_gap(vocab_size: int, smoothing: float) -> float:
 
 
 class GeodesicClock(Clock):
-    """tau = log(1 - t) / log(1 - max_t): the time in which the logits' equation is dl/dtau ~ target - l, and steps are even.
+    """tau = log(1 - t) / log(1 - max_t), in which the logits obey dl/dtau ~ target - l, and steps are even.
 
-    It runs from t = 0 to max_t, where the path ends, not to 1.
+    It reaches 1 at t = max_t, where the path ends, not at t = 1.
     """
 
     def __init__(self, max_t: float):
@@ -98,7 +98,7 @@ class GeodesicClock(Clock):
 def log_noise(
     shape: tuple[int, ...], concentration: float, generator: torch.Generator, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """log E with E ~ Gamma(concentration), Exp(1) where it is 1: logits of a Dirichlet draw, never minus infinity."""
+    """log E with E ~ Gamma(concentration), which is Exp(1) for 1: logits of a Dirichlet draw, always finite."""
     return log_noise_(torch.empty(shape, dtype=dtype, device=generator.device), concentration, generator)
 
 
@@ -106,7 +106,7 @@ def log_noise_(out: Tensor, concentration: float, generator: torch.Generator) ->
     """`log_noise` in place."""
     if concentration == 1:
         return out.exponential_(generator=generator).clamp_min_(1e-20).log_()
-    # Gamma(a) = Gamma(a + 1) U^(1/a), in logs: Gamma(a) itself underflows where a is small
+    # Gamma(a) = Gamma(a + 1) U^(1/a), in logs, since Gamma(a) itself underflows for small a
     out.copy_(torch._standard_gamma(out.fill_(concentration + 1), generator=generator))
     uniform = torch.rand(out.shape, generator=generator, dtype=out.dtype, device=out.device)
     return out.log_().add_(torch.log1p_(uniform.neg_()), alpha=1 / concentration)
@@ -147,9 +147,9 @@ def identifying_signal(vocab_size: int, probability: float) -> float:
 def context_free_cross_entropy(
     path: Geodesic, token_counts: Tensor, t: Tensor, generator: torch.Generator, num_draws: int = 2048
 ) -> Tensor:
-    """Cross-entropy in nats of the best decoder that sees one position's x_t and the unigram frequencies; (len(t),).
+    """Cross-entropy in nats of the best decoder that sees only one position's x_t and the unigram frequencies; (len(t),).
 
-    Monte Carlo over tokens and noise, the same ones at every time.
+    Monte Carlo over tokens and noise, which are the same at every time.
     """
     log_prior = (token_counts.double() / token_counts.sum()).log()
     tokens = torch.multinomial(log_prior.exp(), num_draws, replacement=True, generator=generator)

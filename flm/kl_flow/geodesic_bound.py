@@ -1,19 +1,19 @@
 """A variational upper bound on -log p(tokens) from the denoiser of KL-flow. Derived in docs/kl_flow.md.
 
-With n = 1 / (e^s - 1), the numbers u = E e^(s onehot(y)) / (n + 1) of a position are first arrivals: one process of rate 1 for
-every token but y, and noise of rate n for all. As s grows noise is thinned away, so u_j stays or jumps to the next arrival,
-and softmax(log prior + u) is the posterior of a position by itself. The state at s tells all about y that the states before
-it told, which makes the path of u a latent variable whose law under the data is a jump process. A model in which a denoiser
-D stands for onehot(y) in the rates of those jumps, up to a last signal S, and which decodes there with its own
-probabilities, gives for every D
+With n = 1 / (e^s - 1), the numbers u = E e^(s onehot(y)) / (n + 1) of a position are first arrival times: of one process of
+rate 1 for every token but y, and of noise of rate n for all tokens. As s grows the noise is thinned out, so u_j stays or jumps
+to the next arrival. softmax(log prior + u) is the posterior of a position by itself. The state at s holds all information on y
+of the states before it, so the path of u is a latent variable, and given the data it is a jump process. The model replaces
+onehot(y) in the rates of these jumps by a denoiser D, up to a last signal S, and decodes there with the probabilities of D.
+For every D
 
     -log p(y)  <=  integral_0^S E b_s(D_s) ds  -  E log D_S[y],                    summed over positions,
     b_s(p)  =  (1 - p_y) (phi(p_y) + 1 - r)  -  r sum_{j != y} p_j phi(p_j),       r = e^-s,
     phi(p)  =  (1 - p) / (1 - r) integral_0^1 w^n (1 - w) / (p + (1 - p) w) dw.
 
-What the network predicts from the simplex point x_t, which is u up to its size, is handed the size: D = p(token | x_t) with the
-exact evidence of the position's own u in place of that of its x_t. Integrals in w are Gauss-Legendre sums in -log w, whose
-error is far below that of drawing. B batch, L length, V vocabulary, N = B * L, n tokens of a chunk.
+The network reads the simplex point x_t, which is u without its size. Its prediction gets the size added: D = p(token | x_t)
+with the exact evidence of the position's own u in place of that of its x_t. Integrals in w are Gauss-Legendre sums in -log w,
+whose error is far below the Monte Carlo error. B batch, L length, V vocabulary, N = B * L, n tokens of a chunk.
 """
 
 from collections.abc import Sequence
@@ -35,9 +35,9 @@ from flm.paths.gaussian_bound import CELLS, DEFENSIVE, Plan, drawn, piloted
 from flm.posterior import TokenPosterior
 
 NODES = 192  # of the integral in w
-SURE = 80.0  # -log p up to which it is taken; beyond, phi is concave in it and lies below its chord
-GRID, GRID_END = 2049, 32.0  # values of -log p at which a sequence's phi is tabled, for p_j phi(p_j): less than 1e-12 beyond
-_AT_ONCE = 1 << 14  # values of phi
+SURE = 80.0  # largest -log p for the integral; above, phi is concave in it and lies below its linear extrapolation
+GRID, GRID_END = 2049, 32.0  # table of phi over -log p, for p_j phi(p_j), which is below 1e-12 beyond the end
+_AT_ONCE = 1 << 14  # values of phi computed at once
 
 
 def phi(surprise: Tensor, signal: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def phi(surprise: Tensor, signal: Tensor) -> Tensor:
     pieces = []
     for some, s in zip(surprise.reshape(-1).split(_AT_ONCE), signal.reshape(-1).split(_AT_ONCE), strict=True):
         within, q = some.clamp(max=SURE), -torch.expm1(-s)
-        # with w = e^(-q y) the weight w^n dw is q e^-y dy; beyond this end less than e^-40 is left
+        # with w = e^(-q y) the weight w^n dw is q e^-y dy; less than e^-40 of it is beyond this end
         half = torch.minimum(40 * s.exp(), SURE / q + 40) / 2
         y, p = (x + 1) * half[:, None], (-within).exp()[:, None]
         w = (-q[:, None] * y).exp()
@@ -66,7 +66,7 @@ def _gauss() -> tuple[np.ndarray, np.ndarray]:
 
 
 def size_evidence(m: Tensor, signal: Tensor) -> Tensor:
-    """What the size of u adds to the log posterior (n, V) that a position's x_t gives; m (n, V) float64, signal (n, 1)."""
+    """What the size of u adds to the log posterior (n, V) from x_t alone; m (n, V) float64, signal (n, 1)."""
     return m.exp() * -torch.expm1(-signal) - log_evidence(m, signal)
 
 
@@ -102,7 +102,7 @@ def token_terms(posterior: TokenPosterior, state: State, path: Geodesic) -> tupl
 class GeodesicLikelihood:
     """Mixin for an Algorithm with the `path` and `clock` of KL-flow, whose `denoiser(mask)` predicts at one time.
 
-    Only under the uniform prior (concentration 1) is the noise of every time a first arrival; otherwise there is no bound.
+    The bound exists only for the uniform prior (concentration 1), under which noise is a first arrival time.
     """
 
     bound_kind = "variational upper bound"
@@ -117,7 +117,7 @@ class GeodesicLikelihood:
         return self.path.signal(self.path.max_t)
 
     def bound(self, batch: Batch, draws: Draws, plan: Plan | None = None) -> Bound:
-        """One draw of the bound, at one place of the path of each sequence. plan: None draws evenly along the whole path."""
+        """One draw of the bound, at one point of the path for each sequence. plan None: evenly along the whole path."""
         if plan is None:
             mass = torch.full((CELLS + 1,), (1 - 2 * DEFENSIVE) / CELLS, dtype=torch.float64)
             mass[-1] = 2 * DEFENSIVE
@@ -126,7 +126,7 @@ class GeodesicLikelihood:
         return DrawnBound(*drawn(plan, terms, batch.scored, draws.stratified(len(batch.tokens)).cpu(), self._end, self._time))
 
     def bound_variants(self, training: Sequence[Batch], draws: Draws, **options: Any) -> dict[str, BoundVariant]:
-        """The bound, cut and drawn from as training batches say; without any, along the whole path evenly."""
+        """The bound, with its cut and draws fitted on the training batches; without any, even draws along the whole path."""
         if not training:
             return {"network": BoundVariant()}
         pilot = piloted(self._edges(), [(partial(self._terms, batch, draws), batch.scored) for batch in training], draws)

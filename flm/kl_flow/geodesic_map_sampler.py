@@ -14,13 +14,13 @@ from flm.ranges import NonNegative
 class GeodesicMapSampler(GeodesicSampler):
     """N jumps, even on the clock -log(1 - t).
 
-    basic jumps from time to time, m <- m + (s' - s) p_{t,t'}(x_t). sampling jumps to the end from each time, takes the
-    arg-max there, one sample of all positions together, and noises it for the next time. hybrid is the one, then the other.
+    basic jumps between times, m <- m + (s' - s) p_{t,t'}(x_t). sampling jumps from each time to the end, takes the arg-max
+    there, which is a joint sample of all positions, and noises it for the next time. hybrid is first basic, then sampling.
 
     Args:
         scheme, t_split: as in GeodesicSampler.
-        read_out: of the state at max_t: "state", its own arg-max, N network evaluations in all (wrong for about one token in a
-            hundred, by the choice of max_t); "argmax" or "categorical", one evaluation more.
+        read_out: of the state at max_t: "state", its own arg-max, with N network evaluations in all (wrong for about one token
+            in a hundred, by the choice of max_t); "argmax" or "categorical", with one evaluation more.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class GeodesicMapSampler(GeodesicSampler):
         self.read_out = read_out
         if read_out == "state" and (self.suppress or self.begin_suppress):
             raise ValueError(
-                "sampling.suppress and begin_suppress are of predictions, and sampling.read_out=state reads the state: "
+                "sampling.suppress and begin_suppress act on predictions, and sampling.read_out=state reads the state: "
                 "take read_out=argmax or categorical"
             )
 
     def _guess(self, state: State, posterior: TokenPosterior, to_end: float, generator: torch.Generator) -> Tensor:
-        """Where the jump to the end lands."""
+        """The arg-max of the state at the end of the jump."""
         gain = torch.full_like(state.t, to_end)
         return most_probable(Moved(state.logits, posterior, gain), state.tokens.shape)

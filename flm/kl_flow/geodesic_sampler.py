@@ -1,9 +1,9 @@
-"""Three ways along the KL geodesic from noise to tokens (KL-flow, arXiv 2411.16821): basic, sampling, hybrid.
+"""Three samplers along the KL geodesic from noise to tokens (KL-flow, arXiv 2411.16821): basic, sampling, hybrid.
 
-basic integrates the flow dm/ds = p(token | x_t); given its noise it is deterministic, and exact in the limit of many steps.
-sampling draws every token from the prediction and noises them anew for the next time: nothing of the state is kept, so it needs
-no V numbers a position, but drawing position by position takes them for independent. hybrid is basic up to `t_split`, then
-sampling. B batch, L length, V vocabulary.
+basic integrates the flow dm/ds = p(token | x_t). It is deterministic given the noise, and exact in the limit of many steps.
+sampling draws every token from the prediction and noises the tokens anew for the next time. It keeps no state, so it does not
+hold V numbers a position, but it treats positions as independent. hybrid is basic up to `t_split`, then sampling.
+B batch, L length, V vocabulary.
 """
 
 import math
@@ -22,14 +22,15 @@ from flm.samplers.flow import Moment, OnStep, check_steps
 from flm.samplers.policy import Policy, Shaping
 
 Scheme = Literal["basic", "sampling", "hybrid"]
-# Where hybrid changes over by default, as a share of the clock: the published 0.28 of [0, 0.3], carried to any vocabulary.
+# Clock time at which hybrid changes over by default: the published t = 0.28 of [0, 0.3], as a share that fits any vocabulary.
 SPLIT_TAU = 0.921
 
 
 class GeodesicDenoiser(Protocol):
-    """What the samplers ask: the path and its clock, in which dtype states are, and a prediction.
+    """What the samplers call for predictions. tau_to is the next time of the sampler, for networks that predict a jump.
 
-    tau_to is where the sampler goes next, for networks that predict a jump.
+    Attributes:
+        dtype: of states.
     """
 
     path: Geodesic
@@ -40,18 +41,19 @@ class GeodesicDenoiser(Protocol):
 
 
 class GeodesicSampler(Policy):
-    """N steps, even on the clock -log(1 - t), and one more network evaluation that reads the tokens off at max_t.
+    """N steps, even on the clock -log(1 - t), and one more network evaluation for the tokens at max_t.
 
-    Given positions are clean one-hot vectors at every evaluation. All schemes and numbers of steps begin at the same noise.
+    Given positions are clean one-hot vectors at every evaluation. All schemes and numbers of steps start from the same noise.
 
     Args:
         scheme: basic, sampling or hybrid.
-        t_split: physical time from which hybrid samples: 0 is sampling, max_t or more is basic; None: 92.1% of the clock.
-        solver: of the basic scheme: "exponential" is exact while the prediction stays the same, "euler" the published step in
+        t_split: physical time at which hybrid changes from basic to sampling: 0 is sampling, max_t or more is basic; None:
+            92.1% of the clock.
+        solver: of the basic scheme: "exponential" is exact if the prediction is constant, "euler" is the published step in
             -log(1 - t).
-        guess: the tokens that the sampling scheme noises anew, "categorical": a draw from the prediction, or "argmax" (as
-            published, which lowers entropy).
-        read_out: at max_t, "argmax", or "categorical": one draw.
+        guess: tokens that the sampling scheme noises anew: "categorical", a draw from the prediction, or "argmax", as
+            published, which lowers entropy.
+        read_out: at max_t: "argmax", or "categorical", a draw.
     """
 
     def __init__(
@@ -67,14 +69,14 @@ class GeodesicSampler(Policy):
         if t_split is not None and scheme != "hybrid":
             raise ValueError(f"sampling.t_split is for sampling.scheme=hybrid, not {scheme}")
         if solver == "euler" and scheme == "sampling":
-            raise ValueError("sampling.solver is of the basic scheme, and sampling.scheme=sampling has none of it")
+            raise ValueError("sampling.solver is for the basic scheme, which sampling.scheme=sampling does not use")
         if guess == "argmax" and scheme == "basic":
-            raise ValueError("sampling.guess is of the sampling scheme, and sampling.scheme=basic has none of it")
+            raise ValueError("sampling.guess is for the sampling scheme, which sampling.scheme=basic does not use")
         self.scheme, self.t_split, self.euler = scheme, t_split, solver == "euler"
         self.guess, self.read_out = guess, read_out
 
     def basic_steps(self, times: list[float]) -> int:
-        """How many steps integrate the flow, for the grid of times (N + 1); the rest sample."""
+        """The number of steps that integrate the flow, for a grid of N + 1 times; the others sample."""
         steps = len(times) - 1
         if self.scheme == "basic":
             return steps
@@ -89,7 +91,7 @@ class GeodesicSampler(Policy):
     def reread(
         self, denoiser: GeodesicDenoiser, canvas: Canvas, tokens: Tensor, tau: float, generator: torch.Generator
     ) -> tuple[TokenPosterior, Tensor]:
-        """As `verified.Rereader` says."""
+        """See `verified.Rereader`."""
         clock = torch.full((len(tokens),), tau, dtype=torch.float32, device=tokens.device)
         state = noised(canvas, tokens, denoiser.clock.time(clock[0].double()), denoiser, generator)
         return denoiser(state, clock, clock), canvas.editable
@@ -112,7 +114,7 @@ class GeodesicSampler(Policy):
         generator: torch.Generator,
         on_step: OnStep = None,
     ) -> Tensor:
-        """From a given noise state at t = 0 to tokens (B, L)."""
+        """Tokens (B, L) from a given noise state at t = 0."""
         check_steps(steps)
         device, batch = canvas.tokens.device, len(canvas.tokens)
         tau = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=device)
@@ -145,7 +147,7 @@ class GeodesicSampler(Policy):
         return canvas.fill(self._read(predict(state, steps, steps), generator))
 
     def _guess(self, state: State, posterior: TokenPosterior, to_end: float, generator: torch.Generator) -> Tensor:
-        """Clean tokens (B, L) for a state, from the prediction there; to_end is the signal it lacks."""
+        """Clean tokens (B, L) from the prediction at a state; to_end is the signal from there to the end."""
         return posterior.argmax() if self.guess == "argmax" else posterior.draw(generator)
 
     def _step(self, path: Geodesic, t: float, t_next: float) -> tuple[float, float]:
@@ -164,7 +166,7 @@ class GeodesicSampler(Policy):
 
 
 def noised(canvas: Canvas, tokens: Tensor, t: Tensor, denoiser: GeodesicDenoiser, generator: torch.Generator) -> State:
-    """Tokens (B, L) under fresh noise at time t (), given ones clean."""
+    """Tokens (B, L) with fresh noise at time t (a scalar tensor); given ones are clean."""
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
     seeds = [mix_seed(seed, row) for row in range(len(tokens))]
     times = t.double().to(tokens.device).expand(len(tokens))
@@ -172,7 +174,7 @@ def noised(canvas: Canvas, tokens: Tensor, t: Tensor, denoiser: GeodesicDenoiser
 
 
 def moved(state: State, posterior: TokenPosterior, gain: float, keep: float, t: Tensor, denoiser: GeodesicDenoiser) -> State:
-    """The state at time t (), its logits moved in place where they are held already."""
+    """The state at time t (a scalar tensor); its logits change in place if they are `Carried`."""
     logits = state.logits
     if not isinstance(logits, Carried):
         count = state.tokens.numel()

@@ -1,9 +1,8 @@
-"""Half-noised sequences on the KL geodesic, given chunk by chunk, and how a network reads them.
+"""Noised sequences on the KL geodesic, computed chunk by chunk, and the features by which a network reads them.
 
-Logits m = log E + (signal) of N = B * L positions are never all there at once where they can be made again: noise is a function
-of a seed, so a state is a recipe that is followed anew by every reader and by the backward pass. Only a sampler that
-integrates the flow holds its m, V numbers a position, because that is what its state is (`Carried`).
-B batch, L length, V vocabulary, D width, n tokens of a chunk.
+The logits m = log E + signal of all N = B * L positions do not exist at once in training. Noise is a function of a seed, so a
+state is a recipe that every reader, and the backward pass, evaluates anew. Only a sampler that integrates the flow holds its m,
+V numbers a position (`Carried`). B batch, L length, V vocabulary, D width, n tokens of a chunk.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +18,20 @@ from flm.posterior import TokenPosterior, chunks
 
 
 class Logits(Protocol):
-    """m at N positions: slices of the flattened token axis, each with its (n, V), which is the reader's to overwrite."""
+    """m at N positions: slices of the flattened token axis, each with its (n, V), which the reader may overwrite."""
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]: ...
 
 
 @dataclass(frozen=True)
 class Noise:
-    """log E, the prior: the same numbers at every reading."""
+    """log E, the prior. Every reading gives the same numbers.
 
-    seeds: Sequence[int]  # of each sequence
+    Attributes:
+        seeds: one for each sequence.
+    """
+
+    seeds: Sequence[int]
     length: int
     path: Geodesic
     device: torch.device
@@ -38,7 +41,7 @@ class Noise:
         size, length = self.path.vocab_size, self.length
         generator = torch.Generator(self.device)
         for rows in chunks(len(self.seeds), length * size, self.device):
-            # several sequences, or parts of one: where a sequence is cut does not depend on the others
+            # a chunk is several sequences or a part of one, so where a sequence is cut does not depend on the others
             inside = list(chunks(length, size, self.device))
             for part in inside if len(inside) > 1 else [slice(0, length)]:
                 seeds = self.seeds[rows]
@@ -67,7 +70,7 @@ class Signalled:
 
 @dataclass(frozen=True)
 class Moved:
-    """base + gain * p, with a prediction p (B, L); gain (B,): the flow with p held, or a jump."""
+    """base + gain * p, with a prediction p (B, L) and gain (B,): the flow with constant p, or a jump."""
 
     base: Logits
     posterior: Output
@@ -80,7 +83,7 @@ class Moved:
 
 
 class Carried:
-    """m itself, (N, V): moved in place."""
+    """m itself, (N, V), changed in place."""
 
     def __init__(self, start: Logits, count: int, vocab_size: int, device: torch.device, dtype: torch.dtype):
         self.m = torch.empty(count, vocab_size, device=device, dtype=dtype)
@@ -92,7 +95,7 @@ class Carried:
             yield part, self.m[part].clone()
 
     def move(self, posterior: TokenPosterior, gain: float, keep: float = 1.0) -> None:
-        """m <- keep * m + gain * p, and the largest entry of a position made 0: constants mean nothing, but cost digits."""
+        """m <- keep * m + gain * p, shifted so that the largest entry of a position is 0, which keeps digits."""
         for part, logits in posterior.logit_chunks():
             m = self.m[part].mul_(keep).add_(logits.softmax(-1).to(self.m.dtype), alpha=gain)
             m.sub_(m.amax(-1, keepdim=True))
@@ -100,7 +103,7 @@ class Carried:
 
 @dataclass(frozen=True)
 class State:
-    """A sequence somewhere on the path, with what is clean in it.
+    """Sequences at some times of the path, with their clean positions.
 
     Attributes:
         logits: m.
@@ -115,7 +118,7 @@ class State:
     clean: Tensor | None = None
 
     def at(self, logits: Logits, t: Tensor) -> "State":
-        """The same sequence with its other positions elsewhere."""
+        """The same sequences with other logits and times."""
         return replace(self, logits=logits, t=t)
 
 
@@ -127,13 +130,13 @@ def corrupt(
     clean: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> State:
-    """x_t of tokens (B, L) at physical times t (B,), noise of a seed each; positions `clean` (B, L) keep their token."""
+    """x_t of tokens (B, L) at physical times t (B,), with a seed for each; positions `clean` (B, L) have no noise."""
     noise = Noise(seeds, tokens.shape[1], path, tokens.device, dtype)
     return State(Signalled(noise, tokens, path.signal(t)), t, tokens, clean)
 
 
 def per_token(values: Tensor, shape: torch.Size) -> Tensor:
-    """(B,) to (N,)."""
+    """Values (B,) repeated for each token, (N,)."""
     return values.repeat_interleave(shape[1])
 
 
@@ -146,22 +149,22 @@ def simplex_point(m: Tensor, t: Tensor, path: Geodesic) -> Tensor:
 
 
 def sharpened_point(m: Tensor, t: Tensor, path: Geodesic) -> Tensor:
-    """x_t^(1/(1-t)), normalised: the noise keeps its unit temperature at all times."""
+    """x_t^(1/(1-t)), normalised, in which the noise has unit temperature at all times."""
     return torch.softmax(m, -1)
 
 
 def centred_logits(m: Tensor, t: Tensor, path: Geodesic) -> Tensor:
-    """l_t with mean 0: nothing of the state is lost to the simplex's scale."""
+    """l_t with mean 0, which keeps digits that the simplex would lose."""
     return m.mul_((1 - t).to(m.dtype)).sub_(m.mean(-1, keepdim=True))
 
 
 def own_posterior(m: Tensor, t: Tensor, path: Geodesic) -> Tensor:
-    """What the position says of its token by itself, under equal frequencies."""
+    """The posterior of the token given its own position alone, for equal frequencies."""
     return torch.softmax(log_evidence(m, path.signal(t).to(m.dtype), path.concentration), -1)
 
 
 Feature = Callable[[Tensor, Tensor, Geodesic], Tensor]  # m (n, V), t (n, 1) -> (n, V)
-# What `algo.features` may name.
+# The values of `algo.features`.
 FEATURES: dict[str, Feature] = {
     "simplex": simplex_point,
     "sharpened": sharpened_point,
@@ -171,7 +174,7 @@ FEATURES: dict[str, Feature] = {
 
 
 def clean_values(features: str, path: Geodesic) -> tuple[float, float]:
-    """What the features of a clean position are at its token and elsewhere: their value for the target itself."""
+    """The features of a clean position, at its token and elsewhere: those of the target itself."""
     if features == "log":
         return path.gap * (1 - 1 / path.vocab_size), -path.gap / path.vocab_size
     return 1.0, 0.0
@@ -191,9 +194,9 @@ def feature_chunks(state: State, features: str, path: Geodesic) -> Iterator[tupl
 
 
 def embed(state: State, table: Tensor, features: str, path: Geodesic) -> Tensor:
-    """The view (B, L, D) of a state's features through an input table (V, D), differentiable in the table alone.
+    """The view (B, L, D) of a state's features through an input table (V, D), differentiable by the table only.
 
-    The backward pass follows the state's recipe again instead of keeping (B, L, V), so the state must not change in between.
+    The backward pass computes the state again instead of keeping (B, L, V), so the state must not change in between.
     """
     return _Embed.apply(table, state, features, path)
 

@@ -1,6 +1,6 @@
 """KL-flow: flow matching along the KL geodesic from Dirichlet noise to smoothed tokens (arXiv 2411.16821).
 
-The target is affine in the one-hot token, so the velocity that matches the flow follows from p(token | x_t), learned by
+The target is affine in the one-hot token. So the velocity of the flow follows from p(token | x_t), which is learned by
 cross-entropy, for correlated positions too (proposition 3.2 there).
 """
 
@@ -27,7 +27,12 @@ class GeodesicDenoiser:
 
     Args:
         mask: as the backbone takes it; None: every position sees every other.
+
+    Attributes:
+        times: how many clock times the network is conditioned on.
     """
+
+    times = 1
 
     def __init__(
         self, backbone: nn.Module, path: Geodesic, clock: GeodesicClock, features: str, mask: DocumentMask | None = None
@@ -35,15 +40,13 @@ class GeodesicDenoiser:
         self.backbone, self.path, self.clock, self.features = backbone, path, clock, features
         self.options = {} if mask is None else {"mask": mask}
 
-    times = 1  # that it is told
-
     @property
     def dtype(self) -> torch.dtype:
-        """Of states: that of the weights, at least fp32."""
+        """The dtype of states: that of the weights, but at least fp32."""
         return torch.promote_types(self.backbone.input_table.dtype, torch.float32)
 
     def view(self, state: State) -> Tensor:
-        """(B, L, D), what the backbone reads."""
+        """The input of the backbone, (B, L, D)."""
         return embed(state, self.backbone.input_table, self.features, self.path)
 
     def __call__(self, state: State, tau: Tensor, tau_to: Tensor | None = None) -> TokenPosterior:
@@ -56,16 +59,16 @@ FeatureName = Annotated[str, one_of(FEATURES)]
 class KLFlow(GeodesicLikelihood, Algorithm):
     """KL-flow.
 
-    What a batch gives (weight 0) enters as clean one-hot vectors; padding is neither seen nor learned.
+    Given tokens (weight 0) are clean one-hot vectors. Padding is neither seen nor learned.
 
     Args:
         backbone: called as backbone(vocab_size=V); gives a module with `input_table` (V, D) that maps (view (B, L, D),
             tau (B,)) to a TokenPosterior, and takes `mask` if batches name documents.
         vocab_size: V.
         length: L.
-        max_t: physical time where the path ends; None: where 99% of tokens are known from their own noisy point alone.
-        smoothing: mass of the target spread over the vocabulary; it warps time, and with it the sharpness of the input.
-        concentration: of the Dirichlet prior; there is a likelihood bound where it is 1.
+        max_t: physical time at which the path ends; None: where 99% of tokens are known from their own noisy point alone.
+        smoothing: mass of the target spread over the vocabulary, in (0, 1). It warps time, and so the sharpness of the input.
+        concentration: of the Dirichlet prior; only with 1 there is a likelihood bound.
         features: what the network reads of a state: simplex (as published), sharpened, log or posterior.
     """
 
@@ -102,7 +105,7 @@ class KLFlow(GeodesicLikelihood, Algorithm):
 
 
 def check_path(teacher: nn.Module, path: Geodesic, features: str) -> None:
-    """Raises ValueError where a teacher's path or features are not the student's."""
+    """Raises ValueError if a teacher's path or features differ from the student's."""
     if teacher.path != path or teacher.features != features:
         raise ValueError(
             "algo.teacher_path: needs a checkpoint of algo=kl_flow with the same max_t, smoothing, concentration and "

@@ -1,11 +1,11 @@
 """The flow map of KL-flow as one two-time softmax network: jumps along the KL geodesic's flow, for generation in a few steps.
 
-From time a to b the flow dm/ds = p_s(x_s) moves the logits m by (s_b - s_a) p_{a,b}(x_a), where p_{a,b} is the average of the
-posterior along the way, even in the signal s: a point of the simplex. On the diagonal it is the posterior, and
+From time a to b the flow dm/ds = p_s(x_s) moves the logits m by (s_b - s_a) p_{a,b}(x_a). Here p_{a,b} is the average of the
+posterior along the way, uniform in the signal s, and so a point of the simplex. On the diagonal it is the posterior, and
 
-    p_{a,d}(x_a) = w p_{a,b}(x_a) + (1 - w) p_{b,d}(x_b),    w = (s_b - s_a) / (s_d - s_a),
+    p_{a,d}(x_a) = w p_{a,b}(x_a) + (1 - w) p_{b,d}(x_b),    w = (s_b - s_a) / (s_d - s_a).
 
-so, as for FMLM (arXiv 2602.16813), two jumps give the target of one that takes both.
+So, as for FMLM (arXiv 2602.16813), two jumps give the target of the one jump over both.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class TwoTimeGeodesicDenoiser(GeodesicDenoiser):
 
 @dataclass(frozen=True)
 class _Asked:
-    """Rows of a batch, at (start, end) on the clock, with what the network should predict there."""
+    """Rows of a batch at clock times (start, end), with the network's target there."""
 
     rows: slice
     state: State
@@ -55,8 +55,8 @@ class _Asked:
 class KLFlowMap(GeodesicLikelihood, Distillation):
     """The flow map of KL-flow.
 
-    A share of every batch is diagonal (both times equal): there the target is the teacher's prediction, or the data. The
-    rest are jumps, whose target are two jumps of the network itself.
+    A share of every batch lies on the diagonal, where both times are equal and the target is the teacher's prediction or,
+    without a teacher, the data. The rest are jumps, whose targets are two jumps of the network itself.
 
     Args:
         backbone: called as backbone(vocab_size=V, two_times=True).
@@ -66,7 +66,7 @@ class KLFlowMap(GeodesicLikelihood, Distillation):
         initialize_student_from_teacher: start at the teacher's weights.
         diagonal_fraction: share of the batch in [0, 1] on the diagonal.
         time_pairs: law of the jumps' ends, uniform_gap or uniform_pair.
-        boundary_prob: one jump in so many goes the whole way; None for none.
+        boundary_prob: one jump in this many goes the whole way; None: none does.
         max_t, smoothing, concentration, features: as in KLFlow, and the teacher's.
     """
 
@@ -139,7 +139,7 @@ class KLFlowMap(GeodesicLikelihood, Distillation):
 
     @torch.no_grad()
     def _two_jumps(self, state: State, pairs: TimePairs, mask: DocumentMask | None) -> Combination:
-        """What a jump over each pair should predict: the average of its halves' predictions."""
+        """The target of a jump over each pair: the average of the predictions of its two parts."""
         denoiser = self.denoiser(mask)
         t = [self.clock.time(tau) for tau in (pairs.start, pairs.middle, pairs.end)]
         tau = [tau.float() for tau in (pairs.start, pairs.middle, pairs.end)]

@@ -1,11 +1,12 @@
 """Simplex-DMD of a KL-flow: distribution matching (arXiv 2609.40235) along the KL geodesic instead of the Gaussian path.
 
-The student reads x_a of a text and gives probabilities delta, which count as a clean sample and are noised again; reverse KL
-between the noised law and the data's is to vanish, at all levels b > a of the clock. The scores that its gradient takes follow
-from the noise's mean (`flm.kl_flow.noise_matching`), under the frozen teacher's posterior and under an auxiliary denoiser's
-("fake"). This one is of the same kind, so that it can start as the teacher, and learns the mean noise behind the student's
-states. It can say all that there is to say where delta is nearly a token, as in a student that has learned its task; of two
-tokens always; of mixtures of more it finds the nearest of its kind. B batch, L length, V vocabulary.
+The student reads x_a of a text and gives probabilities delta, which serve as a clean sample and are noised again. Training
+minimises the reverse KL between the distributions of noised samples and noised data, at all levels b > a of the clock. The
+scores in its gradient follow from the mean of the noise (`flm.kl_flow.noise_matching`): under the posterior of the frozen
+teacher, and under that of an auxiliary denoiser, the "fake", which learns the mean noise in the student's states. The fake has
+the teacher's form, so that it can start at its weights. This form is exact where delta is nearly a token, as in a trained
+student, and for mixtures of two tokens. For mixtures of more, the fake finds the nearest of its form.
+B batch, L length, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from flm.samplers.policy import Policy, Shaping
 
 
 class Student:
-    """delta(x, tau): told where on the clock the state is. It is no denoiser, and teaches nobody as one."""
+    """delta(x, tau), conditioned on the clock time of the state. It is not a denoiser, so no other model can learn from it."""
 
     def __init__(self, reader: GeodesicDenoiser):
         self.reader, self.path, self.clock, self.dtype = reader, reader.path, reader.clock, reader.dtype
@@ -43,7 +44,7 @@ class Student:
 
 
 class FreshPointSampler(Policy):
-    """N evaluations: each prediction counts as a clean point, noised anew for the next; of the last one the arg-max is written.
+    """N evaluations. Each prediction is a clean point that is noised anew for the next; the last one's arg-max is the sample.
 
     Given positions are clean at every evaluation.
     """
@@ -73,13 +74,13 @@ class FreshPointSampler(Policy):
 
 @dataclass(frozen=True)
 class Draw:
-    """A state of the student's own.
+    """A prediction of the student, and the state that it was noised to.
 
     Attributes:
-        student: delta, which alone carries gradients.
-        start, level: (B,) clock times of x_a and of the comparison.
-        noise: log E.
-        state: x.
+        student: delta, with gradients; the rest has none.
+        start, level: (B,) clock times of x_a and of the noised state.
+        noise: log E of the noised state.
+        state: x, the noised state.
     """
 
     student: TokenPosterior
@@ -97,7 +98,7 @@ class KLSimplexDMD(InTurns):
         vocab_size: V.
         length: L.
         teacher: a trained KLFlow of the same backbone.
-        student_every: one optimiser step in so many is the student's, beginning with the first; the others are the fake's.
+        student_every: the student learns at every so many optimiser steps, the first included; the fake at the others.
         max_t, smoothing, concentration, features: as in KLFlow, and the teacher's.
     """
 

@@ -1,19 +1,19 @@
-"""What distribution matching needs along the KL geodesic: the mean of the noise, and losses of it in chunks of tokens.
+"""Distribution matching along the KL geodesic: the mean of the noise, and losses on it in chunks of tokens.
 
 A clean point delta of the simplex is noised to
 
     m = log E + s delta,   E_k ~ Gamma(alpha),   x = softmax(m),   s the signal of the time.
 
-Dividing x_k by e^(s delta_k) gives the noise's own point n = E / sum(E), so, whatever law delta has,
+Dividing x_k by e^(s delta_k) gives the noise's own point n = E / sum(E). So, for any distribution of delta,
 
-    score_k = d log p(x) / d m_k = alpha - alpha V E[n_k | x]:
+    score_k = d log p(x) / d m_k = alpha - alpha V E[n_k | x].
 
-of the data's law and of a student's alike, what has to be known is the noise. With d m = s d delta, reverse KL has the gradient
+For the data as for a student, the score needs only the mean noise. With d m = s d delta, reverse KL has the gradient
 
     E[ alpha V s  sum_k (N_k(D) - N_k(F)) d delta_k ],     N_k(p) = x_k (sum_y p_y g_y - a p_k g_k),  g_y = 1 / (1 - a x_y),
 
-a = 1 - e^-s, where N(p) is the mean noise if the clean point is a token, of probabilities p. All of this is done in float64:
-where x_k is nearly 1, g_k is e^s, and what is left over of it is 1. B batch, L length, V vocabulary, n tokens of a chunk.
+with a = 1 - e^-s. N(p) is the mean noise if the clean point is a token with probabilities p. Everything is in float64, since
+g_k is e^s where x_k is nearly 1, and terms of this size cancel. B batch, L length, V vocabulary, n tokens of a chunk.
 """
 
 from collections.abc import Callable
@@ -27,21 +27,21 @@ from flm.outputs import Output
 from flm.posterior import TokenPosterior
 from flm.vocabulary_losses import ValueAndSlope, of_logits
 
-SMALLEST = 1e-30  # a probability of the noise that float32 cannot hold counts as this
+SMALLEST = 1e-30  # least probability of the noise
 
 
 def in_chunks(
     posterior: TokenPosterior, noise: Logits, delta: Output, signal: Tensor, weight: Tensor, of: Callable[..., ValueAndSlope]
 ) -> tuple[Tensor, Tensor]:
-    """A loss of each token's logits that needs its state and its noise.
+    """A loss of each token's logits that depends on its state and its noise.
 
     Args:
         noise: log E.
         delta: the clean point.
         signal: s (B,).
         weight: (B, L), constant.
-        of: called with a slice of the flattened token axis, and x and n (n, V) and a (n, 1) there in float64; gives the loss of
-            that slice's own tokens.
+        of: called with a slice of the flattened token axis and its x and n (n, V) and a (n, 1), in float64; gives the loss of
+            these tokens.
 
     Returns:
         The weighted sum, a differentiable scalar, and each token's value (B, L), detached.
@@ -62,18 +62,20 @@ def in_chunks(
 def geodesic_matching(
     student: TokenPosterior, real: Output, fake: Output, noise: Logits, signal: Tensor, weight: Tensor, scale: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """scale s <N(D) - N(F), delta> at every token, D and F constant: its gradient is that of reverse KL, its value is nothing.
+    """scale s <N(D) - N(F), delta> at every token, with D and F constant.
+
+    Its gradient is that of reverse KL; its value has no meaning.
 
     Args:
-        student: delta, of which x was made.
+        student: delta, from which x was made.
         real, fake: D and F.
         noise, signal: log E, and s (B,).
         weight: (B, L), constant.
         scale: alpha V.
 
     Returns:
-        The weighted sum, a differentiable scalar, and of each token (B, L), detached: the squared difference of scores as
-        "score_gap", and "student_entropy_nats".
+        The weighted sum, a differentiable scalar; and for each token (B, L), detached: "score_gap", the squared difference of
+        scores; and "student_entropy_nats".
     """
     about = {
         name: torch.zeros(weight.numel(), dtype=torch.float64, device=weight.device)

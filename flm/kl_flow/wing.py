@@ -1,4 +1,4 @@
-"""What the flow along KL geodesics adds to the core: nothing by name; a config's `_target_` finds its algorithms."""
+"""What the flow along KL geodesics adds to the core: only algorithms, which their YAMLs name by path."""
 
 from flm.registry import Wing
 

@@ -1,9 +1,9 @@
-"""One likelihood in the units people compare: nats per token, bits per token, perplexity, bits per byte.
+"""A likelihood in the units that people compare: nats per token, bits per token, perplexity, bits per byte.
 
-Bits per byte of UTF-8 text do not depend on the tokenizer, perplexities do. `num_tokens` is what the nats per token
-were averaged over, `num_bytes` the UTF-8 length of the text those tokens spell, exact or estimated.
+Bits per byte of UTF-8 text compare across tokenizers, perplexities do not. `num_tokens` is the number of tokens that the nats
+per token are a mean of, `num_bytes` the UTF-8 length of the text they spell, exact or estimated.
 
-`ByteTally` sums up nats, tokens and bytes of scored targets and divides once.
+`ByteTally` adds up nats, tokens and bytes of scored targets, and divides once.
 """
 
 import math
@@ -18,11 +18,11 @@ from flm.algos.algorithm import Batch
 from flm.data.byte_table import ByteTable
 from flm.data.tokenizers import Tokenizer
 
-_CONTEXT = 8  # tokens before a run that decide how it is spelled
+_CONTEXT = 8  # tokens before a run that its spelling may depend on
 
 
 def perplexity(nats_per_token: float) -> float:
-    """exp of the mean; inf where that overflows."""
+    """exp(nats_per_token); inf if that overflows."""
     try:
         return math.exp(nats_per_token)
     except OverflowError:
@@ -30,19 +30,19 @@ def perplexity(nats_per_token: float) -> float:
 
 
 def bits_per_token(nats_per_token: float) -> float:
-    """For a character tokenizer these are bits per character."""
+    """With a character tokenizer these are bits per character."""
     return nats_per_token / math.log(2)
 
 
 def bits_per_byte(nats_per_token: float, num_tokens: int, num_bytes: float) -> float:
-    """Total bits over total bytes. Raises ValueError where there is no byte."""
+    """Total bits divided by total bytes. Raises ValueError if there is no byte."""
     if num_bytes <= 0:
         raise ValueError("bits per byte of an empty text are not defined")
     return bits_per_token(nats_per_token) * num_tokens / num_bytes
 
 
 def nats_per_token(bits_per_byte: float, num_tokens: int, num_bytes: float) -> float:
-    """The inverse of `bits_per_byte`. Raises ValueError where there is no token."""
+    """The inverse of `bits_per_byte`. Raises ValueError if there is no token."""
     if num_tokens <= 0:
         raise ValueError("nats per token of an empty text are not defined")
     return bits_per_byte * math.log(2) * num_bytes / num_tokens
@@ -54,7 +54,7 @@ def utf8_bytes(texts: Iterable[str]) -> int:
 
 
 def scored_texts(batch: Batch, tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of each run of scored tokens in the rows of a batch; ends and other special tokens stand for no text.
+    """The text of each run of consecutive scored tokens in the rows of a batch, without special tokens.
 
     A run that begins or ends inside a character has a replacement character there.
     """
@@ -63,7 +63,7 @@ def scored_texts(batch: Batch, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def scored_bytes(batches: Iterable[Batch], tokenizer: Tokenizer) -> int:
-    """UTF-8 bytes that scored tokens stand for: token by token where the tokenizer says them, else of the runs' text."""
+    """UTF-8 bytes that scored tokens stand for, by a `ByteTable` if the tokenizer has one, else by decoding each run."""
     try:
         table = ByteTable.of(tokenizer)
     except ValueError:
@@ -73,7 +73,7 @@ def scored_bytes(batches: Iterable[Batch], tokenizer: Tokenizer) -> int:
 
 
 def _runs(batch: Batch) -> Iterator[tuple[list[int], list[int]]]:
-    """What stands before each run of scored tokens in its row, and the run."""
+    """For each run of consecutive scored tokens, the tokens before it in its row, and the run."""
     for row, counted in zip(batch.tokens.tolist(), batch.counted.tolist(), strict=True):
         start = 0
         for counts, run in groupby(counted):
@@ -85,7 +85,7 @@ def _runs(batch: Batch) -> Iterator[tuple[list[int], list[int]]]:
 
 @dataclass
 class ByteTally:
-    """Sums of scored targets; several processes add up their `sums`, and divide once.
+    """Sums over scored targets. Several processes add up their `sums` before anything is divided.
 
     Attributes:
         sums: (3,) float64 on the CPU: nats, tokens, bytes.
@@ -95,9 +95,9 @@ class ByteTally:
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
 
     def add(self, nats: Tensor, targets: Tensor, previous: Tensor, counted: Tensor | None = None) -> None:
-        """Tensors of one shape: nats of each target, its id, the id before it, and whether it counts (None: all do).
+        """Adds targets, by tensors of one shape: nats of each, its id, the id before it, and whether it counts (None: all).
 
-        A begin-of-text target adds no byte, and its nats count.
+        A begin-of-text target adds its nats and no byte.
         """
         on = torch.ones_like(targets, dtype=torch.bool) if counted is None else counted.bool()
         table = self.table.to(targets.device)
@@ -106,7 +106,7 @@ class ByteTally:
         self.sums += torch.stack([value.double().cpu() for value in found])
 
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> "ByteTally":
-        """With the sums of all processes."""
+        """The tally of all processes, where `reduce` adds up a tensor over them."""
         return ByteTally(self.table, reduce(self.sums))
 
     @property
@@ -123,9 +123,9 @@ class ByteTally:
 
     @property
     def bits_per_byte(self) -> float:
-        """Of all targets together; raises ValueError where there is no byte."""
+        """Of all targets together; raises ValueError if they have no byte."""
         return bits_per_byte(self.nats_per_token, self.num_tokens, self.num_bytes)
 
     def metrics(self, prefix: str = "val/") -> dict[str, float]:
-        """By metric name."""
+        """Nats per token and bits per byte by metric name."""
         return {f"{prefix}nll_nats_per_token": self.nats_per_token, f"{prefix}bits_per_byte": self.bits_per_byte}

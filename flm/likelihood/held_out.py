@@ -1,4 +1,4 @@
-"""What a model says about held-out text: -log p of blocks, exact or bounded, averaged over blocks and draws."""
+"""The likelihood of held-out text: -log p of blocks, exact or an upper bound, averaged over blocks and draws."""
 
 import math
 from collections import defaultdict
@@ -21,8 +21,8 @@ class NegativeLogLikelihood:
 
     Attributes:
         nats: of the whole text.
-        kind: "exact", or the sort of bound that `nats` estimates: the text is then at least as probable as it says.
-        standard_error: of the estimate, from drawing it; 0 where it is exact, None where one draw was made.
+        kind: "exact", or the kind of upper bound that `nats` estimates.
+        standard_error: of the estimate, over draws; 0 if it is exact, None with one draw.
         num_tokens: of the text.
     """
 
@@ -41,18 +41,18 @@ class NegativeLogLikelihood:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Nats per scored token of N sequences. Padding that is a target is scored with them, and is none of them.
+    """Nats per scored token of N sequences. The nats of padding that is a target are included, but it is not counted.
 
     Attributes:
-        nats_per_token: all nats over all scored tokens; its error, over sequences however unlike in length, says how far other
-            text might differ.
-        monte_carlo_error: of the mean over draws, for this very text, in nats per token; 0 where the value is exact, None
-            where one draw was made. Draws are stratified, which it does not see: it errs on the large side.
-        parts: nats per token by part of the bound, adding up to the mean; None where no draw fell.
-        draws_by_part: how many draws, of all sequences together, fell there.
-        num_tokens: scored ones, of all sequences.
-        num_draws: for each sequence.
-        num_padding: targets that only fill rows up, whose nats are among those of the tokens.
+        nats_per_token: all nats divided by all scored tokens. Its error is over sequences, of any lengths: how far other text
+            might differ.
+        monte_carlo_error: standard error over draws, for this text, in nats per token; 0 if the value is exact, None with one
+            draw. It does not account for the stratification of the draws, so it is rather too large.
+        parts: nats per token of each part of the bound, which add up to the mean; None for a part without draws.
+        draws_by_part: number of draws that evaluated each part, of all sequences together.
+        num_tokens: scored tokens of all sequences.
+        num_draws: draws for each sequence.
+        num_padding: targets that only fill up rows.
     """
 
     nats_per_token: Estimate
@@ -64,7 +64,7 @@ class Likelihood:
     num_padding: int = 0
 
     def in_units(self, num_bytes: float, num_characters: float) -> dict[str, Any]:
-        """Plain values for a result file; the tokens stand for so many bytes of UTF-8 and so many characters."""
+        """Plain values for a result file, for tokens that stand for so many bytes of UTF-8 and so many characters."""
         mean, error = self.nats_per_token.mean, self.monte_carlo_error
         per_nat = {
             "bits_per_token": bits_per_token(1.0),
@@ -77,7 +77,7 @@ class Likelihood:
             "standard_error_nats": self.nats_per_token.standard_error,
             "perplexity": perplexity(mean),
             **{name: mean * slope for name, slope in per_nat.items()},
-            # `error and`: none stays none, and 0 stays 0 where the perplexity overflows
+            # `error and`: None stays None, and 0 stays 0 even if the perplexity overflows
             **{f"monte_carlo_error_{name}": error and error * slope for name, slope in slopes.items()},
             "parts_nats_per_token": self.parts,
             "draws_by_part": self.draws_by_part,
@@ -93,10 +93,10 @@ class DrawnBound:
     """Draws of the bound of one batch.
 
     Attributes:
-        nats: (B, num_draws) float64 on the CPU, of each sequence's scored tokens together.
-        parts: by part of the bound, the sum over the batch of the mean over draws, and how many draws fell there.
-        num_tokens: (B,) int64 on the CPU, scored ones of each sequence, padding left out.
-        num_padding: what was left out of the batch.
+        nats: (B, num_draws) float64 on the CPU, summed over each sequence's scored tokens.
+        parts: for each part of the bound, its nats (mean over draws, sum over the batch) and the draws that evaluated it.
+        num_tokens: (B,) int64 on the CPU, scored tokens of each sequence without padding.
+        num_padding: scored padding of the batch.
     """
 
     nats: Tensor
@@ -106,14 +106,14 @@ class DrawnBound:
 
 
 class Sharing(Protocol):
-    """Processes among which batches are shared out; `flm.tasks.processes.Team` is one."""
+    """Several processes that divide the batches among them; `flm.tasks.processes.Team` is one."""
 
     def share(self, count: int) -> range:
-        """Which of `count` pieces of work are this process's."""
+        """This process's share of `count` pieces of work."""
         ...
 
     def all_of(self, mine: list[Any]) -> list[Any]:
-        """The results of all pieces in order, of which this process gives those of its share."""
+        """The results of all pieces in order, given those of this process's share."""
         ...
 
 
@@ -127,12 +127,12 @@ def drawn_bounds(
     on_draw: Callable[[], None] | None = None,
     wanted: Container[int] | None = None,
 ) -> Iterator[DrawnBound]:
-    """`algorithm.bound` of batch after batch; draw d of batch b is draw b * num_draws + d of the seed.
+    """Draws of `algorithm.bound` for each batch; draw d of batch b is draw b * num_draws + d of the seed.
 
     Args:
         options: keyword arguments of `bound`.
         on_draw: called after each evaluation of one batch.
-        wanted: numbers of the batches to do; None: all.
+        wanted: indices of the batches to evaluate; None: all.
     """
     device = next(algorithm.parameters(), torch.empty(0)).device
     for index, batch in enumerate(batches):
@@ -143,7 +143,7 @@ def drawn_bounds(
         for draw in range(num_draws):
             bound = algorithm.bound(batch, Draws(seed, index * num_draws + draw, device=device), **(options or {}))
             columns.append(bound.nats.double().cpu())
-            drawn = getattr(bound, "drawn", {})  # absent where every draw evaluates every part
+            drawn = getattr(bound, "drawn", {})  # absent if every draw evaluates every part
             for name, values in bound.parts.items():
                 sums[name] += values.double().sum().item() / num_draws
                 fallen[name] += int(drawn[name].sum()) if name in drawn else len(values)
@@ -163,10 +163,14 @@ def likelihood(
     on_draw: Callable[[], None] | None = None,
     sharing: Sharing | None = None,
 ) -> Likelihood:
-    """Mean of `drawn_bounds` over all sequences of the batches; an exact one is asked once.
+    """Mean of `drawn_bounds` over all sequences of the batches; an exact value takes one draw.
 
     Args:
-        sharing: each process does its share of the batches, which then have to be a sized collection, and all have the whole.
+        sharing: each process evaluates its share of the batches, which must then have a length, and all get the whole result.
+            None: there is one process.
+
+    Raises:
+        ValueError: no token is scored.
     """
     num_draws = 1 if algorithm.bound_kind == "exact" else draws_per_example
     nats, counts, parts, fallen, num_padding = [], [], defaultdict[str, float](float), defaultdict[str, int](int), 0
@@ -198,11 +202,11 @@ def likelihood(
 
 
 def text_likelihood(algorithm: Algorithm, tokens: list[int], length: int, draws: int, seed: int) -> NegativeLogLikelihood:
-    """Of one text, in blocks of `length` tokens that are each scored alone; an exact value takes no draws."""
+    """The likelihood of one text, cut into blocks of `length` tokens, each scored alone; an exact value needs no draws."""
     exact = algorithm.bound_kind == "exact"
     rows = 1 if exact else draws
     blocks = [torch.tensor(tokens[start : start + length]) for start in range(0, len(tokens), length)]
-    # a row a draw: times are stratified over the rows
+    # one row for each draw, since times are stratified over rows
     batches = [Batch(block.expand(rows, -1), torch.ones(rows, len(block))) for block in blocks]
     found = [drawn.nats[:, 0] for drawn in drawn_bounds(algorithm, batches, 1, seed)]
     nats = sum(values.mean().item() for values in found)

@@ -1,9 +1,9 @@
 """How varied a set of samples is: within a sample (entropy, repetition), between samples (distinct-n, self-BLEU), and over the
 whole set (different tokens, and how far their frequencies are from those of real text).
 
-They are read against the numbers of real text, computed by the same functions on as many samples of the same length: all
-depend on the length or the number of samples. Entropy within a sample alone hides a model that writes the few hundred most
-frequent tokens only, each sample as varied as real text: `TokenFrequencies` shows it. N samples.
+All depend on the length and number of samples. So compare them with the same measures of as many real texts of the same length.
+Entropy within samples cannot show a model that writes only the few hundred most frequent tokens, but varies them as real text
+does; `TokenFrequencies` shows it. N samples.
 """
 
 import random
@@ -22,12 +22,12 @@ TokenRows = Tensor | Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class TokenDiversity:
-    """What `token_diversity` measures on token ids.
+    """The measures on token ids.
 
     Attributes:
         num_samples: N.
         entropy_nats: unigram entropy within one sample, averaged over samples.
-        entropy_per_sample: the N values behind it.
+        entropy_per_sample: the N values it averages.
         distinct_tokens: different ids in one sample.
         tokens_used: different ids in the whole set.
         distinct_1, distinct_2, distinct_3: see `distinct_n`.
@@ -50,7 +50,7 @@ class TokenDiversity:
 
 
 def token_diversity(tokens: TokenRows) -> TokenDiversity:
-    """All measures on token ids, of N samples. Raises ValueError where there is no sample."""
+    """All measures on token ids of N samples. Raises ValueError if there is no sample."""
     rows = token_rows(tokens)
     if not rows:
         raise ValueError("no samples to measure")
@@ -75,14 +75,14 @@ def token_diversity(tokens: TokenRows) -> TokenDiversity:
 
 
 class TokenFrequencies:
-    """How often each token occurs in a text, to hold samples against.
+    """How often each token occurs in a text, to compare samples with.
 
     Args:
         rows: the text, at least one token.
-        without: rows of that text to leave out, because they are to be held against the rest.
+        without: rows of that text to leave out, so that they can be compared with the rest.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: no token is left.
     """
 
     def __init__(self, rows: TokenRows, without: TokenRows = ()):
@@ -93,10 +93,10 @@ class TokenFrequencies:
             raise ValueError("token frequencies need at least one token of text")
 
     def js_bits(self, rows: TokenRows) -> float | None:
-        """Jensen-Shannon divergence of the samples' token frequencies from the text's, in [0, 1] bits; None of no token.
+        """Jensen-Shannon divergence of the samples' token frequencies from the text's, in [0, 1] bits; None without tokens.
 
-        0: the same frequencies; 1: no token in common. Few samples of the text itself are above 0 (no sample of 8,192 tokens
-        has its 2,048 frequencies: 0.05), the more the fewer, so it is read against as many real samples.
+        0: the same frequencies; 1: no token in common. Samples of the text itself are above 0, the more so the fewer they are:
+        0.05 for 8,192 tokens of a text with 2,048 different ones. So compare with as many real samples.
         """
         counts = _counted(rows)
         total = sum(counts.values())
@@ -119,7 +119,7 @@ def _entropy_bits(p: np.ndarray) -> float:
 
 
 def token_rows(tokens: TokenRows) -> list[list[int]]:
-    """Ids as lists, from an (N, L) tensor or from N sequences (lists, arrays, tensors) of any lengths."""
+    """Ids as lists, from an (N, L) tensor or array, or from N sequences of any lengths."""
     if isinstance(tokens, Tensor | np.ndarray):
         return tokens.tolist()
     return [row.tolist() if isinstance(row, Tensor | np.ndarray) else list(row) for row in tokens]
@@ -133,7 +133,7 @@ def unigram_entropy(row: Sequence[int]) -> float:
 
 
 def distinct_n(rows: Sequence[Sequence[int]], n: int) -> float | None:
-    """Different n-grams of the whole set over all its n-grams (Li et al., arXiv 1510.03055); None without any n-gram.
+    """Different n-grams of the whole set divided by all its n-grams (Li et al., arXiv 1510.03055); None without any n-gram.
 
     An n-gram lies within one sample. The ratio falls with the size of the set: compare equal sizes only.
     """
@@ -162,16 +162,17 @@ def longest_run(row: Sequence[int]) -> int:
 
 
 def self_bleu_4(texts: Sequence[str], max_samples: int = 256, seed: int = 0, tokenize: str = "13a") -> Estimate | None:
-    """Self-BLEU-4 in [0, 100]: each text's BLEU-4 with all others as references, averaged (arXiv 1802.01886).
+    """Self-BLEU-4 in [0, 100]: the mean over texts of BLEU-4 with all other texts as references (arXiv 1802.01886).
 
-    High means that samples resemble one another. It grows with the number of references, so it is computed on at most
-    `max_samples` texts, the same subset for the same seed and number of texts; compare equal numbers only (`count`).
-    The score of a text is sacrebleu's sentence BLEU (exponential smoothing, effective order). Merged reference counts
-    are kept once for all texts, with the runner-up for each n-gram to leave a text out of its own references: linear
-    instead of quadratic in the number of texts. The standard error treats the texts' scores as independent, though
-    they share references.
+    High means that samples resemble one another. It grows with the number of references, so compare equal numbers only
+    (`count`). The score of a text is sacrebleu's sentence BLEU (exponential smoothing, effective order). The standard error
+    treats the scores as independent, though the texts share references.
+
+    To be linear in the number of texts, reference counts are merged once. The second highest count of each n-gram is kept
+    too, for the text that has the highest itself.
 
     Args:
+        max_samples: of more texts a random subset of this size is taken, the same for the same seed and number of texts.
         tokenize: sacrebleu's tokenizer: words and punctuation ("13a"), single characters ("char"), ...
 
     Returns:
@@ -189,7 +190,7 @@ def self_bleu_4(texts: Sequence[str], max_samples: int = 256, seed: int = 0, tok
     sentences = [split(text.rstrip()).split() for text in texts]
     counts = [Counter(gram for n in range(1, 5) for gram in _ngrams(words, n)) for words in sentences]
 
-    # n-gram: highest count in a text, whose, highest count in any other text
+    # n-gram: its highest count in a text, which text that is, the highest count in any other text
     most: dict[tuple[str, ...], tuple[int, int, int]] = {}
     for owner, own in enumerate(counts):
         for gram, count in own.items():

@@ -11,12 +11,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a number of independent samples says about a mean.
+    """A mean estimated from independent samples.
 
     Attributes:
         mean: in the unit of the values.
-        standard_error: of the mean over samples; None where fewer than two samples carry weight.
-        count: samples that carry weight.
+        standard_error: of the mean over samples; None if fewer than two samples have weight.
+        count: samples with weight.
     """
 
     mean: float
@@ -25,7 +25,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate":
-        """Mean of one value a sample. Raises ValueError where there is none."""
+        """Mean of one value per sample. Raises ValueError if there is none."""
         return cls.ratio(values, [1.0] * len(values))
 
     @classmethod
@@ -39,7 +39,7 @@ class Estimate:
 
     @classmethod
     def ratio(cls, sums: Sequence[float], weights: Sequence[float]) -> "Estimate":
-        """The pooled mean sum_i s_i / sum_i w_i, where sample i gives the sum s_i of w_i >= 0 values.
+        """The pooled mean sum_i s_i / sum_i w_i, where s_i is the sum of the w_i >= 0 values of sample i.
 
         The error is that of the ratio estimator, linearised (delta method): with r the pooled mean and n samples of
         positive weight, var r = n / (n - 1) * sum_i (s_i - r w_i)^2 / (sum_i w_i)^2. With equal weights this is the
@@ -60,9 +60,10 @@ class Estimate:
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Probability that of k samples drawn without replacement from these at least one is correct: 1 - C(n-c, k) / C(n, k).
+    """pass@k from n samples of which c are correct: 1 - C(n-c, k) / C(n, k).
 
-    Unbiased (Chen et al., arXiv 2107.03374, equation 1).
+    This is the probability that at least one of k samples, drawn from these without replacement, is correct. It is an
+    unbiased estimate (Chen et al., arXiv 2107.03374, equation 1).
 
     Raises:
         ValueError: k is not in [1, samples], or correct not in [0, samples].
@@ -75,7 +76,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 def mean_pass_at_k(
     outcomes: Sequence[Sequence[bool]], ks: Sequence[int], groups: Sequence[Hashable] | None = None
 ) -> dict[str, Estimate]:
-    """Mean over problems by k; a k above the smallest number of samples of a problem is left out.
+    """Mean pass@k over problems, by k. A k larger than the fewest samples of a problem is left out.
 
     Args:
         outcomes: for each problem, whether each sample is right.

@@ -1,4 +1,4 @@
-"""A film strip: one generation at a few moments, each with its tokens and how probable the model held them.
+"""A film strip: one generation at a few moments, each with its tokens and their probabilities under the model.
 
 L length, V vocabulary.
 """
@@ -16,7 +16,7 @@ from flm.samplers.flow import Moment
 
 _MOST_BYTES = 4  # of a character in UTF-8, each a token at worst
 NO_WIDTH = "\N{WORD JOINER}"
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what decoding gives for part of a character
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # decoded from a part of a character
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Frame:
 
     Attributes:
         index: round of network evaluation, from 0.
-        tau: where on the clock it stood, in [0, 1].
-        tokens: (L,) ids shown: given ones where given, else what the sampler would answer now; None: not written yet.
-        probability: (L,) that the model gave each of them; 1 where given, 0 where not written yet.
+        tau: clock time, in [0, 1].
+        tokens: (L,) given ids, and those that the sampler would return now; None: not written yet.
+        probability: (L,) of each token under the model; 1 for given ones, 0 for those not written yet.
         given: (L,) whether the position was given.
     """
 
@@ -45,10 +45,10 @@ class Frame:
 
 @dataclass
 class FilmStrip:
-    """Called on each moment of a sampler (`on_step`), keeps about `count` of them, evenly spaced, first and last included.
+    """Keeps at most `count` moments of a sampler, evenly spaced, the last included; give it to a sampler as `on_step`.
 
-    Shows the first sequence of the batch. A sampler that writes one position at a time (its posterior is (B, 1)) is
-    understood too: there each token keeps the probability with which it was written.
+    It shows the first sequence of the batch. With a sampler that writes one position at a time (its posterior is (B, 1)), each
+    token keeps the probability with which it was written.
     """
 
     count: int = 12
@@ -58,11 +58,11 @@ class FilmStrip:
     def __call__(self, moment: Moment) -> None:
         length = moment.canvas.tokens.shape[1]
         one_position = moment.posterior.shape[1] == 1 < length
-        if one_position:  # every moment adds a token, whether or not it is kept
-            column = round(moment.tau * length)  # tau there: share of the positions known before
+        if one_position:  # every moment adds a token, whether or not its frame is kept
+            column = round(moment.tau * length)  # there tau is the share of positions written before
             token = moment.tokens()[:1, column : column + 1]
             self._written[column] = shown_probability(moment.posterior, token).item()
-        again = bool(self.frames) and moment.index <= self.frames[-1].index  # while further candidates are made
+        again = bool(self.frames) and moment.index <= self.frames[-1].index  # the sampler makes a further candidate
         if again or moment.index not in kept_moments(moment.steps, self.count):
             return
         tokens, editable = moment.tokens()[:1], moment.canvas.editable[0].tolist()
@@ -91,9 +91,9 @@ def kept_moments(steps: int, count: int) -> set[int]:
 
 @torch.no_grad()
 def shown_probability(posterior: Any, tokens: Tensor) -> Tensor:
-    """Probability (L,) that the prediction for the first sequence gives tokens (1, L), in [0, 1].
+    """Probability (L,) of tokens (1, L) in the prediction for the first sequence, in [0, 1].
 
-    Works on whatever has values over V; a prediction with a correction added may leave [0, 1], and is cut there.
+    The prediction is any `flm.outputs.Output`; values outside [0, 1], which an added correction can cause, are clamped.
     """
     first = posterior.rows(slice(0, 1))
     flat = tokens.reshape(-1)
@@ -104,7 +104,7 @@ def shown_probability(posterior: Any, tokens: Tensor) -> Tensor:
 
 
 def spelling(token: int, tokenizer: Tokenizer) -> str:
-    """One token as people read it; in the vocabulary's own spelling where it is only part of a character."""
+    """The text of one token; its vocabulary entry if it is only part of a character or has no text."""
     text = tokenizer.decode([token])
     return text if text and REPLACEMENT not in text else tokenizer.token(token)
 

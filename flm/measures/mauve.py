@@ -1,8 +1,8 @@
 """MAUVE: how close a set of generated texts is to a set of real ones (arXiv 2102.01454, 2212.14578). An optional extra.
 
-The package mauve-text quantises features and integrates the divergence curve; the features, last hidden state of the last
-token, are taken here, from safetensors weights only. The score depends on the number of texts (a tenth of it is the number
-of clusters), their length and the model: compare only what agrees in all three; published ones take thousands of texts.
+The features, hidden states of the last token, are computed here, from safetensors weights only. The package mauve-text
+quantises them and integrates the divergence curve. The score depends on the model, the length of the texts and their number (a
+tenth of it is the number of clusters), so only scores that agree in all three compare. Published ones take thousands of texts.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ KEY = "eval.mauve_model_name_or_path"
 
 
 class Mauve:
-    """Loads the model of the features once and keeps those of the real texts.
+    """MAUVE against a fixed set of real texts, whose features are computed once.
 
     Args:
         real: texts to compare with, at least two.
-        name_or_path: hub name or local folder of the model; gpt2-large in published numbers.
+        name_or_path: hub name or local folder of the model of features; gpt2-large in published numbers.
         device: where it runs.
-        max_tokens: of a text, longer ones are cut; fewer if the model reads fewer.
+        max_tokens: longer texts are cut to this, or to fewer if the model reads fewer.
 
     Raises:
-        ValueError: the package or the model is not there, or there are fewer than two texts.
+        ValueError: the package or the model is missing, or there are fewer than two texts.
     """
 
     def __init__(self, real: Sequence[str], name_or_path: str, device: torch.device | str = "cpu", max_tokens: int = 1024):
@@ -51,7 +51,7 @@ class Mauve:
         rows: list[Tensor] = []
         for text in texts:
             ids = self._tokenizer(text, truncation=True, max_length=self._max_tokens, verbose=False)["input_ids"]
-            ids = ids or [self._tokenizer.eos_token_id]  # an empty text counts, as an end
+            ids = ids or [self._tokenizer.eos_token_id]  # an empty text counts as one end token
             hidden = self._model(input_ids=torch.tensor([ids], device=self._device)).last_hidden_state
             rows.append(hidden[0, -1].float().cpu())
         return torch.stack(rows).numpy()
@@ -67,6 +67,6 @@ def _load(name: str) -> tuple[Any, Any]:
     except Exception as error:  # the hub, the network and the parsers each raise their own
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{KEY}={name} cannot be loaded ({reason}): give a hub name or a local folder") from error
-    if report["missing_keys"]:  # transformers would go on with random numbers there
+    if report["missing_keys"]:  # transformers would fill these weights with random numbers
         raise ValueError(f"{KEY}={name} is not a complete model: its weights lack {sorted(report['missing_keys'])[0]}")
     return model, tokenizer

@@ -1,17 +1,16 @@
 """An n-gram model of held-out text: a judge of samples that needs no network and no download.
 
-The cross-entropy of samples under it says how far they are from real text as short contexts see it. It is blind to
-everything longer, so it ranks samples only beside the same number for real text.
+The cross-entropy of samples under it measures how far they are from real text in short contexts. It is blind to everything
+longer, so read it beside the same number for real text.
 
-Interpolated Witten-Bell smoothing (Witten and Bell 1991; Chen and Goodman, cmp-lg/9606011). With c(h w) how often w
-followed the context h, C(h) = sum_w c(h w) and T(h) the number of different tokens that followed h,
+Interpolated Witten-Bell smoothing (Witten and Bell 1991; Chen and Goodman, cmp-lg/9606011). With c(h w) the number of times
+that w followed the context h, C(h) = sum_w c(h w), and T(h) the number of different tokens that followed h,
 
     p(w | h) = (c(h w) + T(h) p(w | h')) / (C(h) + T(h)),      h' = h without its first token,
 
-and p(w | h) = p(w | h') where h was never followed by anything. Below the unigram stands the uniform 1 / V. T of the C
-draws after h were of a token new there, so a further one is expected with probability T / (C + T): that much mass goes
-to the shorter context. Each level sums to (C + T * 1) / (C + T) = 1 over the vocabulary if the one below does, and no
-token has probability 0.
+and p(w | h) = p(w | h') if nothing ever followed h. Below the unigrams is the uniform 1 / V. Of the C tokens that followed h,
+T were new at their time, so the next one is taken to be new with probability T / (C + T), the mass of the shorter context. A
+level sums to (C + T * 1) / (C + T) = 1 over the vocabulary if the level below does, and no token has probability 0.
 """
 
 from collections.abc import Sequence
@@ -25,13 +24,13 @@ from flm.measures.estimate import Estimate
 
 @dataclass(frozen=True)
 class _Level:
-    """All k-grams of the training text, k fixed. A (k-1)-gram is known by its index in the level below.
+    """All k-grams of the training text for one k. A (k-1)-gram is given by its index in the level below.
 
     Attributes:
         keys: (G,) ascending, index of the first k - 1 tokens * V + last token.
         counts: (G,) c(h w).
         totals: C(h), indexed by (k-1)-gram.
-        kinds: T(h), likewise.
+        kinds: T(h), indexed likewise.
     """
 
     keys: np.ndarray
@@ -41,10 +40,10 @@ class _Level:
 
 
 class NGramModel:
-    """Witten-Bell n-gram model of token sequences; a sequence's first tokens are seen with what context they have.
+    """Witten-Bell n-gram model of token sequences. The first tokens of a sequence have shorter contexts.
 
     Args:
-        sequences: training text, one sequence of ids a document or block; contexts do not cross from one to the next.
+        sequences: training text, one sequence of ids for each document or block; contexts do not cross between them.
         vocab_size: V; every id must be below it.
         order: n >= 1; 3 means two tokens of context.
 
@@ -81,7 +80,7 @@ class NGramModel:
         return self._log_prob(tokens, first)
 
     def probabilities(self, context: Sequence[int]) -> np.ndarray:
-        """Distribution (V,) of the token after `context` (of which the last order - 1 tokens count)."""
+        """Distribution (V,) of the token after the last order - 1 tokens of `context`."""
         context = list(context)[max(0, len(context) - self.order + 1) :]
         tokens, first, _ = self._flat([[*context, token] for token in range(self.vocab_size)])
         return np.exp(self._log_prob(tokens, first)[len(context) :: len(context) + 1])
@@ -114,7 +113,7 @@ class NGramModel:
         return np.log(p)
 
     def _flat(self, rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All tokens in one row, where a sequence begins (bool), and the sequences' lengths."""
+        """All tokens in one array, whether each begins a sequence, and the sequences' lengths."""
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         tokens = np.array([token for row in rows for token in row], dtype=np.int64)
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
@@ -126,6 +125,6 @@ class NGramModel:
 
 
 def _shifted(index: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The n-gram that ends just before each token, -1 where the sequence begins."""
+    """For each token, the index of the n-gram that ends just before it; -1 at the beginning of a sequence."""
     before = np.concatenate([[-1], index[:-1]])
     return np.where(first, -1, before)

@@ -1,4 +1,7 @@
-"""Attention, and the rotary position embedding it is fed with. B batch, H heads, L positions, Dh width of a head."""
+"""Attention, rotary position embedding, masks of documents, and a linear map of neighbours.
+
+B batch, H heads, L positions, Dh width of a head.
+"""
 
 import functools
 import importlib.metadata
@@ -14,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from flm.posterior import chunks
 
-FLEX_ON = {"cuda"}  # where masks of documents are blocks: on a CPU flex_attention has no gradients
+FLEX_ON = {"cuda"}  # devices on which document masks are blocks; on a CPU flex_attention has no gradients
 
 _forward_mode = False  # set by forward_mode_attention
 
@@ -26,10 +29,10 @@ def in_forward_mode() -> bool:
 
 @contextmanager
 def forward_mode_attention() -> Iterator[None]:
-    """Inside, attention has forward-mode derivatives (torch.func.jvp), and no others; the fused operations have none.
+    """Inside, attention has forward-mode derivatives (torch.func.jvp), which the fused operations lack, and no others.
 
-    Compiled blocks run uncompiled inside: torch.compile cannot trace under torch.func.jvp, and code that it has once met
-    there stays eager for the rest of the process.
+    Compiled blocks run uncompiled inside: torch.compile cannot trace under torch.func.jvp, and code that it first meets there
+    stays uncompiled for the rest of the process.
     """
     global _forward_mode
     before, _forward_mode = _forward_mode, True
@@ -40,12 +43,12 @@ def forward_mode_attention() -> Iterator[None]:
 
 
 class DocumentMask:
-    """Who sees whom in rows of documents: a position its own document alone, padding only padding.
+    """The attention mask of rows of documents: a position sees only its own document, and padding only padding.
 
-    Made once a batch and handed to every network; what a kernel reads is made of it when the first asks for it, and kept.
+    One object serves all networks of a batch. Each form that a kernel takes is made at first use and kept.
 
     Args:
-        documents: (B, L), runs of positions that belong together, -1 on padding.
+        documents: (B, L), equal numbers for consecutive positions of one document, -1 on padding.
     """
 
     def __init__(self, documents: Tensor):
@@ -63,9 +66,9 @@ class DocumentMask:
         return self._made["dense"]
 
     def for_kernels(self, x: Tensor, head_dim: int, causal: bool) -> "Tensor | BlockMask":
-        """What `attention` takes for a network that reads x: blocks where flex_attention runs, else the dense mask.
+        """The mask of `attention` for a network that reads x: blocks if flex_attention is used, else the dense mask.
 
-        Blocks say which tiles of scores hold something; the others cost nothing. Those of a causal network have its triangle.
+        Blocks list the tiles of scores that are needed; others cost nothing. With `causal` they include the triangle.
         """
         if x.device.type not in FLEX_ON or x.dtype == torch.float64 or head_dim < 16 or _forward_mode:
             return self.dense
@@ -83,7 +86,7 @@ class DocumentMask:
 
 
 def document_mask(documents: Tensor | None) -> DocumentMask | None:
-    """None where rows are not divided."""
+    """The mask of documents (B, L); None: rows are whole, and need no mask."""
     return None if documents is None else DocumentMask(documents)
 
 
@@ -98,14 +101,14 @@ def attention(
     """softmax(scores) v with scores = q k^T / sqrt(Dh), for q, k, v of shape (B, H, L, Dh); same shape out.
 
     Args:
-        softcap: scores become softcap * tanh(scores / softcap), a bound on their size; None leaves them as they are.
+        softcap: scores become softcap * tanh(scores / softcap), which bounds them; None: scores are not changed.
         causal: position i sees positions 0..i only.
-        mask: bool, broadcastable to (B, H, L, L), True where the row's position may see the column's. Every row needs
-            a True. Or blocks, which have the triangle in them where it is causal. None: all may.
+        mask: bool, broadcastable to (B, H, L, L), True where the row's position may see the column's; every row needs a True.
+            Or blocks, which must include the triangle of a causal network. None: every position sees every other.
 
-    Blocks are for flex_attention. Without them and without a softcap torch chooses the kernel (cuDNN or flash attention on
-    CUDA). With a softcap: flash-attn where it is installed (2.6 or newer) and applies, else flex_attention on CUDA, else
-    written out in full, which holds (B, H, L, L) scores. In forward mode no (B, H, L, L) tensor is held.
+    With blocks, flex_attention is used. Without blocks and softcap torch chooses the kernel (cuDNN or flash attention on CUDA).
+    With a softcap it is flash-attn if that is installed (2.6 or newer) and applicable, else flex_attention on CUDA, else the
+    formula written out, which holds (B, H, L, L) scores. In forward mode no (B, H, L, L) tensor is held.
     """
     if causal and q.shape[-2] != k.shape[-2]:
         raise ValueError(f"causal attention needs as many queries ({q.shape[-2]}) as keys ({k.shape[-2]}): pass a mask")
@@ -133,15 +136,15 @@ def attention(
 
 
 class _Differentiated(torch.autograd.Function):
-    """Attention with a forward-mode derivative out of the kernels that exist, which have a reverse-mode one only.
+    """Attention with a forward-mode derivative, made of kernels that only have a reverse-mode one.
 
-    With scores s = c q k^T and p = softmax(s) the derivative along (dq, dk, dv) is, a row,
+    With scores s = c q k^T and p = softmax(s) the derivative along (dq, dk, dv) is, for each query,
 
         sum_j p_j (ds_j - sum_l p_l ds_l) v_j + sum_j p_j dv_j,        ds_j = c (dq k_j + q dk_j).
 
-    The reverse-mode derivative of attention by its queries is sum_j p_j (g w_j - sum_l p_l g w_l) c k_j for values w and a
-    gradient g that comes back. So with keys (k, v), values (k, dk) and queries (q, 0), whose scores are still s, and with
-    (dq, q) coming back, its second half is the first sum. Heads are twice as wide there; no scores are kept.
+    The reverse-mode derivative by the query, for values w and an incoming gradient g, is sum_j p_j (g w_j - sum_l p_l g w_l)
+    c k_j. Take keys (k, v), values (k, dk), and the query (q, 0), whose scores are still s. Then with the gradient (dq, q) the
+    second half of that derivative is the first sum above. Heads are twice as wide there, and no scores are kept.
     """
 
     @staticmethod
@@ -168,7 +171,7 @@ class _Differentiated(torch.autograd.Function):
 
 
 def _written_out_attention(q: Tensor, k: Tensor, v: Tensor, softcap: float, mask: Tensor | None) -> Tensor:
-    wide = torch.promote_types(q.dtype, torch.float32)  # as the fused kernels, which accumulate in fp32
+    wide = torch.promote_types(q.dtype, torch.float32)  # fused kernels accumulate in fp32 too
     with torch.autocast(q.device.type, enabled=False):
         scores = q.to(wide) @ k.to(wide).transpose(-2, -1) / math.sqrt(q.shape[-1])
         scores = softcap * torch.tanh(scores / softcap)
@@ -189,7 +192,7 @@ def _flash_supports_softcap() -> bool:
     return tuple(int(part) for part in version.split(".")[:2]) >= (2, 6)
 
 
-FLASH_CAPS = _flash_supports_softcap()  # asked once, here: a block that torch.compile traces cannot look for packages
+FLASH_CAPS = _flash_supports_softcap()  # once at import: code that torch.compile traces cannot look for packages
 
 
 def _flash_attention(q: Tensor, k: Tensor, v: Tensor, softcap: float, causal: bool) -> Tensor:
@@ -204,19 +207,20 @@ def _flexed(
     q: Tensor, k: Tensor, v: Tensor, score_mod: Callable[..., Tensor] | None, blocks: BlockMask | None = None
 ) -> Tensor:
     run = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
-    # compiled for a CPU it reads a view of the three projections at wrong places (torch 2.13)
+    # contiguous: compiled for a CPU it misreads views of one tensor of q, k and v (torch 2.13)
     return run(*(x.contiguous() for x in (q, k, v)), score_mod=score_mod, block_mask=blocks)
 
 
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., Any]:
-    return torch.compile(flex_attention)  # uncompiled it holds the full scores
+    return torch.compile(flex_attention)  # uncompiled it would hold all scores
 
 
 def _capped(softcap: float, causal: bool, mask: Tensor | None) -> Callable[..., Tensor]:
     """The score_mod of flex_attention that caps and masks; `mask` has the full shape (B, H, L, L)."""
 
-    text = str(softcap)  # as a number the second one of a process is a variable to the tracer, which flex_attention refuses
+    # kept as text: the tracer makes a variable of a process's second number here, which flex_attention refuses
+    text = str(softcap)
 
     def score_mod(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
         score = float(text) * torch.tanh(score / float(text))
@@ -246,10 +250,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Neighbours(nn.Module):
-    """Adds to each position a linear map of every position up to `reach` away, one map a distance.
+    """Adds to each position a linear map of every position up to `reach` away, with one matrix for each distance.
 
-    Attention finds who stands where only after a while: it has to build positions out of rotations of features that carry none
-    at the start. What stands next to a position is most of what short contexts say, and this hands it over at once.
+    Attention learns late which tokens are neighbours, since its rotary features carry no positions at the start. But
+    neighbours hold most of the information in short contexts, and here a network reads them from the first step.
     """
 
     def __init__(self, width: int, reach: int):
@@ -259,7 +263,7 @@ class Neighbours(nn.Module):
         self.weight = nn.Parameter(torch.empty(2 * reach + 1, width, width).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, mask: Tensor | DocumentMask | None) -> Tensor:
-        """x (B, L, D), and a mask as `attention` takes it, the same for all heads: who may not be seen is left out."""
+        """x (B, L, D) with the maps of the neighbours that a position may see; mask as in `attention`, one for all heads."""
         length, total = x.shape[1], x
         mask = mask.dense if isinstance(mask, DocumentMask) else mask
         for index, weight in enumerate(self.weight):

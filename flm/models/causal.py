@@ -1,4 +1,4 @@
-"""What reading from left to right needs: a model of the next token around a causal backbone, and its cache.
+"""Models that read from left to right: predictions of the next token by a causal backbone, and its cache of keys and values.
 
 B batch, L positions, D width, V vocabulary, H heads of width Dh.
 """
@@ -15,10 +15,10 @@ from flm.posterior import TokenPosterior
 
 
 class KeyValues:
-    """Keys and values (B, H, n, Dh) of the n positions that one block has read so far; without gradients.
+    """Keys and values (B, H, n, Dh) of the n positions that one block has read so far, without gradients.
 
     Args:
-        capacity: the most positions it can take. Memory for them is set aside at the first `extend`.
+        capacity: most positions it can hold. Memory for them is allocated at the first `extend`.
     """
 
     def __init__(self, capacity: int):
@@ -27,7 +27,7 @@ class KeyValues:
 
     @torch.no_grad()
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends those of further positions and returns all.
+        """Appends the keys and values of further positions and returns all.
 
         Raises:
             ValueError: there is no room for them.
@@ -45,16 +45,16 @@ class KeyValues:
 
 
 def triangle_after(new: int, read: int, device: torch.device) -> tuple[bool, Tensor | None]:
-    """`causal` and `mask` of `attention` for `new` queries that stand at the end of `read` keys."""
+    """The arguments `causal` and `mask` of `attention` for `new` queries at the last of `read` keys."""
     if new == read:
         return True, None
-    # the triangle is shifted, and for one alone it is full
+    # a shifted triangle; a single query sees all keys
     return False, None if new == 1 else torch.ones(new, read, dtype=torch.bool, device=device).tril(read - new)
 
 
 @runtime_checkable
 class LeftToRight(Protocol):
-    """A network that predicts every token (B, L) of a block from those before it, the first included; see `CausalTransformer`.
+    """A network that predicts every token (B, L) of a block, the first included, from those before it; see `CausalTransformer`.
 
     Attributes:
         hidden_size: D, width of the hidden states of its posteriors.
@@ -70,7 +70,7 @@ class LeftToRight(Protocol):
 
 
 def left_to_right(backbone: Callable[..., nn.Module], vocab_size: int) -> nn.Module:
-    """The network of a backbone as a `LeftToRight`: itself where it is one, else in a `CausalTransformer`.
+    """The network that `backbone` makes, as a `LeftToRight`: itself if it is one, else inside a `CausalTransformer`.
 
     Args:
         backbone: called as backbone(vocab_size=V, causal=True, conditioned=False).
@@ -81,19 +81,19 @@ def left_to_right(backbone: Callable[..., nn.Module], vocab_size: int) -> nn.Mod
 
 
 def by_document(network: Callable[[Tensor], TokenPosterior], tokens: Tensor, documents: Tensor | None) -> TokenPosterior:
-    """Predictions (B, L) of a `LeftToRight`, each from the tokens before it in its own document, the first from none.
+    """Predictions (B, L) of a `LeftToRight`, each from the tokens before it in its own document.
 
-    Every document is read as a row of its own, which needs nothing of the network.
+    Every document becomes a row of its own, so the network needs no mask.
 
     Args:
-        documents: (B, L), runs of positions that belong together, -1 on padding; None: rows are whole.
+        documents: (B, L), equal numbers for consecutive positions of one document, -1 on padding; None: rows are whole.
     """
     if documents is None:
         return network(tokens)
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
     if not bool((begins[:, 1:] & (documents[:, 1:] >= 0)).any()):
-        return network(tokens)  # a document and padding after it, which no token of it sees
+        return network(tokens)  # each row is one document, and padding after it, which no token of it sees
     run = begins.flatten().cumsum(0) - 1
     place = torch.arange(len(run), device=run.device)
     inside = place - place[begins.flatten()][run]
@@ -104,17 +104,17 @@ def by_document(network: Callable[[Tensor], TokenPosterior], tokens: Tensor, doc
 
 
 class CausalTransformer(nn.Module):
-    """p(token_i | the tokens before it) at every position of a block, for any length.
+    """p(token_i | the tokens before it) at every position of a block of any length.
 
-    Position i reads the embedding of token i - 1, and position 0 a learned vector, so that every token of a block is
-    predicted, the first included, whatever the vocabulary and the framing of blocks.
+    Position i reads the embedding of token i - 1, and position 0 a learned vector. So every token of a block is predicted, the
+    first included, whether or not blocks begin with a special token.
 
     Args:
         backbone: called as backbone(vocab_size=V, causal=True, conditioned=False); gives a module like `DiT`.
         vocab_size: V.
 
     Attributes:
-        start: (D,) parameter, read in place of a token before the first; initialised as a row of the input table.
+        start: (D,) parameter, read in place of a token before the first; initialised like a row of the input table.
     """
 
     def __init__(self, backbone: Callable[..., nn.Module], vocab_size: int):
@@ -124,18 +124,18 @@ class CausalTransformer(nn.Module):
         self.start = nn.Parameter(torch.empty(width).uniform_(-1, 1) * width**-0.5)
 
     def forward(self, tokens: Tensor) -> TokenPosterior:
-        """The predictions (B, L) of tokens (B, L): the i-th is of token i and has not seen it nor any after it."""
+        """Predictions (B, L) of tokens (B, L): the i-th is of token i, from the tokens before it."""
         return self.body(self._embedded(tokens[:, :-1], with_start=True))
 
     def new_cache(self, capacity: int) -> Sequence[KeyValues]:
-        """For `next_token`; `capacity` counts the start and all tokens that will be read, L to write L tokens."""
+        """A cache for `next_token`. `capacity` counts the start and all tokens that will be read: L to write L tokens."""
         return self.body.new_cache(capacity)
 
     @torch.no_grad()
     def next_token(self, tokens: Tensor, cache: Sequence[KeyValues]) -> TokenPosterior:
-        """The prediction (B, 1) of the token that follows `tokens` (B, n), which follow what `cache` has read.
+        """The prediction (B, 1) of the token after `tokens` (B, n), which follow the tokens in `cache` and are added to it.
 
-        The cache reads them too. With an empty one they are the first of the sequence, and n may be 0.
+        With an empty cache they are the first of the sequence, and n may be 0.
         """
         posterior = self.body(self._embedded(tokens, with_start=cache[0].length == 0), cache=cache)
         return replace(posterior, hidden=posterior.hidden[:, -1:])

@@ -21,9 +21,9 @@ from flm.ranges import Count, Scale, Width
 
 
 class DiTBlock(nn.Module):
-    """Attention and an MLP, each shifted, scaled and gated by the condition; at first the identity.
+    """Attention and an MLP, each shifted, scaled and gated by the condition; the identity at initialisation.
 
-    Without a condition (cond_dim None) a plain pre-norm block.
+    Without a condition (cond_dim None) it is a plain pre-norm block.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class DiTBlock(nn.Module):
 
 
 class OutputLayer(nn.Module):
-    """The last modulated norm, and the table (V, D) and bias (V,) that turn it into logits; zero at the start."""
+    """The last modulated norm, and the table (V, D) and bias (V,) of the logits, which are zero at initialisation."""
 
     def __init__(self, vocab_size: int, hidden_size: int, cond_dim: int | None):
         super().__init__()
@@ -91,7 +91,7 @@ class OutputLayer(nn.Module):
         self.adaLN_modulation = None if cond_dim is None else Modulation(cond_dim, hidden_size, 2)
 
     def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """(B, L, D) before the linear layer, which the posterior applies chunk by chunk."""
+        """The input (B, L, D) of the linear layer, which the posterior applies chunk by chunk."""
         if self.adaLN_modulation is None:
             return self.norm_final(x)
         shift, scale = self.adaLN_modulation(condition)
@@ -101,9 +101,8 @@ class OutputLayer(nn.Module):
 class DiT(nn.Module):
     """A transformer that reads an embedded state and a time, and predicts a distribution per token.
 
-    The state enters already embedded by `input_table` (a noised one-hot x as x @ input_table). Under autocast the
-    residual stream, norms and time embeddings keep the precision of the weights; only linear layers and attention
-    run in the lower one.
+    The state comes embedded by `input_table` (a noised one-hot x as x @ input_table). Under autocast the residual stream, norms
+    and time embeddings keep the precision of the weights; linear layers and attention run in the lower one.
 
     Args:
         vocab_size: V.
@@ -112,27 +111,27 @@ class DiT(nn.Module):
         cond_dim: width of the time embedding.
         mlp_ratio: MLP width over D.
         dropout: on the two residual branches, in training mode.
-        output_softcap: bound on the logits, softcap * tanh(logits / softcap); None for none. Published FLM models: 30.
+        output_softcap: bound on the logits, softcap * tanh(logits / softcap); None: no bound. Published FLM models: 30.
         attention_softcap: the same for attention scores; None allows the fastest attention. Published FLM models: 50.
         time_scale: see `TimeEmbedding`.
-        time_insertion: how the time enters: "adaln", each block modulated by it; "add", a vector added to every position; or
-            "token", one more position in front, which sees itself alone, so that documents do not see each other through it.
-            But for adaln the vector has width D, blocks are plain, and cond_dim means nothing. Published FLM models: adaln.
-        two_times: whether the model is a flow map, told where on the clock it goes beside where it is.
-        causal: whether a position sees itself and those before it only, rather than all.
-        grid: shape whose cells the positions are, row by row: [4, 4] for a board, [9] for a line. Each coordinate of a cell
-            adds a learned vector to what is read there; positions beyond the grid get none. None: rotary positions alone.
-        conditioned: whether the model is told a time at all. If not, it has neither time embedding nor modulations, and
-            cond_dim, time_scale and time_insertion mean nothing: the plain pre-norm transformer of the autoregressive baseline.
-        neighbours: how far a position's neighbours are read before the first block, through one matrix a distance; 0: not. Not
-            in published models.
-        bf16_residual: what blocks hand on is bf16 under bf16 autocast, not in the weights' precision; nothing elsewhere.
-        checkpoint_every: of so many blocks, one computes its activations again in the backward pass instead of keeping them; 1:
+        time_insertion: how the time enters. "adaln": it modulates each block, as in published FLM models. "add": a vector is
+            added to every position. "token": one more position in front, which sees only itself, so that documents do not
+            see each other through it. With the last two, blocks are plain and cond_dim is not used.
+        two_times: whether the model is a flow map, conditioned on the end of a jump as well as its start.
+        causal: whether a position sees only itself and those before it.
+        grid: shape of a grid whose cells are the positions, row by row: [4, 4] for a board, [9] for a line. Each coordinate of
+            a cell has a learned vector that is added to its input; positions beyond the grid get none. None: no grid.
+        conditioned: whether the model has a time at all. If not, it is the plain pre-norm transformer of the autoregressive
+            baseline, and cond_dim, time_scale and time_insertion are not used.
+        neighbours: distance up to which neighbours are read before the first block, through one matrix for each distance
+            (`Neighbours`); 0: none are. Published models have 0.
+        bf16_residual: under bf16 autocast, the residual stream is bf16 too. No effect elsewhere.
+        checkpoint_every: every so many blocks, one recomputes its activations in the backward pass instead of keeping them; 1:
             all do; None: none does.
 
     Attributes:
-        input_table: (V, D) parameter, uniform in +-1/sqrt(D) at the start.
-        captured: what evaluates in place of `hidden`, by `flm.registry.Wing.accelerations`; None: nothing does.
+        input_table: (V, D) parameter, initialised uniform in +-1/sqrt(D).
+        captured: called in place of `hidden`, set by `flm.registry.Wing.accelerations`; None: nothing is.
 
     Raises:
         ValueError: hidden_size does not split into heads of even width; two_times without conditioned; or neighbours in a
@@ -183,10 +182,10 @@ class DiT(nn.Module):
         self.second_time_embedding = None
         if two_times:
             self.second_time_embedding = TimeEmbedding(time_width, scale=time_scale)
-            # so that a flow map starts as the denoiser at its start time, wherever it is told to go
+            # at initialisation the prediction does not depend on the end of the jump
             self.second_time_embedding.start_at_zero()
         if conditioned and time_insertion == "add":
-            self.time_embedding.start_at_zero()  # else it drowns the tokens
+            self.time_embedding.start_at_zero()  # else it would be much larger than the embedded tokens
         block_cond_dim = cond_dim if modulated else None
         self.blocks = nn.ModuleList(
             DiTBlock(hidden_size, num_heads, block_cond_dim, mlp_ratio, dropout, attention_softcap, causal)
@@ -219,12 +218,12 @@ class DiT(nn.Module):
 
         Args:
             embedded: (B, L, D) floating point, the state times `input_table`.
-            tau: (B,) in [0, 1], where on the clock the state is; None for a model that is not conditioned.
-            tau_to: (B,) in [tau, 1], where on the clock a flow map jumps to; None means tau itself, the denoiser. Only
-                for models with two_times.
+            tau: (B,) in [0, 1], clock time of the state; None for a model that is not conditioned.
+            tau_to: (B,) in [tau, 1], clock time that a flow map jumps to; None: tau itself, the denoiser. Only for models
+                with two_times.
             mask: documents; or bool, broadcastable to (B, H, L, L), True where the row's position may see the column's.
-            cache: of a causal model (`new_cache`), without a mask: what it has read of the sequences so far. `embedded`
-                continues them, and is added.
+            cache: of a causal model (`new_cache`), without a mask: the positions read so far. `embedded` continues them and is
+                added to it.
 
         Raises:
             ValueError: a time is missing, or given to a model that does not take it; a cache is full, or given to a
@@ -261,7 +260,7 @@ class DiT(nn.Module):
         return self.output_layer(x[:, int(own_token) :], condition)
 
     def new_cache(self, capacity: int) -> list[KeyValues]:
-        """An empty cache for sequences of up to `capacity` positions, to be read piece by piece."""
+        """An empty cache for sequences of up to `capacity` positions that are read piece by piece."""
         return [KeyValues(capacity) for _ in self.blocks]
 
     def compile_blocks(self, mode: str = "default") -> None:
@@ -273,10 +272,10 @@ class DiT(nn.Module):
             block.compile(mode=mode)
 
     def use_fp8(self, emulate: bool) -> None:
-        """From now on the blocks' products, and those of their gradients, are in fp8, by torchao; parameters stay as they are.
+        """From now on the blocks' matrix products, and those of their gradients, run in fp8 by torchao. Parameters stay.
 
         Args:
-            emulate: round as fp8 does, on devices that have no such products.
+            emulate: only round as fp8 does, for devices without fp8 products.
         """
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
@@ -287,9 +286,9 @@ class DiT(nn.Module):
     def flops_per_token(self, length: int) -> int:
         """Floating-point operations of one evaluation, forward, per token of sequences of `length`.
 
-        2 for each parameter of a matrix that multiplies every token: those of the blocks, and the output table. 4 L D a
-        block for attention, scores and mixing, not halved where causal. The input table is gathered, and modulations and
-        the time embedding are worked out once a sequence: they do not count.
+        2 for each parameter of a matrix that multiplies every token (blocks, neighbours and output table), and 4 L D per block
+        for the scores and mixing of attention, not halved if it is causal. The input table is only gathered, and modulations
+        and time embedding are computed once per sequence, so they do not count.
         """
         matrices = sum(
             layer.weight.numel()
@@ -316,7 +315,7 @@ class DiT(nn.Module):
 
 
 def behind_a_token(mask: Tensor | None, x: Tensor) -> Tensor:
-    """The mask of x (B, L, D) with one position more in front, seen by all, which sees itself alone."""
+    """A mask of x (B, L, D) extended by one position in front, which all see and which sees only itself."""
     length = x.shape[1]
     if mask is None:
         mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=x.device)

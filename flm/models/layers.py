@@ -1,4 +1,4 @@
-"""Layers the backbones share. B batch, L positions, D width."""
+"""Layers that backbones share. B batch, L positions, D width."""
 
 import importlib.util
 import math
@@ -23,13 +23,13 @@ class LayerNorm(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """A time (B,) in [0, 1] as a vector (B, cond_dim): Linear, SiLU, Linear of cosines and sines; never under autocast.
+    """A time (B,) in [0, 1] as a vector (B, cond_dim): cosines and sines, then Linear, SiLU, Linear; never under autocast.
 
     Args:
         cond_dim: width of the result.
         frequencies: number of features, even: cosines, then sines, of scale * time * 10000^(-2i/frequencies).
-        scale: 1 as in the published FLM models, whose features are therefore almost polynomial in the time (the fastest
-            turns by one radian); 1000, usual elsewhere, resolves times finely.
+        scale: 1 in the published FLM models, where the fastest feature turns by one radian, so that all are nearly polynomials
+            of the time; 1000, usual elsewhere, resolves times finely.
     """
 
     def __init__(self, cond_dim: int, frequencies: int = 256, scale: float = 1.0):
@@ -38,7 +38,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(frequencies, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
 
     def start_at_zero(self) -> None:
-        """So that what it feeds begins as if it were not there."""
+        """Zeroes the last layer, so that the embedding is 0 at initialisation."""
         nn.init.zeros_(self.mlp[-1].weight)
         nn.init.zeros_(self.mlp[-1].bias)
 
@@ -53,7 +53,7 @@ class TimeEmbedding(nn.Module):
 
 
 class Modulation(nn.Linear):
-    """`chunks` vectors (B, 1, dim) from a condition (B, cond_dim); zero at the start (adaLN-zero, arXiv 2212.09748)."""
+    """`chunks` vectors (B, 1, dim) from a condition (B, cond_dim); zero at initialisation (adaLN-zero, arXiv 2212.09748)."""
 
     def __init__(self, cond_dim: int, dim: int, chunks: int):
         self.chunks = chunks
@@ -68,7 +68,7 @@ class Modulation(nn.Linear):
 
 
 class CellVectors(nn.Module):
-    """Adds to every position a learned vector for each of its coordinates in a grid whose cells the positions are.
+    """Adds to every position a learned vector for each coordinate of its cell, where the positions are the cells of a grid.
 
     Args:
         shape: cells along each axis; the last axis runs fastest.
@@ -83,11 +83,11 @@ class CellVectors(nn.Module):
         self.shape = tuple(shape)
         if not self.shape or min(self.shape) < 1:
             raise ValueError(f"model.grid={list(shape)} must name at least one axis, each of at least 1")
-        # as long as an embedded token at the start
+        # initialised to the length of an embedded token
         self.axes = nn.ParameterList(torch.empty(size, dim).uniform_(-1, 1) * dim**-0.5 for size in self.shape)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x (B, L, D) with the vectors of positions (L,) added; those beyond the grid stay as they are."""
+        """x (B, L, D) with the vectors of its positions (L,) added; nothing is added beyond the grid."""
         rest, total = positions, torch.zeros_like(x[0])
         for size, vectors in zip(reversed(self.shape), reversed(list(self.axes)), strict=True):
             total, rest = total + vectors[rest % size], rest // size
@@ -95,7 +95,7 @@ class CellVectors(nn.Module):
 
 
 def missing_fp8(device: torch.device) -> str | None:
-    """Why no products run in fp8 on a device, in a few words; None if they do. A CPU rounds as they would."""
+    """Why a device cannot run products in fp8, in a few words; None if it can. A CPU only rounds as fp8 does."""
     if importlib.util.find_spec("torchao") is None:
         return "torchao is not installed: pip install torchao"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):

@@ -1,4 +1,4 @@
-"""Networks that read token ids, noise among them, and a time: what discrete flow matching trains.
+"""Token backbones: networks that read partly noised token ids and a time, as discrete flow matching trains them.
 
 B batch, L positions, V token ids that the data uses.
 """
@@ -19,9 +19,9 @@ from flm.posterior import TokenPosterior
 class TokenBackbone(Protocol):
     """An nn.Module called as backbone(tokens (B, L) int64, t (B,) or None, documents (B, L) or None).
 
-    t runs from 0, noise, to 1, data; None where no time is known. documents as in `Batch`: no position sees another document.
-    Entry (b, i) of the posterior is for token i itself: where the network predicts the token that follows, it shifts. The
-    posterior is over the `real_vocab_size` ids alone (`among_real`), and never gives the mask.
+    t runs from 0, noise, to 1, data; None: no time is known. documents as in `Batch`: no position sees another document.
+    Entry (b, i) of the posterior is for token i itself; a network that predicts the following token has to shift. The
+    posterior is over the `real_vocab_size` ids without the mask (`among_real`).
 
     Attributes:
         mask_id: the id read at a masked position; None: the network knows no mask.
@@ -35,9 +35,7 @@ class TokenBackbone(Protocol):
 
 
 class EmbeddedTokens(nn.Module):
-    """A `DiT`, which reads embedded states, as a token backbone.
-
-    It is told t where it was built with a time at all.
+    """A `DiT`, which reads embedded states, as a token backbone. It reads t if it has a time embedding.
 
     Args:
         body: the network.
@@ -60,16 +58,16 @@ class EmbeddedTokens(nn.Module):
 
 
 def among_real(posterior: TokenPosterior, real_vocab_size: int, mask_id: int | None) -> TokenPosterior:
-    """The prediction renormalised over the ids below real_vocab_size, without the mask's.
+    """The prediction renormalised over the ids below real_vocab_size, without the mask.
 
     Raises:
-        ValueError: the mask is one of these ids, and the logits are softcapped.
+        ValueError: the mask is below real_vocab_size, and the logits have a softcap.
     """
     table, bias = posterior.table, posterior.bias
     if len(table) > real_vocab_size:
         table, bias = table[:real_vocab_size], None if bias is None else bias[:real_vocab_size]
     if mask_id is not None and mask_id < real_vocab_size:
-        if posterior.softcap is not None:  # which would make a finite logit of the infinite one
+        if posterior.softcap is not None:  # it would make the mask's logit, -inf, finite
             raise ValueError("algo.mask_id names a token of the vocabulary: that needs model.output_softcap=null")
         bias = table.new_zeros(real_vocab_size) if bias is None else bias
         bias = bias.index_fill(0, torch.tensor([mask_id], device=bias.device), -torch.inf)
@@ -80,14 +78,14 @@ def token_backbone(make: Callable[..., nn.Module], vocab_size: int, masked: bool
     """A token backbone for V ids of the data.
 
     Args:
-        make: called as make(vocab_size=ids that it must be able to read): V, or with a mask of its own V + 1, the last one
-            the mask's. Gives a token backbone, or a module like `DiT`.
+        make: called as make(vocab_size=number of ids to read): V, or V + 1 if the mask is an id of its own, the last. Gives a
+            token backbone, or a module like `DiT`.
         vocab_size: V.
         masked: whether a mask is needed.
         mask_id: of a mask among the V ids, in no text; None: V.
 
     Raises:
-        ValueError: mask_id is not in [0, V), or is not that of a token backbone, or there is no mask where one is needed.
+        ValueError: mask_id is not in [0, V), or the token backbone has another mask, lacks one, or has another V.
     """
     if mask_id is not None and mask_id >= vocab_size:
         raise ValueError(f"algo.mask_id must be in [0, {vocab_size}) or null, not {mask_id}")

@@ -1,12 +1,12 @@
-"""Clocks: the map between physical time t and the time tau that a network is told and that is sampled uniformly.
+"""Clocks: maps between physical time t and the time tau that conditions a network and is sampled uniformly.
 
-Both run from 0 (noise) to 1 (data). For one-hot data under Gaussian noise, x_t = (1-t) noise + t onehot, the
-decoding-error clock (arXiv 2602.16813) puts tau at how much better than chance the arg-max of x_t guesses the token:
+Both run from 0 (noise) to 1 (data). For one-hot data under Gaussian noise, x_t = (1-t) noise + t onehot, the tau of the
+decoding-error clock (arXiv 2602.16813) is how much better than chance the arg-max of x_t guesses the token:
 
     m = t / (1-t),  z ~ N(0, 1),  tau(t) = V/(V-1) * (E[Phi(z + m)^(V-1)] - 1/V)
 
-It depends on V alone. Derivatives used here follow by shifting the integration variable: with
-g(x) = (V-1) Phi(x)^(V-2) phi(x) and P_c the expectation above, dP_c/dm = E[g(z + m)] and d2P_c/dm2 = E[z g(z + m)].
+It depends on V alone. With g(x) = (V-1) Phi(x)^(V-2) phi(x) and P_c the expectation above, shifting the integration variable
+gives dP_c/dm = E[g(z + m)] and d2P_c/dm2 = E[z g(z + m)].
 """
 
 import functools
@@ -18,8 +18,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-_CELLS = 4096  # a power of two, so that t * _CELLS is exact; leaves errors in tau of about 1e-11 for any V
-_NEWTON_STEPS = 4  # within one cell the cubic is nearly straight: three reach rounding, one to spare
+_CELLS = 4096  # a power of two, so that t * _CELLS is exact; errors in tau are about 1e-11 for any V
+_NEWTON_STEPS = 4  # three reach rounding, since the cubic is nearly straight within a cell; one to spare
 
 
 class Clock(nn.Module):
@@ -31,27 +31,27 @@ class Clock(nn.Module):
     """
 
     def tau(self, t: Tensor) -> Tensor:
-        """The clock at physical time t; exactly 0 at 0 and 1 at 1."""
+        """Clock time at physical time t; exactly 0 at 0 and 1 at 1."""
         raise NotImplementedError
 
     def time(self, tau: Tensor) -> Tensor:
-        """Physical time at the clock's reading tau; exactly 0 at 0 and 1 at 1."""
+        """Physical time at clock time tau; exactly 0 at 0 and 1 at 1."""
         raise NotImplementedError
 
     def rate(self, t: Tensor) -> Tensor:
-        """dtau/dt at physical time t, at least 0. It can be 0 in float: clamp before dividing by it."""
+        """dtau/dt at physical time t, at least 0. It can underflow to 0: clamp before dividing by it."""
         raise NotImplementedError
 
 
 class TimeLaw(nn.Module):
-    """Which times of the clock a run trains at, as it learns of them. What the network is told stays the clock's."""
+    """The distribution of clock times that a run trains at, which may adapt to its losses. The clock itself stays."""
 
     def forward(self, u: Tensor, step: int) -> Tensor:
-        """Clock times for uniform numbers u (B,) at an optimiser step, monotone; one law for all shares of its batch."""
+        """Clock times (B,), a monotone function of uniform numbers u (B,), the same for all shares of a step's batch."""
         raise NotImplementedError
 
     def learn(self, tau: Tensor, nats: Tensor, counts: Tensor) -> None:
-        """Takes in what sequences at clock times tau (B,) gave: nats (B,), over counts (B,) tokens."""
+        """Adapts to the losses of sequences at clock times tau (B,): nats (B,), summed over counts (B,) tokens."""
         raise NotImplementedError
 
 
@@ -71,12 +71,12 @@ class IdentityClock(Clock):
 class DecodingErrorClock(Clock):
     """The decoding-error clock of a vocabulary.
 
-    tau is the cubic Hermite interpolant of the exact values and derivatives on 4097 points, monotone up to rounding at
-    that density, and `time` inverts that very interpolant, so tau(time(x)) = x up to rounding. From t of about 0.92 on,
-    tau is 1 to within float64: `time` jumps from there to 1 at tau = 1.
+    tau is the cubic Hermite interpolant of the exact values and derivatives at 4097 points, which is monotone up to rounding.
+    `time` inverts this interpolant, so tau(time(x)) = x up to rounding. From about t = 0.92 on, tau is 1 in float64, and
+    `time` jumps from there to 1 at tau = 1.
 
-    The tables stay float64 when a parent module is cast, are not saved in a state dict, and hold values even when
-    built under the meta device.
+    The tables stay float64 when a parent module is cast, are not saved in a state dict, and have values even if built under
+    the meta device.
 
     Args:
         vocab_size: V, at least 2.
@@ -84,7 +84,7 @@ class DecodingErrorClock(Clock):
 
     def __init__(self, vocab_size: Annotated[int, Ge(2)]):
         super().__init__()
-        if vocab_size < 2:  # of the data, not of a config
+        if vocab_size < 2:  # the data's, so no config was checked for it
             raise ValueError(f"vocab_size must be at least 2 for the decoding-error clock, not {vocab_size}")
         self.vocab_size = vocab_size
         tau, rate, curvature = _tables(vocab_size)
@@ -94,7 +94,7 @@ class DecodingErrorClock(Clock):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DecodingErrorClock":
         for name, buffer in self._buffers.items():
-            self._buffers[name] = buffer.to(fn(buffer).device)  # follow moves between devices, refuse casts
+            self._buffers[name] = buffer.to(fn(buffer).device)  # takes part in moves between devices, not in casts
         return self
 
     def extra_repr(self) -> str:
@@ -117,7 +117,7 @@ class DecodingErrorClock(Clock):
             excess = u * (linear + u * (square + u * cube)) - target_rise
             low, high = torch.where(excess > 0, low, u), torch.where(excess > 0, u, high)
             newton = u - excess / (linear + u * (2 * square + u * 3 * cube))
-            # also false for 0/0, which flat cells near the ends give: then halve the bracket
+            # the comparison is also false for 0/0, in flat cells near the ends: then halve the bracket
             u = torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
         t = torch.where(target >= 1, torch.ones_like(u), (cell + u) / _CELLS)
         return t.to(tau.dtype)
@@ -161,6 +161,6 @@ def _tables(vocab_size: int) -> tuple[Tensor, ...]:
         first, second = scale * density @ weight, scale * density @ (weight * z)
         rows.append(torch.stack([tau, first * stretch**2, second * stretch**4 + 2 * first * stretch**3]))
     tau, rate, curvature = torch.cat([*rows, torch.tensor([[1.0], [0.0], [0.0]], **exact)], dim=1)
-    # where rounding is all that separates tau from 1, it would wiggle: searchsorted needs it sorted
+    # near 1 rounding would break the order that searchsorted needs
     tau = torch.where(tau > 1 - 1e-15, 1.0, tau).cummax(0).values
     return tau, rate, curvature

@@ -1,23 +1,24 @@
-"""What a noised position says of its own token, exactly and by itself (derived in docs/clock.md).
+"""The evidence of a noised position about its own token, in closed form (derived in docs/clock.md).
 
 With x_t = (1 - t) n + t onehot(y) the likelihood of token k is proportional to exp(t x_k / (1 - t)^2), whatever the other
 positions are. Hence
 
     log P(y = k | x)  =  log P(k | the other positions)  +  t x_k / (1 - t)^2  +  const,
 
-and without context the first term is log pi_k, the token frequencies. `LocalEvidence` is log pi + t x / (1 - t)^2 as logits:
-the context-free decoder. A network may read the posterior they give, through a table, and have them added to its own logits.
+and without context the first term is log pi_k, the token frequencies. `LocalEvidence` holds the logits log pi + t x / (1 - t)^2
+of this context-free decoder. A network may read their posterior through a table and add them to its own logits.
 
-A flow map's endpoint is an average of such posteriors. With m = t / (1 - t) the weight dt / (1 - t)^2 is dm, so
+A flow map's endpoint is an average of denoisers. With m = t / (1 - t) the weight dt / (1 - t)^2 is dm, so
 
-    delta_{s,t}(x)  =  mean over m, uniform from m_s to m_t, of D along the trajectory from x,
+    delta_{s,t}(x)  =  mean over m, uniform from m_s to m_t, of D along the trajectory from x.
 
-and where what D adds to x on its way is left out, the logits of the context-free D there are log pi + m x / (1 - s). Their mean
-is log pi + (m_s + m_t) / 2 x / (1 - s): the evidence of x_s *toward* t, which at t = s is that at s. From noise, where there is
-no evidence, it still tells which tokens this noise favours (docs/clock.md compares it with the exact map).
+If one neglects how D moves x along the way, the logits of the context-free D at m are log pi + m x / (1 - s). Their mean is
+log pi + (m_s + m_t) / 2 x / (1 - s), which is called the evidence of x_s *toward* t; at t = s it is the evidence above. At
+s = 0 there is no evidence in x, but the evidence toward t still shows which tokens the noise favours (docs/clock.md compares
+it with the exact map).
 
-V numbers a position are never there at once in training: a state is a recipe that is followed anew by every reader and by the
-backward pass. A sampler holds its x. B batch, L length, N = B * L, V vocabulary, D width, n tokens of a chunk.
+In training, V numbers for all positions never exist at once: a state is a recipe that every reader, and the backward pass,
+evaluates anew. A sampler holds its x. B batch, L length, N = B * L, V vocabulary, D width, n tokens of a chunk.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,15 +31,15 @@ from torch import Tensor
 from flm.draws import mix_seed
 from flm.posterior import CHUNK_ELEMENTS, chunks
 
-CELL_ELEMENTS = 2**20  # of noise under one seed: chunks need not begin where cells do
-NEARLY_CLEAN = 1e-3  # 1 - t is taken as no less: from there on the evidence is beyond doubt anyway
+CELL_ELEMENTS = 2**20  # noise drawn from one seed; chunks need not begin where such a cell does
+NEARLY_CLEAN = 1e-3  # least value of 1 - t; below it the evidence leaves no doubt anyway
 
 
 class FullState(Protocol):
     """x_t at N positions."""
 
     def chunk(self, part: slice) -> Tensor:
-        """(n, V) of a slice of the flattened token axis; the caller's to overwrite."""
+        """(n, V) of a slice of the flattened token axis; the caller may overwrite it."""
         ...
 
 
@@ -54,12 +55,17 @@ class Held:
 
 @dataclass(frozen=True)
 class Noised:
-    """(1 - t) n + t onehot(token): tokens and t (N,). The same numbers at every reading, however it is cut."""
+    """(1 - t) n + t onehot(token). Every reading gives the same numbers, however it is cut into chunks.
+
+    Attributes:
+        tokens, t: (N,).
+        seeds: one for each sequence.
+    """
 
     tokens: Tensor
     t: Tensor
     vocab_size: int
-    seeds: Sequence[int]  # of each sequence of tokens
+    seeds: Sequence[int]
     dtype: torch.dtype = torch.float32
 
     def chunk(self, part: slice) -> Tensor:
@@ -105,7 +111,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Pinned:
-    """Points of the simplex that are the token's own where mask (N,) says so; tokens (N,)."""
+    """Points of the simplex, replaced by onehot(tokens) where mask is true; tokens and mask are (N,)."""
 
     point: FullState
     tokens: Tensor
@@ -123,9 +129,9 @@ class LocalEvidence:
 
     Attributes:
         state: x.
-        t: (N,) physical times, one a position: the evidence of each is in the right units whatever the others' times are.
-        log_prior: (V,).
-        toward: (N,) physical times >= t of the end of a jump, whose context-free endpoint it is then; None: t itself.
+        t: (N,) physical times, which may differ between positions.
+        log_prior: (V,) log pi.
+        toward: (N,) physical times >= t, for the evidence toward the end of a jump; None: t itself.
     """
 
     state: FullState
@@ -148,13 +154,13 @@ class LocalEvidence:
 
 
 def noised(tokens: Tensor, t: Tensor, seeds: Sequence[int], log_prior: Tensor) -> FullState:
-    """x_t of tokens (B, L) at times t (B, L), in the vocabulary and the precision of log_prior (V,); a seed a sequence."""
+    """x_t of tokens (B, L) at times t (B, L), in the precision of log_prior (V,); one seed for each sequence."""
     state = Noised(tokens.reshape(-1), t.reshape(-1), len(log_prior), seeds, log_prior.dtype)
     return kept(state, tokens.numel(), log_prior)
 
 
 def kept(state: FullState, count: int, log_prior: Tensor) -> FullState:
-    """The same state of `count` positions, made once where all of it fits into one chunk: it is read several times."""
+    """The same state of `count` positions, held if all of it fits into one chunk, since it is read several times."""
     device = log_prior.device.type
     if count * len(log_prior) > CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cpu"]):
         return state
@@ -162,12 +168,12 @@ def kept(state: FullState, count: int, log_prior: Tensor) -> FullState:
 
 
 def _ratio(t: Tensor) -> Tensor:
-    """m = t / (1 - t), up to where a position is clean."""
+    """m = t / (1 - t), limited by NEARLY_CLEAN."""
     return t / (1 - t).clamp_min(NEARLY_CLEAN)
 
 
 def embed_evidence(evidence: LocalEvidence, table: Tensor) -> Tensor:
-    """softmax(evidence) @ table, (N, D): the expected row of the table. Differentiable in the table alone."""
+    """softmax(evidence) @ table, (N, D): the expected row of the table. Differentiable by the table only."""
     return _Embed.apply(table, evidence)
 
 

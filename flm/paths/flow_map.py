@@ -1,11 +1,11 @@
 """Two-time algebra of the flow map (arXiv 2602.16813).
 
-X_{s,t} takes the state at physical time s to the state at t. Written through the two-time denoiser delta_{s,t},
+X_{s,t} takes the state at physical time s to the state at t:
 
-    X_{s,t}(x) = (1-t)/(1-s) x + (t-s)/(1-s) delta_{s,t}(x),
+    X_{s,t}(x) = (1-t)/(1-s) x + (t-s)/(1-s) delta_{s,t}(x).
 
-delta is an average of points of the simplex along the trajectory, so it is one itself. delta_{t,t} is the denoiser D_t.
-The jump is `gaussian.step` with delta as target. B batch.
+The two-time denoiser delta_{s,t} is an average of points of the simplex along the trajectory, so it lies on the simplex too.
+delta_{t,t} is the denoiser D_t. The jump is `gaussian.step` with delta as target. B batch.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from flm.ranges import one_of
 def semigroup_weight(s: Tensor, u: Tensor, t: Tensor) -> Tensor:
     """lam in delta_{s,t}(x) = lam delta_{s,u}(x) + (1 - lam) delta_{u,t}(X_{s,u} x), in [0, 1]; s <= u <= t, u < 1.
 
-    lam = (1-t)(u-s) / ((1-u)(t-s)). Where t = s every lam is right; 0 is returned.
+    lam = (1-t)(u-s) / ((1-u)(t-s)). At t = s every lam is right, and 0 is returned.
     """
     numerator = (1 - t) * (u - s)
     return torch.where(t > s, numerator / ((1 - u) * (t - s)).clamp_min(torch.finfo(t.dtype).tiny), torch.zeros_like(t))
@@ -45,12 +45,12 @@ def uniform_gap(count: int, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def uniform_pair(count: int, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Two sorted uniforms."""
+    """Two uniform numbers in order, each stratified over the global batch."""
     ends = torch.stack([draws.points(count), draws.points(count)])
     return ends.amin(0), ends.amax(0)
 
 
-# The laws that `algo.time_pairs` may name; of numbers that are still on the CPU.
+# The laws that `algo.time_pairs` names. They give CPU tensors.
 PAIR_LAWS: dict[str, Callable[[int, Draws], tuple[Tensor, Tensor]]] = {
     "uniform_gap": uniform_gap,
     "uniform_pair": uniform_pair,
@@ -67,12 +67,12 @@ def draw_time_pairs(
 
     Args:
         law: a key of PAIR_LAWS.
-        boundary_prob: one in so many jumps is the whole way, (0, 1), the jump that one-step generation makes; None for none.
-        random_middle: the midpoint uniform between the ends instead of halfway, on the clock either way.
+        boundary_prob: one jump in this many goes from 0 to 1, as one-step generation does; None: none does.
+        random_middle: the midpoint is uniform between the ends, not halfway; both in clock time.
     """
     start, end = map(draws.moved, PAIR_LAWS[law](count, draws))
     if boundary_prob is not None:
-        # so many of the global batch; small ones get their share over steps
+        # stratified over the global batch; a batch smaller than boundary_prob has one only at some steps
         boundary = draws.stratified(count) < 1 / boundary_prob
         start, end = start.masked_fill(boundary, 0.0), end.masked_fill(boundary, 1.0)
     fraction = draws.stratified(count) if random_middle else 0.5

@@ -1,14 +1,14 @@
 """The Gaussian path to one-hot vectors, seen only through input tables (FLM, arXiv 2602.16813, section 3).
 
 The state of a position is x_t = (1 - t) n + t onehot(token), n ~ N(0, I_V). A network reads it through a bias-free table
-W (V, D), so only the view x_t W = (1 - t) n W + t W[token] is carried. n W ~ N(0, W^T W): with an orthonormal basis O (V, D)
-of the columns of all tables that read the same state,
+W (V, D), so only the view x_t W = (1 - t) n W + t W[token] is computed. Here n W ~ N(0, W^T W). Let O (V, D) be an orthonormal
+basis of the columns of all tables W_k that read the same state. Then, jointly for all k,
 
-    n W_k  =  (n O) O^T W_k  =  g O^T W_k,    g ~ N(0, I_D),
+    n W_k  =  (n O) O^T W_k  =  g O^T W_k,    g ~ N(0, I_D).
 
-jointly for all k, and the gradient of a loss with respect to W_k given the views is E[n | g]^T dL/d(view) = O g^T dL/d(view):
-the dense gradient averaged over the part of the noise that no table sees, hence unbiased for every loss and never of more
-variance. O = M C^-T with M = [W_1 | W_2 | ...] and C the Cholesky factor of M^T M; it is never built.
+The gradient of a loss by W_k, given the views, is E[n | g]^T dL/d(view) = O g^T dL/d(view). It is the dense gradient averaged
+over the part of the noise that no table sees, so it is unbiased for every loss and has no more variance. O = M C^-T, with
+M = [W_1 | W_2 | ...] and C the Cholesky factor of M^T M, is never built.
 
 B batch, L length, D width, V vocabulary.
 """
@@ -25,10 +25,10 @@ from flm.draws import Source, randn
 
 @dataclass(frozen=True)
 class State:
-    """A noised sequence as one view (B, L, d_k) per table.
+    """A noised sequence, as one view (B, L, d_k) for each table.
 
     Attributes:
-        clean: (B, L) bool, positions that are at t = 1 whatever the time of the others; None: none.
+        clean: (B, L) bool, positions at t = 1 whatever the time of the others; None: none.
     """
 
     views: tuple[Tensor, ...]
@@ -36,7 +36,7 @@ class State:
 
 
 class OneHot:
-    """The identity as a table: who reads the state through it reads x itself, V numbers a position.
+    """The identity as a table: the view through it is x itself, V numbers a position.
 
     Args:
         like: a table (V, D), for V, dtype and device.
@@ -53,7 +53,7 @@ Table = Tensor | OneHot
 
 
 def combine(*terms: tuple[float | Tensor, State]) -> State:
-    """The affine combination sum_i a_i * state_i; a_i is a number or one number a sequence (B,)."""
+    """The affine combination sum_i a_i * state_i; a_i is a number, or (B,) with one for each sequence."""
 
     def scaled(coefficient: float | Tensor, view: Tensor) -> Tensor:
         if isinstance(coefficient, Tensor) and coefficient.ndim:
@@ -81,7 +81,7 @@ def embed(tokens: Tensor, tables: Sequence[Table]) -> State:
 
 
 def where(mask: Tensor, state: State, other: State) -> State:
-    """One state where mask (B, L), the other elsewhere."""
+    """`state` where mask (B, L) is true, `other` elsewhere."""
     pairs = zip(state.views, other.views, strict=True)
     return State(tuple(torch.where(mask[..., None], a, b) for a, b in pairs))
 
@@ -100,7 +100,7 @@ class Given:
     Attributes:
         tokens: (B, L).
         mask: (B, L) bool, where they are known.
-        clean: whether networks see them as they are at all times; else where the path has them.
+        clean: whether networks see them without noise at all times; else they are noised like all others.
     """
 
     tokens: Tensor
@@ -111,22 +111,22 @@ class Given:
         return Given(self.tokens[index], self.mask[index], self.clean)
 
     def seen(self, state: State, tables: Sequence[Table]) -> State:
-        """What networks are shown of a state."""
+        """The state as networks see it: given tokens replace it if `clean`."""
         if not self.clean:
             return state
         return State(where(self.mask, embed(self.tokens, tables), state).views, self.mask)
 
     def point(self, posterior, tables: Sequence[Table]) -> State:
-        """The views of predicted points of the simplex: at known positions their token's, which keeps them on their path."""
+        """The views of predicted points of the simplex, and of the token at given positions, which keeps them on their path."""
         return where(self.mask, embed(self.tokens, tables), expected(posterior, tables))
 
 
 def noise_for(tables: Sequence[Table]) -> "Noise":
-    """The noise law of these tables; make it anew whenever a table has changed.
+    """The distribution of noise views of these tables. It must be made anew when a table has changed.
 
-    A vocabulary no larger than the widths together is drawn densely: cheaper there, and M^T M would be singular.
+    If V is at most the sum of the widths, n itself is drawn: that is cheaper, and M^T M would be singular.
     """
-    key = tuple(map(id, tables))  # a law holds its tables, so these stay theirs
+    key = tuple(map(id, tables))  # a law holds its tables, so their ids are not reused
     if _shared_laws is not None and key in _shared_laws:
         return _shared_laws[key]
     width = sum(table.shape[1] for table in tables)
@@ -142,7 +142,7 @@ _shared_laws: Laws | None = None
 
 @contextmanager
 def shared_laws(laws: Laws) -> Iterator[None]:
-    """Inside, the law of the same tables is made once and kept in `laws`, which must be emptied when weights change."""
+    """Inside, `noise_for` keeps each law in `laws` and returns it again; `laws` must be emptied when weights change."""
     global _shared_laws
     before, _shared_laws = _shared_laws, laws
     try:
@@ -152,7 +152,7 @@ def shared_laws(laws: Laws) -> Iterator[None]:
 
 
 class DenseNoise:
-    """Views of n ~ N(0, I_V) by drawing n itself: for small vocabularies."""
+    """Views of n ~ N(0, I_V) by drawing n itself, for small vocabularies."""
 
     def __init__(self, tables: Sequence[Table]):
         self.tables = tuple(tables)
@@ -169,22 +169,22 @@ class DenseNoise:
 
 
 class ProjectedNoise:
-    """Views of n ~ N(0, I_V) drawn in D dimensions, with the projected gradient to every table that requires one."""
+    """Views of n ~ N(0, I_V) drawn in D dimensions, with the projected gradient for every table that requires one."""
 
-    # Columns are normalised before factoring, so this is relative to each column's own length. It only matters for columns
-    # that (nearly) depend on others; the basis stays contracted (O^T O <= I), so noise and gradients stay bounded.
-    # Gram and factor are float64: in float32 their rounding error alone can exceed this and leave no factor.
+    # Columns are normalised before factoring, so the jitter is relative to each column's length. It only matters for columns
+    # that nearly depend on others. O^T O <= I still holds, so noise and gradients stay bounded. Gram matrix and factor are
+    # float64: in float32 rounding errors alone can exceed the jitter, and there would be no factor.
     JITTER = 1e-6
-    ROWS = 8192  # of the tables in float64 at once
-    COLUMNS = 192  # of the Gram matrix at once
+    ROWS = 8192  # rows of the tables in float64 at once
+    COLUMNS = 192  # columns of the Gram matrix at once
 
     def __init__(self, tables: Sequence[Tensor]):
         self.tables = tuple(tables)
         first = self.tables[0]
         if any(table.shape[0] != first.shape[0] for table in self.tables):
             raise ValueError("tables that read one state need the same number of rows (vocabulary)")
-        # A later table of the first one's shape enters as its difference from it: a student that has just left its teacher
-        # has nearly the teacher's table, and the difference keeps its digits where the joint Gram would lose them.
+        # A later table of the first one's shape enters as its difference from it. A student's table is at first nearly its
+        # teacher's, and the difference keeps digits that the joint Gram matrix would lose.
         self.relative = tuple(k > 0 and table.shape == first.shape for k, table in enumerate(self.tables))
         with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
             gram = self._gram()
@@ -192,12 +192,12 @@ class ProjectedNoise:
             self.inverse_scale = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
             correlation = gram * self.inverse_scale[:, None] * self.inverse_scale
             correlation.diagonal().fill_(1 + (self.JITTER if first.dtype != torch.float64 else self.JITTER * 1e-6))
-            # not `cholesky`, which waits for the device to learn whether it failed
+            # `cholesky` would wait for the device to check for failure
             self.exact_factor, _ = torch.linalg.cholesky_ex(correlation)
             self.factor, self.scale = self.exact_factor.to(first.dtype), scale.to(first.dtype)
 
     def first(self, count: int) -> "ProjectedNoise":
-        """The law of the first `count` tables alone: the leading block of a Cholesky factor is that of the matrix's."""
+        """The law of the first `count` tables alone, whose Cholesky factor is the leading block of this one's."""
         law = object.__new__(ProjectedNoise)
         law.tables, law.relative = self.tables[:count], self.relative[:count]
         width = sum(table.shape[1] for table in law.tables)
@@ -206,7 +206,7 @@ class ProjectedNoise:
         return law
 
     def _gram(self) -> Tensor:
-        """M^T M of the columns as they enter, (D, D) float64."""
+        """M^T M, (D, D) float64, with the `relative` tables as differences."""
         width = sum(table.shape[1] for table in self.tables)
         gram = torch.zeros(width, width, dtype=torch.float64, device=self.tables[0].device)
         for rows in zip(*(table.detach().split(self.ROWS) for table in self.tables), strict=True):
@@ -214,7 +214,7 @@ class ProjectedNoise:
             block = torch.cat(
                 [part - exact[0] if relative else part for part, relative in zip(exact, self.relative, strict=True)], dim=1
             )
-            # only what lies on and above the diagonal: the rest is its mirror image, and these products are the cost
+            # only on and above the diagonal, since these products are the main cost
             for start in range(0, width, self.COLUMNS):
                 own = slice(start, min(start + self.COLUMNS, width))
                 gram[own, start:].addmm_(block[:, own].T, block[:, start:])
@@ -251,7 +251,7 @@ TF32_ON = {"cuda"}
 
 @contextmanager
 def tf32(device: torch.device) -> Iterator[None]:
-    """Inside, products of float32 read ten bits of their numbers there, much faster: for gradients, not for draws."""
+    """Inside, float32 products on devices of TF32_ON use ten bits of the mantissa, much faster: for gradients, not draws."""
     before = torch.get_float32_matmul_precision()
     if device.type in TF32_ON:
         torch.set_float32_matmul_precision("high")
@@ -282,13 +282,13 @@ class _ProjectNoise(torch.autograd.Function):
 
 
 def corrupt(tokens: Tensor, t: Tensor, tables: Sequence[Table], source: Source, law: Noise | None = None) -> State:
-    """x_t of tokens (B, L) at physical times t (B,), as views. `law` is noise_for(tables) if that is at hand."""
+    """x_t of tokens (B, L) at physical times t (B,), as views. `law`: noise_for(tables) if already made; None: it is made."""
     noise = (noise_for(tables) if law is None else law).sample(*tokens.shape, source)
     return combine((t, embed(tokens, tables)), (1 - t, noise))
 
 
 def step(state: State, target: State, t: float | Tensor, t_next: float | Tensor) -> State:
-    """Straight towards a predicted point of the simplex: x + (t' - t) (target - x) / (1 - t); t < 1.
+    """A straight step towards a predicted point of the simplex: x + (t' - t) (target - x) / (1 - t); t < 1.
 
     With target = D_t(x) this is an Euler step of the flow; with target = delta_{t,t'}(x) it is the exact jump.
     """
@@ -298,10 +298,10 @@ def step(state: State, target: State, t: float | Tensor, t_next: float | Tensor)
 
 @torch.no_grad()
 def context_free_cross_entropy(token_counts: Tensor, t: Tensor, generator: torch.Generator, num_draws: int = 2048) -> Tensor:
-    """Cross-entropy in nats of the best decoder that sees one position's x_t and the unigram frequencies; (len(t),).
+    """Cross-entropy in nats of the best decoder that sees only one position's x_t and the unigram frequencies; (len(t),).
 
-    The posterior is softmax(log pi + t x / (1 - t)^2): logits log pi_k + t n_k / (1 - t) + [k = y] t^2 / (1 - t)^2. Monte
-    Carlo over y ~ pi and n. It sees all of x_t, so no decoder without context that reads x_t W does better.
+    Its posterior is softmax(log pi + t x / (1 - t)^2), with logits log pi_k + t n_k / (1 - t) + [k = y] t^2 / (1 - t)^2. Monte
+    Carlo over y ~ pi and n. It reads all of x_t, so a decoder without context that reads x_t W cannot be better.
     """
     log_prior = (token_counts.double() / token_counts.sum()).log()
     tokens = torch.multinomial(log_prior.exp(), num_draws, replacement=True, generator=generator)

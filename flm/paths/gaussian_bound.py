@@ -1,16 +1,16 @@
 """A variational upper bound on -log p(tokens) from a denoiser of the Gaussian path. Derived in docs/likelihood.md.
 
-With the amplitude ratio m = t / (1 - t) (so SNR = m^2) and the cumulative evidence Y = t x_t / (1 - t)^2, a position of
-token y reads Y = m^2 onehot(y) + m n: a Brownian motion with drift onehot(y) in the time m^2. Replacing the drift by a
-denoiser D, up to a last ratio M, and decoding there with its own probabilities, gives for every D
+Let m = t / (1 - t) be the amplitude ratio (so SNR = m^2) and Y = t x_t / (1 - t)^2 the cumulative evidence. At a position of
+token y, Y = m^2 onehot(y) + m n is a Brownian motion with drift onehot(y) in the time m^2. The model replaces the drift by a
+denoiser D up to a last ratio M, and decodes there with the probabilities of D. For every D
 
     -log p(y)  <=  integral_0^M m E|onehot(y) - D_m|^2 dm  -  E log D_M[y],        summed over positions.
 
 The prior term is zero. The integral and the decoding are estimated together: each draw is either one m or the decoding.
 
-D may read any part of the path up to m. With an evidence share s the network reads Y at m sqrt(1 - s), through its table, and
-the rest, s m^2 onehot(y) + m sqrt(s) n', independent of it, is added to its logits: evidence about the token that
-no table has narrowed, counted once. It is drawn for one chunk of tokens at a time.
+D may read any part of the path up to m. With an evidence share s, the network reads Y at m sqrt(1 - s) through its table. The
+rest, s m^2 onehot(y) + m sqrt(s) n', is independent of that and is added to its logits. So this share of the evidence does not
+pass through a table, and none is counted twice. It is drawn for one chunk of tokens at a time.
 
 B batch, L length, V vocabulary, K cells.
 """
@@ -28,15 +28,22 @@ from flm.draws import Draws
 from flm.paths.gaussian import corrupt
 from flm.posterior import TokenPosterior
 
-CELLS = 32  # of the proposal, equal in m over the whole range
-BUCKETS = 8  # of the report
-Terms = Callable[[Tensor], tuple[Tensor, Tensor]]  # points (B,) of a path to the integrand and -log D[y] there, each (B, L)
-DEFENSIVE = 0.1  # share of the draws that does not follow the pilot, so that no weight is large where it was wrong
+CELLS = 32  # cells of the proposal, of equal width in m
+BUCKETS = 8  # parts of the path in reports
+Terms = Callable[[Tensor], tuple[Tensor, Tensor]]  # maps points (B,) of a path to integrand and -log D[y], each (B, L)
+DEFENSIVE = 0.1  # share of draws that ignore the pilot, so that no weight is large where the pilot was wrong
 
 
 @dataclass(frozen=True)
 class GaussianDenoiser:
-    """What the bound is of: D_tau(view), or delta to a further tau; the table it reads x_t through, the clock, and V."""
+    """The model that is bounded.
+
+    Attributes:
+        predict: maps (state, tau) to D_tau, or (state, tau, tau_to) to delta of a flow map.
+        table: through which it reads x_t.
+        clock: of tau.
+        vocab_size: V.
+    """
 
     predict: Callable[..., TokenPosterior]
     table: Tensor
@@ -45,18 +52,18 @@ class GaussianDenoiser:
 
 
 def largest_ratio(vocab_size: int) -> float:
-    """The m from which on x_t alone gives the token away: the arg-max of V entries errs with probability below 1e-6."""
+    """The m above which x_t alone determines the token: the arg-max of its V entries is wrong with probability below 1e-6."""
     return 2 * math.sqrt(math.log(vocab_size) + 15)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How draws are spread: over cells of m and the decoding at their end.
+    """How draws are distributed over cells of m and the decoding.
 
     Attributes:
         edges: (K + 1,) ratios from 0 to M, float64 on the CPU; K may be 0.
-        mass: (K + 1,) probabilities, all positive: of the cells, within which m is uniform, and of the decoding.
-        evidence: share s in [0, 1) of the evidence that goes to the logits and not through the table.
+        mass: (K + 1,) positive probabilities of the K cells, in which m is uniform, and of the decoding.
+        evidence: share s in [0, 1) of the evidence that is added to the logits.
     """
 
     edges: Tensor
@@ -65,13 +72,13 @@ class Plan:
 
     @classmethod
     def even(cls, vocab_size: int, evidence: float = 0.0) -> "Plan":
-        """All of the path, every m as likely as any other."""
+        """The whole path, with m uniform."""
         spread = torch.full((CELLS + 1,), 1 / CELLS, dtype=torch.float64) * (1 - DEFENSIVE)
         spread[-1] = DEFENSIVE
         return cls(_edges(vocab_size), spread, evidence)
 
     def place(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Uniform numbers u (B,) in [0, 1) to ratios m, 1 / density or 1 / mass, and whether it is the decoding; each (B,)."""
+        """For uniform u (B,): ratios m, weights 1 / density (1 / mass of the decoding), and whether each is the decoding."""
         above = self.mass.cumsum(0)
         cell = torch.searchsorted(above, u, right=True).clamp(max=len(self.mass) - 1)
         within = ((u - above[cell] + self.mass[cell]) / self.mass[cell]).clamp(0, 1)
@@ -84,13 +91,13 @@ class Plan:
 def estimate(
     denoiser: GaussianDenoiser, tokens: Tensor, plan: Plan, draws: Draws, scored: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """One unbiased draw of the bound for tokens (B, L), of those that are scored (B, L) bool; None: of all.
+    """One unbiased draw of the bound of tokens (B, L), for the scored ones (B, L) bool; None: for all.
 
-    What is not scored may be read by the denoiser: the noise of given tokens does not depend on the scored ones, so a bound
-    given that noise, averaged over it, is one given the tokens.
+    The denoiser may read tokens that are not scored. The noise of given tokens does not depend on the scored ones, so a bound
+    given that noise, averaged over it, is a bound given the tokens.
 
     Returns:
-        Nats (B,) float64; the same by part of the path, adding up to it; and by part, where the draw fell: (B,) bool.
+        Nats (B,) float64; nats (B,) of each part of the path, which add up to them; and which part was drawn, (B,) bool each.
     """
     scored = torch.ones_like(tokens, dtype=torch.bool) if scored is None else scored
     terms = partial(_terms, denoiser, tokens, plan.evidence, draws)
@@ -100,13 +107,13 @@ def estimate(
 def drawn(
     plan: Plan, terms: Terms, scored: Tensor, u: Tensor, span: float, time: Callable[[Any], Any]
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """What `estimate` returns, of any integral along a path that is decoded where it ends.
+    """As `estimate`, for any integral along a path with a decoding at its end.
 
     Args:
         scored: (B, L) bool.
         u: (B,) uniform in [0, 1).
-        span: of the whole path; parts are told apart by where they lie in it.
-        time: t of a point, to name it.
+        span: the last point of the whole path, which is divided evenly into the reported parts.
+        time: t of a point, for their names.
     """
     device = scored.device
     point, weight, decoding = plan.place(u)
@@ -128,10 +135,10 @@ def _time(m):
 
 @dataclass(frozen=True)
 class Pilot:
-    """The integrand along the whole path, measured on text that is not to be evaluated.
+    """The integrand along the whole path, measured on other text than will be evaluated.
 
     Attributes:
-        edges: (K + 1,) cells in m.
+        edges: (K + 1,) edges of the cells in m.
         integrand: (K,) mean of m |onehot - D|^2, in nats per token and unit of m.
         spread: (K,) its root mean square over sequences.
         surprise: (K,) mean of -log D[y] in nats per token.
@@ -147,13 +154,13 @@ class Pilot:
     time: Callable[[Any], Any] = _time
 
     def bounds(self) -> Tensor:
-        """The bound if it is cut at each edge (K + 1,), in nats per token."""
+        """The bound, in nats per token, if the path ends at each of the edges (K + 1,)."""
         decoding = torch.cat([self.surprise[:1], (self.surprise[1:] + self.surprise[:-1]) / 2, self.surprise[-1:]])
         integral = (self.integrand * self.edges.diff()).cumsum(0)
         return torch.cat([integral.new_zeros(1), integral]) + decoding
 
     def plan(self) -> Plan:
-        """The cut with the least bound, and draws in proportion to what each cell contributes."""
+        """The path cut where the bound is least, with draws in proportion to each cell's contribution."""
         bounds = self.bounds()
         cut = int(bounds.argmin())
         decoding = self.surprise[max(cut - 1, 0)].expand(1)
@@ -163,7 +170,7 @@ class Pilot:
         return Plan(self.edges[: cut + 1], (1 - DEFENSIVE) * mass / mass.sum() + DEFENSIVE * floor, self.evidence)
 
     def rows(self) -> list[dict[str, float]]:
-        """One row a cell, in plain values; all in nats per token."""
+        """A row of plain values for each cell; nats are per token."""
         columns = {
             "t_from": self.time(self.edges[:-1]),
             "t_to": self.time(self.edges[1:]),
@@ -179,7 +186,7 @@ def measure(batches: Sequence[tuple[GaussianDenoiser, Tensor, Tensor]], draws: D
     """A pilot from one draw for each sequence.
 
     Args:
-        batches: what denoises a batch, its tokens (B, L), and which of them are scored (B, L) bool.
+        batches: for each batch its denoiser, tokens (B, L), and which of them are scored (B, L) bool.
 
     Raises:
         ValueError: there are fewer sequences than cells.
@@ -189,10 +196,10 @@ def measure(batches: Sequence[tuple[GaussianDenoiser, Tensor, Tensor]], draws: D
 
 
 def piloted(edges: Tensor, batches: Sequence[tuple[Terms, Tensor]], draws: Draws) -> Pilot:
-    """A pilot over these edges, of any integral along a path.
+    """A pilot of any integral along a path with these edges.
 
     Args:
-        batches: terms of a batch, and which of its positions are scored (B, L) bool.
+        batches: for each batch its terms, and which positions are scored (B, L) bool.
 
     Raises:
         ValueError: there are fewer sequences than cells.
@@ -220,10 +227,10 @@ def piloted(edges: Tensor, batches: Sequence[tuple[Terms, Tensor]], draws: Draws
 def token_errors(
     posterior: TokenPosterior, tokens: Tensor, precision: Tensor | None = None, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """|onehot(y) - p|^2 and -log p[y] of tokens (B, L), each (B, L) in float64, in chunks of tokens.
+    """|onehot(y) - p|^2 and -log p[y] of tokens (B, L), each (B, L) in float64, computed in chunks of tokens.
 
-    With a precision (B,), each position first sees its token through fresh noise: precision * onehot(y) + sqrt(precision) n
-    is added to the logits.
+    With a precision (B,), evidence about each token through fresh noise, precision * onehot(y) + sqrt(precision) n, is first
+    added to the logits.
     """
     flat = tokens.reshape(-1)
     squared, surprise = (torch.empty(flat.shape, dtype=torch.float64, device=flat.device) for _ in range(2))
@@ -237,7 +244,7 @@ def token_errors(
             logits.addcmul_(noise, gain.sqrt()).scatter_add_(1, index, gain)
         log_p = logits.log_softmax(-1)
         surprise[part] = -log_p.gather(1, index)[:, 0].double()
-        # p - onehot entry by entry: 1 - 2 p_y + sum p^2 would cancel where the token is nearly certain
+        # p - onehot entry by entry: 1 - 2 p_y + sum p^2 would lose its digits where the token is nearly certain
         error = log_p.exp_()
         error.scatter_add_(1, index, error.new_full((), -1.0).expand(index.shape))
         squared[part] = torch.linalg.vecdot(error, error).double()

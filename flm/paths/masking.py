@@ -1,8 +1,7 @@
-"""Which positions of a sequence turn to noise: of a given number, each by itself, or whole windows, and in which part.
+"""Which positions of a sequence become noise: a given number of them, each by itself, or whole windows; and in which part.
 
-The last two, with a curriculum over training, are the three strategies of CoDA (arXiv 2510.03270), drawn anew for every
-sequence: S1 leaves a prefix as it is, S2 cuts the end off, S3 hides windows of neighbouring positions.
-B batch, L length. Uniform numbers are float64 in [0, 1).
+`MaskingCurriculum` has the three strategies of CoDA (arXiv 2510.03270), drawn anew for every sequence: S1 keeps a prefix, S2
+cuts the end off, S3 masks windows of neighbouring positions. B batch, L length. Uniform numbers are float64 in [0, 1).
 """
 
 import math
@@ -19,10 +18,10 @@ from flm.ranges import Count, Share
 
 
 def random_masks(maskable: Tensor, u: Tensor, source: Source) -> tuple[Tensor, Tensor]:
-    """k of each sequence's n maskable positions (B, L) bool in random places, k = 1 .. n as u (B,) in [0, 1) says.
+    """Masks k of each sequence's n maskable positions (B, L) bool, in random places; k = 1 .. n follows from u (B,) in [0, 1).
 
     Returns:
-        Masks (B, L) bool, and n / k (B,) float64, by which their sum stands for that of all; 0 where n is.
+        Masks (B, L) bool, and n / k (B,) float64, by which a sum over masks estimates that over all n; 0 where n is 0.
     """
     key = rand(source, *maskable.shape, dtype=torch.float64)
     masks, scale, _ = masks_by_key(maskable, u, key)
@@ -30,13 +29,13 @@ def random_masks(maskable: Tensor, u: Tensor, source: Source) -> tuple[Tensor, T
 
 
 def masks_by_key(maskable: Tensor, u: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `random_masks`, the places those with the smallest uniform keys (B, L).
+    """As `random_masks`, at the places with the k smallest of uniform keys (B, L).
 
     Returns:
-        Masks, n / k, and a kappa (B,) float64 at which that many masks stand. With u uniform too, kappa and masks together are
-        distributed as if kappa came first, with density proportional to P(some mask) / (1 - kappa), and then each mask by
-        itself: given k, 1 - kappa is Beta(k, n - k + 1), the k-th smallest of n uniform numbers, and ranks do not depend on
-        the values ranked. 1 where n is 0.
+        Masks, n / k, and a kappa (B,) float64 to go with the masks: 1 minus the k-th smallest key; 1 where n is 0. With u
+        uniform, kappa and masks together are distributed as if kappa were drawn first, with density proportional to
+        P(some mask) / (1 - kappa), and then each mask by itself. For given k, 1 - kappa is then Beta(k, n - k + 1), like the
+        k-th smallest of n uniform numbers, and which places have the smallest keys does not depend on the keys' values.
     """
     n = maskable.sum(1)
     k = torch.minimum((u * n).long() + 1, n)
@@ -47,22 +46,24 @@ def masks_by_key(maskable: Tensor, u: Tensor, key: Tensor) -> tuple[Tensor, Tens
 
 
 def drawn_masks(points: Tensor, length: int) -> int:
-    """How many masks `random_masks` makes, at most, of sequences of `length` by these u (B,), `points` on the CPU; fewer where
-    a sequence has padding."""
+    """The most masks that `random_masks` makes in sequences of `length` for u = points (B,), on the CPU.
+
+    There are fewer where a sequence has padding.
+    """
     return sum(min(int(u * length) + 1, length) for u in points.tolist())
 
 
 def first_masks(masks: Tensor, most: int) -> Tensor:
-    """Places (most,) in the flattened masks (B, L): all masks, if there are no more, in order, then others."""
+    """Indices (most,) into the flattened masks (B, L): the masks in order, then other positions if `most` is larger."""
     return masks.flatten().byte().argsort(descending=True, stable=True)[:most]
 
 
 class Places:
-    """Some positions of a batch in one row, where losses are asked for, whose number no device is asked for.
+    """Gathers the positions of a batch where a loss is computed into one row, without waiting for the device to count them.
 
     Args:
         positions: (B, L) bool.
-        most: so many there are at most. The row has that length; where there are fewer, others follow, whose weight must be 0.
+        most: the most there can be, which is the length n of the row. Other positions fill it up; their weight must be 0.
     """
 
     def __init__(self, positions: Tensor, most: int):
@@ -70,36 +71,36 @@ class Places:
         self._rows = None if most >= positions.numel() else first_masks(positions, most)
 
     def of(self, values: Tensor) -> Tensor:
-        """(1, n, ...) of (B, L, ...)."""
+        """Values (B, L, ...) at the positions, (1, n, ...)."""
         flat = values.flatten(0, 1)
         return (flat if self._rows is None else flat.index_select(0, self._rows))[None]
 
     def weight(self, values: Tensor) -> Tensor:
-        """The same of a weight (B, L), 0 but at the positions."""
+        """A weight (B, L) at the positions, (1, n), 0 where others fill the row up."""
         return self.of(values * self.positions)
 
     def spread(self, found: Tensor) -> Tensor:
-        """Values (1, n) where they belong (B, L), 0 elsewhere."""
+        """The inverse of `of` for values (1, n): (B, L), 0 off the positions."""
         if self._rows is not None:
             found = found.new_zeros(self.positions.numel()).index_copy(0, self._rows, found[0])
         return torch.where(self.positions, found.view(self.positions.shape), 0.0)
 
 
 def most_masks(sigma: Tensor, length: int) -> int:
-    """What the masks of sequences of `length`, each with probability sigma (B,) on the CPU, exceed once in 10^14 batches.
+    """A limit that independent masks, each with probability sigma (B,) on the CPU, exceed once in 10^14 batches.
 
-    By Bernstein's inequality: eight standard deviations and 22 above the mean; never more than there are positions.
+    By Bernstein's inequality: eight standard deviations and 22 above the mean, but no more than there are positions.
     """
     mean, variance = (length * sum(values.tolist()) for values in (sigma, sigma * (1 - sigma)))
     return min(math.ceil(mean + 8 * math.sqrt(variance) + 22), len(sigma) * length)
 
 
 def window_masks(maskable: Tensor, sigma: Tensor, size: int, u: Tensor) -> Tensor:
-    """Windows of `size` neighbours (B, L) bool, all of them maskable (B, L), that start where u (B, L) says so.
+    """Masks (B, L) bool of whole windows of `size` maskable neighbours, drawn by uniform numbers u (B, L).
 
-    A window starts with probability 1 - (1 - sigma)^(1 / size), sigma (B,), so that a position that `size` windows may cover
-    is hidden with probability sigma. Next to what is not maskable, and at both ends, fewer may, and it is hidden less often:
-    a position alone never.
+    A window starts with probability 1 - (1 - sigma)^(1 / size), sigma (B,). So a position that `size` windows may cover is
+    masked with probability sigma. At both ends, and beside positions that are not maskable, fewer windows may cover it, so it
+    is masked less often; a lone maskable position never is.
     """
     fits = _trailing_count(maskable, size).roll(1 - size, 1) == size  # at a window's first position
     fits[:, max(0, maskable.shape[1] - size + 1) :] = False
@@ -107,12 +108,12 @@ def window_masks(maskable: Tensor, sigma: Tensor, size: int, u: Tensor) -> Tenso
 
 
 def window_chance(sigma: Tensor, size: int) -> Tensor:
-    """That a window starts at a position, 1 - (1 - sigma)^(1 / size); of the shape of sigma."""
+    """The probability 1 - (1 - sigma)^(1 / size) that a window starts at a position, of the shape of sigma."""
     return -torch.expm1(torch.log1p(-sigma) / size)
 
 
 def _trailing_count(flags: Tensor, size: int) -> Tensor:
-    """How many of the last `size` positions, this one included, are flagged: (B, L)."""
+    """The number of flags (B, L) among the last `size` positions, this one included."""
     total = flags.long().cumsum(1)
     before = torch.zeros_like(total)
     before[:, size:] = total[:, :-size]
@@ -121,13 +122,13 @@ def _trailing_count(flags: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Strategies:
-    """How likely each is for a sequence, at one moment of training.
+    """The probability of each strategy for a sequence, at one moment of training.
 
     Attributes:
-        prefix: S1.
-        suffix: S2, of a sequence without S1.
-        windows: S3, whatever else.
-        window_sizes: of which one is drawn for the whole batch.
+        prefix: of S1.
+        suffix: of S2 for a sequence without S1.
+        windows: of S3, independent of S1 and S2.
+        window_sizes: one of them is drawn for the whole batch.
     """
 
     prefix: float
@@ -136,10 +137,10 @@ class Strategies:
     window_sizes: tuple[int, ...]
 
     def part(self, length: int, u: Tensor) -> tuple[Tensor, Tensor]:
-        """The part of each sequence that is left to corrupt, for uniform numbers u (B, 4).
+        """The part of each sequence that may be corrupted, for uniform numbers u (B, 4).
 
         Returns:
-            How many positions stay as they are at its start, and how many there are at all; (B,) each, in [0, L].
+            Its start and its end, (B,) each, in [0, L].
         """
         at_least_one = 1 + (u[:, 1::2] * (length - 1)).long()  # in 1 .. L - 1
         with_prefix = (u[:, 0] < self.prefix) & (length > 1)
@@ -156,14 +157,13 @@ WindowSizes = Annotated[Sequence[Annotated[int, Ge(2)]], MinLen(1)]
 
 
 class MaskingCurriculum(nn.Module):
-    """Strategies over training. A module, as schedules are, so that a config may name it; no parameters, and no state: what
-    holds follows from the optimiser step.
+    """Strategies over training, a function of the optimiser step. A module without parameters, so that a config may name it.
 
     Args:
-        steps: optimiser steps that it lasts; what holds at its end holds from there on.
-        prefix, suffix, windows: probabilities, see `Strategies`; a number, or one for each of equally long phases.
-        window_sizes: at least 2 each; a list for each phase, or one list for all.
-        linear: whether probabilities go from one number of a list to the next in a straight line, rather than by phases.
+        steps: optimiser steps that it lasts; afterwards its last values stay.
+        prefix, suffix, windows: probabilities, see `Strategies`: one number, or a list for phases of equal length.
+        window_sizes: at least 2 each; one list for all phases, or a list for each.
+        linear: interpolate linearly between the numbers of a list, instead of phases.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class MaskingCurriculum(nn.Module):
         self.window_sizes = [tuple(phase) for phase in ([sizes] if isinstance(sizes[0], int) else sizes)]
 
     def at(self, step: int) -> Strategies:
-        """What holds at an optimiser step."""
+        """The strategies at an optimiser step."""
         progress = min(1.0, max(0, step) / self.steps)
         chances = {name: self._value(values, progress) for name, values in self.chances.items()}
         return Strategies(**chances, window_sizes=_phase(self.window_sizes, progress))

@@ -1,12 +1,11 @@
 """Paths from a source of noise to data that replace tokens one by one, and their schedules.
 
-At time t each position shows its data token with probability kappa(t), and else what the source drew for it, independently
-of all others. t runs from 0 (source) to 1 (data); in the letters of diffusion papers, whose time s = 1 - t runs the
-other way, kappa is alpha. Masked diffusion (arXiv 2406.07524), uniform-state diffusion (arXiv 2412.10193, 2506.10892) and
-discrete flow matching (arXiv 2407.15595) all have these marginals; they differ in the source, and in how one time's state
-leads to the next one's.
+At time t each position, independently, shows its data token with probability kappa(t), and otherwise a draw from the source. t
+runs from 0 (source) to 1 (data). Diffusion papers write alpha for kappa, with a time s = 1 - t that runs the other way. Masked
+diffusion (arXiv 2406.07524), uniform-state diffusion (arXiv 2412.10193, 2506.10892) and discrete flow matching (arXiv
+2407.15595) all have these marginals. They differ in the source and in the transitions between times.
 
-A probability or a kappa is a number, or one number a sequence (B,), or anything that broadcasts against (B, L). Random
+A probability or kappa is a number, or (B,) with one for each sequence, or anything that broadcasts against (B, L). Random
 numbers are float64. B batch, L length, V vocabulary.
 """
 
@@ -24,7 +23,7 @@ from flm.ranges import Positive
 
 
 class Schedule(nn.Module):
-    """kappa, increasing in t, exactly 1 at t = 1. A module, as a clock is, so that a config may name it; no parameters.
+    """kappa(t), increasing, exactly 1 at t = 1. A module without parameters, so that a config may name it.
 
     All methods take and return tensors of any shape; t and kappa lie in [0, 1]. Use float64 where 1 - t matters.
     """
@@ -41,7 +40,7 @@ class Schedule(nn.Module):
         raise NotImplementedError
 
     def rate(self, t: Tensor) -> Tensor:
-        """kappa' / (1 - kappa), at which what is still noise turns into data: the weight of the bound. Infinite at 1."""
+        """kappa' / (1 - kappa), the rate at which remaining noise becomes data, and the weight of the bound. Infinite at 1."""
         raise NotImplementedError
 
 
@@ -62,12 +61,12 @@ class Polynomial(Schedule):
         return kappa ** (1 / self.exponent)
 
     def rate(self, t: Tensor) -> Tensor:
-        # 1 - t^n as a difference would lose all digits near t = 1; abs: minus zero there would give minus infinity
+        # the difference 1 - t^n would lose all digits near t = 1; abs since -0 would give minus infinity
         return self.derivative(t) / torch.expm1(self.exponent * t.log()).abs()
 
 
 class Cosine(Schedule):
-    """kappa = 1 - cos(pi t / 2) (arXiv 2406.04329): slow where little is known yet."""
+    """kappa = 1 - cos(pi t / 2) (arXiv 2406.04329): slow at first, while little is known."""
 
     def kappa(self, t: Tensor) -> Tensor:
         return 1 - torch.sin(math.pi / 2 * (1 - t))  # exact at both ends
@@ -83,9 +82,9 @@ class Cosine(Schedule):
 
 
 class LogLinear(Schedule):
-    """kappa = eps + (1 - eps) t (arXiv 2406.07524): -log kappa of the diffusion's time s = 1 - t is -log(1 - (1 - eps) s).
+    """kappa = eps + (1 - eps) t (arXiv 2406.07524): in the diffusion's time s = 1 - t, -log kappa = -log(1 - (1 - eps) s).
 
-    Linear but for starting at eps, where a sampler begins all the same with nothing known. Its rate is 1 / (1 - t).
+    It is linear but starts at eps; samplers begin there with pure noise all the same. Its rate is 1 / (1 - t).
     """
 
     def __init__(self, eps: Annotated[float, Ge(0), Lt(1)] = 1e-3):
@@ -106,26 +105,26 @@ class LogLinear(Schedule):
 
 
 def jump_probability(kappa: Tensor | float, kappa_next: Tensor | float) -> Tensor | float:
-    """That a position still noise at kappa < 1 shows data at kappa_next >= kappa: the exact transition."""
+    """The exact probability that a position that is noise at kappa < 1 shows data at kappa_next >= kappa."""
     return (kappa_next - kappa) / (1 - kappa)
 
 
 def euler_jump_probability(schedule: Schedule, t: Tensor, t_next: Tensor) -> Tensor:
-    """The same with the rate frozen at t < 1: jumps too rarely, but tends to the exact one as steps shrink."""
+    """The same probability with the rate frozen at t < 1. It is too small, but exact in the limit of small steps."""
     return -torch.expm1(-(t_next - t) * schedule.rate(t))
 
 
 def mix(tokens: Tensor, other: Tensor, probability: Tensor | float, randomness: Randomness) -> Tensor:
-    """Tokens (B, L), each replaced by that of `other` (B, L) with a probability in [0, 1], independently."""
+    """Tokens (B, L), each replaced with this probability by the token of `other` (B, L), independently."""
     u = rand(randomness, *tokens.shape, dtype=torch.float64)
     return torch.where(u < _per_position(probability), other, tokens)
 
 
 class Source(Protocol):
-    """What a position shows before its token.
+    """The distribution of noise tokens.
 
     Attributes:
-        num_states: ids a state may hold: rows of a network's input table.
+        num_states: number of ids that a state may hold, as rows of a network's input table.
         visible: whether noise can be told from data.
     """
 
@@ -133,7 +132,7 @@ class Source(Protocol):
     visible: bool
 
     def noise(self, u: Tensor) -> Tensor:
-        """What uniform numbers u (B, L) in [0, 1), float64, say."""
+        """Noise (B, L) as a function of uniform numbers u (B, L) in [0, 1), float64."""
         ...
 
     def sample(self, like: Tensor, randomness: Randomness) -> Tensor:
@@ -149,26 +148,26 @@ class Source(Protocol):
         generator: torch.Generator,
         own: Tensor | None = None,
     ) -> Tensor:
-        """The state at kappa_next > kappa of the diffusion run backwards, given that at kappa.
+        """A state at kappa_next > kappa, by the reverse diffusion from the state at kappa.
 
         Args:
             tokens: (B, L) state at kappa.
             clean: (B, L) tokens drawn, at every position, from the prediction p.
-            own: what p is. None: the posterior of the data given the whole state, for which the step is exact. (B, L): p is
-                plugged into the reverse posterior q(next | now, data = p) as a vector, as uniform-state diffusion does
-                with its network; these are the probabilities that p gives to `tokens`. The p that is then exact is
-                the posterior given the rest of the state, without the position's own token. For a mask the two are one.
+            own: None: p is the posterior of the data given the whole state, for which the step is exact. (B, L):
+                probabilities that p gives to `tokens`; then p is inserted as a vector into the reverse posterior
+                q(next | now, data = p), as uniform-state diffusion does. That is exact if p is the posterior given the
+                state without the position's own token. With masks the two are the same.
         """
         ...
 
 
 @dataclass(frozen=True)
 class MaskSource:
-    """One more state that no data has (or one of its ids that data never uses): absorbing diffusion.
+    """A mask, as in absorbing diffusion: one more id, or an id of the vocabulary that no data has.
 
     Args:
         mask_id: its id.
-        vocab_size: V, ids the data uses.
+        vocab_size: V, number of ids of the data.
     """
 
     mask_id: int
@@ -183,7 +182,7 @@ class MaskSource:
         return torch.full_like(u, self.mask_id, dtype=torch.long)
 
     def is_noise(self, tokens: Tensor) -> Tensor:
-        """(B, L) bool."""
+        """Whether each of tokens (B, L) is a mask, bool."""
         return tokens == self.mask_id
 
     def sample(self, like: Tensor, randomness: Randomness) -> Tensor:
@@ -243,7 +242,7 @@ class UniformSource:
 
 
 def corrupt(tokens: Tensor, kappa: Tensor | float, source: Source, randomness: Randomness) -> Tensor:
-    """A state (B, L): data `tokens` where kept, with probability kappa, and the source's elsewhere."""
+    """A state (B, L) that shows each of `tokens` with probability kappa, and noise of the source otherwise."""
     return mix(source.sample(tokens, randomness), tokens, kappa, randomness)
 
 

@@ -1,11 +1,12 @@
-"""The generalized Kullback-Leibler divergence of discrete flow matching (arXiv 2412.03487), whatever the source.
+"""The generalized Kullback-Leibler divergence of discrete flow matching (arXiv 2412.03487), for any source.
 
-The state jumps to its data y at the rate w = kappa' / (1 - kappa) when it is noise; the model's rates are w p, with p its
-posterior of the data given the whole state. Their relative entropy along the path, for a position in state i,
+A position that is noise jumps to its data y at the rate w = kappa' / (1 - kappa). The model's rates are w p, with p its
+posterior of the data given the whole state. The relative entropy of the two along the path, for a position in state i, bounds
+the likelihood of the model:
 
-    -log p(y)  <=  int_0^1 dt w(t) E[ [i != y] (-log p_y) - p_i + [i = y] ],
+    -log p(y)  <=  int_0^1 dt w(t) E[ [i != y] (-log p_y) - p_i + [i = y] ].
 
-bounds the likelihood of a model that jumps so. V vocabulary, B batch, L length.
+V vocabulary, B batch, L length.
 """
 
 import torch
@@ -16,11 +17,11 @@ from flm.vocabulary_losses import of_logits
 
 
 def generalized_kl(posterior: TokenPosterior, tokens: Tensor, state: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The bracket above at every position, w left out.
+    """The value in E[...] above at every position, without w.
 
     Args:
         posterior: of the data given the state.
-        tokens, state: (B, L); an id of a state at or above V is noise that no prediction gives.
+        tokens, state: (B, L); an id of `state` at or above V is noise that no prediction gives.
         weight: (B, L), constant.
 
     Returns:
@@ -35,7 +36,7 @@ def generalized_kl(posterior: TokenPosterior, tokens: Tensor, state: Tensor, wei
         log_total = logits.logsumexp(-1)
         log_p_y = logits.gather(1, at_y)[:, 0] - log_total
         p_i = (logits.gather(1, at_i)[:, 0] - log_total).exp() * possible
-        # at i = y near t = 1, 1 - p_i would lose its digits
+        # for i = y near t = 1 the difference 1 - p_i would lose its digits
         kept = torch.where(same > 0, -torch.expm1(log_p_y), -p_i - log_p_y)
         if not with_slope:
             return kept, None
@@ -48,7 +49,7 @@ def generalized_kl(posterior: TokenPosterior, tokens: Tensor, state: Tensor, wei
 
 
 def unigram_generalized_kl(probabilities: Tensor, kappa: Tensor) -> Tensor:
-    """Its mean, w left out, for the best prediction that sees a position's own state alone, from a uniform source.
+    """The mean of E[...], without w, for a uniform source and the best prediction from a position's own state alone.
 
     Args:
         probabilities: (V,) float64, of tokens without context.
@@ -58,10 +59,10 @@ def unigram_generalized_kl(probabilities: Tensor, kappa: Tensor) -> Tensor:
         (n,) nats.
     """
     size, kappa = len(probabilities), kappa[:, None]
-    other = (1 - kappa) / size  # of seeing a given token where another one is the data
-    mass = probabilities * kappa + other  # of seeing it at all: (n, V)
+    other = (1 - kappa) / size  # probability of a given state where the data is another token
+    mass = probabilities * kappa + other  # of a given state at all, (n, V)
     kept = kappa + other
-    p_i = probabilities * kept / mass  # of the data being what is seen
+    p_i = probabilities * kept / mass  # that the data is the token seen
     entropies = torch.special.entr(probabilities)
     # sum over the data y other than i of p_y (-log p(y | i)), with p(y | i) = p_y other / mass_i
     surprise = (entropies.sum() - entropies) + (1 - probabilities) * (mass.log() - other.log())

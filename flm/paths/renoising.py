@@ -1,18 +1,18 @@
-"""From one noise level to a lower one with fresh noise: the one family of steps of the Gaussian path.
+"""Steps of the Gaussian path from one noise level to a lower one, with a share of fresh noise.
 
-From the state x at time t and an endpoint e, a point of the simplex for what lies behind the noise, to time s > t:
+The step goes from the state x at time t to time s > t. It uses an endpoint e, a point of the simplex that predicts the data:
 
     x' = s e + sqrt((1-s)^2 - zeta^2) (x - t e) / (1-t) + zeta eps,        0 <= zeta <= 1 - s.
 
-(x - t e) / (1-t) is the noise that e leaves in x; zeta of the new noise is fresh, the rest is kept (arXiv 2609.40235).
+(x - t e) / (1-t) is the noise in x if e is right. Of the new noise, zeta is fresh and the rest is kept (arXiv 2609.40235).
 
-    zeta = 0                       straight on: an Euler step for e = D_t(x), a jump for e = delta_{t,s}(x)
-    zeta = gamma (1-s)             churn of a flow map (arXiv 2602.16813)
-    the same, gamma as of `churned`    churn of a flow (arXiv 2206.00364, algorithm 2): to a level below s and up to it again
-    zeta = 1 - s                   everything is noised anew
-    zeta = `bridge`                the posterior of x' given x and e under the path's own law (arXiv 2605.13681)
+    zeta = 0                    no fresh noise: an Euler step for e = D_t(x), a jump for e = delta_{t,s}(x)
+    zeta = gamma (1-s)          churn of a flow map (arXiv 2602.16813)
+    zeta = churned(c) (1-s)     churn c of a flow (arXiv 2206.00364, algorithm 2): to less noise than at s, then up to it again
+    zeta = 1 - s                all noise is fresh
+    zeta = bridge(t, s)         the posterior of x' given x and e under the path (arXiv 2605.13681)
 
-For e a vertex drawn from the exact joint posterior every zeta keeps the law of the path. B batch.
+If e is a vertex drawn from the exact joint posterior, every zeta keeps the distribution of the path. B batch.
 """
 
 import math
@@ -21,7 +21,7 @@ from flm.paths.gaussian import State, combine, step
 
 
 def renoised(state: State, endpoint: State, t: float, s: float, zeta: float, noise: State | None = None) -> State:
-    """x' of the family; `noise` are views of N(0, I), read where zeta is above 0."""
+    """x' above. `noise`: views of N(0, I); None only if zeta is 0, where it is not read."""
     if zeta == 0 or noise is None:
         return step(state, endpoint, t, s)
     kept = kept_noise(s, zeta) / (1 - t)
@@ -29,7 +29,7 @@ def renoised(state: State, endpoint: State, t: float, s: float, zeta: float, noi
 
 
 def kept_noise(s: float, zeta: float) -> float:
-    """The standard deviation at time s of what is left of the noise before."""
+    """The standard deviation, at time s, of the noise that is kept."""
     return math.sqrt(max(0.0, (1 - s) ** 2 - zeta**2))
 
 
@@ -39,5 +39,5 @@ def bridge(t: float, s: float) -> float:
 
 
 def churned(churn: float) -> float:
-    """gamma of a noise level (1-t)/t that is raised by the fraction `churn`, seen from the raised one."""
+    """gamma = zeta / (1-s) of a step whose noise level (1-s)/s was raised to its end value by the fraction `churn`."""
     return math.sqrt(1 - (1 + churn) ** -2)

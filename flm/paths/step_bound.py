@@ -1,14 +1,16 @@
-"""An upper bound on -log p(tokens) in few network evaluations: of what a denoiser or a flow map writes in N steps.
+"""An upper bound on -log p(tokens) of the text that a denoiser or a flow map writes in N steps, in N network evaluations.
 
-The sampler: noise; at N - 1 times of a grid uniform in tau the exact bridge to the predicted point delta_i of the simplex
-(`flm.paths.renoising`); tokens drawn from the last one. Whatever delta_i a network computes from the state, this is a model
-with latent states, and the path of the tokens a posterior for them. With m = t / (1 - t),
+The sampler starts from noise. At the first N - 1 times of a grid uniform in tau, it takes the exact bridge step
+(`flm.paths.renoising`) to the predicted point delta_i of the simplex; at the last it draws tokens from delta_{N-1}. For any
+delta_i that a network computes from the state, this is a latent-variable model, and the path of the true tokens is a posterior
+of its latent states. With m = t / (1 - t),
 
-    -log p(y)  <=  sum_{i < N-1} (m_{i+1}^2 - m_i^2) / 2  E|onehot(y) - delta_i|^2  -  E log delta_{N-1}[y]:
+    -log p(y)  <=  sum_{i < N-1} (m_{i+1}^2 - m_i^2) / 2  E|onehot(y) - delta_i|^2  -  E log delta_{N-1}[y].
 
-both bridges have one covariance v, their means differ by b (onehot(y) - delta_i), and b^2 / v = m_{i+1}^2 - m_i^2; the first
-state is noise under both. Of all shares of fresh noise the bridge's gives the lowest bound. It says nothing of a deterministic
-map's own likelihood, and of all points the denoiser's gives the least squared error: jumps cost. B batch, L length.
+The bridges of posterior and model have the same covariance v, and means that differ by b (onehot(y) - delta_i), with
+b^2 / v = m_{i+1}^2 - m_i^2. The first state is noise under both. Other shares of fresh noise give a higher bound. The bound
+does not hold for a deterministic map. The denoiser's point has the least squared error, so jumps of a flow map have a higher
+bound. B batch, L length.
 """
 
 import torch
@@ -23,10 +25,10 @@ from flm.paths.gaussian_bound import GaussianDenoiser, token_errors
 def steps_estimate(
     denoiser: GaussianDenoiser, tokens: Tensor, steps: int, draws: Draws, scored: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One unbiased draw of the bound for tokens (B, L), of those that are scored (B, L) bool, in `steps` evaluations.
+    """One unbiased draw of the bound of tokens (B, L), for the scored ones (B, L) bool, in `steps` evaluations.
 
     Returns:
-        Nats (B,) float64, and the same by part: the steps, and the tokens drawn at their end.
+        Nats (B,) float64, and nats (B,) of each part: the steps, and the tokens drawn at their end.
     """
     tau = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=tokens.device)
     t = denoiser.clock.time(tau)

@@ -15,7 +15,7 @@ _SIGNS = {"sum": "+", "product": "*"}
 
 
 class ArithmeticRules(Rules):
-    """What stands behind = follows from what stands before it."""
+    """The digits after = are the result of the question before it."""
 
     def __init__(self, operation: str, digits: int, reverse: bool):
         self.symbols = "0123456789"
@@ -25,7 +25,7 @@ class ArithmeticRules(Rules):
         self._question = re.compile(f"{side}=" if operation == "suffix_sums" else f"{side}{sign}{side}=")
 
     def completed(self, question: str) -> str:
-        """A question, which ends in =, with its answer."""
+        """A question, which ends in =, followed by its answer."""
         match = self._question.fullmatch(question)
         assert match is not None, question
         numbers = match.groups()
@@ -41,16 +41,16 @@ class ArithmeticRules(Rules):
 
 
 class Arithmetic(PuzzleCorpus):
-    """Calculations of a fixed width, with zeros in front.
+    """Calculations with numbers of a fixed width, padded with zeros.
 
-    A sum and its mirror image, b+a, are one family; chance decides on which side of the split each is.
+    a+b and b+a are one family; each family is held out at random.
 
     Args:
-        operation: sum: `12+99=111`. product: `12*99=1188`. suffix_sums: `5192=7212`, each digit behind = the sum modulo 10
-            of the digits from its place on.
+        operation: sum: `12+99=111`. product: `12*99=1188`. suffix_sums: `5192=7212`, where each digit of the answer is the sum
+            modulo 10 of the digits from its place on.
         digits: of each number.
-        reverse: write the answer from its last digit to its first, so that a sum needs one carry at a time.
-        carry_chain: of sums, draw only those where a carry runs on through at least so many digits; 0: all.
+        reverse: write the answer from its last digit to its first, so that each digit needs only the carry before it.
+        carry_chain: draw only sums in which a carry runs through at least this many digits; 0: all.
         rest: as `PuzzleCorpus`.
     """
 
@@ -70,7 +70,7 @@ class Arithmetic(PuzzleCorpus):
 
     def draw(self, rng: random.Random) -> str:
         first, second = ([rng.randrange(10) for _ in range(self.digits)] for _ in range(2))
-        if self.carry_chain:  # a carry begins somewhere and every digit after it hands it on
+        if self.carry_chain:  # a carry begins at a random place, and the digits after it pass it on
             start = rng.randrange(self.carry_chain - 1, self.digits)
             for place in range(start - self.carry_chain + 1, start):
                 second[place] = 9 - first[place]

@@ -1,4 +1,4 @@
-"""What answers are held against: chance, what follows without search, search, and masked diffusion without error.
+"""Controls for answers: random symbols, propagation without search, an exact solver, and ideal masked diffusion.
 
 B answers, L positions, M solutions.
 """
@@ -15,29 +15,29 @@ _ROWS = 64  # answers at a time: B x M x L booleans are compared
 
 
 def random_fill(puzzle: Puzzle, symbols: str, rng: random.Random) -> str:
-    """Every hole with a symbol of its own, all equally likely."""
+    """Fills every hole with a random symbol, all equally likely."""
     return "".join(rng.choice(symbols) if given == HOLE else given for given in puzzle.givens)
 
 
 def propagated(puzzle: Puzzle, rules: Rules) -> str | None:
-    """What follows from the givens without search; holes may be left. None: nobody wrote that for these rules."""
+    """The givens with everything that follows without search; holes may be left. None: these rules have no propagation."""
     return rules.propagate(puzzle.givens)
 
 
 def searched(puzzle: Puzzle, rules: Rules) -> str | None:
-    """The first solution the solver finds; None: nobody wrote one, or there is no solution."""
+    """The first solution that the solver finds; None: these rules have no solver, or there is no solution."""
     found = rules.solve(puzzle.givens, 1)
     return found[0] if found else None
 
 
 class IdealMaskedDiffusion:
-    """Masked diffusion that knows the posterior of every position exactly, with its holes filled in random order.
+    """Masked diffusion with the exact posterior of every position, which fills holes in random order.
 
-    Each evaluation writes an equal share of the holes, each from its own posterior given what stands so far. So it bounds
-    what a trained model can do in as many evaluations: the positions of one evaluation do not know of each other.
+    Each evaluation fills an equal share of the holes, each from its own posterior given the symbols so far. Positions of one
+    evaluation are drawn independently, so a trained model with as many evaluations can hardly do better.
 
     Args:
-        solutions: all answers there are, equally likely.
+        solutions: all possible answers, equally likely.
     """
 
     def __init__(self, solutions: Sequence[str]):
@@ -45,7 +45,7 @@ class IdealMaskedDiffusion:
         self.solutions = torch.tensor([[self.symbols.index(symbol) for symbol in answer] for answer in solutions])
 
     def __call__(self, givens: Sequence[str], steps: int, generator: torch.Generator) -> list[str]:
-        """Answers to givens of one length; where what stands fits no solution any more, the rest is HOLE."""
+        """Answers to givens of one length; holes are left where no solution fits the symbols so far."""
         start = torch.tensor([[-1 if g == HOLE else self.symbols.index(g) for g in given] for given in givens])
         rows = torch.cat([self._fill(part, steps, generator) for part in start.split(_ROWS)])
         return ["".join(HOLE if s < 0 else self.symbols[s] for s in row) for row in rows.tolist()]

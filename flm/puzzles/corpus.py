@@ -1,4 +1,4 @@
-"""Puzzles made on the spot from a seed, as a corpus. L positions of a row, V vocabulary."""
+"""Puzzles generated from a seed, as a corpus. L positions of a row, V vocabulary."""
 
 import hashlib
 import random
@@ -23,24 +23,24 @@ _UNKNOWN = "?"  # in a read answer, a token that is no symbol of a puzzle
 
 
 class PuzzleCorpus(Corpus):
-    """Base of puzzles written symbol by symbol: subclasses give `rules`, `draw` and `givens_of`, and may give the rest.
+    """Base of puzzles with one token per symbol: subclasses define `rules`, `draw` and `givens_of`, and may override the rest.
 
     Args:
-        train: puzzles to learn from; None: all there are.
-        valid: held-out puzzles; None: all there are.
-        held_out: share of the families of puzzles, in [0, 1), that are held out; 0: none, and held-out puzzles are drawn
-            from all. A family holds what is alike up to the puzzle's symmetries, see `family`.
-        seed: of the puzzles and of what is held out.
-        givens: none: all is to be written. own: every puzzle has its givens. scattered: any number of positions is given,
-            anywhere, in `masks` rows of every training puzzle; held-out puzzles have their own.
+        train: number of puzzles to learn from; None: all that exist.
+        valid: number of held-out puzzles; None: all that exist.
+        held_out: share of the families of puzzles, in [0, 1), that is held out; 0: none, and validation puzzles are drawn from
+            all. A family holds answers that are equal up to the puzzle's symmetries, see `family`.
+        seed: of the puzzles and of the choice of held-out families.
+        givens: none: nothing is given. own: every puzzle has its givens. scattered: each training puzzle has `masks` rows, in
+            which random positions are given; held-out puzzles have their own givens.
         masks: rows of a puzzle with scattered givens.
-        variants: held-out puzzles of one answer, each with givens of its own, as far as there are so many.
-        layout: holes: a row is the answer, L positions, and the givens are given in it. prompt: what is given, with
-            holes as a symbol, then the answer, 2 L positions: a model that writes from left to right reads all givens first.
-        cache_dir: where a learned tokenizer is kept.
+        variants: puzzles for each held-out answer, with different givens, if there are so many.
+        layout: holes: a row is the answer, some of whose positions are given. prompt: a row is the givens, with holes as a
+            symbol, and then the answer, so that a model that writes from left to right reads all givens first.
+        cache_dir: folder of a learned tokenizer.
 
     Attributes:
-        columns: symbols in a line of a board, for who shows one; None: all are one line.
+        columns: symbols in a line of the board when it is shown; None: all are in one line.
     """
 
     conditional = True
@@ -71,24 +71,24 @@ class PuzzleCorpus(Corpus):
         raise NotImplementedError
 
     def givens_of(self, answer: str, rng: random.Random) -> str:
-        """A puzzle's own givens; "own" and held-out puzzles of "scattered" ask for them."""
+        """A puzzle's own givens, for givens="own", and for held-out puzzles with "scattered"."""
         raise NotImplementedError
 
     def family(self, answer: str) -> Hashable:
-        """The same for all answers that are one up to the puzzle's symmetries; all of a family are on one side of the split."""
+        """A key that answers have in common if they are equal up to the puzzle's symmetries; a family is not split."""
         return answer
 
     def families(self) -> Sequence[Hashable] | None:
-        """All there are, where they can be counted; None: chance decides family by family."""
+        """All families, if they can be listed; None: each is held out at random by its hash."""
         whole = self.everything()
         return None if whole is None else sorted({self.family(answer) for answer in whole}, key=repr)
 
     def everything(self) -> list[str] | None:
-        """All answers there are, if they are few enough to be listed."""
+        """All possible answers, if they are few enough to be listed; else None."""
         return None
 
     def space_size(self) -> int | None:
-        """How many answers there are; None: not known."""
+        """The number of possible answers; None: unknown."""
         whole = self.everything()
         return None if whole is None else len(whole)
 
@@ -107,7 +107,7 @@ class PuzzleCorpus(Corpus):
         return family in self._kept_back
 
     def puzzles(self, split: Split) -> list[Puzzle]:
-        """The puzzles of a split, always the same; no answer twice, but for variants, and no puzzle twice."""
+        """The puzzles of a split, always the same. None occurs twice, and an answer only as variants."""
         if split not in self._made:
             rng = random.Random(mix_seed(self.seed, _SEED[split]))
             own = self.givens != "none" and (self.givens == "own" or split == "valid")
@@ -127,10 +127,10 @@ class PuzzleCorpus(Corpus):
         return {key: value for key, value in vars(self).items() if key not in hidden and not key.startswith("_")}
 
     def request(self, puzzle: Puzzle, tokenizer: Tokenizer, length: int) -> tuple[list[int], list[bool]]:
-        """Token ids and whether each is to be written, as a row of training has them; 0 where it is.
+        """Token ids of a row as in training, 0 where they are to be written, and whether each is to be written.
 
         Raises:
-            ValueError: rows of `length` positions are not what such a puzzle takes.
+            ValueError: a row of this puzzle does not have `length` positions.
         """
         ids = symbols_to_ids(tokenizer, puzzle.answer)
         written = [given == HOLE for given in puzzle.givens]
@@ -172,11 +172,11 @@ class PuzzleCorpus(Corpus):
             if answer not in seen and mine(answer):
                 seen.add(answer)
                 yield answer
-        raise ValueError(f"data.{split}={wanted}: there are not so many of {self.describe()}; {len(seen)} were found")
+        raise ValueError(f"data.{split}={wanted}: only {len(seen)} of {self.describe()} were found: lower data.{split}")
 
 
 class PuzzleTable:
-    """What a `TokenCache` gives of text: here nothing is stored, puzzles are made anew."""
+    """Stands for the `TokenCache` of a corpus. It stores nothing, since puzzles are generated."""
 
     def __init__(self, corpus: PuzzleCorpus, tokenizer: Tokenizer):
         self._corpus, self.tokenizer, self.vocab_size = corpus, tokenizer, tokenizer.vocab_size
@@ -190,11 +190,11 @@ class PuzzleRows(Dataset[Tensor]):
 
     Args:
         request: `PuzzleCorpus.request`.
-        masks: rows a puzzle, each with another random number of givens in random places; 0: one, with its own.
-        seed: of the masks; they follow from it and the row's number alone.
+        masks: rows of each puzzle, each with a random number of givens in random places; 0: one row, with its own givens.
+        seed: of the masks, which depend on it and the row's number only.
 
     Raises:
-        ValueError: rows have another length than L, or a puzzle leaves nothing to write.
+        ValueError: there is no puzzle, or rows have another length than L.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class PuzzleRows(Dataset[Tensor]):
         self.length = self.payload = length
         self.masks, self.seed = masks, seed
         self.variants = max(1, masks)
-        request(puzzles[0], tokenizer, length)  # what does not fit is said now
+        request(puzzles[0], tokenizer, length)  # raises now if rows do not fit
 
     def __len__(self) -> int:
         return len(self.puzzles) * max(1, self.masks)
@@ -221,7 +221,7 @@ class PuzzleRows(Dataset[Tensor]):
         return self.row(index).tokens
 
     def row(self, index: int) -> Row:
-        """Tokens with their weight."""
+        """Tokens and their weight."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} is not in [0, {len(self)})")
         puzzle = self.puzzles[index // max(1, self.masks)]
@@ -235,7 +235,7 @@ class PuzzleRows(Dataset[Tensor]):
         return Row(torch.tensor(tokens), torch.tensor(written, dtype=torch.float))
 
     def token_counts(self, vocab_size: int) -> Tensor:
-        """How often each id is to be written, int64 (V,), over all rows of at most 20,000 puzzles."""
+        """How often each id is a target, int64 (V,), in evenly spaced puzzles, at most about 20,000."""
         counts = torch.zeros(vocab_size, dtype=torch.long)
         step = max(1, len(self.puzzles) // 20_000)
         for puzzle in self.puzzles[::step]:
@@ -247,10 +247,10 @@ class PuzzleRows(Dataset[Tensor]):
 
 
 def symbols_to_ids(tokenizer: Tokenizer, symbols: str) -> list[int]:
-    """One id a symbol.
+    """One id for each symbol.
 
     Raises:
-        ValueError: the tokenizer makes another number of them.
+        ValueError: the tokenizer makes another number of ids.
     """
     ids = tokenizer.encode(symbols)
     if len(ids) != len(symbols):

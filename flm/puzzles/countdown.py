@@ -1,4 +1,4 @@
-"""data=countdown: reach a target from given numbers, each used once."""
+"""data=countdown: calculations that reach a target from given numbers, each used once."""
 
 import random
 import re
@@ -20,7 +20,7 @@ _LONGEST = {3: 24, 4: 32, 5: 54}  # characters of an answer
 
 
 class CountdownRules(Rules):
-    """`3,5,7>26:7*3=21,21+5=26`: every number and every result is used once, all are positive whole numbers."""
+    """`3,5,7>26:7*3=21,21+5=26`: every number and every intermediate result is used once; all are positive integers."""
 
     symbols = "0123456789+-*/=," + PAD
 
@@ -58,9 +58,9 @@ class CountdownRules(Rules):
 
 
 class Countdown(PuzzleCorpus):
-    """Countdown with a solution by construction: random operations on random numbers, whose last result is the target.
+    """Countdown, solvable by construction: the target is the last result of random operations on random numbers.
 
-    One family: the same numbers, in any order, with the same target.
+    A family is all orders of the same numbers with the same target.
 
     Args:
         count: how many numbers, 3 to 5.
@@ -111,7 +111,7 @@ class Countdown(PuzzleCorpus):
 
 
 def applied(a: int, sign: str, b: int) -> int | None:
-    """The result, or None where it is no positive whole number."""
+    """The result; None if it is not a positive integer."""
     if sign == "/":
         return None if a % b else a // b
     result = {"+": a + b, "-": a - b, "*": a * b}[sign]
@@ -119,7 +119,7 @@ def applied(a: int, sign: str, b: int) -> int | None:
 
 
 def solutions(numbers: list[int], target: int) -> Iterator[tuple[str, ...]]:
-    """All lists of steps, the larger number first in each; some come more than once."""
+    """All sequences of steps to the target, with the larger number first in each; some occur more than once."""
     if len(numbers) == 1:
         if numbers[0] == target:
             yield ()

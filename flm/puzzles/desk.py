@@ -1,4 +1,4 @@
-"""Where answers go: files with all of them and a film of the first, and a few on the terminal, cells shaded by probability."""
+"""Output of answers to puzzles: files with all of them and a film of the first, and a few boards in the terminal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +21,11 @@ _SHOWN = 6  # answers, and moments of a film
 
 @dataclass
 class Desk:
-    """
+    """Writes and shows the answers of a run.
+
     Attributes:
-        about: what every file says of where it came from.
-        source: the corpus of the puzzles; its `columns` are cells in a line of a board, None: all in one.
+        about: provenance, for every file.
+        source: the corpus of the puzzles.
     """
 
     run: Run
@@ -60,7 +61,7 @@ class Desk:
             self.console.print(Columns(moment(frame, cells, self.source.columns) for frame in moments))
 
     def _board(self, puzzle: Puzzle, answer: str, verdict: Verdict) -> Panel:
-        """An answer with what was given in bold; its frame says whether it is right."""
+        """An answer with givens in bold, in a frame that shows whether it is right."""
         cells, columns = Text(), self.source.columns or max(1, len(answer))
         for place, symbol in enumerate(answer):
             if place and place % columns == 0:
@@ -72,7 +73,7 @@ class Desk:
 
 
 def moment(frame: Mapping[str, Any], cells: int, columns: int | None) -> Panel:
-    """The last `cells` tokens of a frame of a film, darker the surer the model is; what was given in bold."""
+    """The last `cells` tokens of a frame of a film, darker with their probability; givens are bold."""
     tokens, probability, given = (frame[key][-cells:] for key in ("tokens", "probability", "given"))
     text = Text()
     for place, (token, sure, known) in enumerate(zip(tokens, probability, given, strict=True)):
@@ -83,7 +84,7 @@ def moment(frame: Mapping[str, Any], cells: int, columns: int | None) -> Panel:
 
 
 def shade(probability: float, given: bool) -> str:
-    """A rich style: white on blue where sure, on nothing where not."""
+    """A rich style: from black on white for improbable tokens to white on blue for probable ones."""
     if given:
         return "bold"
     level = round(255 - 195 * probability)

@@ -16,7 +16,7 @@ WALL, FREE, START, GOAL, PATH = "#_SG*"
 
 
 class MazeRules(Rules):
-    """The cells marked as path lead from start to goal, and no shorter way does. Cells row by row, N a side."""
+    """The marked cells are a shortest path from start to goal. Cells are listed row by row, N x N."""
 
     def __init__(self, size: int):
         self.size, self.symbols = size, FREE + PATH
@@ -28,7 +28,7 @@ class MazeRules(Rules):
                 yield i * self.size + j
 
     def distances(self, cells: str, start: int, through: str) -> dict[int, int]:
-        """Steps from a cell to each that it reaches through these symbols."""
+        """Distances from a cell to all that it reaches through cells with the symbols `through`."""
         found, waiting = {start: 0}, deque([start])
         while waiting:
             cell = waiting.popleft()
@@ -68,7 +68,7 @@ class MazeRules(Rules):
         return found
 
     def propagate(self, givens: str) -> str:
-        """Fills dead ends; where what is left forks nowhere, it is the path."""
+        """Fills dead ends; if the holes that are left do not fork, they are the path."""
         cells = list(givens)
 
         def ways(cell: int) -> list[int]:
@@ -90,11 +90,11 @@ class MazeRules(Rules):
 class Maze(PuzzleCorpus):
     """Mazes by randomised depth-first search, with start and goal anywhere in them; walls, start and goal are given.
 
-    Turned, mirrored and walked backwards, a maze stays in its family.
+    A maze that is rotated, mirrored or walked backwards is in the same family.
 
     Args:
-        size: N, odd and at least 5: N x N cells, walls among them.
-        loops: walls taken out again, each of which closes a ring; with any, there may be several shortest paths.
+        size: N, odd and at least 5: N x N cells, including walls.
+        loops: walls to remove, each of which closes a loop; with any, there may be several shortest paths.
         rest: as `PuzzleCorpus`.
     """
 

@@ -16,6 +16,8 @@ _LISTED = 8  # 8! = 40,320; longer ones are drawn
 
 
 class PermutationRules(Rules):
+    """Every symbol occurs exactly once."""
+
     def __init__(self, size: int):
         self.symbols = string.ascii_lowercase[:size]
 
@@ -42,7 +44,7 @@ class PermutationRules(Rules):
 class Permutation(PuzzleCorpus):
     """Permutations of the first letters of the alphabet, all equally likely.
 
-    They are one up to relabelling, so held-out ones are other permutations, no more.
+    All are equal up to relabelling, so there are no families: held-out ones are just other permutations.
 
     Args:
         size: letters, 2 to 26.

@@ -122,7 +122,7 @@ def _table(name: str, rows: list[dict[str, Cell]]) -> Table:
 def _plots(
     name: str, title: str, points: list[tuple[float | None, float | None, float]], ideal: dict[int, float]
 ) -> list[Plot]:
-    """Against evaluations, with what masked diffusion could do at best, and against milliseconds."""
+    """A plot over network evaluations, with ideal masked diffusion as reference, and one over milliseconds."""
     drawn = []
     for axis, key, x_label in ((0, "evaluations", "network evaluations"), (1, "ms", "milliseconds an answer")):
         found = sorted((point[axis], point[2]) for point in points if point[axis])

@@ -1,16 +1,16 @@
-"""A puzzle, and what says whether an answer to it is right."""
+"""Puzzles, rules that check answers to them, and verdicts."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-HOLE = "."  # in givens, a position to be written; no answer may hold it
+HOLE = "."  # marks, in givens, a position to be written; it occurs in no answer
 
 
 class Puzzle(NamedTuple):
-    """What is given and one answer.
+    """What is given, and one right answer.
 
-    Of puzzles written symbol by symbol both are strings of one length, and `givens` has a HOLE where the answer is to be
-    written. Otherwise `givens` is a question, and `answer` what may follow it.
+    In puzzles with one token per symbol, both are strings of the same length, and `givens` has a HOLE at each position to be
+    written. In others `givens` is a question and `answer` one text that answers it.
     """
 
     givens: str
@@ -21,9 +21,9 @@ class Verdict(NamedTuple):
     """What is known of an answer.
 
     Attributes:
-        valid: it keeps the rules, whatever was given.
-        consistent: it leaves what was given as it was.
-        agrees: it is the reference answer; None where there is no reference.
+        valid: it obeys the rules, whatever was given.
+        consistent: it did not change what was given.
+        agrees: it equals the reference answer; None: there is no reference.
     """
 
     valid: bool
@@ -36,10 +36,10 @@ class Verdict(NamedTuple):
 
 
 class Rules:
-    """Base of checkers: subclasses give `valid`, and `solve` and `propagate` where somebody wrote them.
+    """Base of rules: subclasses define `valid`, and may define `solve` and `propagate`.
 
     Attributes:
-        symbols: what may stand in a hole, in order.
+        symbols: that may fill a hole, in order.
     """
 
     symbols = ""
@@ -50,16 +50,16 @@ class Rules:
         return Verdict(self.valid(answer), kept, None if reference is None else answer == reference)
 
     def valid(self, answer: str) -> bool:
-        """Whether an answer keeps the rules; nothing is assumed of the string."""
+        """Whether an answer obeys the rules, for any string."""
         raise NotImplementedError
 
     def use(self, sandbox: Callable[[], Any]) -> None:
-        """Told what makes a sandbox, by who is about to check answers; for rules that run programs."""
+        """Called with a factory of sandboxes before answers are checked, for rules that run programs."""
 
     def solve(self, givens: str, limit: int = 2) -> list[str] | None:
-        """Up to `limit` different solved answers by search, all there are if fewer; None: nobody wrote a solver."""
+        """Up to `limit` different solutions by search, all of them if there are fewer; None: there is no solver."""
         return None
 
     def propagate(self, givens: str) -> str | None:
-        """The givens with what follows without search; None: nobody wrote that."""
+        """The givens with everything that follows without search; None: not implemented for these rules."""
         return None

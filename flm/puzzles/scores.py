@@ -1,4 +1,4 @@
-"""Rates of answers to puzzles, and how much of the space of solutions is used."""
+"""Rates of right answers to puzzles, and how much of the space of solutions they cover."""
 
 import math
 from collections import Counter
@@ -11,7 +11,7 @@ from flm.puzzles.rules import Puzzle, Rules, Verdict
 
 
 def verdicts_on(puzzles: Sequence[Puzzle], answers: Sequence[Sequence[str]], rules: Rules) -> list[list[Verdict]]:
-    """On every answer to every puzzle."""
+    """The verdicts on every answer to every puzzle."""
     return [
         [rules.check(puzzle.givens, answer, puzzle.answer) for answer in given]
         for puzzle, given in zip(puzzles, answers, strict=True)
@@ -21,10 +21,10 @@ def verdicts_on(puzzles: Sequence[Puzzle], answers: Sequence[Sequence[str]], rul
 def solve_rates(
     verdicts: Sequence[Sequence[Verdict]], ks: Sequence[int], groups: Sequence[Hashable] | None = None
 ) -> dict[str, Any]:
-    """Shares with standard errors over puzzles, each puzzle with the mean of its answers, as many to each; and pass@k.
+    """Shares with standard errors over puzzles, of which each has the mean of its equally many answers; and pass@k.
 
     Args:
-        groups: of the puzzles: errors are over these, since a model does alike on puzzles of one solution; None: over puzzles.
+        groups: of the puzzles. Errors are over groups, since a model does alike on puzzles of one solution. None: over puzzles.
     """
     apart = range(len(verdicts)) if groups is None else groups
 
@@ -44,14 +44,14 @@ def solve_rates(
 
 
 def coverage(answers: Sequence[str], rules: Rules, is_held_out: Callable[[str], bool] | None = None) -> dict[str, Any]:
-    """The share of valid answers, and how spread these are.
+    """The share of valid answers, and their diversity.
 
     Args:
-        is_held_out: whether an answer is one that nothing was learned from; None: there are none such.
+        is_held_out: whether an answer is held out from training; None: none is.
 
     Returns:
-        valid; distinct: different valid answers; entropy_nats: of how often each occurs, at most ln of their number and of
-        all there are; largest_share: of the valid ones, that the most frequent has; held_out: share of the valid ones.
+        valid: share of valid answers. Of these: distinct, the number of different ones; entropy_nats, the entropy of their
+        frequencies; largest_share, the share of the most frequent one; held_out, the share of held-out ones.
     """
     valid = [answer for answer in answers if rules.valid(answer)]
     counts, right = Counter(valid), set(valid)

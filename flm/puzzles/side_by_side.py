@@ -1,7 +1,7 @@
-"""mode=side_by_side: results of mode=solve_eval as one small table, and an answer written in one evaluation.
+"""mode=side_by_side: several results of mode=solve_eval in small tables, and an answer written in one evaluation.
 
-Training seconds are processor time of the runs that made the checkpoints, a teacher's included, where these lie beside them.
-Results of one name are seeds of one model and make one row: the mean over seeds with its standard error.
+Training seconds are the processor time of the runs that made the checkpoints, including a teacher's, if their folders are still
+there. Results with the same label are seeds of one model and share a row: the mean over seeds with its standard error.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +25,10 @@ from flm.training.status import cpu_seconds
 
 @dataclass(frozen=True)
 class Run:
-    """A result file with what else is known of the model.
+    """A result file, and the cost of the model's training.
 
     Attributes:
-        seconds: of processors in training, its teachers' included; None where the runs are not there.
+        seconds: processor time of training, including a teacher's; None: the folders of the runs are missing.
     """
 
     path: Path
@@ -37,13 +37,13 @@ class Run:
     seconds: float | None
 
     def entries(self, part: str) -> dict[float, Mapping[str, Any]]:
-        """What was measured, by network evaluations; nothing of a part that was not."""
+        """The entries of a part of the result by number of network evaluations; {} if the part was not measured."""
         return {entry["evaluations"]: entry for entry in (self.content.get(part) or {"by_steps": {}})["by_steps"].values()}
 
 
 @dataclass(frozen=True)
 class SideBySideOptions:
-    """The `side_by_side` config; keys explained there."""
+    """The group `side_by_side`, whose YAML explains the keys."""
 
     runs: Annotated[Sequence[Existing], MinLen(1)]
 
@@ -67,7 +67,7 @@ def side_by_side(config: DictConfig) -> list[dict[str, Any]]:
 
 
 def read(path: Path) -> Run:
-    """Raises ValueError where there is no such result."""
+    """Reads the result in a folder or file. Raises ValueError if there is none."""
     path = path / "solve_eval.json" if path.is_dir() else path
     content = read_result(path, "solve_eval")
     checkpoint = Path((content.get("checkpoint") or {}).get("path", ""))
@@ -75,7 +75,7 @@ def read(path: Path) -> Run:
 
 
 def training_seconds(run: Path) -> float | None:
-    """Processor time of a run, and the same of its teacher; None where files are missing or do not say."""
+    """Processor time of a run and its teacher's; None if files are missing or have no record of it."""
     seconds, about = cpu_seconds(run), run / "run.json"
     if seconds is None or not about.is_file():
         return None
@@ -87,10 +87,10 @@ def training_seconds(run: Path) -> float | None:
 
 
 def table_of(runs: Sequence[Run], part: str, title: str, show: Callable[[list[Mapping[str, Any]]], str]) -> Table:
-    """A row for each model, with what its training took, and a column for each number of evaluations.
+    """A row for each model, with the cost of its training, and a column for each number of evaluations.
 
     Args:
-        show: of what was measured of one model in so many evaluations, one entry a seed; "" where it says nothing.
+        show: gives the text of a cell from the entries of a model's seeds.
     """
     models: dict[str, list[Run]] = {}
     for run in runs:
@@ -119,7 +119,7 @@ def table_of(runs: Sequence[Run], part: str, title: str, show: Callable[[list[Ma
 
 
 def share(key: str) -> Callable[[list[Mapping[str, Any]]], str]:
-    """Shows a share in per cent: with the error over its answers, or, of several seeds, over these."""
+    """Shows a share in per cent, with its standard error over answers, or over seeds if there are several."""
 
     def show(entries: list[Mapping[str, Any]]) -> str:
         return percent(entries[0][key] if len(entries) == 1 else asdict(Estimate.of([entry[key]["mean"] for entry in entries])))
@@ -128,7 +128,7 @@ def share(key: str) -> Callable[[list[Mapping[str, Any]]], str]:
 
 
 def mean_of(key: str, digits: int) -> Callable[[list[Mapping[str, Any]]], str]:
-    """Shows the mean over seeds of a number."""
+    """Shows the mean of a number over seeds."""
 
     def show(entries: list[Mapping[str, Any]]) -> str:
         values = [entry[key] for entry in entries if entry.get(key) is not None]
@@ -138,7 +138,7 @@ def mean_of(key: str, digits: int) -> Callable[[list[Mapping[str, Any]]], str]:
 
 
 def one_evaluation(run: Run) -> str | None:
-    """A valid answer that took a single network evaluation, line by line; None: there is none among the files."""
+    """A valid answer that took a single network evaluation, as a board; None: there is none in the files."""
     for part, name in (("written", "written"), ("puzzles", "solved")):
         if 1 not in run.entries(part):
             continue
@@ -152,7 +152,7 @@ def one_evaluation(run: Run) -> str | None:
     return None
 
 
-# Part of a result, title, and what is shown of it.
+# For each table: the part of the result, the title, and how a cell is shown.
 TABLES = (
     ("written", "written from nothing: % valid", share("valid")),
     ("written", "different valid ones", mean_of("distinct", 0)),

@@ -1,4 +1,4 @@
-"""mode=solve_eval: puzzles that a checkpoint solves, and answers it writes from nothing, checked by their rules."""
+"""mode=solve_eval: a checkpoint solves puzzles and writes answers without givens, which the rules check."""
 
 import math
 import random
@@ -29,12 +29,12 @@ from flm.tasks.processes import check_alone
 from flm.tasks.run import Run
 from flm.tasks.samples import Request
 
-_IDEAL_SOLUTIONS = 1000  # at most so many are compared with every answer, in seconds
+_IDEAL_SOLUTIONS = 1000  # most solutions that every answer is compared with, which takes seconds
 
 
 @dataclass(frozen=True)
 class SolveEvalOptions:
-    """The `solve_eval` config; keys explained there."""
+    """The group `solve_eval`, whose YAML explains the keys."""
 
     puzzles: Index = 500
     samples: Count = 1
@@ -44,9 +44,10 @@ class SolveEvalOptions:
 
 
 def solve_eval(config: DictConfig) -> dict[str, Any]:
-    """Writes run_dir/solve_eval.json, and by steps solved-*.jsonl, written-*.jsonl and film-*.json; prints answers and tables.
+    """Solves held-out puzzles, and writes answers without givens if the data allows it.
 
-    Held-out puzzles are solved, and where all is to be written answers are written from nothing. Every network call counts.
+    Writes run_dir/solve_eval.json and, for each number of steps, solved-*.jsonl, written-*.jsonl and film-*.json; prints
+    answers and tables. All network calls are counted.
     """
     check_alone("solve_eval")
     run = Run(config)
@@ -65,10 +66,10 @@ def solve_eval(config: DictConfig) -> dict[str, Any]:
         raise ValueError("solve_eval: nothing to do: solve_eval.puzzles and solve_eval.written leave none of this data")
     misfits = [*writer.misfits(asked), *writer.misfits(blank)]
     all_steps = request.steps
-    if lm.has_fixed_steps:  # a step of these is a position
+    if lm.has_fixed_steps:  # one step is one position
         all_steps = [max(writer.holes(puzzle) for puzzle in blank or asked)]
     desk = Desk(run, run.about("film", lm), corpus, lm.tokenizer)
-    writer((asked or blank)[: writer.batch], 1, min(all_steps))  # what the first call sets up is no part of the time
+    writer((asked or blank)[: writer.batch], 1, min(all_steps))  # so that the setup of the first call is not timed
     if asked:
         results["puzzles"] = solved(writer, asked, all_steps, wanted.samples, list(wanted.k), desk)
         desk.console.print(puzzle_table(results["puzzles"], results["label"]))
@@ -94,7 +95,7 @@ def corpus_of(held_out: HeldOut, lm: LanguageModel) -> Any:
 
 
 def blank_puzzles(corpus: Any, count: int) -> list[Puzzle]:
-    """So many puzzles in which nothing is given; none where answers mean nothing without givens."""
+    """`count` puzzles in which nothing is given; none if the data has no answers without givens."""
     if corpus.space_size() is None or not count:
         return []
     answer = corpus.puzzles("train")[0].answer
@@ -104,7 +105,7 @@ def blank_puzzles(corpus: Any, count: int) -> list[Puzzle]:
 def solved(
     writer: Writer, puzzles: list[Puzzle], all_steps: list[int], samples: int, ks: list[int], desk: Desk
 ) -> dict[str, Any]:
-    """Rates on puzzles by steps, and of the controls."""
+    """Rates of solved puzzles by number of steps, and those of controls."""
     rules = writer.source.rules
     groups = [puzzle.answer for puzzle in puzzles] if getattr(writer.source, "variants", 1) > 1 else None
     found: dict[str, Any] = {"count": len(puzzles), "samples": samples, "by_steps": {}, "controls": {}}
@@ -138,7 +139,7 @@ def solved(
 
 
 def from_nothing(writer: Writer, blank: list[Puzzle], all_steps: list[int], desk: Desk) -> dict[str, Any]:
-    """Shares of valid answers and their spread by steps, and of the controls."""
+    """Shares of valid answers and their diversity by number of steps, and those of controls."""
     corpus, space = writer.source, writer.source.space_size()
     held_out = corpus.is_held_out if corpus.held_out else None
     found: dict[str, Any] = {"count": len(blank), "space_nats": math.log(space), "by_steps": {}, "controls": {}}
@@ -152,7 +153,7 @@ def from_nothing(writer: Writer, blank: list[Puzzle], all_steps: list[int], desk
             **coverage([given[0] for given in written.answers], corpus.rules, held_out),
         }
         desk.keep("written", steps, blank, written.answers, verdicts_on(blank, written.answers, corpus.rules), film)
-    # what positions drawn on their own, each symbol equally likely, make of it
+    # the exact rate of answers whose symbols are independent and uniform
     chance = math.exp(math.log(space) - len(blank[0].answer) * math.log(len(corpus.rules.symbols)))
     found["controls"]["random fill"] = {"valid": {"mean": chance, "standard_error": 0.0, "count": len(blank)}}
     for evaluations, answers in ideal_answers(corpus, blank):
@@ -161,10 +162,10 @@ def from_nothing(writer: Writer, blank: list[Puzzle], all_steps: list[int], desk
 
 
 def ideal_answers(corpus: Any, puzzles: Sequence[Puzzle]) -> Iterator[tuple[int, list[str]]]:
-    """What ideal masked diffusion makes of puzzles of one length, in 1, 2, 4 ... evaluations up to one a position.
+    """(evaluations, answers) of ideal masked diffusion to puzzles of one length, with 1, 2, 4, ... up to L evaluations.
 
-    Always from the same noise, so that it is one control for all models. Nothing where there are too many solutions to
-    compare each answer with all of them.
+    The noise is always the same, so that it is one control for all models. Nothing if there are too many solutions to compare
+    each answer with all of them.
     """
     whole = corpus.everything()
     if whole is None or len(whole) > _IDEAL_SOLUTIONS:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 
 def percent(estimate: Mapping[str, Any] | None) -> str:
-    """A share as "58.0 ± 1.6"; enough digits for small ones."""
+    """A share as "58.0 ± 1.6" per cent; very small ones as "1.2e-05"."""
     if estimate is None:
         return ""
     mean, error = 100 * estimate["mean"], estimate["standard_error"]
@@ -18,7 +18,7 @@ def percent(estimate: Mapping[str, Any] | None) -> str:
 
 
 def puzzle_table(found: Mapping[str, Any], label: str) -> Table:
-    """Rates of solved puzzles, a row for each number of steps and each control; per cent."""
+    """Rates of solved puzzles in per cent, with a row for each number of steps and each control."""
     ks = list(next(iter(found["by_steps"].values()))["pass_at"])
     rates = ("solved", "valid", "kept", "agrees", *(f"pass@{k}" for k in ks if found["samples"] > 1))
     rows = []
@@ -30,7 +30,7 @@ def puzzle_table(found: Mapping[str, Any], label: str) -> Table:
 
 
 def written_table(found: Mapping[str, Any], label: str) -> Table:
-    """Shares of valid answers from nothing and their spread, a row for each number of steps and each control."""
+    """Valid answers without givens and their diversity, with a row for each number of steps and each control."""
     rows = []
     for name, entry in (*found["by_steps"].items(), *found["controls"].items()):
         entropy, largest, held_out = (entry.get(key) for key in ("entropy_nats", "largest_share", "held_out"))
@@ -45,14 +45,14 @@ def written_table(found: Mapping[str, Any], label: str) -> Table:
 
 
 def _who(name: str, entry: Mapping[str, Any]) -> list[str]:
-    """What a row is of, and the network calls it took."""
+    """The name of a row and its number of network calls."""
     if "steps" not in entry:
         return [name, ""]
     return [f"{name} step{'s' * (name != '1')}", f"{entry['evaluations']:g}"]
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Columns without an entry are left out."""
+    """A table without the columns that have no entry."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fits 80 columns
     kept = [i for i, heading in enumerate(headings) if not heading or any(row[i] for row in rows)]
     for i in kept:

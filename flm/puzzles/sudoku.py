@@ -20,17 +20,16 @@ _GRIDS = {4: 288, 6: 28_200_960, 9: 6_670_903_752_021_072_936_960}  # 9: Felgenh
 class Sudoku(PuzzleCorpus):
     """Sudoku.
 
-    4x4 and 6x6 grids are drawn uniformly from all there are, 9x9 by randomised search, which is not uniform. Held out are
-    whole families: of 4x4 the grids that differ by relabelling alone, of 6x6 and 9x9 all that the symmetries may carry into
-    each other.
+    4x4 and 6x6 grids are drawn uniformly from all that exist; 9x9 grids by a randomised search, which is not uniform. Whole
+    families are held out: 4x4 grids that differ only by relabelling, 6x6 and 9x9 grids of one invariant under the symmetries.
 
     Args:
         size: 4, 6 or 9.
-        clues: of a puzzle with one solution; where no further clue can go without a second solution, there are more.
-        path: a file of puzzles to learn from, .csv or .jsonl, also .gz, with cells row by row; None: they are made.
-        valid_path: of held-out puzzles; None: those families of `path` that are held out.
+        clues: number of clues of a puzzle; there are more if removing any other would allow a second solution.
+        path: a file of puzzles to learn from, .csv or .jsonl, also .gz, with cells row by row; None: puzzles are made.
+        valid_path: a file of held-out puzzles; None: the held-out families of `path`.
         givens_key, answer_key: columns of the puzzle, with 0 or . at holes, and of its solution.
-        rest: as `PuzzleCorpus`.
+        rest: arguments of `PuzzleCorpus`.
     """
 
     def __init__(
@@ -85,10 +84,10 @@ class Sudoku(PuzzleCorpus):
 
     @cached_property
     def completions(self) -> list[str]:
-        """4x4 and 6x6 grids whose first row is in order, and whose second is so in all boxes but the first.
+        """4x4 and 6x6 grids whose first row is in order, and whose second row is in order inside each box but the first.
 
-        Of the grids that relabelling and the order of columns inside all boxes but the first carry into each other it is
-        just one, so every grid is `grid` of one of these, in one way.
+        Relabelling, and reordering columns inside boxes other than the first, divide all grids into classes. Each class has
+        exactly one of these grids, so `grid` makes every grid from one of them in one way.
         """
         n, c = self.size, self.rules.box_columns
         first, rest = self.rules.symbols, HOLE * (n * (n - self.rules.box_rows))
@@ -97,7 +96,7 @@ class Sudoku(PuzzleCorpus):
         return sorted(grid for band in bands for grid in self.rules.solutions(band + rest, limit=10**9))
 
     def grid(self, completion: str, symbols: Sequence[str], order: Sequence[Sequence[int]]) -> str:
-        """A completion with the columns of each box after the first in another order, then relabelled."""
+        """A completion with the columns of each box after the first reordered, and then relabelled."""
         n, c = self.size, self.rules.box_columns
         columns = list(range(c)) + [c * (i + 1) + j for i, box in enumerate(order) for j in box]
         moved = "".join(completion[row * n + column] for row in range(n) for column in columns)
@@ -142,7 +141,7 @@ class Sudoku(PuzzleCorpus):
 
 
 def random_grid(rules: SudokuRules, rng: random.Random) -> str:
-    """A 9x9 grid by search, in a random order of symbols, from three random boxes on the diagonal, which always fit."""
+    """A 9x9 grid: three random boxes on the diagonal, which always fit, completed by search in a random order of symbols."""
     cells = [HOLE] * rules.size**2
     for box in rules.units[2 * rules.size :: rules.box_rows + 1]:
         for cell, symbol in zip(box, rng.sample(rules.symbols, rules.size), strict=True):
@@ -151,7 +150,7 @@ def random_grid(rules: SudokuRules, rng: random.Random) -> str:
 
 
 def dig(rules: SudokuRules, answer: str, clues: int, rng: random.Random) -> str:
-    """Takes cells away in a random order, as long as one solution is left, down to a number of clues."""
+    """The puzzle left after removing cells in random order, each if the solution stays unique, down to `clues` cells."""
     cells, left = list(answer), len(answer)
     for cell in rng.sample(range(len(cells)), len(cells)):
         if left <= clues:

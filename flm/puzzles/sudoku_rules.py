@@ -54,7 +54,9 @@ class SudokuRules(Rules):
         return list(self.solutions(givens, limit))
 
     def solutions(self, givens: str, limit: int, order: Sequence[int] | None = None) -> Iterator[str]:
-        """Up to `limit` of them, by search at the cell with fewest candidates; `order` of the symbols to try, by index."""
+        """Up to `limit` solutions. The search branches at the cell with fewest candidates, and tries symbols (indices) so that
+        the last in `order` comes first.
+        """
         start = self._candidates(givens)
         if start is None:
             return
@@ -78,7 +80,10 @@ class SudokuRules(Rules):
         return self.singles(givens)[0]
 
     def singles(self, givens: str) -> tuple[str, int]:
-        """The grid with all naked and hidden singles written, and in how many rounds; those of one grid are one round."""
+        """The grid with naked and hidden singles written until there are none, and the number of rounds.
+
+        A round writes all singles of one grid at once.
+        """
         cells, rounds = list(givens), 0
         while True:
             options = [
@@ -102,10 +107,10 @@ class SudokuRules(Rules):
         return grid.translate(str.maketrans(grid[: self.size], self.symbols))
 
     def invariant(self, grid: str) -> Hashable:
-        """The same for grids that relabelling, the order of lines and bands, and transposing carry into each other.
+        """A value that relabelling, reordering lines and bands, and transposing do not change.
 
-        Cycle types of the permutations that carry a line into another, of lines in one band and of others apart. Grids of
-        one invariant may still be essentially different; those of two are.
+        It counts the cycle types of the permutations between pairs of lines, separately for pairs in one band and other pairs.
+        Grids of different invariants are essentially different; grids of one invariant may be.
         """
         n = self.size
         rows = self._cycle_types([grid[i * n : (i + 1) * n] for i in range(n)], self.box_rows)
@@ -132,7 +137,7 @@ class SudokuRules(Rules):
         return masks
 
     def _place(self, masks: list[int], cell: int, bit: int) -> bool:
-        """Writes a symbol and all naked singles that follow; False: some cell is left without a candidate."""
+        """Writes a symbol and all naked singles that follow. False if a cell is left without a candidate."""
         if not masks[cell] & bit:
             return False
         masks[cell] = bit

@@ -20,17 +20,22 @@ _LAST = re.compile(r"#### *([-+0-9.,]+)")
 
 
 class ProgramRules(Rules):
-    """An answer is a function without arguments; it is right if its value is the reference number. Needs a sandbox."""
+    """An answer is a function without arguments. It is right if its value, computed in a sandbox, is the reference number."""
 
     def __init__(self) -> None:
         self._make: Callable[[], Any] | None = None
         self._sandbox: Any = None
 
     def use(self, sandbox: Callable[[], Any]) -> None:
+        """Sets the maker of the sandbox, which is called at the first check."""
         self._make = sandbox
 
     def check(self, givens: str, answer: str, reference: str | None = None) -> Verdict:
-        """`reference` is a number, as text. Valid is what has the right value: nothing else is known of an answer."""
+        """`reference` is a number, as text. An answer is valid if it is right: nothing else is known of it.
+
+        Raises:
+            ValueError: there is no sandbox, or the reference is missing or no number.
+        """
         if reference is None or self._make is None:
             raise ValueError("programs are checked against a number and in a sandbox: set data.test_path, use mode=solve_eval")
         self._sandbox = self._sandbox or self._make()
@@ -41,7 +46,7 @@ class ProgramRules(Rules):
         program = program_of(answer)
         try:
             value = None if program is None else float(self._sandbox.answers([program])[0].value)
-        except (TypeError, ValueError, OverflowError):  # of what is no number
+        except (TypeError, ValueError, OverflowError):  # the value is no number
             value = None
         right = value is not None and abs(value - wanted) <= 1e-6 * max(1, abs(wanted))
         return Verdict(right, True, right)
@@ -52,10 +57,10 @@ class TinyGsm(Pairs):
 
     Args:
         path: .jsonl (also .gz) or .parquet file of questions and programs, or a folder of .jsonl.
-        test_path: the test split of GSM8K as .jsonl, whose answers end in "#### number"; None: nothing to be tested on.
+        test_path: the test split of GSM8K as .jsonl, whose answers end in "#### number"; None: there is no test.
         question_key, code_key: columns of `path`.
-        separator: put after every question.
-        layout: how a pair lies in a row; None: `ResponseLayout()`.
+        separator: text after every question.
+        layout: of a pair in a row; None: `ResponseLayout()`.
         valid_fraction, split_seed, cache_dir, processes: see `RandomSplitCorpus`; held-out pairs of `path` give the
             validation loss.
     """
@@ -112,7 +117,7 @@ class TinyGsm(Pairs):
         return found
 
     def request(self, puzzle: Puzzle, tokenizer: Tokenizer, length: int) -> tuple[list[int], list[bool]]:
-        """The question, and all that is left of a row to be written.
+        """Token ids and holes of a row: the question, and all the rest to be written.
 
         Raises:
             ValueError: the question leaves no room.
@@ -123,7 +128,7 @@ class TinyGsm(Pairs):
         return ids + [0] * (length - len(ids)), [False] * len(ids) + [True] * (length - len(ids))
 
     def read(self, row: Sequence[int], puzzle: Puzzle, tokenizer: Tokenizer) -> str:
-        """The program: what stands behind the question, up to the first end."""
+        """The program: the text after the question, up to the first end token."""
         ids = list(row[len(tokenizer.encode(puzzle.givens)) :])
         return tokenizer.decode(ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids)
 

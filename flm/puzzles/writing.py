@@ -1,4 +1,4 @@
-"""Answers of a model to puzzles: canvases filled batch by batch, network calls counted, time taken. B batch, L length."""
+"""A model's answers to puzzles, written batch by batch, with counts of network calls and the time taken."""
 
 import time
 from collections.abc import Sequence
@@ -16,12 +16,13 @@ from flm.tasks.samples import calls_per_batch, counted_calls
 
 @dataclass(frozen=True)
 class Written:
-    """
+    """Answers to puzzles, and what they cost.
+
     Attributes:
-        answers: to each puzzle as many as were asked for; "" to a puzzle that does not fit.
-        evaluations: network calls for a batch, all networks together, in the mean over batches.
-        ms_per_answer: without the first batch, which may be filmed, unless it is the only one.
-        left_out: puzzles that do not fit.
+        answers: for each puzzle, the requested number of answers; "" if the puzzle does not fit.
+        evaluations: calls of all networks together per batch, in the mean over batches.
+        ms_per_answer: milliseconds. The first batch may be filmed, so it counts only if there is no other.
+        left_out: number of puzzles that do not fit.
     """
 
     answers: list[list[str]]
@@ -37,7 +38,7 @@ class Writer:
     Attributes:
         source: gives `request` and `read`, see `flm.puzzles.corpus.PuzzleCorpus`.
         batch: canvases filled at once.
-        seed: of the noise, with the number of the batch; it does not depend on the steps.
+        seed: of the noise, together with the number of the batch. The noise does not depend on the steps.
     """
 
     lm: LanguageModel
@@ -49,7 +50,7 @@ class Writer:
         """`samples` answers to every puzzle.
 
         Args:
-            film: shown every moment of the first batch.
+            film: called with every moment of the first batch.
         """
         device = self.lm.device
         requests = [self._request(puzzle) for puzzle in puzzles]
@@ -76,15 +77,15 @@ class Writer:
         )
 
     def holes(self, puzzle: Puzzle) -> int:
-        """Positions to be written; 0 of a puzzle that does not fit."""
+        """Number of positions to write; 0 if the puzzle does not fit."""
         request = self._request(puzzle)
         return 0 if request is None else sum(request[1])
 
     def misfits(self, puzzles: Sequence[Puzzle]) -> list[str]:
-        """Of each puzzle that does not fit the model's rows or tokenizer, why.
+        """The reason of each puzzle that does not fit the model's length or tokenizer.
 
         Raises:
-            ValueError: none of them fits.
+            ValueError: no puzzle fits.
         """
         reasons = []
         for puzzle in puzzles:

@@ -24,8 +24,11 @@ class Report:
 
 
 def make_report(results: Results, title: str, shown: Shown, made_by: str) -> Report:
-    """Args:
-    made_by: command and code behind this page.
+    """The page of `results`, with those sections that have something to show.
+
+    Args:
+        shown: how much of the generated texts the page shows.
+        made_by: command and code behind this page.
     """
     models = models_of(results)
     art = Art.of(models)

@@ -1,4 +1,4 @@
-"""Models side by side: what each cost to train, its likelihood, and what it writes in how many steps, one row a model."""
+"""Models side by side, one row each: training cost, likelihood, and the quality and time of samples by number of steps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from flm.results.kinds import Cell, Table
 
 @dataclass(frozen=True)
 class Quality:
-    """What a model writes in one number of steps.
+    """The quality of a model's samples for one number of steps.
 
     Attributes:
-        ppl: at the entropy of real text if `reached`, else of the setting that came closest.
-        entropy_nats: where `ppl` was read.
-        ppl_error: standard error over seeds; None of a single one.
+        ppl: perplexity at the entropy of real text if `reached`, else of the setting closest to that entropy.
+        entropy_nats: entropy at which `ppl` was read.
+        ppl_error: standard error over seeds; None: there is one seed.
     """
 
     ppl: float
@@ -30,14 +30,14 @@ class Quality:
 
 @dataclass(frozen=True)
 class Compared:
-    """A model among others.
+    """The numbers of one model.
 
     Attributes:
         step: optimiser steps it was trained for.
-        training_tokens_per_second: as logged by its training.
-        likelihood: its bound or exact value on the first corpus it was scored on; None where it has none.
+        training_tokens_per_second: as its training logged it.
+        likelihood: its bound or exact value on the first corpus it was scored on; None: it has none.
         quality, ms_per_sample: by number of sampling steps.
-        seeds: of which the numbers are means.
+        seeds: number of seeds over which the numbers are means.
     """
 
     label: str
@@ -51,7 +51,7 @@ class Compared:
 
 
 def compared(results: Results) -> list[Compared]:
-    """A row for each run, in the order of the report; perplexities are those of the first sweep's scorer on its text."""
+    """A row for each run, in the order of the report. Only sweeps with the first one's scorer and text give perplexities."""
     swept = {run: frontier for frontier in _of_one_scorer(results) for run in frontier.runs}
     rows = []
     for label in results.runs:
@@ -64,7 +64,7 @@ def compared(results: Results) -> list[Compared]:
             Compared(
                 label=label,
                 algorithm=next((one.algorithm for one in sources if one.algorithm), model.algorithm),
-                step=max(steps, default=model.step),  # a checkpoint may be older than the log, or newer
+                step=max(steps, default=model.step),  # a checkpoint may be older or newer than the log
                 training_tokens_per_second=next((run.tokens_per_second for run in trained), None),
                 likelihood=_likelihood([row for row in results.of(Likelihood) if row.source.label == label]),
                 quality=_quality(frontier, label) if frontier is not None else {},
@@ -75,8 +75,11 @@ def compared(results: Results) -> list[Compared]:
 
 
 def comparison_table(rows: Sequence[Compared]) -> Table:
-    """Everything in one table; a perplexity that is not at the entropy of real text stands with its own entropy, and bits of
-    several texts with the text."""
+    """All numbers in one table.
+
+    A perplexity that is not at the entropy of real text is shown with its own entropy. Bits per character are shown with their
+    corpus if there are several corpora.
+    """
     by_quality = sorted({steps for row in rows for steps in row.quality})
     by_speed = sorted({steps for row in rows for steps in row.ms_per_sample})
     columns = ("run", "algorithm", "seeds", "steps trained", "training tokens per second", "bits per character", "which is")
@@ -96,7 +99,7 @@ def comparison_table(rows: Sequence[Compared]) -> Table:
 
 
 def real_level(results: Results) -> tuple[Estimate, Estimate] | None:
-    """Entropy and log perplexity of real text under the scorer of `compared`; None where no sweep has it."""
+    """Entropy and log perplexity of real text under the scorer of `compared`; None: no sweep has it."""
     return next((one.real for one in _of_one_scorer(results) if one.real is not None), None)
 
 
@@ -104,13 +107,14 @@ _UNKNOWN = Swept(None, None, None)
 
 
 def _of_one_scorer(results: Results) -> list[Frontier]:
-    """And of one text: a judge of 3-grams is made of it, and its entropy is where models are compared."""
+    """The sweeps with the scorer and the text of the first one. The text matters: a 3-gram judge is fitted on it, and models
+    are compared at its entropy."""
     found = results.of(Frontier)
     return [one for one in found if (one.scorer, one.source.data) == (found[0].scorer, found[0].source.data)]
 
 
 def _quality(frontier: Frontier, label: str) -> dict[int, Quality]:
-    """By steps: of several settings beside steps, the one with the lowest perplexity at the target, else the closest."""
+    """By number of steps: the setting with the lowest perplexity at the target, else the setting closest to the target."""
     found: dict[int, list[tuple[bool, float, float, Quality]]] = {}
     for row in frontier.matched:
         if row["run"] != label or row["target"] != DATA or not isinstance(row.get("steps"), int):
@@ -127,7 +131,7 @@ def _quality(frontier: Frontier, label: str) -> dict[int, Quality]:
 
 
 def _ms_per_sample(samples: Sequence[Samples], frontier: Frontier | None, label: str) -> dict[int, float]:
-    """From measured samples; where there are none, the fastest setting of the sweep."""
+    """By number of steps: from measured samples, else of the fastest setting of the sweep."""
     timed = {
         one.steps: one.ms_per_sample
         for run in samples
@@ -144,7 +148,7 @@ def _ms_per_sample(samples: Sequence[Samples], frontier: Frontier | None, label:
 
 
 def _likelihood(rows: Sequence[Likelihood]) -> Likelihood | None:
-    """Of the first corpus; of several bounds the one that was chosen on training text."""
+    """The chosen bound on the first corpus."""
     return next((row for row in rows if row.corpus == rows[0].corpus and row.is_chosen), None)
 
 

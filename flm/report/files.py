@@ -1,6 +1,6 @@
-"""Result files found in folders and read, each by the reader that is registered for its kind.
+"""Finds result files, and reads each by the reader registered for its kind.
 
-A file that cannot be read is an error that names it, in one line.
+A file that cannot be read is a ValueError of one line that names the file.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from flm.report.records import Results
 from flm.results.files import Content, Count, Text, Whole, checked, read_json, read_result
 from flm.results.kinds import ResultKind, Source
 
-TRAINING = "training"  # what run.json is, which says no kind itself
+TRAINING = "training"  # the kind of run.json, which states none
 COMMAND = 2000
 
 
@@ -72,7 +72,7 @@ def read_results(inputs: Iterable[str | Path]) -> Results:
 
 @contextmanager
 def _named(path: Path, kind: str) -> Iterator[None]:
-    """What goes wrong with the content of a file becomes an error that names the file."""
+    """Turns errors about the content of a file into a ValueError that names the file."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
@@ -81,14 +81,14 @@ def _named(path: Path, kind: str) -> Iterator[None]:
 
 
 def _ordered(sources: list[Source]) -> list[Source]:
-    """Training first, and the runs in one order throughout: that of their first result."""
+    """Sources sorted by run, in the order of the runs' first results; training results come first."""
     sources = sorted(sources, key=lambda source: source.kind != TRAINING)
     place = {label: index for index, label in enumerate(dict.fromkeys(source.label for source in sources))}
     return sorted(sources, key=lambda source: place[source.label])
 
 
 def _result_paths(inputs: Iterable[str | Path], patterns: list[str]) -> list[Path]:
-    found: dict[Path, Path] = {}  # by resolved path: the same file is read once
+    found: dict[Path, Path] = {}  # by resolved path, so that no file is read twice
     for given in map(Path, inputs):
         if not given.exists():
             raise ValueError(f"report.inputs: {given} does not exist")
@@ -140,13 +140,13 @@ def _source(path: Path, kind: str, content: Mapping[str, Any]) -> Source:
 
 
 def _run_record(checkpoint: str | None) -> Mapping[str, Any]:
-    """The config in the run folder that a checkpoint lies in; empty where that is not on this machine."""
+    """The config in the run folder of a checkpoint; empty if the folder is not on this machine."""
     path = None if checkpoint is None else Path(checkpoint).parent.parent / "run.json"
     try:
         if path is None or not path.is_file():
             return {}
         found = read_json(path)
-    except (OSError, ValueError):  # that file is no input of the report, and nothing of it is shown
+    except (OSError, ValueError):  # that file is no input of the report, so it may be damaged
         return {}
     config = found.get("config") if isinstance(found, dict) else None
     return config if isinstance(config, dict) else {}

@@ -1,4 +1,4 @@
-"""What a run is called: its own name, and where that says nothing, what tells it from the others."""
+"""Labels of runs: a run's own name or, if that says nothing, the config values in which it differs from the others."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 from flm.results.kinds import Source
 
-# where files lie and what is watched, which changes no number
+# keys of places and of logging, which change no result
 _INCIDENTAL = re.compile(
     r"run_dir|(wandb|logger|hydra|checkpointing|mode|report)\..*|eval\.(checkpoint_path|label)"
     r"|.*(cache_dir|folder|dirpath|save_dir|num_workers)"
@@ -17,12 +17,12 @@ _INCIDENTAL = re.compile(
 _SAYS_NOTHING = re.compile(r"\d[\d_.:T-]*")  # numbers of a multirun, dates and times
 SEED = "seed"
 LENGTH = 80  # characters of a label
-MANY = 6  # keys that can still be read as a name
+MANY = 6  # the most keys that make a readable label
 _DEPTH = 12
 
 
 def label_of(path: Path, checkpoint: str | None) -> str:
-    """The folder of the run: the one that trained the checkpoint, where there is one."""
+    """The name of the run folder of the checkpoint; without a checkpoint, the folder of the result."""
     if checkpoint is not None:
         file = Path(checkpoint)
         return file.parent.parent.name if file.parent.name == "checkpoints" else file.stem
@@ -30,28 +30,28 @@ def label_of(path: Path, checkpoint: str | None) -> str:
 
 
 def run_label(text: object) -> str:
-    """A label as figures and tables take it; matplotlib hides what begins with an underscore."""
+    """A label for figures and tables. It begins with no underscore, since matplotlib hides such labels."""
     return in_a_line(text, LENGTH).lstrip("_ ") or "unnamed"
 
 
 def in_a_line(text: object, length: int) -> str:
-    """Without line breaks and control characters, cut where it is too long."""
+    """The text in one line, without control characters, cut to `length` characters."""
     line = "".join(c if c.isprintable() else " " for c in str(text)[: 2 * length])
     line = " ".join(line.split())
     return line if len(line) <= length else line[: length - 1] + "\u2026"
 
 
 def differences(sources: Sequence[Source]) -> dict[Path, dict[str, Any]]:
-    """By file: config keys on which not all sources agree, of the training and, within a kind, of the evaluation.
+    """By file: the config keys whose values differ, among all trainings, and among the evaluations of one kind.
 
-    What a packed or exported model no longer says of its training, or an older version did not, is no difference; what is asked
-    in one evaluation and not in others is one, by the group's class.
+    A group that some trainings lack is no difference, since packed models and older versions record less. A group that some
+    evaluations lack is one, with the group's class as its value.
     """
     found = _varying(_of_all_known({source.path: _flat(source.training) for source in sources}, named=False))
     for kind in dict.fromkeys(source.kind for source in sources):
         own = {one.path: _flat(one.content.get("config") or {}) for one in sources if one.kind == kind}
         for source in sources:
-            if source.training:  # that seed, and what was chosen when it was trained, say more
+            if source.training:  # the seed of the training says more
                 own.get(source.path, {}).pop(SEED, None)
         for path, values in _varying(_of_all_known(own, named=True)).items():
             found[path] = values | found[path]
@@ -59,7 +59,11 @@ def differences(sources: Sequence[Source]) -> dict[Path, dict[str, Any]]:
 
 
 def told_apart(sources: Sequence[Source], differing: Mapping[Path, Mapping[str, Any]]) -> list[Source]:
-    """With labels that tell runs apart: those that say nothing, or that several runs share, get what differs, else a folder."""
+    """The sources with labels that tell runs apart.
+
+    A label that is only a number or date becomes the values that differ. To a label of several runs these values are added, or
+    the folder if they do not suffice.
+    """
     named = []
     for source in sources:
         values = differing[source.path]
@@ -90,7 +94,7 @@ def told_apart(sources: Sequence[Source], differing: Mapping[Path, Mapping[str, 
 
 
 def _of_all_known(flat: Mapping[Path, dict[str, Any]], named: bool) -> dict[Path, dict[str, Any]]:
-    """Without the groups that some lack altogether; `named`: in their place the class of each."""
+    """The values without those groups that some files lack. If `named`, a file that has such a group keeps its class."""
     groups = {path: {key.partition(".")[0] for key in values} for path, values in flat.items() if values}
     some = set().union(*groups.values()) - set.intersection(*groups.values()) - {SEED} if groups else set()
     return {
@@ -101,7 +105,7 @@ def _of_all_known(flat: Mapping[Path, dict[str, Any]], named: bool) -> dict[Path
 
 
 def _varying(flat: Mapping[Path, Mapping[str, Any]]) -> dict[Path, dict[str, Any]]:
-    """The keys on which they do not agree. Of a part that some leave out (null) the others say its class, and not all in it."""
+    """The values of the keys that differ. If a part is null in some files, the others have its class in place of its keys."""
     known = [values for values in flat.values() if values]
     keys, missing = dict.fromkeys(key for values in known for key in values), object()
     varying = [key for key in keys if not _agree([values.get(key, missing) for values in known if not _left_out(key, values)])]
@@ -112,20 +116,20 @@ def _varying(flat: Mapping[Path, Mapping[str, Any]]) -> dict[Path, dict[str, Any
 
 
 def _agree(values: Sequence[Any]) -> bool:
-    """Whether all are the same; a path is what a recipe for others leaves of it, its last part."""
+    """Whether all values are the same. A path also agrees with its last part alone, as a published recipe has it."""
     found, names = {repr(value) for value in values}, {os.path.basename(value) for value in values if isinstance(value, str)}
     return len(found) < 2 or (len(names) == 1 and names <= set(values) and all(isinstance(value, str) for value in values))
 
 
 def _class_in(key: str, values: Mapping[str, Any]) -> Any:
-    """The value; of a part with keys of its own, its class."""
+    """The value of a key, or the class of a part that has keys of its own."""
     if key in values or not any(other.startswith(f"{key}.") for other in values):
         return values.get(key)
     return str(values.get(f"{key}._target_", "set")).rpartition(".")[2]
 
 
 def _left_out(key: str, values: Mapping[str, Any]) -> bool:
-    """Whether a part that the key lies in is null."""
+    """Whether a part that contains the key is null."""
     parts = key.split(".")
     return any(values.get(".".join(parts[:count]), key) is None for count in range(1, len(parts)))
 
@@ -136,7 +140,7 @@ def _unlike(group: Sequence[Source], differing: Mapping[Path, Mapping[str, Any]]
 
 
 def in_words(values: Mapping[str, Any]) -> str:
-    """As few parts of each key as tell it from the other keys: "lr=0.001, seed=2"."""
+    """Keys and values as "lr=0.001, seed=2". Of each key only as many last parts are kept as tell it from the others."""
     short = {}
     for key in values:
         parts = key.split(".")
@@ -152,7 +156,7 @@ def _value(value: Any) -> str:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted key, without those that follow from where the run lies."""
+    """Values by dotted key, without incidental ones, and with paths relative to the run."""
     found: dict[str, Any] = {}
     own = str(config.get("run_dir") or "")
     waiting: list[tuple[str, Any, int]] = [("", config, 0)]
@@ -166,7 +170,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _seen_from(run: str, value: str) -> str:
-    """A path in or beside a run as it is for all that are laid out alike: a teacher beside each seed is one for all."""
+    """A path relative to its run, so that runs with their teachers in the same relative place agree."""
     value, parent = value.replace(run, "RUN"), os.path.dirname(run)
     names = value.split("/")
     for count in range(len(names) - 1, 0, -1):

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed are one model: its name, and means over its seeds."""
+"""Groups runs that differ only in their seed as one model, with a name, and takes means over its seeds."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +17,10 @@ Models = Mapping[str, Sequence[str]]  # name: labels of its runs, by seed
 
 
 def seeds_of(results: Results) -> dict[str, list[tuple[int, str]]]:
-    """Groups of runs that differ in nothing but their seed, of at least two seeds: (seed, label of the run) by name.
+    """Groups of runs that differ only in their seed, with at least two seeds: (seed, label of the run) by name of the group.
 
-    A group is called as all its runs were before something told them apart, if nothing else was called so, or else by what
-    differs from the other groups.
+    The name is that which all runs of the group, and no others, had before labels were told apart. If there is none, it is made
+    of the values that differ between groups.
     """
     groups: dict[str, list[tuple[int, str]]] = {}
     for label in results.runs:
@@ -41,7 +41,8 @@ def seeds_of(results: Results) -> dict[str, list[tuple[int, str]]]:
 
 
 def models_of(results: Results) -> Models:
-    """In the order of their first run. A run without another seed is a model by its own label, and so is each of one seed."""
+    """Models in the order of their first runs. A run is a model of its own if no other has another seed, or if runs of its
+    group share a seed."""
     groups = {name: runs for name, runs in seeds_of(results).items() if len(dict(runs)) == len(runs)}
     name_of = {label: name for name, runs in groups.items() for _, label in runs}
     found: dict[str, list[str]] = {}
@@ -51,7 +52,7 @@ def models_of(results: Results) -> Models:
 
 
 def compared_over_seeds(rows: Sequence[Compared], models: Models) -> list[Compared]:
-    """One row a model: means with standard errors over its seeds, of perplexities of their logarithms."""
+    """One row per model, with means and standard errors over its seeds. For perplexities, logarithms are averaged."""
     by_label = {row.label: row for row in rows}
     merged = []
     for name, labels in models.items():
@@ -76,9 +77,9 @@ def compared_over_seeds(rows: Sequence[Compared], models: Models) -> list[Compar
 
 
 def plots_over_seeds(plots: Sequence[tuple[str, Plot]], models: Models) -> list[tuple[str, Plot]]:
-    """The same with a plot for each model in place of its runs': each point the mean of those that the seeds have at its place.
+    """The plots with those of a model's runs replaced by one, whose points are means over the seeds.
 
-    Seeds whose lines are not as many, or not of as many points, keep their own.
+    Runs whose lines differ in number, label or number of points keep their own plots.
     """
     by_label = dict(plots)
     found = []
@@ -94,7 +95,7 @@ def plots_over_seeds(plots: Sequence[tuple[str, Plot]], models: Models) -> list[
 
 
 def _of_all(merge: Callable[[list[Value]], Value], seeds: Sequence[Mapping[int, Value]]) -> dict[int, Value]:
-    """By number of steps, where all seeds have it."""
+    """Merged values for each number of steps that all seeds have."""
     return {steps: merge([one[steps] for one in seeds]) for steps in seeds[0] if all(steps in one for one in seeds)}
 
 

@@ -1,4 +1,4 @@
-"""The HTML of a report: sections of blocks, each with a template. The page needs no file beside it, and no network."""
+"""The HTML page of a report: sections of blocks, each kind with its template. The page needs no other file and no network."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ from flm.report.tables import in_words, without_control_characters
 from flm.results.kinds import Cell, Table
 
 _VISIBLE = {"\n": "\u21b5", "\r": "\u21b5", "\t": "\u2192"}
-FRAMES = 48  # of a film
+FRAMES = 48  # the most of a film
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Missing:
-    """What is not there, and the command that makes it."""
+    """A result that is missing, and the command that makes it."""
 
     text: str
     command: str
@@ -41,7 +41,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as SVG that takes the page's colours; its description is for those who do not see it."""
+    """A figure as SVG in the page's colours, with a description for those who do not see it."""
 
     svg: str
     description: str
@@ -50,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table whose columns can be sorted by; numbers on the right, estimates with their standard error."""
+    """A sortable table. Columns of numbers are aligned right, and estimates have their standard error."""
 
     table: Table
     template = "table.html"
@@ -64,7 +64,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Tile:
-    """A number on top: `about` says whose it is and how it was found."""
+    """A number at the top of the page. `about` says which run it is of, and how it was measured."""
 
     name: str
     value: Cell
@@ -93,7 +93,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Reels:
-    """Films next to each other, the first `tokens` of each text."""
+    """Films next to each other, each with the first `tokens` tokens of its text."""
 
     films: tuple[Film, ...]
     tokens: int
@@ -102,7 +102,7 @@ class Reels:
 
 @dataclass(frozen=True)
 class Commands:
-    """(run, command) each."""
+    """Pairs of a run and its command."""
 
     commands: tuple[tuple[str, str], ...]
     template = "commands.html"
@@ -110,7 +110,7 @@ class Commands:
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks that are unfolded on demand."""
+    """Blocks that the reader can unfold."""
 
     summary: str
     blocks: "tuple[Block, ...]"
@@ -128,7 +128,7 @@ class Section:
 
 
 def document(title: str, introduction: str, sections: Sequence[Section], footer: str) -> str:
-    """The whole page. What models and files say is escaped; the only script that runs is the page's own."""
+    """The whole page. Text from models and files is escaped, and the browser runs only the page's own script."""
     environment = _environment()
     script = environment.get_template("page.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -166,11 +166,11 @@ def visible(token: str) -> str:
 
 
 def sort_key(cell: Cell) -> str:
-    """What a column is sorted by: the number behind a cell, to the last digit."""
+    """The key by which a column is sorted: the number in a cell with all digits, or its text."""
     value = cell.mean if isinstance(cell, Estimate) else cell
     if value is None or isinstance(value, str):
         return value or ""
-    return repr(value).replace("inf", "Infinity").replace("nan", "NaN")  # as JavaScript has them
+    return repr(value).replace("inf", "Infinity").replace("nan", "NaN")  # as JavaScript spells them
 
 
 def _is_hash(cell: Cell) -> bool:

@@ -1,4 +1,4 @@
-"""Everything a report is made from: result files with what each says."""
+"""The input of a report: result files, and the records read from each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,12 +12,13 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class Results:
-    """Sources with their readings, runs in one order throughout.
+    """Sources with their readings, sorted by run.
 
     Attributes:
-        kinds: by name, those that were looked for.
-        differences: by label of the run, what tells it from the others, value by config key.
-        names: by label, what the run was called before others of that name were told apart.
+        read: each source with its reading.
+        kinds: the known kinds of results, by name.
+        differences: by label of the run, the config values in which it differs from others, by key.
+        names: by label, the run's name before labels were told apart.
     """
 
     read: tuple[tuple[Source, Reading], ...]
@@ -35,6 +36,6 @@ class Results:
 
     @property
     def runs(self) -> list[str]:
-        """Labels; a sweep over several checkpoints is several runs."""
+        """Labels of the runs. A sweep over several checkpoints has several runs."""
         swept = {frontier.source.path: frontier.runs for frontier in self.of(Frontier)}
         return list(dict.fromkeys(label for source in self.sources for label in swept.get(source.path, [source.label])))

@@ -1,4 +1,4 @@
-"""mode=report: result files become one self-contained page, with its figures as PNG files beside it."""
+"""mode=report: makes one self-contained page of result files, and its figures as PNG files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Tables in Markdown, in plain columns for a logger, and numbers in words."""
+"""Tables as Markdown and as plain columns for a logger, and numbers as text."""
 
 import math
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from flm.measures.estimate import Estimate
 from flm.results.kinds import Cell, Table
 
-EXACT = 1 << 53  # whole numbers beyond it are no counts
+EXACT = 1 << 53  # a float beyond it is written with an exponent, since its last digits mean nothing
 
 
 def number(value: float) -> str:
-    """Enough digits to compare: whole numbers in full, others to four significant figures, below 1 to three."""
+    """A number as text: integers and numbers from 1000 without decimals, others with four significant digits, below 1 three."""
     if not math.isfinite(value):
         return str(value)
     if isinstance(value, int) or 1000 <= abs(value) < EXACT:
@@ -21,12 +21,12 @@ def number(value: float) -> str:
 
 
 def rank(value: float) -> tuple[bool, float]:
-    """What numbers are ordered by, the lowest first: a run that went wrong, nan, is behind all others."""
+    """The sort key of a number where low is good. The nan of a run that failed comes after all numbers."""
     return math.isnan(value), value
 
 
 def in_words(cell: Cell) -> str:
-    """A cell without its standard error; "" for an empty one."""
+    """A cell as text, without its standard error; "" for an empty cell."""
     if cell is None:
         return ""
     if isinstance(cell, str):
@@ -35,14 +35,14 @@ def in_words(cell: Cell) -> str:
 
 
 def without_control_characters(value: Any) -> Any:
-    """A text in which only line breaks and tabs are no signs; anything else as it is."""
+    """A text with its control characters replaced, except line breaks and tabs. Other values are returned unchanged."""
     if not isinstance(value, str) or value.isprintable():
         return value
     return type(value)("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value))
 
 
 def markdown(table: Table) -> str:
-    """A heading and the table, in Markdown."""
+    """The table as Markdown, under a heading."""
     head = list(map(_text, table.columns))
     rows = [head, ["---"] * len(head), *([_text(cell) for cell in row] for row in table.rows)]
     lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
@@ -50,7 +50,7 @@ def markdown(table: Table) -> str:
 
 
 def plain_columns(table: Table) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows where an estimate is two plain numbers, its mean and its standard error."""
+    """Columns and rows of plain values. A column of estimates becomes two, of means and of standard errors."""
     columns: list[str] = []
     rows: list[list[Any]] = [[] for _ in table.rows]
     for index, column in enumerate(table.columns):
@@ -66,7 +66,7 @@ def plain_columns(table: Table) -> tuple[list[str], list[list[Any]]]:
 
 
 def stacked(name: str, tables: list[tuple[str, Table]]) -> Table:
-    """Tables of several runs, (run, table) each, as one with a column for the run in front; columns they lack are empty."""
+    """One table of several, given as (run, table), with the run as its first column. Cells of missing columns are empty."""
     columns = list(dict.fromkeys(column for _, table in tables for column in table.columns))
     rows = []
     for run, table in tables:

@@ -1,4 +1,4 @@
-"""What the report adds to the core: readers of the core's own results."""
+"""What the report registers: readers of the core's own results."""
 
 from flm.registry import Wing
 

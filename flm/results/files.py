@@ -1,4 +1,4 @@
-"""Result files read back: JSON of this format, checked before use. A stranger's file costs no more than any."""
+"""Result files read back: JSON of this format, checked before use, from sources that need not be trusted."""
 
 import re
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Content(BaseModel):
-    """Base of what a result file must hold; further keys are allowed, and not looked at."""
+    """Base of the models of what a result file must hold; further keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class EstimateContent(Content):
-    """A mean as result files have it."""
+    """An `Estimate` as result files hold it."""
 
     mean: Real
     standard_error: Real | None
@@ -40,10 +40,13 @@ class EstimateContent(Content):
 
 
 def read_result(path: str | Path, kind: str | None = None) -> dict[str, Any]:
-    """A result file, checked: of this format, and of the kind wanted if one is.
+    """The content of a result file of this format.
+
+    Args:
+        kind: that it must be of; None: any.
 
     Raises:
-        ValueError: there is no such file, it is no result, it is larger than any, or of another format or kind.
+        ValueError: there is no such file, or it is no result, too large, or of another format or kind.
     """
     content = read_json(path)
     if not isinstance(content, dict) or "format_version" not in content:
@@ -61,7 +64,7 @@ def read_result(path: str | Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def read_json(path: str | Path) -> Any:
-    """Raises ValueError, naming the file, where it is not there, too large, or no JSON."""
+    """The value in a JSON file. Raises ValueError, naming the file, if it is missing, too large, or not JSON."""
     try:
         text = read_text(path)
         content = parsed(text)
@@ -75,7 +78,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def checked(model: type[Model], content: Any) -> Model:
-    """Content as the model it has to be. Raises ValueError, in one line that names the place in the file."""
+    """The content as an instance of `model`. Raises ValueError, in one line that names the place in the file."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -88,15 +91,15 @@ def checked(model: type[Model], content: Any) -> Model:
 
 
 def _short(value: Any, length: int = 60, quoted: bool = True) -> str:
-    """A value in one line."""
-    if isinstance(value, Mapping | list):  # their repr may be as large as the file
+    """A value in one line of about `length` characters."""
+    if isinstance(value, Mapping | list):  # the repr may be as large as the file
         return f"{'an object' if isinstance(value, Mapping) else 'a list'} of {len(value)}"
     text = repr(value[: 2 * length] if isinstance(value, str) else value) if quoted else " ".join(str(value).split())
     return text if len(text) <= length else text[:length] + "..."
 
 
 def _check_characters(content: Any, path: str | Path) -> None:
-    """Half of a surrogate pair is no character: no file could hold it."""
+    """Raises ValueError if a text holds half of a surrogate pair, which could not be written to a report."""
     waiting = [content]
     while waiting:
         value = waiting.pop()

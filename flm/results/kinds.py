@@ -1,7 +1,7 @@
-"""What a result file says, in words that the core, its wings and other packages share.
+"""The content of a result file as tables, plots and numbers that any report can show.
 
-A package that writes results of a kind of its own registers a `ResultKind` for it (`flm.registry.Wing.result_kinds`); its
-results then stand in reports beside all others. Nothing here needs torch.
+A package with its own kind of results registers a `ResultKind` for it (`flm.registry.Wing.result_kinds`). Reports then show
+these results beside all others. Nothing here needs torch.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,17 +17,17 @@ Cell = Number | int | str
 
 @dataclass(frozen=True)
 class Source:
-    """A result file and where it came from.
+    """A result file and its origin.
 
     Attributes:
         label: name of the run.
-        algorithm, data: in a word or a few; None where the file does not say.
-        step: optimiser steps the model was trained for; None where not known.
-        sha256: of the checkpoint file.
-        command: as typed, in one line; "" where not known.
-        seed: of the evaluation, or of the training where the file records a training run.
-        training: config the model was trained with; empty where not known.
-        content: the whole file, unchecked beyond the fields above.
+        algorithm, data: in a few words; None: unknown.
+        step: optimiser steps that the model was trained for; None: unknown.
+        sha256: of the checkpoint file; None: unknown.
+        command: as typed, in one line; "": unknown.
+        seed: of the evaluation, or of the training if the file records a training run; None: unknown.
+        training: config that the model was trained with; empty: unknown.
+        content: the whole file, of which only the fields above are checked.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class Table:
 
     Attributes:
         name: an identifier.
-        note: what a reader has to know; "" for nothing.
+        note: what a reader has to know; "": nothing.
     """
 
     name: str
@@ -65,7 +65,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Line:
-    """Points of a plot, joined in order. label: "" where a run has but one; `is_reference`: not of the model itself, dashed."""
+    """Points of a plot, joined in order.
+
+    Attributes:
+        label: "" if a run has only one line.
+        is_reference: whether it is a baseline, drawn dashed, and not the model.
+    """
 
     label: str
     x: tuple[float, ...]
@@ -75,7 +80,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Plot:
-    """Lines over one axis, `x_is_log` for powers of two; plots of one name, of several files, are drawn as one."""
+    """Lines in one diagram. Plots of the same name, from several files, are drawn as one.
+
+    Attributes:
+        x_is_log: whether the x axis is logarithmic, in powers of two.
+    """
 
     name: str
     title: str
@@ -91,8 +100,8 @@ class KeyNumber:
 
     Attributes:
         name: what is measured, with its unit.
-        setting: under which circumstances, beside the run; "" for none.
-        better: which direction is good; None: neither.
+        setting: circumstances of the measurement beside the run; "": none.
+        better: the direction that is better; None: neither.
     """
 
     name: str
@@ -103,13 +112,13 @@ class KeyNumber:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one file says.
+    """The content of one file.
 
     Attributes:
-        tables: shown with a column for the run in front; those of one name, of several files, as one table.
-        plots: likewise.
-        numbers: the most important one first: it stands on top of the report.
-        records: objects that sections made for them show; see `flm.report`.
+        tables: tables of the same name, from several files, are shown as one, with the run in the first column.
+        plots: plots of the same name, from several files, are drawn as one.
+        numbers: the first is the most important: it is shown at the top of the report.
+        records: objects for sections of their own; see `flm.report`.
     """
 
     tables: tuple[Table, ...] = ()
@@ -123,9 +132,9 @@ class ResultKind:
     """How files of one kind are found, read and shown.
 
     Attributes:
-        files: their names, as patterns ("frontier.json", "film-*.json").
-        read: checks the content, with `flm.results.files.checked`, and says what is in it; ValueError where it is not complete.
-        heading, note: of the section; "" for a kind that other sections show.
+        files: patterns of their names ("frontier.json", "film-*.json").
+        read: checks the content with `flm.results.files.checked` and returns a `Reading`; ValueError if it is not complete.
+        heading, note: of the section; "": other sections show this kind.
     """
 
     files: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Writing from left to right, one token after the other. B batch, L length."""
+"""Sampling from left to right, one token after the other. B batch, L length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,10 @@ from flm.samplers.policy import Policy, Shaping
 
 
 class NextToken(Protocol):
-    """What the sampler asks: a cache for L positions, and the prediction (B, 1) of the token after those read so far.
+    """What the sampler calls; see `flm.models.causal.LeftToRight`.
 
-    next_token reads further tokens (B, n); none at all is the prediction of the first.
+    `new_cache(L)` makes a cache for L positions. `next_token` adds tokens (B, n) to it and predicts the token after them,
+    (B, 1); with n = 0 and an empty cache, the first token.
     """
 
     def new_cache(self, capacity: int) -> Sequence[Any]: ...
@@ -27,10 +28,12 @@ class NextToken(Protocol):
 
 @dataclass(frozen=True)
 class Written(Moment):
-    """One token has been written.
+    """The moment after one token was written.
 
-    `tau` is the share of the L positions that were known before it, `posterior` (B, 1) what it was drawn from, `so_far`
-    (B, L) what stands now: placeholders (0) at editable positions to come.
+    Attributes:
+        tau: the position of the token divided by L.
+        posterior: (B, 1), from which it was drawn.
+        so_far: (B, L) tokens, with placeholders (0) at editable positions to come.
     """
 
     so_far: Tensor
@@ -42,15 +45,14 @@ class Written(Moment):
 class AutoregressiveSampler(Policy):
     """Draws the editable tokens of a canvas from left to right; draws are made in float64.
 
-    Given tokens stay, and what comes after them is written knowing them. What comes before them is not: such a model
-    cannot look ahead, so a hole in front of given text does not lead up to it.
+    A token is written with the knowledge of given tokens before it, but not of those after it: the model cannot look ahead, so
+    text in a hole need not lead up to the given text behind it.
 
-    It takes one network evaluation for each position that is editable in any sequence, L for a blank canvas. Keys and
-    values are cached, so each reads only the tokens since the one before: one, or a whole stretch of given ones.
-    `steps` changes nothing: it is there because all samplers take it, and `steps_are_fixed` tells who compares numbers of
-    steps that there is only one.
+    There is one network evaluation for each position that is editable in any sequence, L for a blank canvas. Keys and values
+    are cached, so each evaluation reads only the tokens since the last one. `steps` has no effect; all samplers take it.
+    `steps_are_fixed` says so to code that compares numbers of steps.
 
-    It has no temperature_end: a token is drawn once, and at no level of noise.
+    It has no temperature_end, since tokens are not drawn at levels of noise.
 
     Args:
         temperature, frequency_penalty, top_k, top_p, suppress, begin_suppress: as in Policy.

@@ -1,4 +1,4 @@
-"""Given tokens and positions to fill, a Canvas, which every sampler takes; and templates, "The [8] sat on the [4]."."""
+"""The Canvas that every sampler fills: given tokens, and positions to write; and templates, "The [8] sat on the [4]."."""
 
 import logging
 import re
@@ -11,23 +11,23 @@ from torch import Tensor
 from flm.ranges import MOST_POSITIONS, Few, Length, StepCounts
 
 Pieces = Sequence[Sequence[int] | int]  # given token ids and lengths of holes, in order
-# Rotary positions can be computed for any length, at a cost that grows with its square, but a network has learned nothing of
-# those beyond the texts it was trained on. Some go a little way beyond; at so many times the length none says anything.
+# A network can read more positions than it was trained on, at a cost that grows with the square. Some write sense a little way
+# beyond their training length; at this many times the length none does.
 TIMES_TRAINED = 64
 log = logging.getLogger(__name__)
 
 
 def positions(pieces: Pieces) -> int:
-    """How many a canvas of these has."""
+    """The number of positions of a canvas made of these pieces."""
     return sum(piece if isinstance(piece, int) else len(piece) for piece in pieces)
 
 
 class LengthCheck:
-    """Says in one line that a text is longer than those a model was trained on; of lengths up to one it has said, not again.
+    """Checks lengths of texts, and warns of those beyond a model's training, each time only of a longer one than before.
 
     Args:
-        trained: tokens of the texts that the model was trained on.
-        most: that its network can read; None: any number.
+        trained: length that the model was trained on, in tokens.
+        most: most positions that its network can read; None: any number.
     """
 
     def __init__(self, trained: int, most: int | None = None):
@@ -35,21 +35,24 @@ class LengthCheck:
         self._most = min(TIMES_TRAINED * trained, most or TIMES_TRAINED * trained)
 
     def __call__(self, length: int) -> None:
-        """Raises ValueError for a text longer than the network can read, or so much longer that it would never end."""
+        """Raises ValueError for a text longer than the network can read, or than TIMES_TRAINED training lengths."""
         known = f"length: a text of {length:,} tokens, of a model that was trained on {self._trained:,}"
         if length > self._most:
             raise ValueError(f"{known}: at most {self._most:,} can be asked of it")
         if length > self._said:
-            log.warning("%s: of what lies beyond it has learned nothing", known)
+            log.warning("%s: it has learned nothing of positions beyond", known)
             self._said = length
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Tokens (B, L) int64 and the positions (B, L) bool a sampler may write; tokens there are placeholders (0).
+    """Given tokens, and the positions that a sampler may write.
 
-    documents (B, L) int64 as in `Batch`, -1 on padding, which is not editable; None: every row is one whole document.
-    Samplers of discrete noise pass them on to the network.
+    Attributes:
+        tokens: (B, L) int64; placeholders (0) where editable.
+        editable: (B, L) bool, the positions to write.
+        documents: (B, L) int64 as in `Batch`, -1 on padding, which is not editable; None: every row is one document. Samplers
+            of discrete noise pass them to the network.
     """
 
     tokens: Tensor
@@ -125,8 +128,7 @@ class Text(str):
 
 @dataclass(frozen=True)
 class CanvasOptions:
-    """The keys of a `sampling` config that say what text is given and what is filled; see configs/sampling/default.yaml.
-    All others are options of the sampler."""
+    """The keys of a `sampling` config that are not options of the sampler; see configs/sampling/default.yaml."""
 
     steps: StepCounts = (1, 8, 64)
     num_sample_batches: Few = 1
@@ -150,10 +152,10 @@ def pieces_of(template: str, encode: Callable[[str, bool], list[int]], name: str
     """Given token ids and holes in reading order, for `Canvas.from_pieces`.
 
     Args:
-        template: text with numbers of tokens to fill in brackets. Brackets around anything else are text, and [[ and ]] are
-            one bracket of it, so that [[8]] is the text [8].
-        encode: text to token ids, called on each stretch between holes; and whether something stands before the stretch.
-        name: what errors call the template.
+        template: text in which a number in brackets is a hole of so many tokens. Brackets around anything else are text; [[ and
+            ]] stand for one bracket of text, so that [[8]] is the text [8].
+        encode: maps a part of the text between holes, and whether anything stands before it, to token ids.
+        name: of the template, for errors.
 
     Raises:
         ValueError: there is no hole, or one of 0 tokens.

@@ -1,7 +1,7 @@
-"""Solvers of discrete flow matching (arXiv 2407.15595): positions jump to draws from the posterior, one by one.
+"""Solvers of discrete flow matching (arXiv 2407.15595): each position jumps, independently, to a draw from the posterior.
 
-Each position jumps at the rate (1 + c) kappa' / (1 - kappa), if it is noise or noise cannot be told, and turns to noise again
-at the rate c kappa' / kappa, c(t) >= 0 the strength of the corrector: whatever c, the share of data follows kappa.
+A position that is noise, or any position if noise is not visible, jumps at the rate (1 + c) kappa' / (1 - kappa). Data turns to
+noise again at the rate c kappa' / kappa. Here c(t) >= 0 is the strength of the corrector; for any c the share of data is kappa.
 """
 
 import math
@@ -14,21 +14,21 @@ from torch import Tensor
 from flm.paths.mixture import euler_jump_probability
 from flm.ranges import NonNegative
 from flm.samplers.masked import AncestralSampler, Step
-from flm.samplers.masked_remasking import largest_sigma
+from flm.samplers.masked_remasking import chosen, largest_sigma, writing_probability
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
 class ExactJumps(AncestralSampler):
-    """After every step of any size the share of data is kappa exactly; without a corrector, the path's own transition.
+    """Jumps after which the share of data is exactly kappa, for steps of any size. Without corrector: the exact transition.
 
-    A step turns what was data to noise with probability r = 1 - (kappa / kappa')^c, that of the second rate (c its mean over
-    log kappa), or less where the share could not be held, and the probability of a jump makes up for it.
+    A step from kappa to kappa' turns data to noise with probability r = 1 - (kappa / kappa')^c, as the second rate does with c
+    averaged over log kappa; or with less, where the jumps could not make up for it.
 
     Args:
-        corrector: how much of what is written turns to noise and is drawn again: c = corrector t^rise (1 - t)^fall; 0: nothing.
-        corrector_rise: a, from 0: the corrector begins slowly, since in the beginning little is there to correct.
-        corrector_fall: b, from 0: it fades towards the end, where what is corrected is hardly reconsidered.
+        corrector: strength of the corrector, c = corrector t^corrector_rise (1 - t)^corrector_fall; 0: none.
+        corrector_rise: >= 0; above 0 it begins slowly, since there is little to correct at first.
+        corrector_fall: >= 0; above 0 it fades out, since late corrections are hardly reconsidered.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class ExactJumps(AncestralSampler):
         self.corrector, self.rise, self.fall = corrector, corrector_rise, corrector_fall
 
     def strength(self, t: Any) -> Any:
-        """c at times t."""
+        """c at times t, a number or a tensor."""
         return self.corrector * t**self.rise * (1 - t) ** self.fall
 
     def mean_strength(self, step: Step) -> float:
-        """c over a step that begins with some data, evenly in log kappa."""
+        """The mean of c over log kappa in a step with kappa > 0 at its start, by Gauss-Legendre quadrature."""
         if self.rise == self.fall == 0:
             return self.corrector
         log_kappa = math.log(step.kappa) + (torch.from_numpy(_NODES) + 1) / 2 * math.log(step.kappa_next / step.kappa)
@@ -56,7 +56,7 @@ class ExactJumps(AncestralSampler):
         return float(c @ torch.from_numpy(_WEIGHTS)) / 2
 
     def lost(self, step: Step) -> float:
-        """The share of data that turns to noise; 1 at t = 0, where the rate is infinite and there is no data yet."""
+        """The share of data that turns to noise; 1 at kappa = 0, where the rate is infinite and there is no data yet."""
         return 1 - (step.kappa / step.kappa_next) ** self.mean_strength(step) if step.kappa > 0 else 1.0
 
     def resampling(self, step: Step) -> float:
@@ -66,17 +66,14 @@ class ExactJumps(AncestralSampler):
         return min(self.lost(step), largest_sigma(step))
 
     def probability(self, step: Step) -> float:
-        return (step.kappa_next - (1 - self.resampling(step)) * step.kappa) / (1 - step.kappa)
+        return writing_probability(step, self.resampling(step))
 
     def erased(self, step: Step, known: Tensor, generator: torch.Generator) -> Tensor | None:
-        if self.corrector == 0:
-            return None
-        u = torch.rand(known.shape, generator=generator, dtype=torch.float64, device=known.device)
-        return known & (u < self.resampling(step))
+        return None if self.corrector == 0 else chosen(known, self.resampling(step), generator)
 
 
 class BlindExactJumps(ExactJumps):
-    """The same where noise cannot be told from data: all positions may jump, and those that do not may turn to noise."""
+    """The same if noise is not visible: all positions may jump, and those that do not may turn to noise."""
 
     def resampling(self, step: Step) -> float:
         if self.corrector == 0 or step.kappa_next == 1:
@@ -89,7 +86,7 @@ class BlindExactJumps(ExactJumps):
 
 
 class EulerJumps(ExactJumps):
-    """Rates frozen at the start of a step: too few jumps, and what is left is decided in the last step at once."""
+    """Rates frozen at the start of a step. There are too few jumps, and the last step has to fill all that is left."""
 
     def resampling(self, step: Step) -> float:
         if self.corrector == 0 or step.kappa_next == 1:
@@ -103,5 +100,5 @@ class EulerJumps(ExactJumps):
         if step.kappa_next == 1:
             return 1.0
         t, t_next = (torch.tensor(x, dtype=torch.float64) for x in (step.t, step.t_next))
-        # (1 + c) rates over the step are the rate over 1 + c such steps
+        # 1 + c times the rate over a step is the rate over a step 1 + c times as long
         return euler_jump_probability(step.schedule, t, t + (1 + self.strength(step.t)) * (t_next - t)).item()

@@ -1,4 +1,4 @@
-"""When a text ends, and how tokens are drawn where that matters. B batch, L length, V vocabulary, M positions."""
+"""Where a text ends, and draws at masked positions that respect it. B batch, L length, V vocabulary, M positions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Ending:
-    """What the token that ends a text means to a sampler; fields are those options of `MaskedSampler`.
+    """The options of `MaskedSampler` about the token that ends a text; see there.
 
     Raises:
-        ValueError: one of the others without end_id.
+        ValueError: another option is given without end_id.
     """
 
     end_id: TokenId | None = None
@@ -32,7 +32,7 @@ class Ending:
             raise ValueError("sampling.end_penalty, end_last and stop_at_end need sampling.end_id")
 
     def closed(self, tokens: Tensor, masked: Tensor, canvas: Canvas) -> tuple[Tensor, Tensor]:
-        """Tokens and masks (B, L) once what follows a text's end is filled."""
+        """Tokens and masks (B, L) after the rest of each hole behind a text's end is filled, if `stop_at_end`."""
         if not self.stop_at_end:
             return tokens, masked
         ends = canvas.editable & ~masked & (tokens == self.end_id) & (masked.cumsum(1) == 0)
@@ -41,7 +41,7 @@ class Ending:
 
 
 def _behind(events: Tensor, editable: Tensor) -> Tensor:
-    """Positions (B, L) bool of a hole that one of the events in the same hole precedes."""
+    """Positions (B, L) bool that come after an event in the same hole."""
     place = torch.arange(1, events.shape[1] + 1, device=events.device)
     last_event = torch.where(events, place, 0).cummax(1).values
     last_given = torch.where(editable, 0, place).cummax(1).values
@@ -56,7 +56,7 @@ class Offer:
     ending: Ending
 
     def each(self, function: Callable[[slice, Tensor], Result]) -> list[Result]:
-        """function(part, p) of slices of the positions and their probabilities (n, V), before top_k and top_p, float64."""
+        """function(part, p) for slices of the positions, with their probabilities p (n, V) float64 without top_k and top_p."""
         return [function(part, self._probabilities(logits)) for part, logits in self.posterior.whole.logit_chunks()]
 
     def _probabilities(self, logits: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Offer:
         return softmax64(logits)
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Tokens (M,), and the log-probability (M,) of each before top_k and top_p."""
+        """Tokens (M,), and the log-probability (M,) of each without top_k and top_p."""
 
         def drawn(_: slice, p: Tensor) -> tuple[Tensor, Tensor]:
             tokens = draw_from(truncate(p, self.posterior.top_k, self.posterior.top_p), generator)
@@ -76,15 +76,15 @@ class Offer:
         return torch.cat(tokens), torch.cat(found)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
-        """Of tokens (M,), before top_k and top_p."""
+        """Log-probability (M,) of tokens (M,) without top_k and top_p."""
         return torch.cat(self.each(lambda part, p: p.gather(1, tokens[part, None])[:, 0].log()))
 
     def score(self, confidence: Callable[[Tensor], Tensor]) -> Tensor:
-        """confidence(probabilities (n, V)) -> (n,) of each position, in one column (M,)."""
+        """The confidence (M,) in each position's prediction, by a function of probabilities (n, V) to (n,)."""
 
         def scored(_: slice, p: Tensor) -> Tensor:
             values = confidence(p)
-            if self.ending.end_last:  # below every confidence, and above what is not asked
+            if self.ending.end_last:  # below every confidence, and above -inf of positions that are not candidates
                 values = values.masked_fill(p.argmax(-1) == self.ending.end_id, -1e30)
             return values
 

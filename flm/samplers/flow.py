@@ -1,7 +1,7 @@
 """Samplers of the flow from noise to tokens (FLM), on views of the state.
 
-Every update is affine in the state and the predicted point of the simplex (`flm.paths.renoising`). A fixed position's
-prediction is its given token, which keeps the position exactly on its own path (1 - t) noise + t onehot(token) at every step.
+Every update is affine in the state and the predicted point of the simplex (`flm.paths.renoising`). At a given position the
+token replaces the prediction, which keeps the position exactly on its path (1 - t) noise + t onehot(token).
 """
 
 from collections.abc import Callable
@@ -20,10 +20,14 @@ from flm.samplers.policy import Policy, Shaping
 
 
 class FlowDenoiser(Protocol):
-    """What flow samplers ask: the tables it reads, its clock, and a prediction.
+    """What flow samplers call for predictions.
 
-    clock.time maps tau in [0, 1] to physical time and clock.tau back. One with an attribute `clean_given` that is true was
-    trained with given tokens at t = 1 at all times, and samplers show it such; others see them on their path.
+    If it has an attribute `clean_given` that is true, it was trained to read given tokens without noise at all times, and
+    samplers show them so. Otherwise given tokens are on their noised path.
+
+    Attributes:
+        tables: through which it reads the state.
+        clock: `clock.time` maps tau in [0, 1] to physical time, `clock.tau` back.
     """
 
     tables: tuple[Table, ...]
@@ -34,7 +38,7 @@ class FlowDenoiser(Protocol):
 
 @dataclass(frozen=True)
 class Moment:
-    """What a sampler shows after one network evaluation round: index in [0, steps), tau, and the prediction there."""
+    """What a sampler shows after each step: index in [0, steps), tau, and the prediction there."""
 
     index: int
     steps: int
@@ -57,15 +61,15 @@ def check_steps(steps: int) -> None:
 
 @dataclass(frozen=True)
 class Leg:
-    """One step of a sampler of the Gaussian path: what the network is asked, and the next state it leads to (see `renoised`).
+    """One step of a sampler of the Gaussian path (see `renoised`).
 
     Attributes:
-        t, tau: of the state, in physical time and on the clock.
-        tau_to: the end of the jump that a flow map is asked for; others take no notice.
+        t, tau: physical and clock time of the state.
+        tau_to: clock time of the end of a flow map's jump; a denoiser ignores it.
         s: physical time of the next state.
         zeta: standard deviation of its fresh noise.
-        halfway: (t, tau) where Heun's second evaluation is; None: there is none.
-        noise_scale: multiplies the fresh noise; 1 keeps the path's law.
+        halfway: (t, tau) of the second evaluation of Heun's method; None: there is none.
+        noise_scale: multiplies the fresh noise; 1 keeps the path's distribution.
     """
 
     t: float
@@ -78,14 +82,14 @@ class Leg:
 
 
 class StateSampler(Policy):
-    """A sampler that carries a state from noise to tokens in legs; which ones, and towards what, is its subclasses'."""
+    """Base of samplers that carry a state from noise to tokens in `legs`, which subclasses define."""
 
     def legs(self, clock: torch.nn.Module, steps: int, device: torch.device) -> list[Leg]:
-        """One for each step; the last one's end is not read."""
+        """One for each step; the end of the last is not read."""
         raise NotImplementedError
 
     def endpoint(self, posterior: TokenPosterior, tables: tuple[Table, ...], generator: torch.Generator) -> State:
-        """What a prediction says is behind the noise."""
+        """The views of the endpoint e of a step: the prediction's mean, unless overridden."""
         return expected(posterior, tables)
 
     def read(self, posterior: TokenPosterior, generator: torch.Generator) -> Tensor:
@@ -95,7 +99,7 @@ class StateSampler(Policy):
     def reread(
         self, denoiser: FlowDenoiser, canvas: Canvas, tokens: Tensor, tau: float, generator: torch.Generator
     ) -> tuple[TokenPosterior, Tensor]:
-        """As `verified.Rereader` says."""
+        """See `verified.Rereader`."""
         clock = torch.full((len(tokens),), tau, dtype=torch.float32, device=tokens.device)
         state = corrupt(tokens, denoiser.clock.time(clock.double()).float(), denoiser.tables, generator)
         seen = Given(tokens, ~canvas.editable, getattr(denoiser, "clean_given", False)).seen(state, denoiser.tables)
@@ -125,7 +129,7 @@ class StateSampler(Policy):
         on_step: OnStep = None,
         law: Noise | None = None,
     ) -> Tensor:
-        """From a given noise state at t = 0 to tokens (B, L). `law` is that of the noise if it is at hand."""
+        """Tokens (B, L) from a given noise state at t = 0. `law`: noise_for(tables) if already made; None: it is made."""
         check_steps(steps)
         device, tables = canvas.tokens.device, denoiser.tables
         legs = self.legs(denoiser.clock, steps, device)
@@ -153,7 +157,7 @@ class StateSampler(Policy):
                 break
             end = endpoint(posterior)
             if leg.halfway is not None:
-                # the mean of the velocities (D - x) / (1 - t) at both ends, said as the endpoint that it leads to
+                # the endpoint that corresponds to the mean of the velocities (D - x) / (1 - t) at both ends
                 time, tau = leg.halfway
                 ahead = predict(step(state, end, leg.t, time), tau, tau)
                 share = (1 - leg.t) / (1 - time) / 2
@@ -167,7 +171,7 @@ class StateSampler(Policy):
 
 
 class FlowSampler(StateSampler):
-    """Integrates dx/dt = (D_t(x) - x) / (1 - t) on a grid uniform in tau; the last step returns the prediction's arg-max.
+    """Integrates dx/dt = (D_t(x) - x) / (1 - t) on a grid uniform in tau; the arg-max of the last prediction is the sample.
 
     Args:
         solver: "euler" (N network evaluations in N steps) or "heun" (second order, 2N - 1 evaluations).
@@ -188,7 +192,7 @@ class FlowSampler(StateSampler):
         self.churn, self.churn_noise = churn, churn_noise
 
     def legs(self, clock: torch.nn.Module, steps: int, device: torch.device) -> list[Leg]:
-        """Between raised levels: down to a time of the grid, and up to the level above it."""
+        """Each leg goes from a raised noise level to a time of the grid, where the level is raised again."""
         tau = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=device)
         t = clock.time(tau)
         raised, raised_tau = t.clone(), tau.clone()

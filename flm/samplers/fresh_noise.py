@@ -1,4 +1,4 @@
-"""Samplers that may add fresh noise on the way: a flow map's churn, and the exact bridge. B batch, L length."""
+"""Samplers that may add fresh noise in every step: a flow map with churn, and the exact bridge. B batch, L length."""
 
 from typing import Any, Literal
 
@@ -13,13 +13,13 @@ from flm.samplers.flow import Leg, StateSampler
 
 
 class FlowMapSampler(StateSampler):
-    """N jumps on a grid uniform in tau; the last one's point of the simplex gives the tokens by arg-max.
+    """N jumps of a flow map on a grid uniform in tau; the arg-max of the last prediction is the sample.
 
-    Each jump aims beyond the next grid point, at noise level sigma~ = sqrt(1 - gamma^2) sigma, and fresh noise gamma sigma
-    brings the level back to sigma = 1 - t' (arXiv 2602.16813, churn sampler).
+    Each jump goes beyond the next grid time t', to the noise level sqrt(1 - gamma^2) sigma with sigma = 1 - t'. Fresh noise
+    gamma sigma then raises the level to sigma (arXiv 2602.16813, churn sampler).
 
     Args:
-        gamma: 0 deterministic ... 1 denoise fully and noise again, as in consistency sampling.
+        gamma: from 0, deterministic, to 1, where each step denoises fully and noises again, as in consistency sampling.
     """
 
     def __init__(self, gamma: Share = 0.0, **policy: Any):
@@ -36,16 +36,16 @@ class FlowMapSampler(StateSampler):
 
 
 class BridgeSampler(StateSampler):
-    """Draws a token a position from the prediction, and the next state from the noise's exact bridge to them (MCB, arXiv
-    2605.13681); the last tokens drawn are the sample. For one position it is exact in any number of steps; positions are
-    drawn as if independent, which many steps mend and few do not.
+    """In each step, draws a token at every position, and the next state from the exact bridge to them (MCB, arXiv 2605.13681).
 
-    A flow map is asked for its denoiser, delta_{t,t}: other jumps are no distribution of tokens.
+    The last tokens drawn are the sample. For one position it is exact in any number of steps. Several positions are drawn as
+    if independent, an error that many steps make small. A flow map serves as its denoiser delta_{t,t}, since its other jumps
+    do not predict a distribution of tokens.
 
     Args:
-        endpoint: where a step leads, "token" or, with which the noise loses its law, the prediction's "mean".
-        gamma: share in [0, 1] of the new noise's deviation that is fresh: 0 keeps the noise, 1 draws it anew; None: the exact
-            bridge's, which depends on the step.
+        endpoint: of a step: the drawn "token", or the prediction's "mean", with which the noise loses its distribution.
+        gamma: standard deviation of fresh noise relative to that of all new noise, in [0, 1]: 0 keeps the noise, 1 draws it
+            anew; None: that of the exact bridge, which depends on the step.
     """
 
     def __init__(self, endpoint: Literal["token", "mean"] = "token", gamma: Share | None = None, **policy: Any):

@@ -1,8 +1,8 @@
-"""Writing over noise: samplers of discrete paths, which fill the editable positions of a canvas in any order.
+"""Samplers of discrete paths, which write tokens over noise at the editable positions of a canvas, in any order.
 
-When a position is written does not depend on what is predicted, so the network is evaluated only at steps, and on sequences,
-where something is. That is the caching of unchanged states (arXiv 2406.07524) without a cache: states between two
-evaluations are never asked about. It is exact for a network that is told the time, too. B batch, L length, V vocabulary.
+When a position is written does not depend on the prediction. So the network is evaluated only at steps, and on sequences, where
+something is written. This saves as much as caching unchanged states (arXiv 2406.07524), and is exact even for a network
+conditioned on the time. B batch, L length, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,15 +27,19 @@ def _rises(grid: Sequence[float]) -> bool:
 
 
 class DiscreteDenoiser(Protocol):
-    """What these samplers ask: the noise, the schedule they follow, and the prediction of the tokens.
+    """What these samplers call for predictions.
 
-    Called with a state (B, L), its time (B,) and, where a canvas has them, documents (B, L); gives a posterior (B, L) over the
-    V ids of the data. With a mask source it is read at masks alone, but where a sampler says that it is not.
+    It maps a state (B, L), its time (B,) and, if the canvas has them, documents (B, L) to a posterior (B, L) over the V ids of
+    the data. With a mask source the posterior is read only at masks, except where a sampler says otherwise.
 
-    One that can follow the blocks in which a text is written has `block_reader(blocks (B, L), documents, earlier, keep)`: with
-    `earlier` a position sees its own block and those before, with `keep` what is outside the block at hand is computed once
-    a block. It gives a function of tokens (B, L), times (B,), which sequences (B,) bool to bring up to date, and the
-    block's number.
+    A network that can write in blocks also has `block_reader(blocks (B, L), documents, earlier, keep)`. With `earlier` a
+    position sees its own block and those before it; with `keep` everything outside the current block is computed once for
+    each block. It returns a function of tokens (B, L), times (B,), which sequences (B,) bool to evaluate, and the number of
+    the block.
+
+    Attributes:
+        source: of the noise.
+        schedule: kappa(t) that samplers follow.
     """
 
     source: Source
@@ -46,9 +50,11 @@ class DiscreteDenoiser(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One step from t to t_next: the shares of the positions known there, kappa and kappa_next, along a schedule.
+    """One step from t to t_next along a schedule.
 
-    `free` (B,) is how many positions each sequence has to fill in all.
+    Attributes:
+        kappa, kappa_next: shares of known positions at t and t_next.
+        free: (B,) number of positions that each sequence has to fill in this stage.
     """
 
     t: float
@@ -59,13 +65,13 @@ class Step:
     schedule: Schedule
 
     def left(self) -> Tensor:
-        """How many of them (B,) are masked after it, where that is not left to chance."""
+        """How many of `free` (B,) are still masked after the step, for samplers that fix this number."""
         return (self.free * (1 - self.kappa_next)).round().long()
 
 
 @dataclass(frozen=True)
 class CarriedOver:
-    """A prediction that is certain of `known` (B, L) where not `asked` (B, L) (SUBS, arXiv 2406.07524)."""
+    """The posterior where `asked` (B, L), and certainty of the tokens `known` (B, L) elsewhere (SUBS, arXiv 2406.07524)."""
 
     posterior: TokenPosterior
     known: Tensor
@@ -96,18 +102,29 @@ class CarriedOver:
 
 @dataclass(frozen=True)
 class Unmasking(Moment):
-    """After one step: what was predicted in it or last before it, what stands now, and what is still masked (B, L)."""
+    """The moment after one step, with the latest prediction.
+
+    Attributes:
+        so_far: (B, L) tokens after the step.
+        masked: (B, L) bool, what is still masked.
+    """
 
     so_far: Tensor
     masked: Tensor
 
     def tokens(self) -> Tensor:
-        """What is written, and the most probable tokens where nothing is."""
+        """The written tokens, and the most probable ones at masks."""
         return torch.where(self.masked, self.posterior.argmax(), self.so_far)
 
 
 class Reading:
-    """The network's latest prediction for each sequence of a batch, brought up to date where it is asked for."""
+    """The network's latest prediction for each sequence of a batch.
+
+    Attributes:
+        times: (B,) given to the network.
+        tau: how far sampling has come, in [0, 1], for the policy.
+        posterior: the prediction before the policy shapes it; None before the first `read`.
+    """
 
     def __init__(
         self,
@@ -120,11 +137,11 @@ class Reading:
         self.denoiser, self.documents, self.shaping, self.ending = denoiser, canvas.documents, Shaping(policy, canvas), ending
         self.by_block, self.block = by_block, 0
         self.times = torch.zeros(len(canvas.tokens), device=canvas.tokens.device)
-        self.tau = 0.0  # how far sampling has come, for the policy
-        self.posterior: TokenPosterior | None = None  # before the policy
+        self.tau = 0.0
+        self.posterior: TokenPosterior | None = None
 
     def read(self, tokens: Tensor, rows: Tensor) -> None:
-        """Evaluates the network on the sequences `rows` (B,) bool of tokens (B, L) at their times; on all the first time."""
+        """Evaluates the network on the sequences `rows` (B,) bool of tokens (B, L); the first time on all."""
         if self.by_block is not None:
             self.posterior = self.by_block(tokens, self.times, rows, self.block)
             return
@@ -132,33 +149,34 @@ class Reading:
         documents = () if self.documents is None else (self.documents[chosen],)
         found = self.denoiser(tokens[chosen], self.times[chosen], *documents)
         if isinstance(chosen, Tensor):
-            hidden = self.posterior.hidden.clone()  # who was shown the last prediction keeps it
+            hidden = self.posterior.hidden.clone()  # the last prediction may have been given to on_step
             hidden[rows] = found.hidden
             found = replace(found, hidden=hidden)
         self.posterior = found
 
     def at(self, positions: Tensor) -> Offer:
-        """The prediction at the M positions (B, L) bool."""
+        """The prediction, shaped by the policy, at the M positions (B, L) bool."""
         chosen = replace(self.posterior, hidden=self.posterior.hidden[positions][None])
         return Offer(self.shaping(chosen, self.tau, positions), self.ending)
 
 
 class MaskedSampler(Policy):
-    """Base: keeps the books of what is masked, and draws what is written, in float64.
+    """Base of samplers of discrete paths: tracks what is masked, and draws tokens in float64. Subclasses define `written`.
 
-    No mask is left, whatever the number of steps.
+    No mask is left at the end, whatever the number of steps.
 
     Args:
-        grid: where the steps lie: evenly in "time" or in "kappa", or the steps + 1 times themselves, from 0 to 1.
-        block_length: fill the positions in blocks of so many, from left to right, with the steps shared out among the
-            blocks, at least one each; None: all at once.
-        block_sees: what a position sees, "all", or "earlier": its own block and what stands before it.
-        block_cache: what stands outside a block is read in the block's first evaluation only. Exact where block_sees=earlier
-            and the network is told no time, else an approximation.
-        end_id: id of the token that ends a text; None: there is none, and the end_* options must be left out.
-        end_penalty: taken off the logit of end_id, in nats.
-        end_last: positions where end_id is the first choice are the last in an order of confidence (LLaDA, arXiv 2502.09992).
-        stop_at_end: once end_id stands in a hole, with no mask before it, the rest of the hole is filled with it.
+        grid: of the steps: even in "time" or in "kappa", or the steps + 1 times themselves, from 0 to 1.
+        block_length: fill the positions in blocks of this many, from left to right. The steps are divided among the blocks, at
+            least one for each. None: all at once.
+        block_sees: what a position sees: "all", or "earlier": its own block and everything before it.
+        block_cache: read what is outside a block only in the block's first evaluation. Exact if block_sees=earlier and the
+            network does not depend on the time, else an approximation.
+        end_id: id of the token that ends a text; None: there is none, and the other end options must be left out.
+        end_penalty: subtracted from the logit of end_id, in nats.
+        end_last: positions where end_id is the most probable token come last in an order of confidence (LLaDA, arXiv
+            2502.09992).
+        stop_at_end: once a hole has end_id with no mask before it, the rest of the hole is filled with it.
     """
 
     def __init__(
@@ -196,7 +214,7 @@ class MaskedSampler(Policy):
             for i in range(count):
                 step = Step(times[i], times[i + 1], shares[i], shares[i + 1], free, schedule)
                 reading.times = torch.full_like(reading.times, times[i])
-                if len(stages) > 1:  # a network is told how much of the whole is known
+                if len(stages) > 1:  # the network's time is that of the whole canvas, not of the block
                     reading.times = schedule.inverse((before + shares[i] * part.sum(1)).double() / all_free).float()
                 reading.tau = times[i] if len(stages) == 1 else (stage + times[i]) / len(stages)
                 reading.shaping.stands(tokens, ~masked if source.visible else None)
@@ -218,7 +236,7 @@ class MaskedSampler(Policy):
     def reread(
         self, denoiser: DiscreteDenoiser, canvas: Canvas, tokens: Tensor, tau: float, generator: torch.Generator
     ) -> tuple[TokenPosterior, Tensor]:
-        """As `verified.Rereader` says; masks alone are read, and all positions where noise cannot be told."""
+        """See `verified.Rereader`. Read are the masks, or all editable positions if noise is not visible."""
         kappa = denoiser.schedule.kappa(torch.tensor(tau, dtype=torch.float64)).item()
         noisy = canvas.editable & (torch.rand(tokens.shape, generator=generator, device=tokens.device) >= kappa)
         state = torch.where(noisy, denoiser.source.sample(tokens, generator), tokens)
@@ -227,7 +245,7 @@ class MaskedSampler(Policy):
         return denoiser(state, t, *documents), noisy if denoiser.source.visible else canvas.editable
 
     def stages(self, canvas: Canvas, steps: int) -> list[tuple[Tensor, int]]:
-        """Positions (B, L) bool that are filled together, and the steps that takes, in order."""
+        """The blocks in order: positions (B, L) bool that are filled together, and the number of steps for it."""
         if self.block_length is None:
             return [(canvas.editable, steps)]
         block = self._blocks(canvas)
@@ -236,7 +254,7 @@ class MaskedSampler(Policy):
         return [(canvas.editable & (block == b), max(1, share)) for b, share in enumerate(shares)]
 
     def _blocks(self, canvas: Canvas) -> Tensor:
-        """(B, L) the block of each position; given ones belong to what is before them, -1 if nothing is."""
+        """(B, L) the block of each position; a given one is in the block before it, or -1 if there is none."""
         return (canvas.editable.cumsum(1) - 1) // (self.block_length or canvas.tokens.shape[1])
 
     def _by_block(self, denoiser: DiscreteDenoiser, canvas: Canvas) -> Callable[..., TokenPosterior] | None:
@@ -247,7 +265,7 @@ class MaskedSampler(Policy):
         return denoiser.block_reader(self._blocks(canvas), canvas.documents, self.block_sees == "earlier", self.block_cache)
 
     def kappas(self, schedule: Schedule, steps: int) -> Tensor:
-        """Share of the positions known at each of the times, (steps + 1,) float64 on the CPU; 1 at the last."""
+        """Share of known positions at each time of the grid, (steps + 1,) float64 on the CPU; 1 at the last."""
         if not isinstance(self.grid, str):
             if len(self.grid) != steps + 1:
                 raise ValueError(f"sampling.grid has {len(self.grid)} times: sampling.steps must be {len(self.grid) - 1}")
@@ -258,10 +276,10 @@ class MaskedSampler(Policy):
     def advance(
         self, step: Step, reading: Reading, tokens: Tensor, asked: Tensor, part: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens after one step, which positions (B, L) bool it has written, and which turn to noise; None: none ever.
+        """Tokens after one step, which positions (B, L) bool it wrote, and which become noise; None: this sampler erases none.
 
         Args:
-            asked: (B, L) bool, what may be written; after a source that is not visible, all of `part`.
+            asked: (B, L) bool, what may be written; all of `part` if noise is not visible.
             part: (B, L) bool, what this stage fills.
         """
         written = self.written(step, reading, tokens, asked, generator)
@@ -271,18 +289,18 @@ class MaskedSampler(Policy):
         return tokens, written, self.erased(step, known, generator)
 
     def written(self, step: Step, reading: Reading, tokens: Tensor, masked: Tensor, generator: torch.Generator) -> Tensor:
-        """Which of the masks (B, L) bool are written now; the sequences where there are any have been read."""
+        """Which of the masks (B, L) bool are written now. It must have called `reading.read` for sequences with any."""
         raise NotImplementedError
 
     def erased(self, step: Step, known: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Which of the positions that were `known` (B, L) bool before the step are noise again; None: none ever."""
+        """Which positions that were `known` (B, L) bool before the step become noise; None: this sampler erases none."""
         return None
 
 
 class AncestralSampler(MaskedSampler):
-    """The diffusion run backwards: each mask is written with the exact transition's probability, independently.
+    """The reverse diffusion: each mask is written, independently, with the probability of the exact transition.
 
-    At most one network evaluation a step, and at most as many as the batch has positions to fill.
+    There is at most one network evaluation per step, and at most as many as the batch has positions to fill.
     """
 
     def written(self, step: Step, reading: Reading, tokens: Tensor, masked: Tensor, generator: torch.Generator) -> Tensor:
@@ -294,4 +312,5 @@ class AncestralSampler(MaskedSampler):
         return written
 
     def probability(self, step: Step) -> float:
+        """That a mask is written in this step."""
         return jump_probability(step.kappa, step.kappa_next)

@@ -10,12 +10,12 @@ from flm.samplers.masked import MaskedSampler, Reading, Step
 
 
 def top_probability(p: Tensor) -> Tensor:
-    """How sure a prediction (n, V) is: the probability of its first choice."""
+    """The largest of the probabilities (n, V)."""
     return p.amax(-1)
 
 
 def top_margin(p: Tensor) -> Tensor:
-    """How far its first choice is ahead of its second (arXiv 2502.06768)."""
+    """The difference of the two largest probabilities (arXiv 2502.06768)."""
     first, second = p.topk(2, dim=-1).values.unbind(-1)
     return first - second
 
@@ -29,7 +29,7 @@ CONFIDENCES = {"top_probability": top_probability, "top_margin": top_margin, "lo
 
 
 class OrderSampler(MaskedSampler):
-    """Base: writes as many positions a step as the schedule says, those with the largest `values` first."""
+    """Base of samplers that write a fixed number of positions per step, by the schedule, those with the largest `values`."""
 
     def written(self, step: Step, reading: Reading, tokens: Tensor, masked: Tensor, generator: torch.Generator) -> Tensor:
         quota = self.quota(step, masked)
@@ -40,7 +40,7 @@ class OrderSampler(MaskedSampler):
         asked = masked & rows[:, None]
         values = self.values(reading, asked, generator)
         found = torch.full(masked.shape, -torch.inf, device=masked.device, dtype=values.dtype)
-        found[asked] = values.nan_to_num(neginf=torch.finfo(values.dtype).min)  # above what is not asked, however unsure
+        found[asked] = values.nan_to_num(neginf=torch.finfo(values.dtype).min)  # above -inf of other positions
         return self.chosen(found, asked, quota)
 
     def quota(self, step: Step, masked: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class OrderSampler(MaskedSampler):
         return masked.sum(1) - step.left()
 
     def values(self, reading: Reading, asked: Tensor, generator: torch.Generator) -> Tensor:
-        """Of each of the M positions asked (B, L) bool, the higher the earlier; (M,) float64."""
+        """A value (M,) float64 for each of the M positions `asked` (B, L) bool; the highest are written first."""
         raise NotImplementedError
 
     def chosen(self, values: Tensor, asked: Tensor, quota: Tensor) -> Tensor:
@@ -57,15 +57,15 @@ class OrderSampler(MaskedSampler):
 
 
 class ConfidenceSampler(OrderSampler):
-    """Writes where the prediction is surest first (arXiv 2202.04200).
+    """Writes the positions with the most confident predictions first (arXiv 2202.04200).
 
-    With one position a step every order is exact for an exact posterior; with more, sure positions depend less on each
-    other. A real network's order of confidence changes what is sampled, and takes diversity for quality.
+    With one position per step every order is exact for an exact posterior. With more, confident positions depend less on each
+    other. For a real network the order of confidence changes the distribution of samples: less diversity, more quality.
 
     Args:
-        confidence: a key of CONFIDENCES; measured at the sampler's temperature (1 where that is 0), before top_k and top_p.
-        order_temperature: of the order: positions are drawn without replacement, with probabilities proportional to
-            exp(confidence / order_temperature); 0: the surest.
+        confidence: a key of CONFIDENCES, measured at the sampler's temperature (1 if that is 0), without top_k and top_p.
+        order_temperature: positions are drawn without replacement with probabilities proportional to
+            exp(confidence / order_temperature); 0: always the most confident ones.
     """
 
     def __init__(self, confidence: str = "top_probability", order_temperature: Bounded = 0.0, **options: Any):
@@ -74,27 +74,27 @@ class ConfidenceSampler(OrderSampler):
 
     def values(self, reading: Reading, asked: Tensor, generator: torch.Generator) -> Tensor:
         values = reading.at(asked).score(self.confidence)
-        if self.order_temperature > 0:  # the largest of values with Gumbel noise are such a draw
+        if self.order_temperature > 0:  # Gumbel top-k: the largest values plus noise are such a draw
             u = torch.rand(values.shape, generator=generator, dtype=values.dtype, device=values.device)
             values = values / self.order_temperature - (-u.clamp_min(1e-300).log()).log()
         return values
 
 
 class RandomOrderSampler(OrderSampler):
-    """As many positions a step, in random order: ancestral sampling with the number of masks not left to chance."""
+    """Writes positions in random order: ancestral sampling with a fixed number of positions per step."""
 
     def values(self, reading: Reading, asked: Tensor, generator: torch.Generator) -> Tensor:
         return torch.rand(int(asked.sum()), generator=generator, dtype=torch.float64, device=asked.device)
 
 
 class ThresholdSampler(OrderSampler):
-    """Every mask whose first choice is at least so probable is written, and at least one, and what the schedule says.
+    """Writes every mask whose most probable token reaches a threshold, and at least as many as the schedule says and one.
 
-    Fast-dLLM (arXiv 2505.22618). With as many steps as positions the schedule asks for one a step, and the fewer evaluations
-    are made the surer the network is.
+    Fast-dLLM (arXiv 2505.22618). With as many steps as positions the schedule asks for one per step, and a confident network
+    needs fewer evaluations than that.
 
     Args:
-        threshold: the probability from which a first choice is written at once.
+        threshold: probability from which a position is written at once.
     """
 
     def __init__(self, threshold: Share = 0.9, **options: Any):
@@ -112,7 +112,7 @@ class ThresholdSampler(OrderSampler):
 
 
 class DrawnConfidenceSampler(MaskedSampler):
-    """Draws all masks and keeps the draws that were most probable; the others are masks again (LLaDA, arXiv 2502.09992)."""
+    """Draws all masks, and keeps the most probable draws; the others are masked again (LLaDA, arXiv 2502.09992)."""
 
     def advance(
         self, step: Step, reading: Reading, tokens: Tensor, asked: Tensor, part: Tensor, generator: torch.Generator
@@ -131,17 +131,17 @@ class DrawnConfidenceSampler(MaskedSampler):
         return tokens.masked_scatter(asked, drawn).where(asked & ~low, tokens), asked & ~low, known & low
 
     def question(self, score: Tensor, reading: Reading, tokens: Tensor, known: Tensor) -> None:
-        """Scores (B, L) of what is `known` (B, L) bool, in place; infinite: it stays."""
+        """Sets the scores (B, L) of `known` positions (B, L) bool in place. At infinity, as before the call, they stay."""
 
 
 class PathPlanningSampler(DrawnConfidenceSampler):
-    """The same where what is written is in question too: P2 with self-planning (arXiv 2502.03540).
+    """The same, where written tokens may be masked again too: P2 with self-planning (arXiv 2502.03540).
 
-    It reads the prediction at positions that are not masked, about which the losses of a mask source say nothing: what a
-    network predicts there is chance, unless it was trained to.
+    It reads predictions at positions that are not masked. The losses of a mask source do not train these, so they are
+    arbitrary unless the network was trained for them otherwise.
 
     Args:
-        eta: multiplies the log-probability of what is written: above 1 more of it is masked again, 0: none.
+        eta: multiplies the log-probability of written tokens: above 1 more of them are masked again; 0: none are.
     """
 
     def __init__(self, eta: NonNegative = 1.0, **options: Any):

@@ -1,11 +1,12 @@
-"""Masked diffusion that takes back what it wrote (ReMDM, arXiv 2503.00307).
+"""Masked diffusion that masks written tokens again (ReMDM, arXiv 2503.00307).
 
 In a step from kappa to kappa' each written token is masked again with probability sigma, and each mask is written with
+probability
 
     (kappa' - (1 - sigma) kappa) / (1 - kappa),
 
-so that a position is known with probability kappa' after it, whatever sigma: no token need be final before the last step,
-and more steps go on improving a text. sigma may be at most min(1, (1 - kappa') / kappa), which is 0 in the last step.
+so that after it a position is known with probability kappa', for any sigma. No token is final before the last step, so more
+steps can go on improving a text. sigma is at most min(1, (1 - kappa') / kappa), which is 0 in the last step.
 """
 
 from typing import Any
@@ -19,14 +20,26 @@ from flm.samplers.masked import AncestralSampler, Step
 
 
 def largest_sigma(step: Step) -> float:
+    """The largest sigma for which masks can make up for what is masked again."""
     return min(1.0, (1 - step.kappa_next) / step.kappa) if step.kappa > 0 else 1.0
 
 
+def writing_probability(step: Step, sigma: float) -> float:
+    """The probability with which each mask is written, see the module."""
+    return (step.kappa_next - (1 - sigma) * step.kappa) / (1 - step.kappa)
+
+
+def chosen(positions: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Each of the positions (B, L) bool with this probability, independently."""
+    u = torch.rand(positions.shape, generator=generator, dtype=torch.float64, device=positions.device)
+    return positions & (u < probability)
+
+
 class RemaskingSampler(AncestralSampler):
-    """sigma = min(remasking, its largest value): "cap" in the paper.
+    """sigma = min(remasking, its largest value), "cap" in the paper.
 
     Args:
-        remasking: probability that what is written is masked again in a step; 0 is ancestral sampling.
+        remasking: probability that a written token is masked again in a step; 0 is ancestral sampling.
     """
 
     def __init__(self, remasking: Share = 0.02, **options: Any):
@@ -37,25 +50,24 @@ class RemaskingSampler(AncestralSampler):
         return min(self.remasking, largest_sigma(step))
 
     def probability(self, step: Step) -> float:
-        return (step.kappa_next - (1 - self.sigma(step)) * step.kappa) / (1 - step.kappa)
+        return writing_probability(step, self.sigma(step))
 
     def erased(self, step: Step, known: Tensor, generator: torch.Generator) -> Tensor | None:
-        u = torch.rand(known.shape, generator=generator, dtype=torch.float64, device=known.device)
-        return known & (u < self.sigma(step))
+        return chosen(known, self.sigma(step), generator)
 
 
 class RescaledRemaskingSampler(RemaskingSampler):
-    """sigma = remasking * its largest value: "rescale" in the paper."""
+    """sigma = remasking * its largest value, "rescale" in the paper."""
 
     def sigma(self, step: Step) -> float:
         return self.remasking * largest_sigma(step)
 
 
 class LoopingSampler(RemaskingSampler):
-    """Fills most positions, then masks and writes again for a while with as many known, then fills the rest: "loop".
+    """Fills most positions, then masks and writes again at a constant share of known ones, then fills the rest; "loop".
 
-    The share of known positions is LOOP_SHARE in the middle part of the steps, from LOOP_START to LOOP_END of them, and
-    changes linearly before and after it, where nothing is masked again.
+    The share of known positions is LOOP_SHARE between the fractions LOOP_START and LOOP_END of the steps. It grows linearly
+    before and after, where nothing is masked again.
     """
 
     LOOP_START, LOOP_END, LOOP_SHARE = 0.45, 0.95, 0.9

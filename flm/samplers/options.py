@@ -1,4 +1,4 @@
-"""Options of an algorithm's sampler, checked against the signature of the sampler they choose."""
+"""Options of samplers, checked against the signature of the sampler that they choose."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -18,11 +18,11 @@ class _Algorithm(Protocol):
 
 
 class Without:
-    """A class of samplers where some of its options mean nothing.
+    """A class of samplers without some of its options, where these would have no meaning.
 
     Args:
         kind: the class, or a partial of it.
-        names: of the options that it is not given.
+        names: of the options that are not allowed.
     """
 
     def __init__(self, kind: Callable[..., Any], *names: str):
@@ -38,8 +38,8 @@ def sampler_for(algorithm: _Algorithm, options: Mapping[str, Any], path: str = "
     """The sampler of an algorithm with the given options.
 
     Args:
-        options: without those that are left to the sampler.
-        path: of the options in errors: "sampling", or empty for bare names.
+        options: those that the user sets.
+        path: prefix of options in errors, as "sampling"; "": bare names.
 
     Raises:
         ValueError: there is no such option or solver, a value is out of range, or options contradict each other.
@@ -47,14 +47,17 @@ def sampler_for(algorithm: _Algorithm, options: Mapping[str, Any], path: str = "
     check_options(algorithm, options, path)
     try:
         return algorithm.sampler(**options)
-    except TypeError as error:  # of an algorithm with a method of its own
+    except TypeError as error:  # from an algorithm that overrides `sampler`
         raise ValueError(f"{path or 'sampler'}: no such option for {type(algorithm).__name__}: {error}") from error
 
 
 def check_options(algorithm: _Algorithm | type, options: Mapping[str, Any], path: str = "") -> None:
-    """Raises ValueError unless each option is one of the chosen sampler's and in range. An algorithm's class will do."""
+    """Raises ValueError unless each option belongs to the chosen sampler and is in range.
+
+    `algorithm` may also be a class; then token ids are not compared with the vocabulary.
+    """
     solvers = algorithm.samplers
-    if not solvers:  # it makes its sampler itself, and is asked
+    if not solvers:  # it overrides `sampler`, which checks its own options
         return
     prefix = f"{path}." if path else ""
     options = dict(options)
@@ -72,7 +75,7 @@ def check_options(algorithm: _Algorithm | type, options: Mapping[str, Any], path
 
 
 def _check_tokens(sampler: Callable[..., Any], options: Mapping[str, Any], vocab_size: int, prefix: str) -> None:
-    """Raises ValueError for the id of a token that the model does not have, and where no token is left."""
+    """Raises ValueError for a token id beyond the vocabulary, and if all tokens are suppressed."""
     parameters, never = signature_of(sampler).parameters, set[int]()
     for name, value in options.items():
         if names_tokens(parameters[name].annotation):

@@ -1,11 +1,12 @@
-"""How predictions are shaped before anything is drawn or read from them: the same options for every sampler.
+"""Options that shape predictions before anything is drawn or read from them, the same for every sampler.
 
-On every posterior, wherever it goes (a draw, an arg-max, the mean that moves a flow), in the order of arXiv 2609.35553 (K.5):
+They apply to every posterior, whether for a draw, an arg-max or the mean that moves a flow, in the order of arXiv 2609.35553
+(K.5):
 
     logits / T(tau)  -  lambda log(1 + count)  ->  top_k  ->  top_p,     T(tau) = T_end + (T - T_end) (1 - tau)^1.5
 
-with `count` how often the token stands in the sequence now. The penalty is one row of V numbers a sequence, added chunk by
-chunk. B batch, L length, V vocabulary, N positions.
+where `count` is how often the token is in the sequence now. The penalty is V numbers for each sequence, added chunk by chunk.
+B batch, L length, V vocabulary, N positions.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from flm.ranges import Bounded, Count, PositiveShare, TokenId
 from flm.samplers.canvas import Canvas
 
 ANNEALING_POWER = 1.5
-COLDEST = 1e-20  # a lower temperature counts as this: all mass is on the largest logit already, and none overflows
+COLDEST = 1e-20  # lowest temperature: all mass is on the largest logit already, and nothing overflows
 Prediction = TypeVar("Prediction")
 
 
@@ -28,15 +29,14 @@ class Policy:
     """Base of samplers: the options that all of them have.
 
     Args:
-        temperature: divides the logits; 0: all mass is on the most probable token, no draw is left to chance (and the
-            penalty below weighs as at 1).
-        temperature_end: the temperature where the text is finished (tau = 1), `temperature` then being that of noise (tau =
-            0); between them temperature_end + (temperature - temperature_end) (1 - tau)^1.5. None: the same throughout.
-        frequency_penalty: takes frequency_penalty * log(1 + count) nats off the logit of a token that stands `count` times in
-            the sequence now, given tokens included; where a state is no tokens, in the most probable ones of the
-            prediction before.
+        temperature: divides the logits; 0: the most probable token has all mass, and the penalty below counts as at 1.
+        temperature_end: the temperature at tau = 1, where `temperature` is that at tau = 0; in between it is temperature_end +
+            (temperature - temperature_end) (1 - tau)^1.5. None: `temperature` throughout.
+        frequency_penalty: frequency_penalty * log(1 + count) nats are subtracted from the logit of a token that is in the
+            sequence `count` times, given tokens included. Where a state has no tokens, the arg-max of the last prediction
+            is counted.
         top_k: keep the k most probable tokens; None: all.
-        top_p: keep the fewest most probable tokens whose mass, at this temperature and within top_k, reaches this share in
+        top_p: of these, keep the fewest most probable ones whose share of the mass, at this temperature, reaches top_p in
             (0, 1]; None: all.
         suppress: ids that are never drawn.
         begin_suppress: ids that are not drawn at the first position of a hole.
@@ -57,14 +57,14 @@ class Policy:
         self.suppress, self.begin_suppress = tuple(suppress), tuple(begin_suppress)
 
     def temperature_at(self, tau: float) -> float:
-        """tau in [0, 1], from noise to text."""
+        """The temperature at tau in [0, 1], from noise to text."""
         if self.temperature_end == self.temperature:
             return self.temperature
         return self.temperature_end + (self.temperature - self.temperature_end) * max(0.0, 1 - tau) ** ANNEALING_POWER
 
     @property
     def is_plain(self) -> bool:
-        """Whether predictions are left as they are."""
+        """Whether predictions are not changed at all."""
         untouched = self.temperature == self.temperature_end == 1 and self.top_k is None and self.top_p is None
         return untouched and not self.moves_logits
 
@@ -74,40 +74,40 @@ class Policy:
 
 
 class Shaping:
-    """A policy at work on a canvas: knows which tokens stand, and shapes predictions by them."""
+    """A policy applied to a canvas: tracks the tokens of the sequences, and shapes predictions."""
 
     def __init__(self, policy: Policy, canvas: Canvas):
         self.policy, self.canvas = policy, canvas
         self._tokens, self._known = canvas.tokens, ~canvas.editable
 
     def stands(self, tokens: Tensor, known: Tensor | None = None) -> None:
-        """What the sequence is now: tokens (B, L) where `known` (B, L) bool; None: everywhere."""
+        """Sets the current tokens (B, L), which count where `known` (B, L) bool; None: everywhere."""
         self._tokens = tokens
         self._known = torch.ones_like(self.canvas.editable) if known is None else known | ~self.canvas.editable
 
     def guessed(self, posterior: TokenPosterior) -> None:
-        """The same of a state that is no tokens, from the latest prediction (B, L); costs nothing where nobody counts."""
+        """Sets the current tokens to the arg-max of a prediction (B, L), for states without tokens, if they are counted."""
         if self.policy.frequency_penalty > 0:
             self.stands(self.canvas.fill(posterior.argmax()))
 
     def counts(self, vocab_size: int) -> Tensor:
-        """How often each token stands in each sequence, (B, V) float64."""
-        tokens, known = self._tokens.clamp(max=vocab_size - 1), self._known.double()  # a mask beyond V is not known
+        """How often each token is in each sequence, (B, V) float64."""
+        tokens, known = self._tokens.clamp(max=vocab_size - 1), self._known.double()  # masks, beyond V, are not known
         return torch.zeros(len(tokens), vocab_size, dtype=torch.float64, device=tokens.device).scatter_add_(1, tokens, known)
 
     def __call__(self, posterior: Prediction, tau: float, at: Tensor | None = None) -> Prediction:
-        """A prediction shaped for its moment.
+        """The prediction, shaped.
 
         Args:
-            posterior: of all positions (B, L), or of the `at` ones one after the other; under a plain policy anything.
+            posterior: of all positions (B, L), or of the positions `at`, in order; with a plain policy, any object.
             tau: in [0, 1], from noise to text.
-            at: (B, L) bool.
+            at: (B, L) bool; None: all.
         """
         policy = self.policy
         if policy.is_plain:
             return posterior
         temperature = policy.temperature_at(tau)
-        greedy = temperature == 0  # one token is left, by its logit: nothing is divided by zero
+        greedy = temperature == 0  # top_k = 1 then, so nothing is divided by zero
         found = posterior if greedy or temperature == 1 else posterior.tempered(max(temperature, COLDEST))
         if policy.moves_logits:
             found = replace(found, offset=self._offset(found, at))
@@ -117,7 +117,7 @@ class Shaping:
     def _offset(self, posterior: TokenPosterior, at: Tensor | None) -> "LogitOffset":
         policy, editable, vocab_size = self.policy, self.canvas.editable, posterior.vocab_size
         if policy.frequency_penalty > 0:
-            # offsets stand before the temperature, the penalty behind it
+            # an offset is divided by the temperature, the penalty must not be
             less = self.counts(vocab_size).log1p() * (policy.frequency_penalty * posterior.temperature)
         else:
             less = torch.zeros(len(editable), vocab_size, dtype=torch.float64, device=editable.device)
@@ -134,11 +134,11 @@ class Shaping:
 
 @dataclass(frozen=True)
 class LogitOffset:
-    """What a policy adds to logits: an `Offset` of N positions.
+    """The `Offset` that a policy adds to the logits of N positions.
 
     Attributes:
-        base: what was added before.
-        less: (B, V) taken off.
+        base: an offset that is added too; None: none.
+        less: (B, V) subtracted.
         rows: (N,) the sequence of each position.
         begins: (N,) bool, where the tokens `forbidden` are impossible; None: nowhere.
     """

@@ -1,4 +1,4 @@
-"""How far generation is: one bar over all batches and their steps, on standard error where that is a terminal or a notebook."""
+"""A progress bar over all batches and steps of a generation, on standard error if that is a terminal or a notebook."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from flm.samplers.flow import Moment, OnStep
 
 @contextmanager
 def progress_bar(is_shown: bool, batches: int, on_step: OnStep) -> Iterator[Callable[[int], OnStep]]:
-    """Gives what to pass a sampler as `on_step` for a batch of this number: the bar's, and behind it the one given here."""
+    """Gives a function from the number of a batch to its `on_step`, which moves the bar and calls the `on_step` given here."""
     if not is_shown:
         yield lambda batch: on_step
         return

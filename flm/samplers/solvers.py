@@ -44,10 +44,10 @@ _MASK: Solvers = {
     "remask_rescale": RescaledRemaskingSampler,
     "remask_loop": LoopingSampler,
 }
-BLOCK_SOLVERS = _verifiable(_MASK)  # for networks that read by blocks
+BLOCK_SOLVERS = _verifiable(_MASK)  # for networks with a `block_reader`
 _OF_BLOCKS = ("block_sees", "block_cache")
 MASK_SOLVERS = _verifiable({name: Without(kind, *_OF_BLOCKS) for name, kind in _MASK.items()})
-# for a source that cannot be told from data, where nothing can go by masks
+# for a source whose noise is not visible, so that there are no masks
 JUMP_SOLVERS = _verifiable(
     {
         name: Without(kind, "block_length", *_OF_BLOCKS, "end_last", "stop_at_end")

@@ -1,9 +1,10 @@
-"""Verify by noising again: of several candidates, the one that its own model restores best (arXiv 2606.29150, first version).
+"""Verification by noising again: keeps, of several candidates, the one that its own model restores best.
 
-A text is noised to a place of the clock and predicted from there; its drift is the mean cross-entropy of its tokens under that
-prediction. Where there is one right answer, right ones drift least. Where there is none, drift favours what is frequent: best
-of two under the exact model of one token of law (0.5, 0.3, 0.2) has the law (0.66, 0.24, 0.10), with eight draws (0.74, 0.21,
-0.05). So it is for answers to one prompt, and no score of open text. B batch, L length.
+After arXiv 2606.29150, first version. A text is noised to some clock time and predicted from there. Its drift is the mean
+cross-entropy of its tokens under that prediction. If a question has one right answer, right answers drift least. If it has
+none, drift favours frequent texts: for one token with probabilities (0.5, 0.3, 0.2) and the exact model, the best of two has
+probabilities (0.66, 0.24, 0.10), and with eight draws (0.74, 0.21, 0.05). So use it for answers to a prompt, and not as a score
+of open text. B batch, L length.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from flm.schema import merged
 
 
 class Rereader(Protocol):
-    """A sampler that can look at what it wrote."""
+    """A sampler that can predict a finished text from its noised self."""
 
     def __call__(
         self, denoiser: Any, canvas: Canvas, steps: int, generator: torch.Generator, on_step: OnStep = None
@@ -30,23 +31,25 @@ class Rereader(Protocol):
     def reread(
         self, denoiser: Any, canvas: Canvas, tokens: Tensor, tau: float, generator: torch.Generator
     ) -> tuple[TokenPosterior, Tensor]:
-        """The unshaped prediction (B, L) from tokens noised to tau, given ones as the sampler shows them, and where it is
-        to be held against them, (B, L) bool."""
+        """The prediction (B, L), not shaped by a policy, from tokens noised to tau, and which positions count, (B, L) bool.
+
+        Given tokens are shown as in sampling.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Options of verifying.
+    """Options of verification.
 
     Args:
-        candidates: texts made for each one that is kept, the one whose drift is least; 1: as it comes, nothing is verified.
-        verify_tau: where on the clock candidates are noised to.
-        verify_draws: noises of each candidate, one network evaluation each.
-        accept_below: no more candidates for a text once one drifts less, nats per token; None: all are made.
+        candidates: texts made for each that is kept, which is the one with the least drift; 1: no verification.
+        verify_tau: clock time that candidates are noised to.
+        verify_draws: noise draws for each candidate, with one network evaluation each.
+        accept_below: nats per token; once a candidate drifts less, it is kept without making more. None: all are made.
 
     Raises:
-        ValueError: one of the others where there is one candidate.
+        ValueError: another option is given with candidates=1.
     """
 
     candidates: Count = 1
@@ -61,15 +64,17 @@ class Verification:
 
 
 class Verified:
-    """Any sampler that can reread, run several times. A batch is sampled until each of its texts is accepted."""
+    """A sampler that is run several times. A batch is sampled again until each of its texts is accepted."""
 
     def __init__(self, sampler: Rereader, options: Verification):
         self.sampler, self.options = sampler, options
 
     @torch.no_grad()
     def __call__(self, denoiser: Any, canvas: Canvas, steps: int, generator: torch.Generator, on_step: OnStep = None) -> Tensor:
-        """`on_step` is shown the first candidate, and at each evaluation after it that one's last moment again: who watches may
-        end the run by raising."""
+        """`on_step` gets the moments of the first candidate, and then its last moment again at each further evaluation.
+
+        So it can end the run at any time by raising.
+        """
         options, kept = self.options, canvas.tokens
         best = torch.full((len(kept),), torch.inf, dtype=torch.float64, device=kept.device)
         shown = None if on_step is None else _Shown(on_step)
@@ -77,12 +82,10 @@ class Verified:
             watch = shown if number == 0 or shown is None else shown.again
             tokens = self.sampler(denoiser, canvas, steps, generator, watch)
             found = self.drift(denoiser, canvas, tokens, generator, None if shown is None else shown.again)
-            is_open = (
-                best >= options.accept_below if options.accept_below is not None else torch.ones_like(best, dtype=torch.bool)
-            )
-            better = is_open & ((found < best) | (number == 0))
+            limit = -torch.inf if options.accept_below is None else options.accept_below
+            better = (best >= limit) & ((found < best) | (number == 0))
             kept, best = torch.where(better[:, None], tokens, kept), torch.where(better, found, best)
-            if options.accept_below is not None and bool((best < options.accept_below).all()):
+            if bool((best < limit).all()):
                 break
         return kept
 
@@ -94,9 +97,10 @@ class Verified:
         generator: torch.Generator,
         after_each: Callable[[], None] | None = None,
     ) -> Tensor:
-        """(B,) mean nats of the tokens under predictions from their noised selves; 0 where nothing was noised.
+        """Mean nats (B,) of the tokens under predictions from their noised selves; 0 if no position counts.
 
-        after_each: called after each prediction.
+        Args:
+            after_each: called after each prediction.
         """
         nats = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
         count = torch.zeros_like(nats)
@@ -110,7 +114,7 @@ class Verified:
 
 
 class _Shown:
-    """What `on_step` has seen last."""
+    """Calls `on_step`, and remembers the last moment to call it again."""
 
     def __init__(self, on_step: Callable[[Moment], None]):
         self.on_step = on_step
@@ -126,13 +130,13 @@ class _Shown:
 
 
 class Verifiable:
-    """A class of samplers that can reread, with the options of verifying beside its own.
+    """A class of samplers with the options of `Verification` beside its own.
 
     Args:
         kind: the class, or a partial of it.
     """
 
-    also = Verification  # whose options it takes too
+    also = Verification  # a class whose options it takes too
 
     def __init__(self, kind: Callable[..., Rereader]):
         self.kind = kind

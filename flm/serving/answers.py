@@ -1,4 +1,4 @@
-"""From rows of token ids to what OpenAI's interface answers, whole or as server-sent events. L length."""
+"""Answers in the format of OpenAI's interface, whole or as server-sent events, made from rows of token ids."""
 
 import json
 import time
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flm.data.tokenizers import Tokenizer
-from flm.serving.jobs import Pieces
+from flm.samplers.canvas import Pieces
 
 
 def sent(content: dict[str, Any] | str) -> bytes:
@@ -28,11 +28,11 @@ class Answer:
     """How the rows of one prompt become choices.
 
     Attributes:
-        kind: "text_completion" or "chat.completion".
-        pieces: what was given and what was to be filled.
-        first: number of its first choice.
-        stops: texts at which an answer is cut.
-        echo: the prompt stands before it.
+        kind: "text_completion", "chat.completion" or "infill".
+        pieces: given tokens and lengths of holes.
+        first: index of its first choice.
+        stops: texts before which an answer is cut.
+        echo: put the prompt before the answer.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Answer:
 
     @property
     def _hole(self) -> tuple[int, int]:
-        """Where the first hole lies: start and end."""
+        """Start and end of the first hole."""
         start = 0
         for piece in self.pieces:
             if isinstance(piece, int):
@@ -55,7 +55,7 @@ class Answer:
         raise AssertionError("a request without a hole")
 
     def text(self, row: Sequence[int]) -> tuple[str, str, int]:
-        """Of the first hole: its text up to its end, why it ended ("stop" or "length"), and its tokens."""
+        """The text in the first hole up to its end, why it ended ("stop" or "length"), and its number of tokens."""
         start, end = self._hole
         ids, ended = list(row[start:end]), "length"
         if self.tokenizer.eos_id in ids:
@@ -69,7 +69,10 @@ class Answer:
         return text, ended, len(ids)
 
     def choices(self, rows: Sequence[Sequence[int]]) -> tuple[list[dict[str, Any]], int]:
-        """One a row, and the tokens written in all."""
+        """One choice per row, and the number of tokens written in all. A choice of an infill is the whole text."""
+        if self.kind == "infill":
+            texts = [{"index": index, "text": self.tokenizer.decode(row)} for index, row in enumerate(rows)]
+            return texts, sum(map(len, rows)) - len(rows) * self.prompt_tokens()
         found, written = [], 0
         for number, row in enumerate(rows):
             text, ended, count = self.text(row)
@@ -87,6 +90,6 @@ class Answer:
         return {"id": self.identity, "object": kind, "created": self.created, "model": model}
 
     def delta(self, text: str, ended: str | None = None) -> dict[str, Any]:
-        """A choice of a streamed answer."""
+        """A choice of one streamed event: the next part of the text, and at the end why it ended."""
         body: dict[str, Any] = {"index": self.first, "finish_reason": ended, "logprobs": None}
         return body | ({"delta": {"content": text}} if self.kind == "chat.completion" else {"text": text})

@@ -19,24 +19,24 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from flm.samplers.canvas import pieces_of
+from flm.samplers.canvas import Pieces, pieces_of, positions
 from flm.serving.answers import Answer, error_body, sent
 from flm.serving.bodies import Asked, Chat, Completion, Ended, Infill, parsed
 from flm.serving.engine import Engine
-from flm.serving.jobs import Job, Pieces, Refused, Settings
+from flm.serving.jobs import Job, Refused, Settings
 
-_PATIENCE = 0.25  # seconds between two looks at whether the client is still there
+_PATIENCE = 0.25  # seconds between two checks that the client is still connected
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Server:
-    """The routes over one engine.
+    """The routes of one engine.
 
     Args:
         engine: runs the model.
         name: of the model, for answers.
-        api_key: asked of all but /health as `Authorization: Bearer KEY`; None: nobody is asked.
-        template: writes a conversation as a prompt; None: the model has no chats.
+        api_key: required by all routes but /health, as `Authorization: Bearer KEY`; None: no key is required.
+        template: writes a conversation as a prompt; None: chats are refused.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Server:
         return await self._respond(request, asked, [self._answer("chat.completion", pieces, asked)])
 
     async def infill(self, request: Request) -> Response:
-        """The whole text with its holes filled, one choice a text."""
+        """The whole text with its holes filled, one choice per text."""
         asked: Infill = parsed(Infill, await self._body(request))
         try:
             pieces = pieces_of(asked.template, lambda text, goes_on: self._encoded("template", text, goes_on), "template")
@@ -164,7 +164,7 @@ class Server:
 
     def _job(self, pieces: Pieces, asked: Asked) -> Job:
         limits = self.engine.limits
-        length = sum(piece if isinstance(piece, int) else len(piece) for piece in pieces)
+        length = positions(pieces)
         checks = (
             ("n", asked.n, limits.batch),
             ("steps", asked.steps or 1, limits.steps),
@@ -200,12 +200,7 @@ class Server:
     def _whole(self, answers: list[Answer], rows: list[list[list[int]]]) -> dict[str, Any]:
         choices, written = [], 0
         for answer, found in zip(answers, rows, strict=True):
-            if answer.kind == "infill":
-                texts = [answer.tokenizer.decode(row) for row in found]
-                own, count = [{"index": index, "text": text} for index, text in enumerate(texts)], sum(map(len, found))
-                count -= len(found) * answer.prompt_tokens()
-            else:
-                own, count = answer.choices(found)
+            own, count = answer.choices(found)
             choices += own
             written += count
         read = sum(answer.prompt_tokens() for answer in answers)
@@ -213,7 +208,7 @@ class Server:
         return answers[0].head(self.name, streamed=False) | {"choices": choices, "usage": usage}
 
     async def _rows(self, job: Job, request: Request) -> list[list[int]]:
-        """Waits for the texts, and for the client to go away."""
+        """The texts of a job. Raises Refused if it is refused or if the client disconnects."""
         while True:
             try:
                 kind, content = await asyncio.wait_for(job.events.get(), _PATIENCE)
@@ -227,10 +222,10 @@ class Server:
                 return content
 
     async def _events(self, job: Job, answer: Answer, asked: Asked) -> AsyncIterator[bytes]:
-        """Ends with the client, too: then this generator is closed, and the job dropped."""
+        """The server-sent events of a job. If the client disconnects, this generator is closed, and the job dropped."""
         head, told = answer.head(self.name, streamed=True), ""
         piecewise = self.lm.has_fixed_steps and answer.kind != "infill"
-        held = max((len(stop) - 1 for stop in answer.stops), default=0)  # what may yet turn out to be a stop
+        held = max((len(stop) - 1 for stop in answer.stops), default=0)  # characters that may be the beginning of a stop
         try:
             while True:
                 kind, content = await job.events.get()

@@ -1,6 +1,6 @@
-"""Bodies of requests: what OpenAI's completion interface names, and what a model that fills holes can do beside it.
+"""Bodies of requests: those of OpenAI's completion interface, and those for a model that fills holes.
 
-Unknown keys are refused: a key that is silently dropped changes what somebody believes to have asked for.
+Unknown keys are refused: whoever sends a key expects it to have an effect.
 """
 
 from typing import Annotated, Any, Literal
@@ -20,13 +20,13 @@ class StreamOptions(BaseModel):
 
 
 class Asked(BaseModel):
-    """What all kinds of request may say.
+    """Fields of every kind of request.
 
     Attributes:
         model: not read; one server has one model.
         steps: sampling steps; None: the model's own number.
-        options: of the sampler, over those the model brings.
-        stream: events as the text settles, in place of one answer.
+        options: of the sampler; they override the model's own.
+        stream: send events while the text is written, in place of one answer.
         user: not read.
     """
 
@@ -43,7 +43,7 @@ class Asked(BaseModel):
     user: str | None = None
 
     def sampler_options(self) -> tuple[tuple[str, Any], ...]:
-        """Sorted by name. `top_p` 1 is no restriction, and not every sampler has the option."""
+        """Options sorted by name. `top_p` 1 restricts nothing and is left out, since some samplers lack the option."""
         own = {"temperature": self.temperature, "top_p": None if self.top_p == 1 else self.top_p}
         merged = self.options | {key: value for key, value in own.items() if value is not None}
         return tuple(sorted(merged.items()))
@@ -53,8 +53,8 @@ class Ended(Asked):
     """Kinds of request whose answer may end early.
 
     Attributes:
-        max_tokens: length of the hole that is filled; None: what is left of the model's length.
-        stop: texts at which an answer is cut.
+        max_tokens: length of the hole to fill; None: the rest of the model's length.
+        stop: texts before which an answer is cut.
     """
 
     max_tokens: Positive | None = None
@@ -99,7 +99,7 @@ class Chat(Ended):
 
 
 class Infill(Asked):
-    """POST /v1/infill. Holes by token count in brackets: "The [8] sat on the [4]."."""
+    """POST /v1/infill. A number in brackets is a hole of so many tokens, as in "The [8] sat on the [4]."."""
 
     template: Text
 
@@ -108,7 +108,7 @@ def parsed(kind: type[BaseModel], content: bytes) -> Any:
     """The body of a request.
 
     Raises:
-        Refused: 400 and one line: the key, what it is, and what is wrong with it.
+        Refused: 400, and a line with the key, its value, and what is wrong.
     """
     try:
         return kind.model_validate_json(content)

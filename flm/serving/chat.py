@@ -1,4 +1,4 @@
-"""Where the chat template of a server's model is found."""
+"""Finding the chat template of a server's model."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,10 @@ _MOST_CHARACTERS = 1_000_000  # of a template
 
 
 def chat_template(lm: LanguageModel, given: str | None = None) -> ChatTemplate | None:
-    """The template in a given file or folder, else the tokenizer's own, else that of the folder a model was loaded from.
-
-    None: there is none.
+    """The template in a given file or folder, else the tokenizer's, else that of the model's folder. None: there is none.
 
     Raises:
-        ValueError: there is none where one was named, or it is no template.
+        ValueError: the given file or folder has no template, or a template is damaged.
     """
     if given is None:
         if lm.tokenizer.chat_template is not None:

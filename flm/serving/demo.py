@@ -9,11 +9,11 @@ import flm
 from flm.serving.listening import bound, run
 from flm.text_commands import Arguments
 
-BOXED = ("builtin:text", "builtin:puzzle")  # what comes with the package
+BOXED = ("builtin:text", "builtin:puzzle")  # models that come with the package
 
 
 def parser() -> Arguments:
-    """Arguments of the command."""
+    """The parser of the command."""
     found = Arguments(prog="flm demo", description="Watch a model write.")
     found.add_argument(
         "models",

@@ -1,4 +1,4 @@
-"""The one thread that computes: takes requests from a queue, puts those of equal settings in one batch, reports as it goes."""
+"""The thread that runs a server's model. It batches waiting requests of equal settings, and reports results as they come."""
 
 import secrets
 import threading
@@ -22,7 +22,7 @@ class _Abandoned(Exception):
 
 @dataclass
 class Counts:
-    """What an engine did since it began."""
+    """What an engine has done since it started."""
 
     requests: int = 0
     refused: int = 0
@@ -37,8 +37,8 @@ class Engine:
     """Runs a model for many requests.
 
     Args:
-        lm: the model; nobody else may use it meanwhile.
-        limits: see there.
+        lm: the model. Nothing else may use it meanwhile.
+        limits: of requests; None: the defaults.
     """
 
     def __init__(self, lm: LanguageModel, limits: Limits | None = None):
@@ -81,7 +81,7 @@ class Engine:
             self._changed.notify()
 
     def close(self) -> None:
-        """Ends the batch at its next step and refuses all that wait."""
+        """Stops the batch at its next step, and refuses the waiting requests."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -102,7 +102,7 @@ class Engine:
                 self._running = []
 
     def _next_batch(self) -> list[Job]:
-        """The oldest request, and others of its settings, up to the limit of texts; called with the lock held."""
+        """The oldest request, and others of the same settings, up to the limit of texts. The caller holds the lock."""
         for job in [job for job in self._waiting if job.dropped or job.late]:
             self._waiting.remove(job)
             self._end_unfinished(job)
@@ -133,7 +133,7 @@ class Engine:
         except _Abandoned:
             for job in jobs:
                 self._end_unfinished(job)
-        except ValueError as error:  # what a sampler refuses: its options, a length
+        except ValueError as error:  # the sampler refuses its options or the length
             for job in jobs:
                 self.counts.refused += 1
                 job.tell("refused", Refused(400, " ".join(str(error).split())))
@@ -165,7 +165,7 @@ class Engine:
             nonlocal seen
             if self._stopping or all(job.dropped or job.late for job in jobs):
                 raise _Abandoned
-            if moment.index <= seen:  # again, while further candidates are made
+            if moment.index <= seen:  # seen already: the sampler makes another candidate
                 return
             seen = moment.index
             for row, (job, film) in films.items():
@@ -178,7 +178,7 @@ class Engine:
 
 
 def row_of(moment: Any, row: int) -> Any:
-    """What a sampler shows, of one sequence of the batch."""
+    """A moment of one sequence of the batch (the batch axis stays, with size 1)."""
     only = slice(row, row + 1)
 
     def part(value: Any) -> Any:

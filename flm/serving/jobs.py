@@ -3,23 +3,22 @@
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Pieces = Sequence[Sequence[int] | int]  # given token ids and lengths of holes, in reading order
+from flm.samplers.canvas import Pieces
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What texts of one batch share.
+    """The settings that requests in one batch share.
 
     Attributes:
         length: L of the canvas.
-        steps: None: the model's own number.
+        steps: of the sampler; None: the model's own number.
         options: of the sampler, sorted by name.
-        seed: None: any noise will do, so the request may share a batch with others. With a seed it gets a batch of its own,
-            whose texts are then those of `LanguageModel.generate`.
+        seed: of the noise; None: any noise will do, so the request may share a batch with others. A request with a seed gets a
+            batch of its own, and so the texts of `LanguageModel.generate`.
     """
 
     length: int
@@ -29,7 +28,7 @@ class Settings:
 
 
 class Refused(Exception):
-    """Why a request got no text: an HTTP status, and one line."""
+    """A request gets no text, for the reason in an HTTP status and one line."""
 
     def __init__(self, status: int, line: str):
         super().__init__(line)
@@ -38,13 +37,13 @@ class Refused(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """A request, from the event loop it came in on to the thread of the model and back.
+    """A request, which comes from an event loop and is answered there by the model's thread.
 
     Attributes:
         pieces: given token ids and lengths of holes.
-        count: texts wanted.
-        watched: whether states on the way are to be reported.
-        deadline: on the monotonic clock.
+        count: number of texts.
+        watched: whether to report intermediate states.
+        deadline: on the monotonic clock, in seconds.
         events: what the thread reports: ("state", dict) while it works, then ("rows", lists of L ids) or ("refused", Refused).
     """
 
@@ -58,7 +57,7 @@ class Job:
     _dropped: threading.Event = field(default_factory=threading.Event)
 
     def drop(self) -> None:
-        """Nobody waits for it any more."""
+        """Says that nobody waits for it any more."""
         self._dropped.set()
 
     @property
@@ -70,6 +69,6 @@ class Job:
         return time.monotonic() > self.deadline
 
     def tell(self, kind: str, content: Any) -> None:
-        """From the thread of the model to whoever waits."""
+        """Reports an event from the model's thread to whoever waits in the event loop."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.events.put_nowait, (kind, content))

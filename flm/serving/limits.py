@@ -1,18 +1,19 @@
-"""What one server lends to requests."""
+"""Limits of a server on its requests."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Limits:
-    """
+    """The most that requests may take.
+
     Attributes:
-        length: positions of a text at most, prompt and suffix included; None: the length the model was trained on.
-        batch: texts made at once at most; also the largest `n` of a request.
-        queue: requests that wait at most; one more gets 503.
+        length: positions of a text, prompt and suffix included; None: the length the model was trained on.
+        batch: texts made at once; also the largest `n` of a request.
+        queue: waiting requests; one more gets 503.
         seconds: from arrival to the last token; a request that takes longer gets 504 and frees its place.
-        steps: sampling steps at most.
-        body_bytes: of a request.
+        steps: sampling steps.
+        body_bytes: bytes of a request's body.
     """
 
     length: int | None = None

@@ -1,4 +1,4 @@
-"""A server at an address of this machine, which is taken before anything slow begins."""
+"""Listening at an address of this machine. The address is bound first, so that a taken port shows before slow work begins."""
 
 import errno
 import socket
@@ -9,7 +9,7 @@ def bound(host: str, port: int) -> socket.socket:
     """A socket at the address; port 0 takes a free one.
 
     Raises:
-        ValueError: one line: no such port or host, or another program has it.
+        ValueError: there is no such port or host, or another program has it.
     """
     if not 0 <= port < 65536:
         raise ValueError(f"--port must be in 0 ... 65535, not {port}")
@@ -25,7 +25,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def run(app: Any, listening: socket.socket) -> None:
-    """Serves until it is told to end; Ctrl-C is no error."""
+    """Serves until the process is told to end. Ctrl-C is no error."""
     import uvicorn
 
     try:

@@ -17,7 +17,7 @@ from flm.samplers.canvas import Canvas
 
 
 class TextModel(Protocol):
-    """What `flm.load` gives."""
+    """The part of `LanguageModel` that is used here."""
 
     algorithm: Any
     tokenizer: Any
@@ -29,16 +29,16 @@ class TextModel(Protocol):
 def adapter(model: TextModel, new_tokens: int = 256, draws: int = 32, seed: int = 0, **options: Any) -> Any:
     """An `lm_eval.api.model.LM`.
 
-    generate_until writes at most new_tokens after each context (its last tokens, where it is too long). An answer ends at the
-    end token and before the first stop string; of a request's other settings (do_sample, temperature) none is read: the
-    sampler's options are those given here. loglikelihood is minus the algorithm's bound on the continuation; whether that is
-    the greedy one is not told, so False. Texts longer than the model are scored in windows (`windows`).
+    generate_until writes at most new_tokens after each context; a context that is too long loses its first tokens. An answer
+    ends at the end token or before the first stop string. Other settings of a request (do_sample, temperature) are not read:
+    the sampler's options are those given here. loglikelihood is minus the algorithm's bound on the continuation, and reports
+    False for "is greedy", which is unknown. Texts longer than the model are scored in windows (`windows`).
 
     Args:
-        new_tokens: unless a request says max_gen_toks.
-        draws: of the bound, for each request.
-        seed: of both.
-        options: of `LanguageModel.fill`: steps and what the sampler takes.
+        new_tokens: unless a request has max_gen_toks.
+        draws: Monte Carlo draws of the bound for each request.
+        seed: of sampling and of the bound.
+        options: of `LanguageModel.fill`: steps, and options of the sampler.
 
     Raises:
         ImportError: lm_eval is not installed.
@@ -62,15 +62,15 @@ def adapter(model: TextModel, new_tokens: int = 256, draws: int = 32, seed: int 
 
 
 def _count(wanted: Mapping[str, Any], new_tokens: int) -> int:
-    """Tokens to write at most; 0 is a number, null none."""
+    """The most tokens to write. A request of 0 tokens is obeyed; null counts as no request."""
     found = wanted.get("max_gen_toks")
     return new_tokens if found is None else found
 
 
 def answer(model: TextModel, context: str, count: int, until: str | list[str], seed: int, **options: Any) -> str:
-    """What the model writes after a context, at most `count` tokens, up to its end token or the first stop string.
+    """The model's text after a context: at most `count` tokens, up to its end token or the first stop string.
 
-    A context that leaves no room for so many loses its first tokens; it is cut as tokens and never encoded again.
+    A context that leaves too little room loses its first tokens. What remains of it is not encoded again.
     """
     count = min(count, model.length)
     if count < 1:
@@ -90,11 +90,10 @@ def cut(text: str, until: str | list[str]) -> str:
 
 
 def windows(given: list[int], text: list[int], length: int) -> Iterator[tuple[list[int], list[int]]]:
-    """What is read and what is scored, at most `length` tokens together; each token of the text is scored once.
+    """Pairs of context tokens and scored tokens, at most `length` together. Each token of the text is scored once.
 
-    All of it in one window, with as much of what is given as fits, unless the text alone is too long. Then every window but the
-    first reads the half of a window that stands before what it scores: the sum of their nats is -log p of the whole text
-    where each token needs no more context than that.
+    A text of at most `length` tokens makes one window, with as much of the given tokens as fits. A longer text makes several,
+    each with half a window of context. The sum of their nats is -log p of the text if tokens need no longer context.
     """
     if len(text) <= length:
         yield given[max(0, len(given) + len(text) - length) :], text
@@ -108,9 +107,10 @@ def windows(given: list[int], text: list[int], length: int) -> Iterator[tuple[li
 
 
 def encoded(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Ids of both as they are in the whole text, where the context's are its beginning; else each by itself.
+    """Token ids of the context and of the continuation.
 
-    Where a blank between the two is spelled with the next word, it is the continuation's, on whichever side it was handed over.
+    The whole text is encoded, and split where the context's own ids end, if it begins with these. A blank at the end of the
+    context may go to the continuation, since many tokenizers join it to the next word. Else the two are encoded separately.
     """
     whole = tokenizer.encode(context + continuation)
     for end in (len(context), len(context.rstrip())):
@@ -122,7 +122,7 @@ def encoded(tokenizer: Any, context: str, continuation: str) -> tuple[list[int],
 
 @torch.no_grad()
 def conditional_nats(model: TextModel, context: str, continuation: str, draws: int, seed: int) -> float:
-    """The bound on -log p(continuation | context) in nats, a mean over draws; the context is read, and not scored.
+    """The bound on -log p(continuation | context) in nats, as a mean over draws.
 
     Raises:
         ValueError: the continuation has no tokens, or the algorithm has no likelihood.

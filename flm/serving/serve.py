@@ -13,7 +13,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def parser() -> Arguments:
-    """Arguments of the command; limits default to those of `Limits`."""
+    """The parser of the command. Defaults of limits are those of `Limits`."""
     found = Arguments(prog="flm serve", description="An OpenAI-style HTTP server for one model.")
     found.add_argument(
         "model", nargs="?", default=BOXED, help=f"a run, checkpoint, folder, artifact or hub name; default: {BOXED}"

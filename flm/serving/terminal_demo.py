@@ -1,4 +1,4 @@
-"""`flm demo` in the terminal: tokens settle before one's eyes, shaded by how sure the model is of each. L length."""
+"""`flm demo` in the terminal: shows a text while it is written, each token shaded by the model's confidence in it."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from flm.language_model import LanguageModel
 from flm.measures.film import FilmStrip, Frame, spellings
 from flm.samplers.canvas import Canvas, has_holes, pieces_of
 
-FRAMES = 48  # of one film at most
+FRAMES = 48  # the most of one film
 HELP = (
     'Type a text with holes, "The [8] of the [12].", or a beginning, and press Enter. An empty line writes from nothing; '
     "/steps 1 64 sets the numbers of steps to compare; /seed 7; /quit."
@@ -21,7 +21,7 @@ HELP = (
 
 
 def shaded(frame: Frame, lm: LanguageModel) -> Text:
-    """The tokens of a moment; the surer, the brighter. Given ones are bold."""
+    """The tokens of a moment, brighter with higher confidence. Given tokens are bold."""
     text = Text()
     for spelt, probability, given in zip(spellings(frame.tokens, lm.tokenizer), frame.probability, frame.given, strict=True):
         shown = "·" if spelt is None else spelt
@@ -31,7 +31,7 @@ def shaded(frame: Frame, lm: LanguageModel) -> Text:
 
 
 def pieces_for(line: str, lm: LanguageModel) -> list[list[int] | int]:
-    """A line as given tokens and holes: a template where it has a hole, else a beginning to go on from."""
+    """A line as given tokens and holes. A line without holes is a prompt, followed by one hole up to the model's length."""
 
     def encode(text: str, goes_on: bool = False) -> list[int]:
         return lm.tokenizer.encode_exactly(text, "the text", goes_on)
@@ -45,7 +45,7 @@ def pieces_for(line: str, lm: LanguageModel) -> list[list[int] | int]:
 
 
 def films(lm: LanguageModel, line: str, steps: Sequence[int], seed: int) -> dict[int, list[Frame]]:
-    """A film of one text for each number of steps, from the same noise."""
+    """One text's film for each number of steps, all from the same noise."""
     canvas = Canvas.from_pieces(pieces_for(line, lm), 1, lm.device)
     found = {}
     for count in steps:
@@ -56,7 +56,7 @@ def films(lm: LanguageModel, line: str, steps: Sequence[int], seed: int) -> dict
 
 
 def show(found: dict[int, list[Frame]], lm: LanguageModel, console: Console, seconds: float = 3.0) -> None:
-    """Plays films side by side: each takes the same time, whatever its number of moments. Still where output is no terminal."""
+    """Plays films side by side in the same time. Shows only the last frames if the output is no terminal."""
     longest = max(map(len, found.values()))
 
     def at(moment: int) -> RenderableType:
@@ -82,7 +82,7 @@ def terminal_demo(
     """Reads lines and shows films until /quit or the end of input.
 
     Args:
-        lines: in place of what is typed.
+        lines: to read in place of typed ones; None: read what is typed.
     """
     console.print(f"{lm!r}\n{HELP}")
     given = None if lines is None else iter(lines)

@@ -1,4 +1,4 @@
-"""`flm demo --web`: one local page that shows generation as it happens, one model or two side by side, texts and puzzles."""
+"""`flm demo --web`: a local page that shows one model, or two side by side, while they write texts and solve puzzles."""
 
 import json
 from collections.abc import Callable
@@ -19,17 +19,21 @@ from flm.serving.app import Server
 from flm.serving.engine import Engine
 
 PAGE = Path(__file__).with_name("page")
-HOLE = "."  # in the givens of a puzzle
-_POLICY = "default-src 'self'; img-src data:; style-src 'self' 'unsafe-inline'"  # nothing from elsewhere
+HOLE = "."  # in the givens of a puzzle, as `flm.puzzles.rules.HOLE`
+_POLICY = "default-src 'self'; img-src data:; style-src 'self' 'unsafe-inline'"  # the browser loads nothing from elsewhere
 
 
 def sampler_option_names(lm: LanguageModel) -> list[str]:
-    """Options of the model's sampler by name."""
+    """Names of the options of the model's sampler."""
     return list(signature_of(type(lm.algorithm.sampler(**lm.sampler_options()))).parameters)
 
 
 def web_demo(engines: dict[str, Engine]) -> Starlette:
-    """The page, and each engine's routes under m/0, m/1, ...; by name."""
+    """The page, and each engine's routes under /m/0, /m/1, ....
+
+    Args:
+        engines: by the name that the page shows.
+    """
     servers = [Server(engine, name) for name, engine in engines.items()]
     boards = [board_of(server.lm) for server in servers]
 
@@ -37,7 +41,7 @@ def web_demo(engines: dict[str, Engine]) -> Starlette:
         return JSONResponse({"models": [described(*pair) for pair in zip(servers, boards, strict=True)]})
 
     def asked(body: bytes) -> tuple[dict[str, Any], LanguageModel, Any]:
-        """What a request says, the model it is about, and that model's board."""
+        """A request's fields, its model, and the model's board."""
         found = json.loads(body)
         index = found["model"]
         if not isinstance(index, int) or not 0 <= index < len(servers):
@@ -55,17 +59,17 @@ def web_demo(engines: dict[str, Engine]) -> Starlette:
 
     def solving(board: Any) -> Any:
         if board is None:
-            raise ValueError("model: it fills no boards")
+            raise ValueError("model: it solves no puzzles; choose one that was trained on boards, as builtin:puzzle")
         return board
 
     def count(found: dict[str, Any], lm: LanguageModel, board: Any) -> dict[str, Any]:
-        """How many tokens a text is."""
+        """The number of tokens of a text."""
         if len(found["text"]) > 100_000:
             raise ValueError("text: at most 100,000 characters")
         return {"tokens": len(lm.tokenizer.encode(found["text"]))}
 
     def puzzle(found: dict[str, Any], lm: LanguageModel, board: Any) -> dict[str, Any]:
-        """A held-out puzzle, cell by cell, "" where nothing is given."""
+        """The cells of a held-out puzzle; "" if nothing is given."""
         puzzles = solving(board).puzzles("valid")
         givens = puzzles[found["seed"] % len(puzzles)].givens
         return {"cells": ["" if symbol == HOLE else symbol for symbol in givens]}
@@ -92,7 +96,7 @@ def web_demo(engines: dict[str, Engine]) -> Starlette:
 
 
 def board_of(lm: LanguageModel) -> Any:
-    """The corpus that the model learned from, where its rows are boards whose answers can be checked; None: they are not."""
+    """The corpus that the model was trained on, if its rows are boards with checkable answers; else None."""
     try:
         found = recorded_corpus(lm.config.get("data"))
     except (ValueError, OSError):

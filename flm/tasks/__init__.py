@@ -12,9 +12,9 @@ from flm.training.schedules import warm_up
 
 
 def positions(grid: Any, otherwise: int) -> int:
-    """As many as a board has cells, which cannot be fewer, or as said where there is no board.
+    """The number of cells of `model.grid`, or `otherwise` if there is no grid.
 
-    In a config `${positions:${oc.select:model.grid,null},32}`, whose values are checked after it.
+    Used in configs as `${positions:${oc.select:model.grid,null},32}`. The values are checked later.
     """
     is_board = isinstance(grid, Sequence) and bool(grid) and all(isinstance(size, int) for size in grid)
     return math.prod(grid) if is_board else otherwise
@@ -23,4 +23,4 @@ def positions(grid: Any, otherwise: int) -> int:
 OmegaConf.register_new_resolver("warm_up", warm_up, replace=True)
 OmegaConf.register_new_resolver("positions", positions, replace=True)
 take_in()
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # Lightning imports it, and it says at length where it may not write
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # Lightning imports it; it warns at length of folders it cannot write

@@ -1,4 +1,4 @@
-"""What a training run is made of, built from its config: objects that `_target_` names, data, and a fresh model."""
+"""The parts of a training run, built from its config: objects that `_target_` names, data, teachers, and a new model."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -24,11 +24,11 @@ from flm.tasks.run import plain_config
 
 
 def instantiate(node: Any, path: str, **given: Any) -> Any:
-    """The object of a node, nested ones included; nothing is constructed unless all of them fit.
+    """The object that a node describes, with those nested in it. Nothing is built unless all of them fit.
 
     Args:
-        node: of a config, with `_target_`.
-        path: its place in the config, for errors: "data".
+        node: with `_target_`.
+        path: its place in the config, as "data", for errors.
         given: further arguments, which the node must not have.
 
     Raises:
@@ -39,7 +39,7 @@ def instantiate(node: Any, path: str, **given: Any) -> Any:
 
 
 def check(node: Any, path: str, given: Mapping[str, Any] | tuple[str, ...] = ()) -> None:
-    """Raises ValueError unless a node and all within it can be built; builds nothing."""
+    """Raises ValueError unless a node and those nested in it fit. Builds nothing."""
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if not isinstance(plain, Mapping):
         raise ValueError(f"{path} must be a mapping with _target_, not {plain}")
@@ -47,25 +47,25 @@ def check(node: Any, path: str, given: Mapping[str, Any] | tuple[str, ...] = ())
 
 
 def resolve(target: Any, key: str) -> Any:
-    """The class or function of a dotted name; imports its module. `key` is for errors, which are ValueErrors."""
+    """The class or function with a dotted name; its module is imported. Raises ValueError that names `key`."""
     if not isinstance(target, str) or not target:
         raise ValueError(f"{key} must be the dotted name of a class or function, not {shown(target)}")
     try:
         found = hydra.utils.get_object(target)
-    except Exception as error:  # the import of a module of the user's own may raise anything
+    except Exception as error:  # importing a user's module may raise anything
         reason = str(error.__cause__ or error).strip().splitlines()
         raise ValueError(f"{key}={target}: cannot be imported ({reason[-1] if reason else type(error).__name__})") from error
-    if not callable(found) or inspect.isbuiltin(found):  # a built-in does not say what it takes
+    if not callable(found) or inspect.isbuiltin(found):  # a built-in has no signature to check
         raise ValueError(f"{key}={target} must be a class, or a function written in Python")
     return found
 
 
-PROBED_BLOCKS = 48
+PROBED_BLOCKS = 48  # of the largest network that `probe` builds whole
 PROBED_VOCABULARIES = (257, 1 << 20)
 
 
 def data_module(config: DictConfig) -> TextDataModule:
-    """Corpus and tokenizer of the config behind one data module."""
+    """The data module of the corpus and tokenizer in a config."""
     return TextDataModule(
         corpus=instantiate(config.data, "data"),
         tokenizer=instantiate(config.tokenizer, "tokenizer"),
@@ -77,7 +77,12 @@ def data_module(config: DictConfig) -> TextDataModule:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained model that another learns from, averaged weights where its file has them, and what the file says of itself."""
+    """A trained model that another learns from, with averaged weights if its file has them.
+
+    Attributes:
+        key: the config key that names its file.
+        source: the file's description.
+    """
 
     key: str
     model: Algorithm
@@ -94,10 +99,10 @@ class Teacher:
 
 
 def teachers_of(config: DictConfig) -> dict[str, Teacher]:
-    """What `algo.<name>_path` keys name, by argument of the algorithm.
+    """The models that keys `algo.<name>_path` name, by <name>, the argument of the algorithm.
 
     Raises:
-        ValueError: one of them is no model's file.
+        ValueError: a path holds no model.
     """
     plain = plain_config(config)
     named = {key: path for key, path in plain["algo"].items() if key.endswith("_path") and path is not None}
@@ -106,9 +111,13 @@ def teachers_of(config: DictConfig) -> dict[str, Teacher]:
 
 
 def new_algorithm(config: DictConfig, vocab_size: int, teachers: Mapping[str, Teacher] | None = None) -> Algorithm:
-    """A fresh model, with its teachers (None: those the config names) and the beginnings that `model.<name>_path` keys name.
+    """A new model.
 
-    Its `_target_`s come from the user's own command, so their modules are trusted.
+    Its `_target_`s come from the user's own command, so their modules are trusted. Keys `model.<name>_path` name weights to
+    start from, which are passed to the network as `<name>`.
+
+    Args:
+        teachers: by argument of the algorithm; None: those that the config names are loaded.
     """
     plain = plain_config(config)
     teachers = teachers_of(config) if teachers is None else teachers
@@ -127,7 +136,7 @@ def new_algorithm(config: DictConfig, vocab_size: int, teachers: Mapping[str, Te
 
 
 def use_fp8(algorithm: Algorithm, device: torch.device) -> None:
-    """The blocks of what is trained, not of its teachers, compute in fp8. ValueError: its networks cannot, or not here."""
+    """Makes the blocks of an algorithm, but not of its teachers, compute in fp8. ValueError: they cannot on this device."""
     check_fp8(True, device)
     networks = [module for module in algorithm.modules() if hasattr(module, "use_fp8")]
     if not networks:
@@ -137,7 +146,7 @@ def use_fp8(algorithm: Algorithm, device: torch.device) -> None:
 
 
 def check_fp8(wanted: Any, device: torch.device) -> None:
-    """Raises ValueError unless model.fp8 can be had."""
+    """Raises ValueError unless model.fp8 is false, or true and possible on the device."""
     if not isinstance(wanted, bool):
         raise ValueError(f"model.fp8 must be true or false, not {shown(wanted)}")
     reason = missing_fp8(device) if wanted else None
@@ -146,15 +155,15 @@ def check_fp8(wanted: Any, device: torch.device) -> None:
 
 
 def trusted_by(plain: Mapping[str, Any]) -> list[str]:
-    """Modules that the user's own command names for its model."""
+    """Modules of the classes that the user's own command names for algorithm and network."""
     return sorted({target.rpartition(".")[0] for node in (plain["algo"], plain["model"]) for target in targets(node)})
 
 
 def probe(config: DictConfig) -> Algorithm:
-    """Raises ValueError where arguments of the algorithm or its network do not go together; else such a model, without weights.
+    """The model of a config without memory for its weights; ValueError if arguments of algorithm and network do not fit.
 
-    Builds them without memory for the network, for a small and a large vocabulary: what both refuse does not depend on the
-    tokens that the data will turn out to have. Of a network of more than PROBED_BLOCKS it has one.
+    The vocabulary is not known yet, so a small and a large one are tried: an error with both does not depend on it. If the
+    network has more than PROBED_BLOCKS blocks, it is built with one.
     """
     plain = plain_config(config)
     if (plain["model"].get("num_blocks") or 0) > PROBED_BLOCKS:

@@ -1,7 +1,7 @@
-"""The whole config against the signatures of what will read it, before anything is read, built or opened.
+"""Checks the whole config against the signatures that its groups are arguments of, before anything is built or opened.
 
-Groups with a `_target_` are checked against it; the others against what they are the arguments of. What depends on two groups
-is the business of the mode: its module may have a function `check(config)`, called here once every group is sound by itself.
+A group with a `_target_` is checked against that, the others against the callables in ARGUMENTS. For conditions between groups
+the module of a mode may have a function `check(config)`, which is called here after all groups were checked.
 """
 
 import importlib
@@ -35,7 +35,7 @@ from flm.tasks.trainer import SET, check_strategy, trainer_options
 from flm.training.module import Module
 from flm.training.schedules import linear_warmdown
 
-# What the groups without a `_target_` are arguments of, and which of its arguments the program gives itself.
+# For each group without a `_target_`: the callable whose arguments it holds, and the arguments that the program passes.
 ARGUMENTS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "loader": (TextDataModule, ("corpus", "tokenizer", "length", "seed")),
     "training": (Module, tuple("algorithm optimizer lr_scheduler seed config tokenizer token_counts".split())),
@@ -44,7 +44,7 @@ ARGUMENTS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "wandb": (WandbOptions, ()),
     "eval": (EvalOptions, ("tokenizer",)),
 }
-# Nodes with a `_target_`: what it makes, where it is a class, and what the program gives beside the node.
+# For each group with a `_target_`: the class that it must be of, and the arguments that the program passes.
 GIVEN: dict[str, tuple[type, tuple[str, ...]]] = {
     "mode": (object, ("config",)),
     "data": (Corpus, ()),
@@ -56,13 +56,13 @@ GIVEN: dict[str, tuple[type, tuple[str, ...]]] = {
 
 
 def top_level(seed: Seed, run_dir: Folder, wings: Sequence[Text] = ()) -> None:
-    """The keys of a config that are no groups."""
+    """The keys at the top of a config that are not groups."""
 
 
 def check_config(config: DictConfig) -> None:
-    """Raises ValueError, one line that names the key, for the first thing that cannot be.
+    """Raises ValueError, one line that names the key, for the first fault.
 
-    Missing values (`???`) pass: not every mode reads every group.
+    Missing values (`???`) are allowed, since not every mode reads every group.
     """
     _check_added(config)
     for key in config:
@@ -72,11 +72,11 @@ def check_config(config: DictConfig) -> None:
         module.check(config)
     else:
         machine = Machine.of(config.trainer, config.model)
-        autocast(machine.device, machine.precision)  # refuses those that only training takes
+        autocast(machine.device, machine.precision)  # refuses precisions for training only
 
 
 def check_group(config: DictConfig, key: str) -> None:
-    """As `check_config`, of one key at the top of a config by itself."""
+    """As `check_config`, for one group or key at the top of a config."""
     if key in ("algo", "model"):
         _check_model(config)
         return
@@ -88,7 +88,7 @@ def check_group(config: DictConfig, key: str) -> None:
         values = {name: with_nodes(value, f"{key}.{name}", resolve) for name, value in _given(node, key).items()}
         check(target, values, key, given, takes=key)
         if is_dataclass(target):
-            made(target, values, key)  # says what does not go together
+            made(target, values, key)  # raises where options contradict each other
     elif key in signature_of(top_level).parameters:
         check(top_level, {key: node}, "", is_partial=True)
     elif key in GIVEN:
@@ -102,21 +102,21 @@ def check_group(config: DictConfig, key: str) -> None:
 
 
 def _check_model(config: DictConfig) -> None:
-    """The nodes `algo` and `model` together; what they still lack is asked for when they are built."""
-    plain = {key: {name: v for name, v in _given(_plain(config, key), key).items()} for key in ("algo", "model")}
+    """Checks `algo` and `model` together. Missing values are an error only when they are built."""
+    plain = {key: _given(_plain(config, key), key) for key in ("algo", "model")}
     check_algorithm(plain, trusted_by(plain), is_complete=False)
-    check_group(config, "trainer")  # whose device says what can be compiled
+    check_group(config, "trainer")  # its device decides what can be compiled
     device = device_of(config.trainer.accelerator)
     compilation(config.model.get("compile"), device)
     check_fp8(config.model.get("fp8", False), device)
 
 
 def _check_target(node: Any, key: str, kind: type, given: tuple[str, ...] = ()) -> None:
-    """A node that makes an object of a kind; null, which switches it off, where there may be none."""
+    """Checks a node that makes an object of a class; null switches logger and schedule off."""
     if key in ("logger", "lr_scheduler") and node is None:
         return
     if key == "lr_scheduler" and isinstance(node, Mapping) and "_target_" not in node:
-        # switched off too, and some other config set a value of the schedule that there might have been
+        # switched off too, although another config set a value of the schedule
         check(linear_warmdown, node, key, given, is_partial=True)
         return
     check_node(node, key, given)
@@ -150,7 +150,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
 
 
 def _plain(config: DictConfig, key: str) -> Any:
-    """A group in plain values, with `???` where a value is missing or refers to one that is."""
+    """A group in plain values, with `???` for values that are missing or refer to a missing one."""
     node = config._get_node(key)
     if not OmegaConf.is_config(node):
         return config[key]
@@ -168,7 +168,7 @@ def _refers_to_missing(node: DictConfig, name: str) -> bool:
 
 
 def _given(node: Any, key: str) -> dict[str, Any]:
-    """The values of a group that are there."""
+    """The values of a group that are not missing."""
     if not isinstance(node, Mapping):
         raise ValueError(f"{key} must be a mapping of its keys, not {shown(node)}")
     if not all(isinstance(name, str) for name in node):
@@ -177,7 +177,7 @@ def _given(node: Any, key: str) -> dict[str, Any]:
 
 
 def _check_added(config: DictConfig) -> None:
-    """Groups that the command line adds (`+name`) and nobody reads."""
+    """Raises ValueError for a key that the command line adds (`+name`) and nothing reads."""
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     added = {override.lstrip("+").partition("=")[0] for override in given if override.startswith("+")}
     known = {*ARGUMENTS, *GIVEN, *CHECKS, *signature_of(top_level).parameters, "algo", "model"}

@@ -1,4 +1,4 @@
-"""What stands between the shell and a task: arguments as Hydra reads them, the composed config, and one line for a mistake."""
+"""From the shell to a task: arguments quoted for Hydra, the composed config checked, and one line for an error."""
 
 import os
 import re
@@ -30,16 +30,16 @@ from flm.tasks.other_names import ours
 from flm.tasks.swapped import fitting
 from flm.tasks.wings import named, take_in
 
-# Running text: never read as anything else, but for null and nothing at all.
+# Keys whose values are running text, which is never parsed, except null and the empty value.
 _TEXT = re.compile(r"(\+{0,2}sampling\.(?:prompt|suffix|infill))=(.*)", re.DOTALL)
 _VALUE = re.compile(r"(\+{0,2}[A-Za-z_][\w./@-]*)=(.*)", re.DOTALL)
 
 
 def prepared(argument: str, multirun: bool = False) -> str:
-    """An argument with its value quoted for Hydra where that would not read it, or read something else than text.
+    """An argument as Hydra can read it.
 
-    `sampling` keys that are options of a sampler are added where the config lacks them: which of them there are is the
-    sampler's business. So are the keys of mappings.
+    Values are quoted if Hydra could not parse them, or would misread text. Options of a sampler and values that are mappings
+    get the prefix `++`, since the config need not have their keys; the sampler's signature checks them later.
 
     Args:
         multirun: whether commas separate values to run one after the other.
@@ -61,8 +61,8 @@ def prepared(argument: str, multirun: bool = False) -> str:
 
 
 def quoted(text: str, keeps_interpolations: bool = False) -> str:
-    """Text in quotes that Hydra takes off again."""
-    # in a quoted value backslashes escape only quotes, other backslashes before one, and interpolations
+    """Text in quotes, which Hydra removes."""
+    # in a quoted value a backslash escapes only quotes, backslashes before a quote, and interpolations
     text = re.sub(r"(\\*)'", r"\1\1\'", text)
     text = re.sub(r"(\\+)$", r"\1\1", text)
     if not keeps_interpolations:
@@ -75,7 +75,7 @@ def _readable(key: str, value: str, multirun: bool) -> str:
         override = OverridesParser.create().parse_override(f"{key}={value}")
     except HydraException:
         return _structured(value) or quoted(value, keeps_interpolations=True)
-    # without a dot it is a group, of which Hydra knows the options
+    # a key without a dot is a group, whose options Hydra knows
     is_split = override.is_sweep_override() and not multirun and "." in key
     if is_split or value != value.strip():
         return quoted(value, keeps_interpolations=True)
@@ -83,7 +83,7 @@ def _readable(key: str, value: str, multirun: bool) -> str:
 
 
 def _structured(value: str) -> str | None:
-    """A list or mapping in Hydra's grammar, of one that only YAML can read; None if it is neither."""
+    """A list or mapping that only YAML can read, in Hydra's grammar; None if it is neither."""
     if value[:1] + value[-1:] not in ("[]", "{}"):
         return None
     try:
@@ -113,29 +113,15 @@ def _run(config: DictConfig) -> None:
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # ends the sweep
-        _failures.append(error)  # Hydra would print its own account of it first
+        _failures.append(error)  # raised to Hydra, it would print its own message first
 
 
 _failures: list[Exception] = []
-_begun: list[Path] = []  # folders of runs, which Hydra has made
+_begun: list[Path] = []  # folders of runs that Hydra has made
 
 
 def main() -> int:
     """Exit status: 0, 1 after one line on standard error (HYDRA_FULL_ERROR=1 shows the traceback instead), 130 after Ctrl-C."""
-    try:
-        return _main()
-    except BrokenPipeError:
-        if not _asks_for_help():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # read as far as was wanted
-        return 0
-
-
-def _asks_for_help() -> bool:
-    return bool({"-h", "--help"} & set(sys.argv[1:]))
-
-
-def _main() -> int:
     try:
         return _status()
     except BrokenPipeError:  # whoever read the output has had enough, which is no mistake
@@ -143,15 +129,19 @@ def _main() -> int:
         return 0
 
 
+def _asks_for_help() -> bool:
+    return bool({"-h", "--help"} & set(sys.argv[1:]))
+
+
 def _status() -> int:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands errors on instead of printing its own account
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors instead of printing its own message
     multirun = bool({"-m", "--multirun"} & set(sys.argv[1:]))
     _failures.clear()
     _begun.clear()
     before = _existing(_run_folder(sys.argv[1:]))
     try:
-        # flags first: Hydra takes overrides from one place only, and scripts put what they are given behind their own
+        # flags first: Hydra needs all overrides in one place, and scripts append their arguments to their own
         given = sorted(map(ours, sys.argv[1:]), key=lambda argument: "=" in argument and argument[0] != "-")
         sys.argv[1:] = [prepared(argument, multirun) for argument in given]
         take_in(named(sys.argv[1:]))
@@ -162,7 +152,7 @@ def _status() -> int:
         if _failures:
             raise _failures[0]
     except SystemExit:
-        if _asks_for_help():  # Hydra has printed its own
+        if _asks_for_help():  # after Hydra's own help
             print(sampler_help.text(), flush=True)
         raise
     except KeyboardInterrupt:
@@ -171,8 +161,6 @@ def _status() -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _asks_for_help():
-            raise
         _leave_nothing(before)
         line = unknown_key(error, sys.argv[1:]) or user_error(error, _run_folder(sys.argv[1:]))
         if wants_traceback or line is None:
@@ -183,7 +171,7 @@ def _status() -> int:
 
 
 def _existing(folder: str) -> Path:
-    """The innermost folder that there is on the way to one."""
+    """The innermost folder of a path that exists."""
     place = Path(folder).absolute()
     while not place.is_dir() and place != place.parent:
         place = place.parent
@@ -191,10 +179,10 @@ def _existing(folder: str) -> Path:
 
 
 def _leave_nothing(before: Path) -> None:
-    """Takes away the folder of a run that wrote nothing but how it was called, and folders around it made for it alone.
+    """Removes the folder of a run that wrote nothing but Hydra's record of its command, and new empty folders around it.
 
     Args:
-        before: the innermost folder on the way that was there before the run.
+        before: the innermost folder of the run's path that existed before the run.
     """
     for folder in _begun:
         files = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
@@ -210,10 +198,10 @@ def _leave_nothing(before: Path) -> None:
 
 
 def user_error(error: BaseException, folder: str | None = None) -> str | None:
-    """One line for an error that the command, a file or the machine caused; None for a defect of the program.
+    """One line for an error that the command, a file or the machine caused; None for a bug.
 
     Args:
-        folder: of the run; named where a file could not be written and the error does not say which.
+        folder: of the run, to name if a file could not be written and the error does not name it.
     """
     if isinstance(error, HydraException | OmegaConfBaseException):
         cause = error.__cause__
@@ -238,7 +226,7 @@ def _run_folder(arguments: list[str]) -> str:
 
 
 def unknown_key(error: BaseException, arguments: list[str]) -> str | None:
-    """What to write in place of a key that the config does not have, if that is the error."""
+    """One line on a key that the config does not have, with the nearest one; None for other errors."""
     match = re.match(r"Could not override '([^']+)'", str(error))
     if match is None or not isinstance(error, HydraException):
         return None
@@ -265,6 +253,6 @@ def _one_line(error: BaseException) -> str:
         known = ", ".join(options(group))
         return f"{group}={name}: there is no such {group}{nearest(name, options(group))}; there are {known}"
     lines = [line.strip() for line in str(error).splitlines()]
-    # Hydra's advice on adding keys and showing tracebacks would hide what is wrong
+    # without Hydra's advice on adding keys and tracebacks, which would hide the error
     kept = [line for line in lines if line and not line.startswith(("Set the environment", "object_type", "reference_type"))]
     return "; ".join(kept) or type(error).__name__

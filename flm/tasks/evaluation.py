@@ -1,4 +1,4 @@
-"""What `eval` asks for: its keys, by who reads them, and the model that they name."""
+"""The keys of `eval`, grouped by what reads them, and the model that they name."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class LikelihoodOptions:
-    """Of mode=ppl_eval and the evaluations like it."""
+    """Options of mode=ppl_eval and similar evaluations."""
 
     max_examples: Count | None = 256
     draws_per_example: Count = 4
@@ -47,7 +47,7 @@ class LikelihoodOptions:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Of mode=sample_eval and mode=frontier: who judges samples, and beside which real text."""
+    """Options of mode=sample_eval and mode=frontier: the judges of samples, and the real text to compare with."""
 
     label: Text | None = None
     gen_ppl_eval_model_name_or_path: Text | Sequence[Text] | None = None
@@ -63,7 +63,7 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class EvalOptions(SampleOptions, LikelihoodOptions, LoadOptions, ImportChoices):
-    """The whole node; keys explained in configs/eval/default.yaml."""
+    """The whole group; configs/eval/default.yaml explains the keys."""
 
     def __post_init__(self) -> None:
         if self.scorer is None and self.scorer_checkpoint_path is not None:
@@ -77,11 +77,11 @@ class EvalOptions(SampleOptions, LikelihoodOptions, LoadOptions, ImportChoices):
 
 
 def load_model(wanted: EvalOptions, machine: Machine) -> LanguageModel:
-    """What eval.checkpoint_path names: anything that `flm.load` takes.
+    """The model that eval.checkpoint_path names, which may be anything that `flm.load` takes.
 
     Args:
         wanted: which model, and which of its weights.
-        machine: where it will run.
+        machine: that it will run on.
     """
     path = checkpoint_path(wanted, "use")
     choices = asdict(import_choices(wanted))
@@ -102,12 +102,12 @@ def load_model(wanted: EvalOptions, machine: Machine) -> LanguageModel:
 
 
 def checkpoint_path(wanted: EvalOptions, purpose: str) -> str:
-    """eval.checkpoint_path, or an error where it is not set."""
+    """eval.checkpoint_path; ValueError if it is not set. `purpose` completes "name the checkpoint to"."""
     if wanted.checkpoint_path is None:
         raise ValueError(f"eval.checkpoint_path is not set: name the checkpoint to {purpose}")
     return wanted.checkpoint_path
 
 
 def import_choices(wanted: EvalOptions) -> ImportChoices:
-    """What `eval` says of a published checkpoint."""
+    """The keys of `eval` about published checkpoints."""
     return ImportChoices(**{item.name: getattr(wanted, item.name) for item in fields(ImportChoices)})

@@ -1,11 +1,10 @@
-"""Writing into holes of many different texts with one model: what code_eval and conditional_eval share."""
+"""Filling holes in many different texts with one model, as code_eval and conditional_eval do."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flm.data.tokenizers import Tokenizer
@@ -16,13 +15,13 @@ from flm.tasks.processes import Team
 
 @dataclass(frozen=True)
 class Writer:
-    """A model that writes.
+    """Fills holes in texts with a model.
 
     Attributes:
         batch: canvases filled at once.
-        seed: of the noise; batch after batch draws from it.
-        padding: how the rows of its training pairs ended, `padding_of`; canvases then end in the same way.
-        team: each process fills its share of the batches; all of them have all answers, whatever their number.
+        seed: of the noise; each batch draws other noise from it.
+        padding: how rows of its training pairs ended, from `padding_of`; canvases end in the same way.
+        team: each process fills its share of the batches, and all get all answers.
     """
 
     lm: LanguageModel
@@ -32,7 +31,7 @@ class Writer:
     team: Team = Team()
 
     def steps(self, wanted: list[int]) -> list[int]:
-        """The step counts asked for; [1] where the canvas alone decides how many steps there are."""
+        """The step counts to use: those wanted, or [1] if the canvas determines the number of steps."""
         return [1] if self.lm.has_fixed_steps else wanted
 
     def __call__(self, requests: Sequence[Pieces], samples: int, steps: int) -> list[list[list[str]]]:
@@ -53,10 +52,7 @@ class Writer:
         filled: list[list[list[str]]] = []
         with Progress(*columns, transient=True, disable=not self.team.is_first) as progress:
             for number in progress.track(self.team.share(len(batches)), description=f"writing, {steps} steps"):
-                together = Canvas(
-                    torch.cat([canvases[index].tokens for index, _ in batches[number]]),
-                    torch.cat([canvases[index].editable for index, _ in batches[number]]),
-                )
+                together = Canvas.stacked([canvases[index] for index, _ in batches[number]])
                 rows = self.lm.fill(together, steps, self.seed, number).tolist()
                 texts = zip(batches[number], rows, strict=True)
                 filled.append([holes_of(requests[index], row, self.lm.tokenizer) for (index, _), row in texts])
@@ -67,9 +63,9 @@ class Writer:
         return answers
 
     def _row(self, pieces: Pieces) -> Pieces:
-        """All that the model is shown: what it was trained to see at the end of a row stands there too.
+        """The pieces with the end of a row as in training.
 
-        A text whose end is given is followed by EOS. Where padding was learned, the rest of the row is to be written.
+        If the text ends in given tokens, EOS follows. If padding was learned, the rest of the row is a hole.
         """
         if self.padding is None:
             return pieces
@@ -78,16 +74,16 @@ class Writer:
 
 
 def padding_of(lm: LanguageModel) -> str | None:
-    """data.layout.padding of the pairs a model was trained on: target or excluded.
+    """data.layout.padding of the pairs that a model was trained on: target or excluded.
 
-    None: it was trained on no pairs, or writes one position after the other and sees nothing of what follows.
+    None: it was not trained on pairs, or it writes from left to right and does not see the end of a row.
     """
     layout = (lm.config.get("data") or {}).get("layout")
     return None if layout is None or lm.has_fixed_steps else layout.get("padding")
 
 
 def check_hole_is_bounded(padding: str | None, new_tokens: Any, key: str) -> None:
-    """Raises ValueError unless something says how much to write: a model that never saw padding fills all the room it has."""
+    """Raises ValueError if nothing limits the answer: a model that never saw padding fills all the room it has."""
     if padding == "excluded" and new_tokens is None:
         raise ValueError(
             f"{key}=null: trained with data.layout.padding=excluded, this model fills all the room it is given: set {key} to "

@@ -1,4 +1,4 @@
-"""Held-out text that an evaluation reads, of the data a model records or of this command's; and blocks of it beside samples."""
+"""The held-out text of an evaluation: that of the data which a model records, or of this command's `data` group."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,17 +19,18 @@ from flm.language_model import LanguageModel
 from flm.tasks.assemble import instantiate
 from flm.tasks.evaluation import EvalOptions
 
-# Of the held-out split, from its start: enough to know its 3-grams, few enough to be tokenised in seconds.
+# Read from the start of the held-out split: enough for its 3-grams, and tokenised in seconds.
 MAX_TOKENS = 2_000_000
 
 
 @dataclass(frozen=True)
 class RealText:
-    """
+    """Held-out text to compare samples with.
+
     Attributes:
-        source: the corpus, in words.
+        source: description of the corpus.
         blocks: held-out rows of one length, in the order of the corpus.
-        chosen: indices of those to compare with, evenly spaced.
+        chosen: indices of the blocks to compare with, evenly spaced.
     """
 
     source: str
@@ -42,9 +43,9 @@ class RealText:
 
 
 def held_out_blocks(corpus: Corpus, tokenizer: Tokenizer, length: int, count: int) -> RealText:
-    """`count` rows of `length` tokens (all there are, if fewer) spread over the first MAX_TOKENS of the held-out split.
+    """`count` rows of `length` tokens, or all if there are fewer, evenly spaced over the first MAX_TOKENS held out.
 
-    They are what the corpus makes rows of: blocks of text, pairs of prompt and response with their end and padding, puzzles.
+    The corpus decides what a row is: a block of text, a pair of prompt and response with padding, a puzzle.
     """
     rows = corpus.blocks(_InMemory(corpus, tokenizer), "valid", length, tokenizer, 0)
     limit = max(1, MAX_TOKENS // length)
@@ -54,13 +55,13 @@ def held_out_blocks(corpus: Corpus, tokenizer: Tokenizer, length: int, count: in
 
 
 def one_row_each(rows: Any) -> range:
-    """Of rows that show the same text several times, the last of each: the one of which most is to be written."""
+    """Indices of one row for each text: of its variants the last, where most is to be written."""
     variants = getattr(rows, "variants", 1)
     return range(variants - 1, len(rows), variants)
 
 
 class _InMemory:
-    """What a corpus asks of its token cache to make rows: the beginning of its held-out split, read when it is asked for."""
+    """Stands for a token cache: `tokens` reads the beginning of a split, and `documents` then counts what was read."""
 
     def __init__(self, corpus: Corpus, tokenizer: Tokenizer):
         self._corpus, self._tokenizer = corpus, tokenizer
@@ -86,7 +87,7 @@ class _InMemory:
 
 
 class _Stream:
-    """What rows ask of a stream."""
+    """Stands for the `TokenStream` of a cache."""
 
     def __init__(self, ids: list[int]):
         self._ids = np.array(ids, dtype=np.int64)
@@ -100,9 +101,10 @@ class _Stream:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """
+    """Where the held-out text of an evaluation comes from, and how it is read.
+
     Attributes:
-        which: eval.real_data: "recorded", the data that the model's file names; "current", the group `data`; None, none.
+        which: eval.real_data: "recorded", the data that the model's file names; "current", the group `data`; None: none.
         node: the group `data`.
         trusted_modules: modules outside this package whose corpora a file may name.
         eval_batch_size, num_workers, max_eval_examples, seed: as of `TextDataModule`.
@@ -118,7 +120,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, wanted: EvalOptions, data: Mapping[str, Any], loader: Mapping[str, Any], seed: int) -> "HeldOut":
-        """As the groups `eval`, `data` and `loader` say."""
+        """From the groups `eval`, `data` and `loader`."""
         batch, workers = loader["eval_batch_size"], loader["num_workers"]
         return cls(wanted.real_data, data, wanted.trusted_modules, batch, workers, wanted.max_examples, seed)
 
@@ -134,10 +136,9 @@ class HeldOut:
         return recorded_corpus(lm.config.get("data"), self.trusted_modules)
 
     def real_text(self, lm: LanguageModel, length: int, count: int) -> RealText | str:
-        """`count` blocks to hold samples against, or why there are none.
+        """`count` blocks to compare samples with, or the reason why there are none.
 
-        The text of a recorded corpus may be elsewhere by now, which stops nothing. In the group `data` of this command the
-        user's mistakes are errors.
+        A recorded corpus that is gone is no error. Faults in the group `data` of this command are.
         """
         if self.which is None:
             return "eval.real_data=null"
@@ -150,15 +151,15 @@ class HeldOut:
             return f"{reason}; name the text anew with eval.real_data=current and data=..., or do without: eval.real_data=null"
 
     def data(self, lm: LanguageModel) -> TextDataModule:
-        """The text, tokenised and cut as the model was trained; of a recorded corpus that cannot be read, says what to do."""
+        """The text, tokenised and cut as in training; ValueError, with what to do, if a recorded corpus cannot be read."""
         if self.which == "current":
             return self.data_of(corpus_of(self.node, "data"), lm)
         try:
             corpus = self._recorded(lm)
-            corpus.cache_dir = self.node.get("cache_dir")  # a file that may come from anyone does not say where to write
+            corpus.cache_dir = self.node.get("cache_dir")  # a file that is not trusted must not choose where to write
             data = self.data_of(corpus, lm)
             data.prepare()
-        except ValueError as error:  # an OSError is of the disk that the tokens are kept on
+        except ValueError as error:  # an OSError concerns the disk of the token cache
             reason = " ".join(str(error).split())
             raise ValueError(f"{reason}; name the text anew with eval.real_data=current and data=...") from error
         return data
@@ -175,7 +176,7 @@ class HeldOut:
         )
 
     def say_what_is_missing(self, real: RealText | str, count: int, console: Console) -> None:
-        """One line where real text is missing, or less than samples, although it is wanted."""
+        """Prints a warning if real text is wanted but missing, or has fewer blocks than there are samples."""
         if isinstance(real, str) and self.which is not None:
             console.print(f"warning: no real text to compare with: {escape(real)}", soft_wrap=True)
         elif isinstance(real, RealText) and len(real.chosen) < count:
@@ -187,7 +188,7 @@ class HeldOut:
 
 
 def corpus_of(node: Any, key: str) -> Corpus:
-    """The corpus of a config node; of a bare path, all of whose text is held-out text."""
+    """The corpus of a config node, or of a bare path, whose text is then all held out."""
     corpus = TextCorpus(node, valid_path=node) if isinstance(node, str) else instantiate(node, key)
     if not isinstance(corpus, Corpus):
         raise ValueError(f"{key}: {node} is no corpus: give a path, or a node with the _target_ of one")
@@ -195,7 +196,7 @@ def corpus_of(node: Any, key: str) -> Corpus:
 
 
 class _Given(TokenizerBuilder):
-    """The model's tokenizer, whatever the text."""
+    """Builds nothing: it returns the model's tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer

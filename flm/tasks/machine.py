@@ -1,4 +1,4 @@
-"""What a run computes on and in: device, precision, and whether its networks are compiled."""
+"""The device and precision of a run, and whether its networks are compiled."""
 
 import logging
 import os
@@ -13,19 +13,20 @@ from flm.device import device_named, missing_compiler, precision_on
 
 log = logging.getLogger(__name__)
 
-# torch.compile's, without those that use CUDA graphs: a graph's output is overwritten by the next call, and all blocks share
-# one compilation, so a block's output would be gone before the backward pass reads it.
+# Modes of torch.compile without CUDA graphs: all blocks share one compilation, and the next call of a graph would overwrite the
+# output of a block before the backward pass reads it.
 MODES = ("default", "max-autotune-no-cudagraphs")
-# of DIT_USE_COMPILE, which compiles as the published runs did
+# The mode for each value of DIT_USE_COMPILE, as in the published runs.
 SWITCH = {"TRUE": MODES[1], "1": MODES[1], "FALSE": None, "0": None}
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """
+    """How networks are compiled.
+
     Attributes:
         mode: of torch.compile; None: networks are not compiled.
-        is_demanded: by the config: then a network that cannot be compiled is an error, else it stays as it is.
+        is_demanded: whether the config asks for it, so that a network that cannot be compiled is an error.
     """
 
     mode: str | None = None
@@ -34,10 +35,11 @@ class Compilation:
 
 @dataclass(frozen=True)
 class Machine:
-    """
+    """What a run computes on.
+
     Attributes:
-        device: CUDA where it is, unless the CPU is asked for.
-        precision: as Lightning names them.
+        device: CUDA if there is one, unless the CPU is asked for.
+        precision: by Lightning's names.
         compilation: of its networks.
     """
 
@@ -47,26 +49,26 @@ class Machine:
 
     @classmethod
     def of(cls, trainer: Mapping[str, Any], model: Mapping[str, Any]) -> "Machine":
-        """As these groups of the config say."""
+        """From the groups `trainer` and `model` of a config."""
         device = device_of(trainer["accelerator"])
         return cls(device, precision_of(trainer["precision"], device), compilation(model.get("compile"), device))
 
 
 def device_of(accelerator: str) -> torch.device:
-    """Of trainer.accelerator: CUDA if there is one, unless the CPU is asked for. ValueError: there is no GPU."""
+    """The device of trainer.accelerator; "auto": CUDA if there is one. ValueError: a GPU is asked for and there is none."""
     return device_named(None if accelerator == "auto" else accelerator, "trainer.accelerator")
 
 
 def precision_of(precision: Any, device: torch.device) -> str:
-    """What trainer.precision means; null is bf16-mixed on CUDA, and 32-true elsewhere, where bf16 is slower."""
+    """The precision of trainer.precision; null: bf16-mixed on CUDA, and 32-true elsewhere, where bf16 is slower."""
     return precision_on(device, None if precision is None else str(precision))
 
 
 def compilation(wanted: Any, device: torch.device) -> "Compilation":
-    """What model.compile means: true (the default mode), false, or a mode.
+    """How model.compile asks for compilation: true (the default mode), false, or a mode.
 
-    null, or a model node without the key, leaves it to the environment's DIT_USE_COMPILE, TRUE or FALSE; where that is not set,
-    networks are compiled on CUDA alone: on a CPU it takes longer than it saves in a run of minutes.
+    With null, or without the key, the environment variable DIT_USE_COMPILE (TRUE or FALSE) decides. If that is not set,
+    networks are compiled only on CUDA: on a CPU compilation takes longer than it saves in a run of minutes.
     """
     if wanted is None:
         switch = os.environ.get("DIT_USE_COMPILE", "")
@@ -83,13 +85,13 @@ def compilation(wanted: Any, device: torch.device) -> "Compilation":
 
 
 def compile_networks(algorithm: Algorithm, wanted: Compilation, device: torch.device) -> None:
-    """Compiles the blocks of all networks of an algorithm, its teachers' too.
+    """Compiles the blocks of all networks of an algorithm and its teachers.
 
     Args:
-        device: where they will run.
+        device: that they will run on.
 
     Raises:
-        ValueError: it is demanded, and nothing can be compiled on this machine, or none of the networks has blocks to compile.
+        ValueError: compilation is demanded, but impossible on this machine, or no network has blocks to compile.
     """
     if wanted.mode is None:
         return

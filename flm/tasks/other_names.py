@@ -1,10 +1,8 @@
-"""What people type who come from other code: the same thing under our name, or one line that names ours.
-
-MDLM, Duo, FLM, KL-flow and the retrofit of Qwen3."""
+"""Keys of other code bases (MDLM, Duo, FLM, KL-flow, the retrofit of Qwen3): renamed to ours, or an error that names ours."""
 
 from flm.config_files import groups
 
-# by override key, or KEY=VALUE: our spelling of the same thing
+# override keys, or KEY=VALUE, with our name for the same thing
 SAME = {
     "algo.teacher_path_f": "algo.teacher_f_path",
     "algo.teacher_path_g": "algo.teacher_g_path",
@@ -29,7 +27,7 @@ SAME = {
     "checkpointing.save_dir": "hydra.run.dir",
 }
 
-# by key or group of keys: what to do here
+# keys or groups of keys that we lack, with what to use instead
 INSTEAD = {
     "data.train": "data=NAME names a corpus with its training and held-out part",
     "data.valid": "data=NAME names a corpus with its training and held-out part; eval.corpora adds texts to mode=ppl_eval",
@@ -75,16 +73,16 @@ INSTEAD = {
     "callbacks.checkpoint_monitor": "callbacks.checkpoint_every_n_steps.keep_best=true keeps the best by validation loss",
 }
 
-# keys that some of our corpora have, of another meaning: there they name a corpus
+# keys that some of our corpora have too, with another meaning: they are errors only if their value names a corpus
 OURS_TOO = ("data.train", "data.valid")
 CORPORA = {name.removeprefix("data=") for name in SAME if name.startswith("data=")} | set(groups()["data"])
 
 
 def ours(argument: str) -> str:
-    """A command-line argument in our names.
+    """A command-line argument under our names.
 
     Raises:
-        ValueError: there is nothing here of that name; the line says what does the same.
+        ValueError: we have no such key; the message says what to use instead.
     """
     prefix = argument[: len(argument) - len(argument.lstrip("+"))]
     key, equals, value = argument.removeprefix(prefix).partition("=")

@@ -1,4 +1,4 @@
-"""mode=ppl_eval: how probable a checkpoint finds held-out text, exactly or as an upper bound on the nats."""
+"""mode=ppl_eval: the likelihood of held-out text under a checkpoint, exact or as an upper bound on the nats."""
 
 import json
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ from flm.tasks.machine import Machine
 from flm.tasks.processes import ALONE, Team, team_of, terminal
 from flm.tasks.run import Run
 
-FIRST = "data"  # what the corpus of eval.real_data is called among eval.corpora
+FIRST = "data"  # name of the corpus of eval.real_data beside those of eval.corpora
 
 
 def ppl_eval(config: DictConfig) -> dict[str, Any]:
-    """Scores the held-out text of the corpus eval.real_data names and of each of eval.corpora.
+    """Scores the held-out text of the corpus that eval.real_data names, and of each of eval.corpora.
 
-    Writes run_dir/likelihood.json and prints a table. Of several processes each takes its share of the batches; the numbers are
-    those of one, and the first one writes them.
+    Writes run_dir/likelihood.json and prints a table. Several processes divide the batches; the numbers are those of a single
+    process, and the first one writes them.
     """
     run = Run(config)
     with team_of(Machine.of(run["trainer"], run["model"]).device) as team:
@@ -40,7 +40,7 @@ def ppl_eval(config: DictConfig) -> dict[str, Any]:
 
 
 def evaluate(run: Run, team: Team = ALONE) -> dict[str, Any]:
-    """The same, of a config in plain values; empty in all processes but the first."""
+    """As `ppl_eval`, for a run with a plain config; returns {} in all processes but the first."""
     wanted = run.options(EvalOptions, "eval")
     held_out = HeldOut.of(wanted, run["data"], run["loader"], run["seed"])
     held_out.check_needed("ppl_eval")
@@ -78,7 +78,7 @@ def evaluate(run: Run, team: Team = ALONE) -> dict[str, Any]:
 
 
 def _other_corpora(named: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Config nodes, or paths, by name."""
+    """eval.corpora checked: config nodes or paths, by name."""
     named = named or {}
     if FIRST in named:
         raise ValueError(f"eval.corpora must map names (other than {FIRST}) to files or data configs, not {named}")
@@ -86,7 +86,7 @@ def _other_corpora(named: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _training_blocks(data: TextDataModule, wanted: int, size: int) -> list[Batch]:
-    """`wanted` training blocks, evenly spaced, in batches of `size`; none where training text is absent or streamed."""
+    """`wanted` training blocks, evenly spaced, in batches of `size`; none if training text is absent or streamed."""
     if "train" not in data.corpus.splits or data.corpus.streamed or not wanted:
         return []
     blocks = data.train_blocks()
@@ -95,7 +95,7 @@ def _training_blocks(data: TextDataModule, wanted: int, size: int) -> list[Batch
 
 
 def _lowest(variants: dict[str, BoundVariant]) -> str | None:
-    """The only one, or that with the lowest bound on training text; None where none was measured."""
+    """The only variant, or that with the lowest bound on training text; None if none was measured."""
     if len(variants) == 1:
         return next(iter(variants))
     measured = {name: variant.expected for name, variant in variants.items() if variant.expected is not None}
@@ -105,7 +105,7 @@ def _lowest(variants: dict[str, BoundVariant]) -> str | None:
 def _score(
     name: str, data: TextDataModule, lm: LanguageModel, variants: dict[str, BoundVariant], draws: int, seed: int, team: Team
 ) -> dict[str, Likelihood]:
-    """By name of the bound."""
+    """The likelihood by name of the bound."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     values = {}
     with Progress(*columns, transient=True, disable=not team.is_first) as progress:
@@ -118,7 +118,7 @@ def _score(
 
 
 def _in_units(data: TextDataModule, lm: LanguageModel, values: dict[str, Likelihood]) -> dict[str, Any]:
-    """For the result file: the text, and each bound in the units people compare."""
+    """For the result file: the text, and each bound in all units."""
     num_tokens = next(iter(values.values())).num_tokens
     num_bytes, num_characters = _scored_size(data, lm.tokenizer, num_tokens)
     return {
@@ -132,23 +132,23 @@ def _in_units(data: TextDataModule, lm: LanguageModel, values: dict[str, Likelih
 
 
 def _scored_size(data: TextDataModule, tokenizer: Tokenizer, num_tokens: int) -> tuple[float, float]:
-    """UTF-8 bytes and characters of what was scored.
+    """UTF-8 bytes and characters of the scored tokens.
 
-    Blocks cut anywhere out of a text have those of the documents in proportion, with what the tokenizer cannot spell.
-    Rows of which only a part is scored, answers to prompts for one, are counted token by token.
+    Blocks cut anywhere from a text have their share of its documents' bytes, including text that the tokenizer cannot spell.
+    If only a part of the rows is scored, as responses to prompts, the tokens themselves are counted.
     """
     if all(bool(batch.counted.all()) for batch in data.valid_loader()):
         estimated = data.bytes_per_token() * num_tokens
         return estimated, estimated * _characters_per_byte(data)
     num_bytes = scored_bytes(data.valid_loader(), tokenizer)
     texts = [text for batch in data.valid_loader() for text in scored_texts(batch, tokenizer)]
-    if any("\ufffd" in text for text in texts):  # cut inside characters, which then are counted in proportion
+    if any("\ufffd" in text for text in texts):  # cut inside a character, so characters are estimated from bytes
         return num_bytes, num_bytes * _characters_per_byte(data)
     return num_bytes, sum(map(len, texts))
 
 
 def _characters_per_byte(data: TextDataModule) -> float:
-    """Of the held-out documents themselves: what tokens spell lacks the characters the tokenizer does not know."""
+    """Of the held-out documents themselves, since decoded tokens lack characters that the tokenizer does not know."""
     characters = num_bytes = 0
     for document in data.valid_documents():
         characters += len(document)
@@ -169,9 +169,9 @@ def _unknown_share(data: TextDataModule, tokenizer: Tokenizer) -> float:
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    """None where every text can be spelled. GPT-2 names its end mark here, which no text becomes."""
+    """The id of unknown characters; None: every text can be spelled. GPT-2 names its end token, which no text becomes."""
     model = json.loads(tokenizer.to_dict()["json"])["model"]
-    unknown = model.get("unk_id")  # of unigram models; the others name it
+    unknown = model.get("unk_id")  # unigram models give the id, others the token
     if unknown is None and model.get("unk_token") is not None:
         unknown = model["vocab"].get(model["unk_token"])
     return None if unknown in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) else unknown
@@ -210,7 +210,7 @@ def _print(console: Console, result: dict[str, Any], title: str) -> None:
 
 
 def _print_notes(console: Console, result: dict[str, Any], which: str | None, recorded: Any) -> None:
-    """What a reader of the table should know of the texts.
+    """Prints remarks on the texts below the table.
 
     Args:
         which: eval.real_data.
@@ -237,5 +237,5 @@ def _print_notes(console: Console, result: dict[str, Any], which: str | None, re
 
 
 def _without_cache(node: Any) -> Any:
-    places = ("cache_dir", "processes")  # no part of which text it is
+    places = ("cache_dir", "processes")  # they do not change the text
     return {key: value for key, value in node.items() if key not in places} if isinstance(node, Mapping) else None

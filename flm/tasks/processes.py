@@ -1,4 +1,4 @@
-"""Several processes of one evaluation, one a device, as torchrun starts them: networks run in all, the first does the rest."""
+"""Several processes of one evaluation, started by torchrun, one for each device: all run networks, the first does the rest."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -15,11 +15,11 @@ from torch.distributed import ProcessGroup
 
 PATIENCE = timedelta(days=7)  # the others wait while the first one scores, which may take hours
 
-_WIDTH = 120  # of what is no terminal: a file does not end at column 80
+_WIDTH = 120  # columns of output that does not go to a terminal
 
 
 def terminal(quiet: bool = False) -> Console:
-    """Where results are printed, by the first process; as wide as the tables where nobody's window is the limit."""
+    """The console for results, 120 columns wide if it is not a terminal."""
     console = Console(quiet=quiet)
     return console if console.is_terminal else Console(width=_WIDTH, quiet=quiet)
 
@@ -30,7 +30,7 @@ class Team:
 
     Attributes:
         rank: in [0, size).
-        group: of all of them; None where there is one.
+        group: of all processes; None if there is only one.
     """
 
     rank: int = 0
@@ -42,11 +42,11 @@ class Team:
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """Which of `count` pieces of work are this process's."""
+        """This process's share of `count` pieces of work."""
         return range(self.rank, count, self.size)
 
     def all_of(self, mine: Sequence[Any]) -> list[Any]:
-        """The results of all pieces of work in order, each process having given those of its share; every process has them."""
+        """The results of all pieces of work in order, in every process, given those of this process's share."""
         if self.group is None:
             return list(mine)
         parts: list[Any] = [None] * self.size
@@ -57,11 +57,11 @@ class Team:
         return whole
 
     def from_first(self, value: Any) -> Any:
-        """What the first process has, in all of them; it is pickled, so tensors in it should lie on the CPU."""
+        """The value of the first process, in all of them. It is pickled, so tensors in it should be on the CPU."""
         return self.all_of([value])[0]
 
     def add_up(self, *tensors: Tensor) -> None:
-        """Adds CPU tensors up over all processes, in place; only the first process may read them afterwards."""
+        """Sums CPU tensors over all processes, in place. Only the first process may read them afterwards."""
         if self.group is not None:
             for tensor in tensors:
                 torch.distributed.reduce(tensor, 0, group=self.group)
@@ -71,10 +71,10 @@ ALONE = Team()
 
 
 def check_alone(mode: str) -> None:
-    """For tasks that share nothing out.
+    """For modes that run in one process.
 
     Raises:
-        ValueError: torchrun started several processes, which would all write the same files.
+        ValueError: torchrun started several, which would all write the same files.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size > 1:
@@ -86,10 +86,10 @@ def team_of(device: torch.device) -> Iterator[Team]:
     """The team that torchrun's variables describe (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), or one alone.
 
     Args:
-        device: of each; on CUDA every process of a machine takes the one of its number.
+        device: of each process; on CUDA, process i of a machine takes device i.
 
     Raises:
-        ValueError: they are more than the machine has CUDA devices.
+        ValueError: there are more processes than CUDA devices.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
@@ -100,7 +100,7 @@ def team_of(device: torch.device) -> Iterator[Team]:
         if local >= devices:
             raise ValueError(f"process {local + 1} of this machine has no CUDA device, there are {devices}: start fewer")
         torch.cuda.set_device(local)
-    torch.distributed.init_process_group("gloo")  # what is exchanged lies in main memory
+    torch.distributed.init_process_group("gloo")  # exchanged tensors are on the CPU
     try:
         yield Team(torch.distributed.get_rank(), size, torch.distributed.new_group(timeout=PATIENCE))
     finally:

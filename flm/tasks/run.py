@@ -1,4 +1,4 @@
-"""One run of a mode: its config in plain values, its folder, and where the numbers in its result files come from."""
+"""One run of a mode: its plain config, its folder, and the provenance of its result files."""
 
 import os
 import subprocess
@@ -22,10 +22,11 @@ Options = TypeVar("Options")
 
 
 class Run:
-    """
+    """The config and folder of one run.
+
     Attributes:
-        folder: for all that the run writes; made with the first file.
-        config: resolved, in plain types: every value the run used.
+        folder: for all files of the run; created with the first.
+        config: resolved, in plain types, with every value that the run uses.
     """
 
     def __init__(self, config: DictConfig | dict[str, Any]):
@@ -37,7 +38,7 @@ class Run:
         return self.config[group]
 
     def options(self, kind: type[Options], group: str) -> Options:
-        """A group of the config as an object of the class whose arguments its keys are."""
+        """A group of the config as an instance of the class whose arguments it holds."""
         if not isinstance(self.config[group], Mapping):
             raise ValueError(f"{group} must be a mapping of its keys, not {shown(self.config[group])}")
         values = {key: value for key, value in self.config[group].items() if key != "_target_"}
@@ -48,7 +49,7 @@ class Run:
         return Run(self.config | {group: self.config[group] | values})
 
     def provenance(self, source: ModelFile | ModelSource | None = None) -> dict[str, Any]:
-        """Command, config, code, machine and, where there is one, the model that a result came from."""
+        """The head of every result file: command, config, code versions, seed, and the model, if there is one."""
         return {
             "format_version": FORMAT_VERSION,
             "command": sys.argv,
@@ -62,7 +63,7 @@ class Run:
     def about(
         self, kind: str, lm: LanguageModel, scorer: dict[str, Any] | None = None, autocast: bool = True
     ) -> dict[str, Any]:
-        """The head of a result file on one model, from `flm.load`; `autocast`: networks computed within `lm.autocast()`."""
+        """The head of a result file on one model from `flm.load`. `autocast`: whether networks ran within `lm.autocast()`."""
         assert lm.source is not None
         return self.provenance(lm.source) | {
             "kind": kind,
@@ -76,19 +77,19 @@ class Run:
         }
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
-        """Whole or not at all; the file."""
+        """Writes a file of the run, whole or not at all; returns its path."""
         return write_json(self.folder / name, content)
 
 
 def plain_config(config: DictConfig) -> dict[str, Any]:
-    """Resolved, in plain types."""
+    """The config resolved, in plain types."""
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
     return resolved
 
 
 def _computed_in(lm: LanguageModel, autocast: bool) -> str:
-    """The dtype of what networks computed, which under autocast is not that of their weights."""
+    """The dtype that networks computed in: autocast's if it was on, else that of their weights."""
     dtype, device = next(lm.algorithm.parameters()).dtype, lm.device.type
     with lm.autocast():
         if autocast and torch.is_autocast_enabled(device):
@@ -97,7 +98,7 @@ def _computed_in(lm: LanguageModel, autocast: bool) -> str:
 
 
 def _git_revision() -> str | None:
-    """The commit this code stands on, with a mark if files differ from it; None outside a repository."""
+    """The commit of this code, with "-dirty" if files differ from it; None outside a repository."""
     command = ["git", "-C", str(Path(__file__).resolve().parents[2]), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

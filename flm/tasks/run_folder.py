@@ -1,6 +1,6 @@
-"""The folder of a training run: who works in it, and whether it may go on under a config.
+"""The folder of a training run: a lock, and the check whether the run may continue with a changed config.
 
-`run.json` says what was asked, `.lock` is held by the process that trains.
+`run.json` records the config; the process that trains holds `.lock`.
 """
 
 import os
@@ -20,7 +20,8 @@ from flm.handed_in import read_json
 from flm.training.schedules import warm_up
 
 LOCK, OWNER, RECORD = ".lock", ".owner.json", "run.json"
-# What makes a run another one. A value below one of these that is not named under HARMLESS or SAID must stay as it is.
+# Values below these keys identify a run. A change of one makes it another run, unless it is in HARMLESS, which is ignored, or
+# SAID, which is reported.
 IDENTITY = (
     "algo",
     "model",
@@ -38,17 +39,17 @@ ABSENT = object()
 
 
 def is_first_process() -> bool:
-    """Of all that train together: the one that writes files."""
+    """Whether this is the process, of all that train together, that writes files."""
     node = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"
     return rank_zero_only.rank == 0 and node == "0"
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Inside, no other run works in the folder; the lock is released when the process ends, however it does.
+    """Inside the block, no other run works in the folder. The lock is released even if the process is killed.
 
     Raises:
-        ValueError: another one does, in one line that says where.
+        ValueError: another run works in it; names its host and process.
     """
     if not is_first_process():
         yield
@@ -77,23 +78,23 @@ def _owner(folder: Path) -> str:
     try:
         found = read_json(folder / OWNER)
         return f" on {found['host']} as process {found['process']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has the lock and has not said yet
+    except (OSError, ValueError, KeyError, TypeError):  # it holds the lock, but has not written this file yet
         return ""
 
 
 def check_same_run(
     recorded: Mapping[str, Any], given: Mapping[str, Any], allowed: Sequence[str], name: str
 ) -> list[tuple[str, Any, Any]]:
-    """What differs and may: (key, value of the record, value given).
+    """The allowed differences to report: (key, recorded value, given value).
 
     Args:
-        recorded: the plain config of the run that is to go on; a key that it lacks is of a later version, and no difference.
-        given: the one it is to go on under.
-        allowed: keys whose difference the user accepts, or groups of keys.
-        name: of the record.
+        recorded: the plain config of the run to continue. A key that it lacks comes from a later version and is no difference.
+        given: the plain config to continue with.
+        allowed: keys or groups of keys whose difference the user accepts.
+        name: of the record, for errors.
 
     Raises:
-        ValueError: something differs that makes it another run.
+        ValueError: a difference makes it another run.
     """
     refused, said = [], []
     for key, old, new in differences(recorded, given):
@@ -104,8 +105,8 @@ def check_same_run(
         elif _within(key, IDENTITY):
             follows = (recorded.get("trainer") or {}).get("max_steps"), (given.get("trainer") or {}).get("max_steps")
             if key == "lr_scheduler.warmup_steps" and old == warm_up(new, follows[0]):
-                said.append((key, old, new))  # the recipe's, shortened for a run that was a first try
-            elif (old, new) != follows:  # else it is ${trainer.max_steps}, which is said itself
+                said.append((key, old, new))  # the warm-up of the recipe, shortened for a short first run
+            elif (old, new) != follows:  # else the value is ${trainer.max_steps}, which is reported itself
                 refused.append(f"{key}={shown(new)} ({shown(old)} there)")
     if refused:
         keys = ",".join(text.partition("=")[0] for text in refused)
@@ -117,7 +118,7 @@ def check_same_run(
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) of all that both have, or the old one alone, and that differs."""
+    """(dotted key, old value, new value) of every value that differs, or that only `old` has."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in old:
             yield from differences(old[name], new.get(name, ABSENT), f"{key}.{name}" if key else str(name))
@@ -126,7 +127,7 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, A
 
 
 def _today(value: Any) -> Any:
-    """A class that has moved, by its present path."""
+    """The value, or the present path of a class that has moved."""
     return current(value) if isinstance(value, str) else value
 
 
@@ -140,7 +141,7 @@ def shown(value: Any) -> str:
 
 
 class Record(Callback):
-    """Writes run.json once all checks have passed: a start that is refused changes nothing.
+    """Writes run.json after all checks have passed, so that a refused start changes nothing.
 
     Args:
         content: of run.json.

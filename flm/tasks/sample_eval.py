@@ -1,4 +1,4 @@
-"""mode=sample_eval: texts from a checkpoint, at one or several numbers of steps, and what they are like beside real text."""
+"""mode=sample_eval: samples from a checkpoint at one or several numbers of steps, measured beside real text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,10 +20,10 @@ from flm.tasks.scoring import judges_of, measures
 
 
 def sample_eval(config: DictConfig) -> dict[str, Any]:
-    """Samples from eval.checkpoint_path, measures the samples and as much real text, prints some and a table.
+    """Samples from eval.checkpoint_path, measures the samples and as much real text, and prints some samples and a table.
 
     Writes run_dir/samples-<steps>.jsonl, real.jsonl, results.json, and with sampling.film film-<steps>.json. Of several
-    processes each generates its share; the first one does all else, and the others return nothing.
+    processes each generates its share; the first does everything else, and the others return {}.
     """
     run = Run(config)
     evaluation = run.options(EvalOptions, "eval")
@@ -40,7 +40,7 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
             for steps in all_steps:
                 generate(lm, canvas, steps, request.batches, request.seed, team)
             return {}
-        judges = judges_of(evaluation, lm)  # a judge that is missing is an error before sampling starts
+        judges = judges_of(evaluation, lm)  # before sampling, so that a missing judge is an early error
         real = held_out.real_text(lm, length, request.count)
         measured = measures(evaluation, judges, lm, length, real)
         warm_up(lm, canvas)
@@ -89,7 +89,7 @@ def show(texts: Sequence[str], steps: int, console: Console) -> None:
 
 
 def table_of(results: dict[str, Any]) -> Table:
-    """The chief numbers, a row for each number of steps and one for real text."""
+    """The main numbers, with a row for each number of steps and one for real text."""
     table = Table(title="nats, JS in bits; perplexity: " + (results["scorer"] or {"name": "no scorer"})["name"])
     for heading in ("steps", "entropy", "tokens used", "token JS", "distinct-2", "3-gram CE", "gain", "gen ppl", "ms / sample"):
         table.add_column(heading, justify="right")

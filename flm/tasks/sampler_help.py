@@ -1,4 +1,4 @@
-"""Which options of `sampling` each algorithm takes: for `--help`, and for docs/samplers.md."""
+"""The options of `sampling` that each algorithm takes, for `--help` and docs/samplers.md."""
 
 import inspect
 import re
@@ -17,7 +17,14 @@ from flm.schema import signature_of
 
 @dataclass(frozen=True)
 class Option:
-    """One option: what is allowed, what it is if left out, what it does, and which solvers take it (empty: all)."""
+    """One option of a sampler.
+
+    Attributes:
+        allowed: values, in words.
+        default: as typed.
+        meaning: from the docstring.
+        solvers: that take it; empty: all.
+    """
 
     name: str
     allowed: str
@@ -27,7 +34,7 @@ class Option:
 
 
 def options_of(samplers: Mapping[str, Callable[..., Any]]) -> list[Option]:
-    """The options of `Algorithm.samplers`, in the order in which signatures have them; the choice of a solver first."""
+    """The options of `Algorithm.samplers` in the order of their signatures, after the option `solver` if there is a choice."""
     found: dict[tuple[str, str, str], tuple[str, list[str]]] = {}
     for solver, sampler in samplers.items():
         meanings = dict(_meanings(sampler))
@@ -46,9 +53,9 @@ def options_of(samplers: Mapping[str, Callable[..., Any]]) -> list[Option]:
 
 
 def _meanings(sampler: Callable[..., Any]) -> Iterator[tuple[str, str]]:
-    """Option and text of the Args sections of a sampler's classes."""
+    """(option, meaning) from the Args sections of a sampler's classes."""
     kind, others = sampler, []
-    while not isinstance(kind, type):  # what is around a class
+    while not isinstance(kind, type):  # unwraps partials, `Without` and `Verifiable`
         others += [kind.also] if hasattr(kind, "also") else []
         kind = kind.func if isinstance(kind, partial) else kind.kind
     for owner in [*others, *reversed(kind.__mro__)]:
@@ -59,7 +66,7 @@ def _meanings(sampler: Callable[..., Any]) -> Iterator[tuple[str, str]]:
 
 
 def sections() -> Iterator[tuple[list[str], list[Option]]]:
-    """Names of algo configs that take the same options, and these."""
+    """(names of algo configs that take the same options, the options)."""
     kinds: dict[tuple[Any, ...], tuple[list[str], Mapping[str, Any]]] = {}
     for path in sorted((CONFIGS / "algo").glob("*.yaml")):
         samplers = hydra.utils.get_object(OmegaConf.load(path)._target_).samplers
@@ -84,7 +91,7 @@ def markdown() -> str:
 
 
 def text() -> str:
-    """For a terminal."""
+    """The options as text for a terminal."""
     lines = ["== Options of the samplers: sampling.NAME=..., more in docs/samplers.md =="]
     for names, options in sections():
         lines += ["", f"algo={', '.join(names)}"]

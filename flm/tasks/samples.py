@@ -1,4 +1,4 @@
-"""Samples as the `sampling` group asks for them: how many, of which text, with which sampler, and their making."""
+"""Samples as the `sampling` group asks for them: their number, given text and sampler, and how they are generated."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,12 +24,12 @@ from flm.tasks.processes import Team
 
 @dataclass(frozen=True)
 class Request:
-    """What `sampling` asks for.
+    """The samples that the group `sampling` asks for.
 
     Attributes:
-        canvas_options: given text and positions to fill.
-        options: of the sampler, those given now.
-        batch_size: of each batch.
+        canvas_options: given text, positions to fill, and numbers of steps and batches.
+        options: of the sampler, as given in this command.
+        batch_size: samples of a batch.
         seed: of the noise.
     """
 
@@ -40,7 +40,7 @@ class Request:
 
     @classmethod
     def of(cls, sampling: Mapping[str, Any], batch_size: int, seed: int) -> "Request":
-        """Of the group `sampling`."""
+        """From the group `sampling`."""
         return cls(check_sampling(sampling), given_options(sampling), batch_size, seed)
 
     @property
@@ -56,12 +56,12 @@ class Request:
         return step_counts(self.canvas_options.steps)
 
     def set_options(self, lm: LanguageModel) -> None:
-        """Options of the sampler: given now, else those the model was trained with in its config, else its defaults."""
+        """Sets the model's sampler options: those of this command, over those in its recorded config."""
         lm.options = lm.options | self.options
         sampler_for(lm.algorithm, lm.options, "sampling")
 
     def canvas(self, lm: LanguageModel) -> Canvas:
-        """(batch_size, L)."""
+        """The canvas (batch_size, L) that each batch fills."""
         wanted = self.canvas_options
         if wanted.infill is not None:
             exactly = lm.tokenizer.encode_exactly
@@ -76,10 +76,10 @@ class Request:
 
 
 def check_sampling(sampling: Mapping[str, Any]) -> CanvasOptions:
-    """The keys of the group `sampling` that are no options of a sampler.
+    """The keys of the group `sampling` that are not options of a sampler.
 
     Raises:
-        ValueError: one of them is not as it may be, or two contradict each other.
+        ValueError: a value is not allowed, or two contradict each other.
     """
     marked = next((key for key in sampling if key.startswith("_")), None)
     if marked is not None:
@@ -89,22 +89,22 @@ def check_sampling(sampling: Mapping[str, Any]) -> CanvasOptions:
         raise ValueError("sampling.infill gives the whole text: leave out sampling.prompt, suffix and length")
     found = made(CanvasOptions, canvas, "sampling")
     if found.infill is not None:
-        pieces_of(found.infill, lambda text, goes_on: list(text))  # refuses what has no holes
+        pieces_of(found.infill, lambda text, goes_on: list(text))  # raises if it has no holes
     return found
 
 
 def given_options(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the sampler among the keys of the group `sampling`; null leaves one to the sampler."""
+    """The sampler's options in the group `sampling`, without null, which means the sampler's default."""
     return {key: value for key, value in sampling.items() if key not in CANVAS_KEYS and value is not None}
 
 
 def step_counts(steps: int | Sequence[int]) -> list[int]:
-    """A number or several, as a list."""
+    """One number or several, as a list."""
     return [steps] if isinstance(steps, int) else list(steps)
 
 
 def possible_steps(wanted: list[int], lm: LanguageModel, canvas: Canvas, console: Console) -> list[int]:
-    """Numbers of steps to sample with: those wanted, or the one that the canvas fixes, which is then said."""
+    """The numbers of steps to sample with: those wanted, or, with a message, the one that the canvas determines."""
     if not lm.has_fixed_steps:
         return wanted
     positions = int(canvas.editable.any(0).sum())
@@ -120,9 +120,9 @@ class Generation:
 
     Attributes:
         tokens: (N, L) on the CPU.
-        batch_seconds: of each batch on the device that made it, the tokens' way back to the CPU included.
-        network_evaluations: network calls for a batch, all networks together, in the mean over batches: samplers that skip
-            what is not needed, or stop when they are sure, call as often as their draws ask for. None where none is called.
+        batch_seconds: time of each batch, including the copy of the tokens to the CPU.
+        network_evaluations: calls of all networks for a batch, averaged over batches, since some samplers skip evaluations or
+            stop early, depending on their draws. None: no network was called.
     """
 
     tokens: Tensor
@@ -130,7 +130,7 @@ class Generation:
     network_evaluations: float | None
 
     def timing(self) -> dict[str, float | None]:
-        """For result files, of one device. Rates leave out the first batch, which may be filmed, unless it is the only one."""
+        """For result files, per device. Rates leave out the first batch, which may be filmed, unless it is the only one."""
         timed = self.batch_seconds[1:] or self.batch_seconds
         per_sample = sum(timed) / (len(timed) * len(self.tokens) / len(self.batch_seconds))
         return {
@@ -151,12 +151,12 @@ def generate(
     film: Callable[[Any], None] | None = None,
     **options: Any,
 ) -> Generation:
-    """All samples, of which each process makes its share of the batches; the first one has them all, the others zeros.
+    """All samples, in the first process. Each process makes its share of the batches; the others do not get all.
 
     The noise depends on the seed and the batch, not on the number of steps, the options or the number of processes.
 
     Args:
-        film: shown every moment of the first batch, whose time it adds to.
+        film: called with every moment of the first batch, which takes longer then.
         options: of the sampler, over those of the model.
     """
     tokens = torch.zeros(batches, *canvas.tokens.shape, dtype=torch.int64)
@@ -183,9 +183,9 @@ def generate(
 
 @contextmanager
 def counted_calls(algorithm: Algorithm) -> Iterator[list[int]]:
-    """A list that grows by one 1 with every call of a network, whichever of the algorithm's it is.
+    """A list whose length is the number of calls of the algorithm's networks inside the block.
 
-    Networks are the modules with an input table of their own; where there is none, the algorithm's `backbone`.
+    Networks are the modules with an input table of their own, or the algorithm's `backbone` if there are none.
     """
     calls: list[int] = []
     networks = [module for module in algorithm.modules() if "input_table" in module._parameters]
@@ -198,19 +198,19 @@ def counted_calls(algorithm: Algorithm) -> Iterator[list[int]]:
 
 
 def calls_per_batch(calls: int, batches: int) -> float:
-    """The mean, a whole number where it is one."""
+    """The mean, as an int if it is whole."""
     return calls / batches if calls % batches else calls // batches
 
 
 def warm_up(lm: LanguageModel, canvas: Canvas) -> None:
-    """One step whose samples are thrown away: what is set up at the first call is no part of the time a sample takes."""
-    if lm.has_fixed_steps:  # a step of these is a position
+    """Takes one step and discards the samples, so that the setup of the first call is not timed."""
+    if lm.has_fixed_steps:  # one step is one position
         canvas = Canvas.blank(len(canvas.tokens), 1, canvas.tokens.device)
     lm.fill(canvas, 1).cpu()
 
 
 def write_texts(path: Path, rows: Sequence[Sequence[int]], tokenizer: Tokenizer) -> list[str]:
-    """One line of JSON a text, with its tokens; the texts."""
+    """Writes a line of JSON for each text, with its tokens; returns the texts."""
     texts = [tokenizer.decode(row) for row in rows]
     write_lines(path, [{"text": text, "tokens": list(row)} for text, row in zip(texts, rows, strict=True)])
     return texts

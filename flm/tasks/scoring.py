@@ -1,4 +1,4 @@
-"""What is measured on a set of texts, and by whom: built once from the `eval` node, asked for every number of steps."""
+"""The measures and judges of a set of texts, built once from the group `eval` and applied for every number of steps."""
 
 import math
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from flm.registry import entries, load
 from flm.tasks.evaluation import EvalOptions, SampleOptions
 from flm.tasks.held_out import RealText
 
-PROTOCOLS = {"published": PublishedProtocol, "whole_text": lambda length: WholeTextProtocol()}  # of the sample length
+PROTOCOLS = {"published": PublishedProtocol, "whole_text": lambda length: WholeTextProtocol()}  # by length
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A scorer, and whether it is given token ids (it has the tokenizer of the samples) or text to tokenise again."""
+    """A scorer, and whether it reads token ids, because it has the tokenizer of the samples, or text."""
 
     scorer: Scorer
     reads_tokens: bool
@@ -36,11 +36,11 @@ class Measures:
     """All measures of one run.
 
     Attributes:
-        judges: for generative perplexity, in the order asked for; none: it is not measured.
-        protocols: which tokens they score, by name.
-        ngrams: judge that needs no download; None without real text.
-        unigrams: the same of single tokens: by how much less it is surprised, the order of tokens is text's.
-        frequencies: of tokens in held-out text, those of the real blocks to compare with left out; None without it.
+        judges: for generative perplexity, in the order of `eval`; empty: it is not measured.
+        protocols: by name, which tokens they score.
+        ngrams: judge without download; None without real text.
+        unigrams: the same for single tokens, to show what the order of tokens adds.
+        frequencies: of tokens in held-out text, without the real blocks to compare with; None without such text.
         mauve: None unless eval.mauve.
     """
 
@@ -52,14 +52,14 @@ class Measures:
     mauve: Mauve | None
 
     def of_generated(self, rows: Sequence[Sequence[int]], texts: Sequence[str]) -> dict[str, Any]:
-        """The measures by name, plain JSON values; given tokens (a prompt) count as all others."""
+        """The measures by name, plain JSON values. Given tokens (a prompt) count like all others."""
         judged = None if self.ngrams is None else self.ngrams.generated(rows)
         singly = None if self.unigrams is None else self.unigrams.generated(rows)
         score = None if self.mauve is None else self.mauve.score(texts)
         return self._common(rows, texts) | _judged(judged, singly) | {"mauve": score}
 
     def of_real(self, real: RealText, texts: Sequence[str]) -> dict[str, Any]:
-        """The same of real text, which the n-gram judge scores without having seen it."""
+        """The same for real text, each block scored by n-grams that were not fitted on it."""
         judged = None if self.ngrams is None else self.ngrams.real(real.chosen)
         singly = None if self.unigrams is None else self.unigrams.real(real.chosen)
         return self._common(real.rows, texts) | _judged(judged, singly) | {"mauve": None}
@@ -73,9 +73,9 @@ class Measures:
         ]
 
     def log_ppl(self, rows: Sequence[Sequence[int]], texts: Sequence[str]) -> Estimate | None:
-        """Nats per scored token of samples by the first judge and protocol, by 3-grams if there is no judge.
+        """Nats per scored token of samples by the first judge and protocol, or by 3-grams if there is no judge.
 
-        None where there is nothing to score.
+        None if no token is scored.
         """
         if not self.judges:
             assert self.ngrams is not None
@@ -84,7 +84,7 @@ class Measures:
 
     @property
     def first_scorer(self) -> dict[str, Any] | None:
-        """Who gives the first entry of `gen_ppl`, for the head of a result file; None if nobody does."""
+        """The judge of the first entry of `gen_ppl`, for the head of a result file; None without judges."""
         if not self.judges:
             return None
         scorer, protocol = self.judges[0].scorer, next(iter(self.protocols))
@@ -119,9 +119,8 @@ def measures(wanted: SampleOptions, judges: Sequence[Judge], lm: LanguageModel, 
     """Everything that `eval` asks to be measured on samples of `length` tokens.
 
     Args:
-        wanted: what `eval` asks for.
         judges: from `judges_of`.
-        real: the real text, or why there is none.
+        real: the real text, or the reason why there is none.
     """
     ngrams = unigrams = frequencies = mauve = None
     if isinstance(real, RealText) and len(real.blocks) > 1:
@@ -138,13 +137,13 @@ def measures(wanted: SampleOptions, judges: Sequence[Judge], lm: LanguageModel, 
 
 
 def _judged(ngrams: Estimate | None, unigrams: Estimate | None) -> dict[str, Any]:
-    """Cross-entropy under 3-grams, and what order adds: how far it is below that under single tokens."""
+    """Cross-entropy under 3-grams, and its gain over that under single tokens, which is due to the order of tokens."""
     gain = None if ngrams is None or unigrams is None else unigrams.mean - ngrams.mean
     return {"ngram_ce_nats": plain(ngrams), "ngram_gain_nats": gain}
 
 
 def protocols_of(wanted: str | Sequence[str], length: int | None) -> dict[str, ScoringProtocol]:
-    """eval.protocols, a name or a list, by name; `length` is what the published one cuts after, None where nobody scores."""
+    """The protocols of eval.protocols (a name or a list) by name. `length`: max_tokens of the published one; None: no judge."""
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     try:
         return {} if length is None else {name: PROTOCOLS[name](length) for name in names}
@@ -156,7 +155,7 @@ def judges_of(wanted: EvalOptions, lm: LanguageModel) -> list[Judge]:
     """The scorers that `eval` asks for, loaded, for samples of a model.
 
     Raises:
-        ValueError: one of them is not to be had. Another is never taken in its place.
+        ValueError: one of them cannot be loaded. No other takes its place.
     """
     names = wanted.gen_ppl_eval_model_name_or_path
     names = [] if names is None else [names] if isinstance(names, str) else list(names)
@@ -164,19 +163,15 @@ def judges_of(wanted: EvalOptions, lm: LanguageModel) -> list[Judge]:
     judges = [Judge(HuggingFaceScorer(str(name), **options), reads_tokens=False) for name in names]
     name, path, size = wanted.scorer, wanted.scorer_checkpoint_path, wanted.scorer_batch_size
     if name is None:
-        if path is not None:
-            raise ValueError("eval.scorer_checkpoint_path is set and eval.scorer is not: set eval.scorer=ar to score with it")
         return judges
     others = entries("judges")
     if name in others:
         return [*judges, Judge(load(others[name])(path, lm.device, size), reads_tokens=False)]
-    if path is None:
-        raise ValueError("eval.scorer=ar needs eval.scorer_checkpoint_path, a checkpoint trained with algo=ar")
     return [*judges, checkpoint_judge(str(path), lm, wanted.trusted_modules, size)]
 
 
 def checkpoint_judge(path: str, judged: LanguageModel, trusted_modules: Sequence[str], batch_size: int) -> Judge:
-    """A model of this project that gives `nll(tokens (B, L)) -> (B, L)`; its averaged weights where it has any."""
+    """A model of this project with `nll(tokens (B, L)) -> (B, L)` as a judge; with averaged weights if it has them."""
     try:
         lm = flm.load(path, judged.device, None, trusted_modules)
     except ValueError as error:
@@ -192,7 +187,7 @@ def checkpoint_judge(path: str, judged: LanguageModel, trusted_modules: Sequence
 
 
 def perplexity_entry(result: ScoreResult, protocol: str, reads_tokens: bool) -> dict[str, Any]:
-    """A score as result files hold it; perplexity and nats are None where nothing was scored."""
+    """A score as result files hold it; perplexity and nats are None if nothing was scored."""
     return {
         "scorer": result.scorer,
         "revision": result.revision,
@@ -209,7 +204,7 @@ def perplexity_entry(result: ScoreResult, protocol: str, reads_tokens: bool) -> 
 
 
 def nats_of(result: ScoreResult) -> Estimate | None:
-    """Nats per scored token; None where nothing was scored."""
+    """Nats per scored token; None if nothing was scored."""
     if result.nats_per_token is None:
         return None
     return Estimate(result.nats_per_token, result.standard_error, result.num_samples - result.num_without_scored_tokens)

@@ -1,4 +1,4 @@
-"""`experiment=RECIPE GROUP=OPTION`: an option that stands in for the recipe's own need not take all that the recipe sets."""
+"""`experiment=RECIPE GROUP=OPTION`: keys of the recipe that the swapped option does not take are left out."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,16 +12,16 @@ from flm.config_files import CONFIGS, groups
 from flm.schema import signature_of
 from flm.tasks.assemble import resolve
 
-_WHOLE = ("experiment", "mode", "debug")  # groups that are not what a recipe chooses
+_WHOLE = ("experiment", "mode", "debug")  # groups that a recipe does not choose
 
 
 def fitting(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments that leave out, by `~GROUP.KEY`, what the recipe sets and the option named beside it does not take.
+    """The arguments with `~GROUP.KEY` for each key that the recipe sets and the option named beside it does not take.
 
-    Keys that the arguments set themselves stay, and are refused later, by name.
+    Keys that the arguments themselves set stay, and are refused later by name.
 
     Returns:
-        the arguments, and a line to show for each group of which something is left out.
+        The arguments, and a line to show for each group in which keys are left out.
     """
     given = {key.lstrip("+"): value for key, _, value in (argument.partition("=") for argument in arguments)}
     known = groups()
@@ -39,17 +39,17 @@ def fitting(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
                 rest = [f"{group}.{key}" for key in _left_over(config, own, group)]
                 rest = [key for key in rest if not any(item == key or item.startswith(f"{key}.") for item in given)]
                 if rest:
-                    added += [part for key in rest for part in (f"{key}=0", f"~{key}")]  # Hydra deletes no null
+                    added += [part for key in rest for part in (f"{key}=0", f"~{key}")]  # Hydra cannot delete a null
                     said.append(
                         f"{group}={given[group]} takes no {', '.join(rest)}: left out of experiment={given['experiment']}"
                     )
     except (HydraException, OmegaConfBaseException, ValueError):
-        return list(arguments), []  # whoever composes it for good says what is wrong
+        return list(arguments), []  # the error is raised when the config is composed for the run
     return [*arguments, *added], said
 
 
 def _left_over(config: DictConfig, own: DictConfig, group: str) -> list[str]:
-    """Keys of a group that neither its option has nor what the option makes takes."""
+    """Keys of a group that are not in its option, and that the option's `_target_` does not take."""
     node, alone = config._get_node(group), own._get_node(group)
     if not isinstance(node, DictConfig) or node._is_none():
         return []
@@ -60,7 +60,7 @@ def _left_over(config: DictConfig, own: DictConfig, group: str) -> list[str]:
 
 
 def _takes(node: DictConfig, key: str) -> bool:
-    if "_target_" not in node:  # of callbacks each has its own
+    if "_target_" not in node:  # callbacks: each has a `_target_` of its own
         return not (isinstance(node._get_node(key), Mapping) and "_target_" not in node[key])
     signature = signature_of(resolve(node["_target_"], "_target_"))
     return key.startswith("_") or signature.is_open or key.removesuffix("_path") in signature.parameters

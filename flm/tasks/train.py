@@ -1,4 +1,4 @@
-"""mode=train: a config becomes a trained model, its checkpoints, metrics and samples under run_dir."""
+"""mode=train: trains the model of a config, with checkpoints, metrics and samples under run_dir."""
 
 import inspect
 import json
@@ -31,12 +31,12 @@ from flm.training.checkpointing import AtomicCheckpointIO
 from flm.training.module import Module
 from flm.training.status import recorded
 
-REFERENCE_BLOCKS = 2000  # of validation text, at most, that callbacks compare samples with
+REFERENCE_BLOCKS = 2000  # most validation blocks that callbacks compare samples with
 
 
 @dataclass(frozen=True)
 class WandbOptions:
-    """The `wandb` config, which logger=wandb and the report read."""
+    """The group `wandb`, which logger=wandb and the report read."""
 
     project: Text = "flm"
     name: Text | None = None
@@ -45,8 +45,8 @@ class WandbOptions:
 def train(config: DictConfig) -> dict[str, Any]:
     """Trains, and returns the last metrics by name.
 
-    Goes on from checkpointing.resume_ckpt_path if that file exists and checkpointing.resume_from_ckpt allows. A run that has
-    finished says so and returns nothing.
+    Resumes from checkpointing.resume_ckpt_path if that file exists and checkpointing.resume_from_ckpt is true. For a finished
+    run it prints that, and returns {}.
     """
     run = Run(config)
     with alone_in(run.folder):
@@ -59,7 +59,7 @@ def train(config: DictConfig) -> dict[str, Any]:
 def _train(config: DictConfig, run: Run, resume: str | None) -> dict[str, Any]:
     logger = instantiate(config.logger, "logger") if config.logger else False
     data = data_module(config)
-    # a student has its teachers' vocabulary: built before the data are read, it says at once which teacher does not fit
+    # a student has its teachers' vocabulary, so it can be built before the data are read: a misfit is an early error
     teachers = teachers_of(config)
     algorithm = new_algorithm(config, next(iter(teachers.values())).model.vocab_size, teachers) if teachers else None
     data.prepare()
@@ -72,7 +72,7 @@ def _train(config: DictConfig, run: Run, resume: str | None) -> dict[str, Any]:
     module = Module(
         algorithm=algorithm,
         optimizer=instantiate(config.optim, "optim"),
-        # without a target: switched off, and some other config set one of its values
+        # a node without a target is switched off, although another config set a value of it
         lr_scheduler=instantiate(config.lr_scheduler, "lr_scheduler") if _is_set(config.lr_scheduler) else None,
         ema=config.training.ema,
         seed=config.seed,
@@ -87,20 +87,20 @@ def _train(config: DictConfig, run: Run, resume: str | None) -> dict[str, Any]:
     callbacks = [*_callbacks(config.callbacks, data, config.logger is not None), Record(run.folder, record)]
     if any(isinstance(callback, Checkpoint) for callback in callbacks):
         weights = sum(tensor.nbytes for tensor in algorithm.state_dict().values())
-        check_room(run.folder, weights, "a checkpoint")  # of weights alone: the optimiser's state comes on top
+        check_room(run.folder, weights, "a checkpoint")  # at least the weights, even without the optimiser's state
     with quiet_lightning():
         trainer = lightning.Trainer(
             **trainer_arguments(config),
             logger=logger,
             callbacks=callbacks,
-            # without one of ours, Lightning would add a checkpoint callback of its own
+            # false if none is ours, or Lightning would add one of its own
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             plugins=[AtomicCheckpointIO()],
         )
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
-    # a run shorter than the interval ends with its one validation
+    # a run shorter than the interval validates once, at its end
     trainer.val_check_interval = min(trainer.val_check_interval, trainer.max_steps * trainer.accumulate_grad_batches)
-    if trainer.limit_val_batches:  # Lightning counts those of each process: more processes would validate on more
+    if trainer.limit_val_batches:  # Lightning counts batches per process, so more processes would see more examples
         data.valid_limit, trainer.limit_val_batches = trainer.limit_val_batches, 1.0
     with recorded(run.folder, trainer):
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -108,20 +108,20 @@ def _train(config: DictConfig, run: Run, resume: str | None) -> dict[str, Any]:
 
 
 def _is_finished(given: Mapping[str, Any], resume: str) -> bool:
-    """Whether there is nothing left to do; says what differs from the run that is to go on.
+    """Whether the run to resume has already taken all steps; prints allowed differences of the config.
 
     Args:
         given: the plain config of this command.
 
     Raises:
-        ValueError: it differs in what makes it another run.
+        ValueError: a difference makes it another run.
     """
     file, max_steps = read_description(resume), given["trainer"]["max_steps"]
     said = check_same_run(file.config, given, given["checkpointing"]["allow_changes"], resume)
     if not is_first_process():
         return file.step >= max_steps
     for key, old, new in said:
-        if not key.startswith("optim."):  # of which the optimiser's own state wins, and says so
+        if not key.startswith("optim."):  # the optimiser's state overrides these, with its own message
             print(f"{resume} goes on with {key}={shown(new)}; until step {file.step} it was {shown(old)}", flush=True)
     if file.step < max_steps:
         return False
@@ -134,11 +134,11 @@ def _is_finished(given: Mapping[str, Any], resume: str) -> bool:
 
 
 def _check_data(folder: Path, fingerprint: Any, allowed: Sequence[str]) -> None:
-    """Raises ValueError if the run in this folder was on other text than what the same config names today."""
+    """Raises ValueError if the text that the config names has changed since the run in this folder began."""
     try:
         recorded = read_json(folder / RECORD).get("data_fingerprint")
     except (OSError, ValueError, AttributeError):
-        return  # begun from another folder's checkpoint, or by a version that recorded no fingerprint
+        return  # a new folder that resumes another folder's checkpoint, or an old version without fingerprint
     known = json.loads(json.dumps(fingerprint))
     if recorded is not None and recorded != known and "data" not in allowed:
         changed = [key for key, *_ in differences(recorded, known)] or ["its files"]
@@ -149,7 +149,7 @@ def _check_data(folder: Path, fingerprint: Any, allowed: Sequence[str]) -> None:
 
 
 def check(config: DictConfig) -> None:
-    """Raises ValueError for what cannot be trained as asked, as far as that can be known without data or a teacher."""
+    """Raises ValueError for faults of a training config that show without data and teachers."""
     plain = plain_config(config)
     resume_path(**config.checkpointing, run_dir=config.run_dir)
     kind = resolve(config.algo._target_, "algo._target_")
@@ -167,7 +167,7 @@ def check(config: DictConfig) -> None:
 
 
 def _check_optimizer(config: DictConfig, model: Algorithm) -> None:
-    """Raises ValueError where an optimiser refuses the names of the parameters, or its arguments do not go together."""
+    """Raises ValueError if the optimiser does not take the parameters, by their names, or its arguments contradict."""
     if (config.model.get("num_blocks") or 0) <= PROBED_BLOCKS:
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         instantiate(config.optim, "optim")(trained)
@@ -188,7 +188,7 @@ def _check_schedule(node: Mapping[str, Any], steps: int) -> None:
 
 
 def _callbacks(nodes: Mapping[str, Any], data: TextDataModule, has_logger: bool) -> list[lightning.Callback]:
-    """What `_partial_` callbacks ask for by argument name: `decode`, texts of tokens; `reference`, validation blocks."""
+    """The callbacks. With `_partial_`, arguments `decode` (tokens to texts) and `reference` (validation blocks) are passed."""
 
     def decode(tokens: Tensor) -> list[str]:
         return [data.tokenizer.decode(row) for row in tokens.tolist()]
@@ -208,7 +208,7 @@ def _callbacks(nodes: Mapping[str, Any], data: TextDataModule, has_logger: bool)
             wanted = inspect.signature(callback.func).parameters
             given = {"decode": lambda: decode, "reference": reference}
             callback = callback(**{name: make() for name, make in given.items() if name in wanted})
-        if not (isinstance(callback, LearningRateMonitor) and not has_logger):  # it refuses to run without one
+        if has_logger or not isinstance(callback, LearningRateMonitor):  # that one needs a logger
             callbacks.append(callback)
     return callbacks
 
@@ -216,18 +216,18 @@ def _callbacks(nodes: Mapping[str, Any], data: TextDataModule, has_logger: bool)
 def resume_path(
     resume_from_ckpt: bool, resume_ckpt_path: Text | None, run_dir: str, allow_changes: Sequence[Text] = ()
 ) -> str | None:
-    """The checkpoint to go on from, if there is one; None: a run begins.
+    """The checkpoint to resume from; None: a new run begins.
 
     Args:
-        allow_changes: config keys, or groups of them, that may differ from those of the run that goes on.
+        allow_changes: config keys, or groups of them, that may differ from those of the run that is resumed. Not read here.
 
     Raises:
-        ValueError: there is no such file, other than the one that a run in this folder would have written.
+        ValueError: there is no such file. The last checkpoint of a run in this folder may be missing.
     """
     if not resume_from_ckpt or resume_ckpt_path is None:
         return None
     if not Path(resume_ckpt_path).exists():
-        if Path(resume_ckpt_path) != Path(run_dir) / "checkpoints" / "last.ckpt":  # absent there, a run simply begins
+        if Path(resume_ckpt_path) != Path(run_dir) / "checkpoints" / "last.ckpt":  # without that one, a run begins
             raise ValueError(f"checkpointing.resume_ckpt_path={resume_ckpt_path}: there is no such file")
         return None
     return resume_ckpt_path

@@ -1,4 +1,4 @@
-"""Lightning's Trainer from the `trainer` and `strategy` configs: their ranges, and what this project sets itself."""
+"""Lightning's Trainer from the groups `trainer` and `strategy`: allowed ranges, and the arguments that this project sets."""
 
 import logging
 import warnings
@@ -19,15 +19,15 @@ from flm.tasks.assemble import instantiate, resolve
 from flm.tasks.machine import device_of, precision_of
 from flm.training.stopping import MaxTime
 
-# between Lightning and torch, in every run
-warnings.filterwarnings("ignore", message="The number of training batches")  # a short run is no mistake
+warnings.filterwarnings("ignore", message="The number of training batches")  # of Lightning, in short runs
+# of Lightning about torch, in every run
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
-# What training sets itself, so that no config may.
+# Arguments that a config may not set.
 FIXED = {
-    "inference_mode": False,  # tensors made in inference mode may outlive validation and have no gradients
-    "use_distributed_sampler": False,  # the data module shards by itself
-    "check_val_every_n_epoch": None,  # a run is one pass of the loader, so epochs say nothing
+    "inference_mode": False,  # tensors made in inference mode may outlive validation, and can have no gradients
+    "use_distributed_sampler": False,  # the data module divides the data itself
+    "check_val_every_n_epoch": None,  # a run is a single epoch of the loader
 }
 _ARGUMENTS = "logger callbacks strategy plugins enable_checkpointing accumulate_grad_batches default_root_dir barebones"
 SET = (*FIXED, *_ARGUMENTS.split())
@@ -49,7 +49,7 @@ def trainer_options(
     enable_model_summary: bool = False,
     **further: Any,
 ) -> dict[str, Any]:
-    """Arguments of lightning.pytorch.Trainer: those with ranges of ours, and any `further` one of its signature."""
+    """Arguments of lightning.pytorch.Trainer: these with our ranges, and any `further` one of its signature."""
     return locals() | further
 
 
@@ -57,7 +57,7 @@ trainer_options.__signature__ = merged(trainer_options, lightning.Trainer, witho
 
 
 def check_strategy(strategy: Any) -> None:
-    """Raises ValueError unless it is a name of Lightning's or a node of a strategy."""
+    """Raises ValueError unless it is a strategy's name in Lightning, or the node of a strategy."""
     if isinstance(strategy, Mapping):
         check_node(strategy, "strategy")
         found = resolve(strategy["_target_"], "strategy._target_")
@@ -74,27 +74,27 @@ def check_strategy(strategy: Any) -> None:
 
 def trainer_arguments(config: DictConfig) -> dict[str, Any]:
     """The trainer node with its nested objects built and precision decided."""
-    device = device_of(config.trainer.accelerator)  # refuses a GPU that is not there
+    device = device_of(config.trainer.accelerator)  # raises if a GPU is asked for and there is none
     arguments = {
         key: instantiate(value, f"trainer.{key}") if OmegaConf.is_dict(value) and "_target_" in value else value
         for key, value in config.trainer.items()
     }
     if config.callbacks.get("stop") is not None:
-        arguments.pop("max_time", None)  # that callback's, which saves; Lightning's timer goes on counting after a resume
+        arguments.pop("max_time", None)  # that callback reads it, and saves; Lightning's timer would count resumed time too
     strategy = config.strategy if isinstance(config.strategy, str) else instantiate(config.strategy, "strategy")
     precision = precision_of(config.trainer.precision, device)
     return arguments | FIXED | {"precision": precision, "strategy": strategy, "default_root_dir": config.run_dir}
 
 
 def trial(config: DictConfig) -> lightning.Trainer:
-    """A Trainer without logger and callbacks: refuses what does not go together, and knows how many processes there will be."""
+    """A Trainer without logger and callbacks. It raises if arguments contradict, and knows the number of processes."""
     with quiet_lightning():
         return lightning.Trainer(**trainer_arguments(config), logger=False, enable_checkpointing=False)
 
 
 @contextmanager
 def quiet_lightning():
-    """Lightning tells what it is about to use, and of other products, only where something is wrong."""
+    """Inside the block, Lightning logs errors only."""
     loggers = [
         logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     ]

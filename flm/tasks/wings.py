@@ -1,4 +1,4 @@
-"""What wings add to configs: resolvers, and options of config groups on Hydra's search path."""
+"""Wings' additions to configs: resolvers, and options of config groups on Hydra's search path."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,7 +12,7 @@ from flm.registry import add, entries, load, wings
 
 
 class WingConfigs(SearchPathPlugin):
-    """Hydra asks it whenever a config is composed."""
+    """Adds the configs of wings to Hydra's search path; Hydra calls it whenever it composes a config."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for package, wing in wings().items():
@@ -21,10 +21,10 @@ class WingConfigs(SearchPathPlugin):
 
 
 def take_in(packages: Iterable[str] = ()) -> None:
-    """Makes the resolvers and configs of all wings known, and of further packages.
+    """Registers resolvers and configs of all wings and of further packages.
 
     Raises:
-        ValueError: one of them is no wing.
+        ValueError: a package is no wing.
     """
     for package in packages:
         add(package)
@@ -34,7 +34,7 @@ def take_in(packages: Iterable[str] = ()) -> None:
 
 
 def named(arguments: Sequence[str]) -> list[str]:
-    """The packages that wings=... on the command line names: their configs are needed before any is composed."""
+    """The packages in wings=... on the command line, whose configs are needed before any config is composed."""
     values = [argument.partition("=")[2] for argument in arguments if argument.startswith("wings=")]
     try:
         found = yaml.safe_load(values[-1]) if values else []

@@ -16,12 +16,12 @@ class Average:
 
     Args:
         module: whose parameters that require gradients are averaged; the average starts at their values.
-        decay: in (0, 1). Update n = 1, 2, ... uses min(decay, (1 + n) / (10 + n)), so that the start is soon forgotten.
+        decay: in (0, 1). Update n = 1, 2, ... uses min(decay, (1 + n) / (10 + n)), so that the initial weights fade quickly.
 
     Attributes:
         weights: name to fp32 tensor.
         updates: number of updates so far.
-        in_place: whether `applied` has put the average into the module at this moment.
+        in_place: whether the module holds the average at this moment, inside `applied`.
     """
 
     def __init__(self, module: nn.Module, decay: float):
@@ -32,7 +32,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Call once after every optimiser step."""
+        """Moves the average towards the module's weights; called once after every optimiser step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         online = [local(parameter).float() for parameter in self._parameters(module)]
@@ -40,7 +40,7 @@ class Average:
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """The module carries the average inside the block and its own weights, bit for bit, after it."""
+        """The module holds the average inside the block, and after it its own weights again, bit for bit."""
         parameters = self._parameters(module)
         with torch.no_grad():
             online = [local(parameter).clone() for parameter in parameters]
@@ -67,7 +67,7 @@ class Average:
             _copy([like(weights[name], tensor)], [tensor])
 
     def split_like(self, module: nn.Module) -> None:
-        """Gives each average the form of its parameter, of which this process may hold only a part."""
+        """Splits each average like its parameter, of which this process may hold only a part."""
         named = dict(module.named_parameters())
         for name, weight in self.weights.items():
             self.weights[name] = like(weight, named[name].detach().float())  # whatever the parameters' precision
@@ -75,7 +75,7 @@ class Average:
     def _parameters(self, module: nn.Module) -> list[nn.Parameter]:
         named = dict(module.named_parameters())
         parameters = [named[name] for name in self.weights]
-        # the module may have moved to its device since
+        # the module may have moved to a device since the last update
         for name, parameter in zip(self.weights, parameters, strict=True):
             if self.weights[name].device != parameter.device:
                 self.weights[name] = self.weights[name].to(parameter.device)
@@ -83,6 +83,6 @@ class Average:
 
 
 def _copy(sources: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
-    # copy_ and not .data: it raises a tensor's version, by which whatever was derived from it knows that it is stale
+    # copy_, not .data: it raises the tensor's version, which caches of derived values check
     for source, target in zip(sources, targets, strict=True):
         local(target).copy_(local(source))

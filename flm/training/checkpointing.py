@@ -1,4 +1,4 @@
-"""When checkpoints are written, and how Lightning writes and reads them."""
+"""Checkpoints of a training run: when they are written, and how Lightning writes and reads them."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Callable[..., Any] | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """CPU tensors and plain values, whatever is asked for: nothing else is ever loaded."""
+        """CPU tensors and plain values. The other arguments are Lightning's, and have no effect."""
         return files.load(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -38,23 +38,23 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class CheckpointEvery(Checkpoint):
-    """Writes step_0001000.ckpt every so many optimiser steps and at the end, with last.ckpt the newest of them.
+    """Writes step_0001000.ckpt every so many optimiser steps and at the end; last.ckpt is a link to the newest.
 
-    All processes call it, and all end where one cannot write.
+    All processes call it. If one cannot write, all raise.
 
-    Lightning's own callback leaves out the steps after the last multiple, writes the step it resumed from again in the
+    Lightning's own callback does not save the steps after the last multiple, saves the step it resumed from again in the
     middle of an accumulation, and writes last.ckpt a second time in full.
+
+    A strategy may write while training continues (`flm.split_checkpoints.strategy`). It then has methods `after_writing(then)`,
+    which calls `then` once the file is whole, and `finish_writing()`, which waits. No file has its name before it is whole.
 
     Args:
         dirpath: folder for the files.
         every_n_train_steps: in optimiser steps.
-        keep: how many step files to keep, newest first; null keeps all.
-        save_last: whether to keep the name last.ckpt, which takes no room of its own.
-        keep_best: whether to keep best_validation.ckpt, the one with the lowest validation loss, described by
-            best_validation.json beside it.
-
-    A strategy may go on writing while training does (`flm.split_checkpoints.strategy`): it has methods `after_writing`, to be
-    told what then is to be done, and `finish_writing`; no file has its name before it is whole.
+        keep: number of step files to keep, the newest; null: all.
+        save_last: whether to keep last.ckpt, which takes no room of its own.
+        keep_best: whether to keep best_validation.ckpt, the checkpoint with the lowest validation loss, described in
+            best_validation.json.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CheckpointEvery(Checkpoint):
     ):
         self.dirpath, self.every_n_train_steps = Path(dirpath), every_n_train_steps
         self.keep, self.save_last, self.keep_best = keep, save_last, keep_best
-        self._written: list[Path] = []  # or being written
+        self._written: list[Path] = []  # the last may still be in writing
         self._saved_step, self._best = 0, math.inf
 
     @property
@@ -76,12 +76,12 @@ class CheckpointEvery(Checkpoint):
         return next((path for path in reversed(self._written) if path.exists()), None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # a resumed run stands at a step that is on disk already
+        # the step that a run resumes at is on disk already
         self._saved_step = trainer.global_step
         self._written, self._best = [], math.inf
         if trainer.ckpt_path is not None:
             self._written = [Path(trainer.ckpt_path)]
-            # not in the checkpoint itself: the one resumed from may have been written before its validation
+            # the best loss is not in the checkpoint, which may have been written before the validation of its step
             record = self.dirpath / BEST_RECORD
             if self.keep_best and record.is_file():
                 try:
@@ -92,8 +92,7 @@ class CheckpointEvery(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # runs after every micro-batch: only the one that completed the step finds the step new, so no file is written
-        # while gradients wait
+        # called after every micro-batch; `_save` writes a step only once, after the micro-batch that completed it
         if trainer.global_step % self.every_n_train_steps == 0 or trainer.should_stop:
             self._save(trainer)
 
@@ -119,7 +118,7 @@ class CheckpointEvery(Checkpoint):
         self._written.append(path)
         self._saved_step = trainer.global_step
         save_everywhere(trainer, path, last_good, partial(self._now_whole, path))
-        if trainer.should_stop:  # others say next from where the run can go on
+        if trainer.should_stop:  # other callbacks then print the file to resume from
             _finish_writing(trainer)
 
     def _now_whole(self, path: Path) -> None:
@@ -132,20 +131,21 @@ class CheckpointEvery(Checkpoint):
 
 
 def save_everywhere(trainer: Trainer, path: Path, last_good: Path | None, then: Callable[[], object] = lambda: None) -> None:
-    """The checkpoint of all processes in one file, written by the first one; every process must call it.
+    """Writes the checkpoint of all processes to one file, in the first process; every process must call it.
 
     Args:
-        then: what the first process does once the file is whole.
+        last_good: an older whole file, to name in errors; None: there is none.
+        then: called in the first process once the file is whole.
 
     Raises:
-        OSError: on every process where the first one could not write; in one line, with the last good file.
+        OSError: in every process, if the first one could not write; one line, with the last good file.
     """
     problem = None
     try:
         trainer.save_checkpoint(path, False)  # everything, not the weights alone
     except OSError as error:
         problem = str(error)
-        trainer.strategy.barrier()  # the one at the end of save_checkpoint, where the others wait
+        trainer.strategy.barrier()  # the others wait in the barrier at the end of save_checkpoint
     problem = trainer.strategy.broadcast(problem)
     if problem is not None:
         raise OSError(f"{problem}; last good checkpoint: {last_good or 'none'}; free some room, then the same command goes on")
@@ -162,4 +162,4 @@ def _finish_writing(trainer: Trainer) -> None:
 
 def _step(path: Path) -> int:
     number = path.stem.removeprefix("step_")
-    return int(number) if number.isdigit() else 1 << 62  # not one of ours: never the oldest
+    return int(number) if number.isdigit() else 1 << 62  # not one of our names: it never counts as old

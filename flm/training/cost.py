@@ -1,4 +1,4 @@
-"""What training steps cost: floating-point operations, beside what a device can do, and memory."""
+"""The cost of training steps: floating-point operations, the peak of the device, and memory."""
 
 import resource
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# Dense bf16 FLOP/s of makers' data sheets by a part of the device's name; the first that matches counts.
+# Dense bf16 FLOP/s from data sheets, by a part of the device's name; the first match counts.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H100 PCIe": 756e12,
@@ -26,7 +26,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 FLOP/s of a device of PEAK_FLOPS; None for others."""
+    """Dense bf16 FLOP/s of a device; None if it is not in PEAK_FLOPS."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -38,10 +38,10 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most MiB that tensors took on a CUDA device, or else that were resident of the whole process, since it was started."""
+    """Peak MiB since the process began: of tensors on a CUDA device, else of resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    # ru_maxrss will not do on Linux: it begins at what the parent process held
+    # on Linux ru_maxrss starts at the value of the parent process
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -51,20 +51,21 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 class FlopCount:
-    """Model FLOP of everything that networks do while watched.
+    """Counts the model FLOP of all evaluations of networks.
 
-    A network is a module with `flops_per_token(length)`, the operations of one evaluation, forward. An evaluation of N tokens
-    adds N times that, or 3 N times that if gradients will flow back through it (backward counts as two). For FLM's step on a
-    transformer this is the usual
+    A network is a module with `flops_per_token(length)`, the operations of one forward evaluation. An evaluation of N tokens
+    adds N times that, or 3 N times if it has gradients (the backward pass counts as two). For FLM's step on a transformer this
+    is the usual count per token
 
-        6 N_matmul + 12 L D per block      a token,
+        6 N_matmul + 12 L D per block,
 
-    N_matmul the parameters of blocks and output table. Evaluations for targets (teachers, the jumps of the semigroup) count
-    once each. What is left out: the Gram matrix of the input table, a table's second product in expected embeddings, the
-    tangents of forward-mode derivatives, and everything computed a second time.
+    with N_matmul the parameters of blocks and output table. Evaluations for targets (teachers, jumps of the semigroup) count
+    once each. Not counted are the Gram matrix of the input table, the second product of a table in expected embeddings,
+    tangents of forward-mode derivatives, and recomputation.
 
     Attributes:
-        total: so far.
+        total: FLOP so far.
+        watched: number of networks found by `watching`.
     """
 
     def __init__(self) -> None:
@@ -73,7 +74,7 @@ class FlopCount:
 
     @contextmanager
     def watching(self, modules: Iterable[nn.Module]) -> Iterator["FlopCount"]:
-        """Counts inside the block; `watched` says how many networks were found."""
+        """Counts inside the block."""
         networks = {id(module): module for module in modules if hasattr(module, "flops_per_token")}
         handles = [network.register_forward_hook(self._count) for network in networks.values()]
         self.watched = len(networks)

@@ -1,4 +1,4 @@
-"""Samples while a run goes on, and how good they are: distillation can lower its loss and collapse."""
+"""Samples during training, and their quality: distillation can collapse while its loss falls."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +17,16 @@ from flm.ranges import Count, Few, Folder, NonNegative, Share, Steps
 from flm.training.checkpointing import save_everywhere
 from flm.training.module import Module
 
-SAMPLES = 5  # stream of the run's seed, beside those in training.module
+SAMPLES, GENERATION = 5, 6  # streams of the run's seed, beside those in training.module
 
 
 class AfterValidations(Callback):
-    """Base of callbacks that sample after every so many validations of a fit; subclasses give `sample`.
+    """Base of callbacks that sample after validations of a fit; subclasses define `sample`.
 
     Args:
-        every: how many.
-        options: of the sampler, as in the `sampling` config.
-        path: of these options, for errors.
+        every: number of validations between samples.
+        options: of the sampler, as in the group `sampling`.
+        path: of these options in the config, for errors.
     """
 
     def __init__(self, every: int, options: Mapping[str, Any] | None, path: str):
@@ -56,17 +56,17 @@ class AfterValidations(Callback):
 class SampleEvery(AfterValidations):
     """After validations, writes a few samples of the averaged weights to <folder>/step_0001000.txt and to the logger.
 
-    Has its own random stream, a function of (seed, step): training is the same with and without it. Several processes share
-    the work.
+    It has its own random stream, a function of (seed, step), so training is the same with and without it. Several processes
+    divide the work.
 
     Args:
-        decode: turns tokens (B, L) on the CPU into B texts.
+        decode: maps tokens (B, L) on the CPU to B texts.
         folder: for the files.
-        every_n_validations: sample after every so many.
-        count: samples each time.
+        every_n_validations: number of validations between samples.
+        count: number of samples.
         steps: of the sampler.
-        length: of a sample, L; None for the training length.
-        options: of the sampler, as in the `sampling` config.
+        length: L of a sample; None: the training length.
+        options: of the sampler, as in the group `sampling`.
     """
 
     def __init__(
@@ -96,39 +96,36 @@ class SampleEvery(AfterValidations):
                 logger.log_text("samples", columns=["step", "text"], data=[[step, text] for text in texts], step=step)
 
 
-GENERATION = 6  # stream of the run's seed, beside those in training.module and training.samples
-
-
 class GenerationMonitor(AfterValidations):
-    """After validations, samples with the averaged weights and logs what the samples are like, by number of steps.
+    """After validations, samples with the averaged weights and logs measures of the samples for each number of steps.
 
     gen/entropy_nats_<steps>_steps        unigram entropy within a sample
     gen/distinct_tokens_<steps>_steps     different tokens in a sample
     gen/tokens_used_<steps>_steps         different tokens in all samples
-    gen/token_js_bits_<steps>_steps       how far the token frequencies of all samples are from the validation text's
+    gen/token_js_bits_<steps>_steps       Jensen-Shannon divergence of the samples' token frequencies from the validation text's
     gen/ngram_ce_nats_<steps>_steps       cross-entropy per token under a 3-gram model of the validation text
 
-    Has its own random stream, a function of (seed, step): training is the same with and without it. Several processes share
-    the sampling, and each measures all samples; all stop together.
-
-    Attributes:
-        reason: why the run was ended by this, None while it was not.
+    It has its own random stream, a function of (seed, step), so training is the same with and without it. Several processes
+    divide the sampling, each measures all samples, and all stop together.
 
     Args:
         reference: the validation text as blocks of tokens, for the 3-gram model.
         folder: for best.ckpt.
-        every_n_validations: sample after every so many.
-        count: samples each time.
+        every_n_validations: number of validations between samples.
+        count: number of samples.
         steps: numbers of sampling steps.
-        options: of the sampler, as in the `sampling` config.
-        min_entropy_nats: stop the run when the entropy at the first number of steps is below; None: never.
-        max_token_js_bits: stop the run when the token frequencies at the first number of steps are further from the validation
-            text's than as many samples of that text are, by more than this; None: never.
-        keep_best: keep <folder>/best.ckpt, the checkpoint with the lowest 3-gram cross-entropy at the first number of steps
-            among those whose entropy is within `entropy_tolerance` of the validation text's and whose token frequencies are
-            within `js_tolerance`.
+        options: of the sampler, as in the group `sampling`.
+        min_entropy_nats: stop the run if the entropy at the first number of steps is lower; None: never.
+        max_token_js_bits: stop the run if the divergence at the first number of steps is larger by more than this than that of
+            as many real blocks; None: never.
+        keep_best: keep <folder>/best.ckpt, the checkpoint with the lowest 3-gram cross-entropy at the first number of steps,
+            of those whose entropy is within `entropy_tolerance` of that of real blocks, and whose divergence exceeds theirs by
+            less than `js_tolerance`.
         entropy_tolerance: in nats.
-        js_tolerance: in bits, as max_token_js_bits.
+        js_tolerance: in bits.
+
+    Attributes:
+        reason: why this callback stopped the run; None: it did not.
     """
 
     def __init__(
@@ -163,7 +160,7 @@ class GenerationMonitor(AfterValidations):
         self._best = state_dict["best"]
 
     def sample(self, trainer: Trainer, pl_module: Module) -> None:
-        found = trainer.strategy.broadcast(self._measure(trainer, pl_module))  # one verdict, whatever the machines
+        found = trainer.strategy.broadcast(self._measure(trainer, pl_module))  # so that all processes decide alike
         real = self._real_text(pl_module)
         excess = found.token_js_bits - real.token_js_bits
         alike = abs(found.entropy_nats - real.entropy_nats) < self._entropy_tolerance and excess < self._js_tolerance
@@ -187,7 +184,7 @@ class GenerationMonitor(AfterValidations):
                 )
 
     def _measure(self, trainer: Trainer, pl_module: Module) -> "_Generated":
-        """Logs what is generated at each number of steps; that of the first."""
+        """Logs the measures at each number of steps; returns those at the first."""
         measured = []
         for steps in self._steps:
             tokens = pl_module.generate(self._count, steps, GENERATION, options=self._options)
@@ -214,7 +211,7 @@ class GenerationMonitor(AfterValidations):
         )
 
     def _real_text(self, pl_module: Module) -> "_Generated":
-        """The same of as many blocks of the validation text, held against its others."""
+        """The measures of as many blocks of the validation text, compared with its other blocks."""
         if self._real is None:
             blocks = self._reference
             count = max(1, min(self._count, len(blocks) // 2))
@@ -226,7 +223,7 @@ class GenerationMonitor(AfterValidations):
 
 @dataclass(frozen=True)
 class _Generated:
-    """What a set of samples is like; names as they are logged."""
+    """Measures of a set of samples, under the names that are logged."""
 
     entropy_nats: float
     distinct_tokens: float

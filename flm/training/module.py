@@ -1,4 +1,4 @@
-"""The one LightningModule: an algorithm, its optimiser, the average of its weights, and what is logged."""
+"""The one LightningModule: it trains an algorithm, keeps the average of its weights, validates, logs and resumes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -34,26 +34,27 @@ LOSS = "loss_nats_per_token"
 class Module(LightningModule):
     """Trains an algorithm.
 
-    The loss and the gradient of an optimiser step are those of its whole global batch, however that is cut: algorithms hand
-    over sums and counts, and gradients are divided once, before they are clipped.
+    Loss and gradient of an optimiser step are those of its whole global batch, however that is cut: algorithms return sums and
+    counts, and gradients are divided once, before they are clipped.
 
-    Everything random in a training step is a function of the seed, the optimiser step and a sequence's place in the global
-    batch, except dropout, which goes by micro-batch; so validating, sampling or resuming leaves the run bit for bit the same.
+    All random numbers of a training step are functions of the seed, the step and a sequence's place in the global batch, except
+    dropout, which depends on the micro-batch. So a run is bit for bit the same if it validates, samples or resumes.
 
     Args:
         algorithm: what is trained.
         optimizer: called with the (name, parameter) pairs that require gradients.
-        lr_scheduler: called with the optimiser, stepped after every optimiser step; None for constant rates.
-        ema: decay of the average of the weights that validation and sampling use; None or 0 for no average.
+        lr_scheduler: called with the optimiser, and stepped after every optimiser step; None: constant rates.
+        ema: decay of the average of the weights that validation and sampling use; None: no average.
         seed: of the run.
-        config: the resolved config, plain values; goes into checkpoints, which are rebuilt from its `algo` and `model`.
-        tokenizer: Tokenizer.to_dict(); goes into checkpoints.
-        token_counts: (V,) counts of the training tokens; enables the context-free reference of the validation report.
-        max_loss_rise: stop a run whose recent losses are so many times their long average; None: only one that is no number.
+        config: the resolved config, plain values; saved in checkpoints, which are rebuilt from its `algo` and `model`.
+        tokenizer: Tokenizer.to_dict(); saved in checkpoints.
+        token_counts: (V,) counts of the training tokens, for the context-free reference of validation; None: no reference.
+        max_loss_rise: stop a run whose recent losses are this many times their long average; None: only if a loss is not
+            finite.
 
     Attributes:
-        average: None if switched off.
-        report: of the last validation, None before the first.
+        average: None: there is none.
+        report: of the last validation; None before the first.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Module(LightningModule):
         self._laws: Laws = {}
 
     def configure_model(self) -> None:
-        if self.device_mesh is None:  # only a strategy that splits the model has one
+        if self.device_mesh is None:  # the strategy does not split the model
             return
         low = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
         self.algorithm.networks_are_split = True
@@ -94,7 +95,7 @@ class Module(LightningModule):
         shard(self, self.device_mesh["data_parallel"], methods, low, by_block=not self.algorithm.whole_networks)
         if self.average is not None:
             self.average.split_like(self.algorithm)
-            self.algorithm.averaged_weights = None  # nobody can compute with a part of them
+            self.algorithm.averaged_weights = None  # each process has only a part of them
 
     def configure_optimizers(self) -> Any:
         optimizer = self._new_optimizer()
@@ -110,7 +111,7 @@ class Module(LightningModule):
         return self._make_optimizer(trained)
 
     def _check_optimizer(self, states: list[dict[str, Any]] | None, stored_config: Mapping[str, Any], name: str) -> None:
-        """Raises ValueError unless the state of an optimiser in the file called `name` is one that ours can continue."""
+        """Raises ValueError unless our optimiser can continue from the states in the file called `name`."""
         targets = ((config.get("optim") or {}).get("_target_") for config in (stored_config, self._config))
         stored, given = (None if target is None else target.rpartition(".")[2] for target in targets)
         groups = [len(group["params"]) for group in states[0]["param_groups"]] if states else None
@@ -123,12 +124,12 @@ class Module(LightningModule):
             )
 
     def _keep_the_optimizers_values(self, stored_config: Mapping[str, Any], name: str) -> None:
-        """Values of `optim` in the file called `name` go on: they are part of its state. One line if others were given."""
+        """Keeps the values of `optim` in the file called `name`, which are part of its state; warns if others were given."""
         stored, given = (config.get("optim") or {} for config in (stored_config, self._config))
         kept = {key: stored[key] for key in given if key in stored and given[key] != stored[key]}
         if not kept:
             return
-        self._config = {**self._config, "optim": {**given, **kept}}  # what the next checkpoint says of itself
+        self._config = {**self._config, "optim": {**given, **kept}}  # for the next checkpoint
         if self.trainer.is_global_zero:
             used, unused = (", ".join(f"optim.{key}={node[key]}" for key in kept) for node in (stored, given))
             print(f"warning: {used} of {name} goes on; not used: {unused}", flush=True)
@@ -143,23 +144,23 @@ class Module(LightningModule):
                 group["lr"] = rate * factor(scheduler.last_epoch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        # Lightning counts batch_idx from the start of this fit, where an accumulation begins too, resumed or not
+        # batch_idx counts from the start of this fit, which is the start of an accumulation even if resumed
         accumulation = self.trainer.accumulate_grad_batches
         share = self.global_rank * accumulation + batch_idx % accumulation
         step = self.trainer.global_step
         draws = Draws(self.seed, step, share, self.trainer.world_size * accumulation, self.device)
         torch.manual_seed(mix_seed(self.seed, step, DROPOUT, share))
-        # the micro-batches of a step are of the same weights, so one noise law serves them
+        # the micro-batches of a step have the same weights, so they share the Cholesky factors of noise
         with shared_laws(self._laws) if accumulation > 1 else nullcontext():
             loss = self.algorithm.loss(batch, draws)
         self._divergence.watch(loss)
         self._watched = batch, batch_idx
         self._step_loss.add(LOSS, loss)
-        # A sum, since what it will be divided by is known only at the step's last micro-batch. Divided by L alone, so that
-        # gradients keep a size that 16-mixed can hold.
+        # The loss is a sum, since its divisor is known only at the step's last micro-batch. It is divided by L only to keep
+        # gradients in the range of 16-mixed.
         if (batch_idx + 1) % accumulation == 0:
             means, count = self._step_loss.finish(LOSS, self._sum_over_ranks)
-            # Lightning divides by the number of micro-batches, DDP and FSDP2 by that of processes
+            # undoes the division by L, by the micro-batches (Lightning) and by the processes (DDP and FSDP2)
             self._gradient_scale = self.algorithm.length * accumulation * self.trainer.world_size / count
             self.log(f"train/{LOSS}", means.pop(LOSS), prog_bar=True, batch_size=1)
             self.log_dict({f"train/{name}": value for name, value in means.items()}, batch_size=1)
@@ -171,7 +172,7 @@ class Module(LightningModule):
 
     def on_after_backward(self) -> None:
         for parameter in self.algorithm.resting(self.trainer.global_step):
-            parameter.grad = None  # optimisers pass over what has none: its moments wait as they are
+            parameter.grad = None  # optimisers skip parameters without gradient, and leave their moments
         if self._gradient_scale is not None:
             scale_gradients(self.algorithm.parameters(), self._gradient_scale)
             self._gradient_scale = None
@@ -184,7 +185,7 @@ class Module(LightningModule):
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        # once per optimiser step, and before any callback saves: a file always holds weights and average of one step
+        # before any callback saves, so that a file holds weights and average of the same step
         super().optimizer_step(*args, **kwargs)
         self._laws.clear()
         if self.average is not None:
@@ -192,7 +193,7 @@ class Module(LightningModule):
 
     @contextmanager
     def average_weights(self) -> Iterator[None]:
-        """The algorithm carries the averaged weights inside the block, if an average is kept."""
+        """The algorithm has the averaged weights inside the block, if an average is kept."""
         with ExitStack() as stack:
             resplit(self)
             if self.average is not None:
@@ -203,13 +204,13 @@ class Module(LightningModule):
     def generate(
         self, count: int, steps: int, stream: int, length: int | None = None, options: Mapping[str, Any] | None = None
     ) -> Tensor:
-        """Samples (count, L) of the averaged weights, on the CPU; all processes draw their share and get all of them.
+        """Samples (count, L) of the averaged weights, on the CPU. Each process draws its share, and all get all of them.
 
-        A function of seed, optimiser step, `stream` and the number of processes.
+        They depend on the seed, the optimiser step, `stream` and the number of processes only.
 
         Args:
-            stream: of the run's seed, beside those of this module.
-            length: L; None for the training length.
+            stream: number of a stream of the run's seed, other than those of this module.
+            length: L; None: the training length.
             options: of the sampler.
         """
         ranks = self.trainer.world_size
@@ -236,8 +237,7 @@ class Module(LightningModule):
         self._during_validation.enter_context(self.average_weights())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        # an example has the same noise at every validation, wherever it is computed: differences between two numbers are
-        # differences between weights
+        # an example has the same noise at every validation, so that two results differ only by the weights
         size = len(batch.tokens)
         start = (batch_idx * self.trainer.world_size + self.global_rank) * size
         numbers = range(start, start + size) if batch.numbers is None else batch.numbers.tolist()
@@ -245,11 +245,11 @@ class Module(LightningModule):
         self._tally.add(self.algorithm.validation_loss(batch, draws))
 
     def on_validation_epoch_end(self) -> None:
-        # here and not in on_validation_end: callbacks may save in that hook, before the module's turn
+        # not in on_validation_end, where callbacks save before this module is called
         reference = self._reference()  # with the weights that were validated
         self._during_validation.close()
         self.report = self._tally.report(reference, self._sum_over_ranks)
-        self.log_dict(self.report.metrics(), sync_dist=True)  # equal on all ranks already; Lightning warns otherwise
+        self.log_dict(self.report.metrics(), sync_dist=True)  # already equal on all ranks; avoids Lightning's warning
 
     def _reference(self) -> Tensor | None:
         if self._token_counts is None:
@@ -261,7 +261,7 @@ class Module(LightningModule):
                     self._token_counts.to(self.device), BUCKET_CENTRES.to(self.device), draws
                 )
             if self._context_free is None:
-                self._token_counts = None  # it has none: not to be asked again
+                self._token_counts = None  # the algorithm has no reference
         return self._context_free
 
     def _sum_over_ranks(self, sums: Tensor) -> Tensor:
@@ -290,11 +290,10 @@ class Module(LightningModule):
             if description.average is None:
                 raise ValueError(f"{name}: holds no average of the weights to continue: set training.ema=null")
             self.average.load(description.average, description.average_updates)
-        # Lightning would continue inside its epoch: it would take the batches that remain for the whole epoch, count
-        # those seen before against it, and stop early. But the loader starts at the batch that comes next (the data
-        # module asks trainer.global_step), so each fit is one fresh epoch and only totals go on: steps, and batches for
-        # the validation interval. Batches of an unfinished accumulation do not count: their gradients are not in the
-        # file either, so they are seen again.
+        # Lightning would resume inside its epoch, count the batches seen before against those that the loader still has,
+        # and stop early. But our loader starts at the next batch (the data module reads trainer.global_step). So each fit
+        # is a new epoch, and only totals are set: of steps, and of batches for the validation interval. Batches of an
+        # unfinished accumulation do not count: their gradients are not in the file, so they are seen again.
         checkpoint.pop("loops", None)
         loop = self.trainer.fit_loop.epoch_loop
         steps, batches = loop.automatic_optimization.optim_progress.optimizer.step.total, loop.batch_progress.total

@@ -1,4 +1,4 @@
-"""AdamW in one kernel, and Muon for the matrices inside the blocks with AdamW for everything else."""
+"""Optimisers: fused AdamW, and Muon for the matrices inside the blocks with AdamW for everything else."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,9 +19,9 @@ FUSED_ON = {"cpu", "cuda", "xpu", "mps"}
 class AdamW(torch.optim.AdamW):
     """torch.optim.AdamW, fused if all parameters are floating point on devices of FUSED_ON.
 
-    Gradients must be unscaled before `step`, as gradient clipping needs them anyway. torch's fused optimisers announce that
-    they unscale by themselves, for which Lightning would refuse to clip in mixed precision, bf16 included, where nothing is
-    scaled: the announcement is withdrawn.
+    Gradients must be unscaled before `step`, which clipping needs anyway. torch marks fused optimisers as unscaling gradients
+    themselves, and Lightning then refuses to clip in mixed precision, even in bf16, where nothing is scaled. So the group
+    options are set after construction, without that mark.
 
     Args:
         params: parameters, (name, parameter) pairs or groups of either.
@@ -47,23 +47,22 @@ class AdamW(torch.optim.AdamW):
 class MuonWithAdamW(Optimizer):
     """Matrices (2-D parameters) whose name contains one of `muon_on` are updated by Muon, all others by AdamW.
 
-    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises the momentum of a matrix, so tables
-    of embeddings, biases and gains do not belong to it. Schedules scale both rates alike.
+    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) orthogonalises the momentum of a matrix, which does not suit
+    embedding tables, biases and gains. Schedules scale both rates alike.
 
     Args:
         params: (name, parameter) pairs.
         lr: rate of Muon; the update of an (m, n) matrix is scaled by sqrt(max(1, m / n)).
         momentum: of Muon, Nesterov.
-        momentum_start: what it is at the first step, from where a line leads to `momentum` in `momentum_steps`; None: it is
-            constant.
+        momentum_start: momentum at the first step; it grows linearly to `momentum` over `momentum_steps`. None: constant.
         adamw_lr, betas, eps: of AdamW.
-        adamw_lrs: rates by part of a name, the first that matches, for parameters of AdamW that have one of their own.
+        adamw_lrs: other rates of AdamW, by a part of the parameter's name; the first match counts.
         weight_decay: of both, decoupled.
-        muon_on: parts of the names of the parameters whose matrices Muon takes.
-        muon_not: parts of the names of those it leaves nevertheless.
+        muon_on: parts of names; Muon takes the matrices whose name contains one.
+        muon_not: parts of names of matrices that AdamW takes all the same.
 
     Raises:
-        ValueError: no matrix matches, nothing is left for AdamW, or a part in adamw_lrs matches nothing that is left.
+        ValueError: no matrix matches, AdamW gets no parameter, or a part in adamw_lrs matches none of AdamW's.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class MuonWithAdamW(Optimizer):
         if momentum_start is not None:
             if momentum_steps < 1:
                 raise ValueError(f"optim.momentum_steps={momentum_steps} must be at least 1 with a momentum_start")
-            # in the group, which is saved: a resumed run goes on along the line
+            # in the group, which checkpoints hold, so that a resumed run continues the line
             self._muon.param_groups[0]["momentum_line"] = (float(momentum_start), float(momentum), int(momentum_steps))
             self._muon.param_groups[0]["steps"] = 0
         super().__init__(self._muon.param_groups + self._adamw.param_groups, {})
@@ -114,7 +113,7 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        # groups and state are this optimiser's, and load_state_dict replaces them: the workers borrow them each time
+        # load_state_dict replaces this optimiser's groups and state, so the two inner optimisers get them at every step
         for worker, groups in ((self._muon, self.param_groups[:1]), (self._adamw, self.param_groups[1:])):
             worker.param_groups, worker.state = groups, self.state
             if worker is self._muon:
@@ -126,9 +125,9 @@ class MuonWithAdamW(Optimizer):
         return result
 
     def _step_gathered(self, group: dict[str, Any]) -> None:
-        """Muon's step under FSDP2, matrix by matrix: each process gathers it, computes the whole update, and keeps its part.
+        """Muon's step under FSDP2: each process gathers a matrix, computes the whole update, and keeps its part.
 
-        Orthogonalising a split matrix would gather it at each of many products instead, and round otherwise.
+        Orthogonalising a split matrix would instead gather it for each of many products, and round differently.
         """
         for matrix in group["params"]:
             if matrix.grad is None:
@@ -146,7 +145,7 @@ class MuonWithAdamW(Optimizer):
 
 
 def _by_rate(named: list[tuple[str, Parameter]], rate: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Parameter groups of AdamW, those with a rate of their own after the others."""
+    """Parameter groups of AdamW: first those with the common rate, then those with other rates."""
     groups: dict[str | None, dict[str, Any]] = {None: {"params": [], "lr": rate}}
     groups |= {part: {"params": [], "lr": float(own)} for part, own in rates.items()}
     for name, parameter in named:
@@ -159,7 +158,7 @@ def _by_rate(named: list[tuple[str, Parameter]], rate: float, rates: Mapping[str
 
 
 def _move_momentum(group: dict[str, Any]) -> None:
-    """Sets the momentum of the step to come on its line, if it has one."""
+    """Sets the momentum of the next step, if it grows along a line."""
     if "momentum_line" not in group:
         return
     start, end, steps = group["momentum_line"]

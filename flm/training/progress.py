@@ -1,4 +1,4 @@
-"""What a terminal shows of a run: a bar of optimiser steps, the validation table at the end, and which batch an error is of."""
+"""Output of a run in the terminal: a bar of optimiser steps, the validation table, and the batch that caused an error."""
 
 import hashlib
 import sys
@@ -17,7 +17,7 @@ from flm.training.validation import Report, bucket_name
 class StepProgressBar(TQDMProgressBar):
     """Lightning's bar, counting optimiser steps up to trainer.max_steps, so that the time left is that of the run.
 
-    Where standard output is no terminal but a file, a line at most every `LINE_SECONDS` takes its place.
+    If standard output is not a terminal, a line at most every `LINE_SECONDS` replaces it.
     """
 
     LINE_SECONDS = 30.0
@@ -48,12 +48,12 @@ class StepProgressBar(TQDMProgressBar):
 
     def on_exception(self, trainer: Trainer, *_: Any) -> None:
         if not self.is_disabled and self._train_progress_bar is not None:
-            self.train_progress_bar.close()  # ends its line, so that what the error says begins one
+            self.train_progress_bar.close()  # ends its line before the error is printed
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         bar = self.train_progress_bar
         bar.reset(total=trainer.max_steps if trainer.max_steps > 0 else None)
-        bar.initial = bar.n = trainer.global_step  # steps of an earlier run are no part of this one's speed
+        bar.initial = bar.n = trainer.global_step  # steps before a resume do not count for the speed
         bar.set_description("Training")
 
     def on_train_batch_end(
@@ -77,20 +77,20 @@ class StepProgressBar(TQDMProgressBar):
 
 
 def _attribute(trainer: Trainer, name: str) -> Any:
-    """Of the first callback that has it; None where none has."""
+    """The attribute of the first callback that has it; None if none has."""
     return next((found for one in trainer.callbacks if (found := getattr(one, name, None)) is not None), None)
 
 
 def writes_now(trainer: Trainer) -> bool:
-    """Whether Lightning will hand what is logged at the end of this batch to a logger.
+    """Whether Lightning passes numbers that are logged at the end of this batch to a logger.
 
-    A number that is logged at other times becomes a tensor on the device, for which the CPU waits, and is then thrown away.
+    At other times it would still make a tensor on the device of each number, for which the CPU waits, and discard it.
     """
     return trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
 
 
 class PrintCrossEntropy(Callback):
-    """Prints the last validation when training or a validation run ends: the model beside a decoder without context."""
+    """Prints the last validation, beside a decoder without context, when training or a validation run ends."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print(trainer, pl_module)
@@ -106,10 +106,10 @@ class PrintCrossEntropy(Callback):
 
 
 def print_report(report: Report, says: str) -> None:
-    """To standard output.
+    """Prints a validation report.
 
     Args:
-        says: what the mean tells of a likelihood, `Algorithm.validation_says`.
+        says: `Algorithm.validation_says`.
     """
     from rich.console import Console
     from rich.table import Table
@@ -140,10 +140,10 @@ SHOWN = 8  # example numbers
 
 
 def fingerprint(batch: Batch, batch_idx: int, trainer: Trainer) -> str:
-    """The process, the SHA-256 of the tokens and, where the loader's batch sampler tells, the numbers of the examples.
+    """Identifies a batch in an error: the process, the SHA-256 of its tokens, and its examples if the loader knows them.
 
     Args:
-        batch_idx: micro-batches of this fit before it.
+        batch_idx: number of micro-batches of this fit before it.
     """
     digest = hashlib.sha256(batch.tokens.cpu().numpy().tobytes()).hexdigest()[:12]
     text = f"process {trainer.global_rank}, batch sha256 {digest}"

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: factors on the base rate, as a function of the optimiser step n = 0, 1, ...
+"""Learning-rate schedules: factors of the base rate as functions of the optimiser step n = 0, 1, ...
 
 All begin with a linear warm-up (n + 1) / warmup_steps, so no step has rate 0.
 """
@@ -14,9 +14,9 @@ from flm.ranges import Count, Index, PositiveShare, Share
 
 
 def warm_up(steps: Any, total_steps: Any) -> Any:
-    """A recipe's steps of warm-up, or a tenth of a run that is no longer than that, one to try something out for example.
+    """The warm-up steps of a recipe; if the run is no longer than these, a tenth of the run.
 
-    In a config `${warm_up:2500,${trainer.max_steps}}`, whose values are checked after it.
+    Used in configs as `${warm_up:2500,${trainer.max_steps}}`. The values are checked later.
     """
     is_short = isinstance(steps, int) and isinstance(total_steps, int) and 0 < total_steps <= steps
     return total_steps // 10 if is_short else steps
@@ -44,9 +44,10 @@ def linear_warmdown(
     warmdown_fraction: PositiveShare = 1.0,
     final_factor: Share = 0.0,
 ) -> LambdaLR:
-    """Linear warm-up, constant, then a line down to final_factor at total_steps.
+    """Linear warm-up, then constant, then a linear decay to final_factor at total_steps.
 
-    warmdown_fraction in (0, 1]: share of the steps after the warm-up that the line takes; one step at least.
+    Args:
+        warmdown_fraction: share of the steps after the warm-up that the decay takes, in (0, 1]; at least one step.
     """
     share = warmdown_fraction * (total_steps - warmup_steps)
     warmdown_steps = max(round(share), math.ceil(min(share, 1)))

@@ -1,8 +1,8 @@
-"""FSDP2: parameters, gradients, optimiser state and average split over all processes, gathered block by block for use.
+"""FSDP2: parameters, gradients, optimiser state and average are split over all processes and gathered block by block for use.
 
-Every member of a module's outermost `nn.ModuleList`s, a block, is gathered when it is called and split again after it. All
-other parameters, the tables above all, are gathered at the start of a training or validation step and stay whole until its
-end, backward pass included: losses read the tables directly, outside of any network's forward pass.
+Blocks are the members of a module's outermost `nn.ModuleList`s. Each is gathered when it is called and split again after the
+call. All other parameters, as the tables, are gathered at the start of a training or validation step and stay whole until its
+end, backward pass included, since losses read the tables outside of any network's forward pass.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,18 +24,18 @@ def ddp(find_unused_parameters: bool = False, gradient_as_bucket_view: bool = Tr
         find_unused_parameters=find_unused_parameters,
         gradient_as_bucket_view=gradient_as_bucket_view,
         static_graph=static_graph,
-        broadcast_buffers=False,  # clocks and tables are alike on all processes from the start
+        broadcast_buffers=False,  # clocks and tables are equal in all processes from the start
     )
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all devices of all nodes, whose checkpoints are those of any other strategy: one file, nothing split.
+    """FSDP2 over all devices of all nodes. A checkpoint is one file with whole tensors, as of any other strategy.
 
-    So a run resumes on another number of processes, or under another strategy. The first process assembles the file in its
-    main memory: about 16 bytes for each trained parameter (weights, average, two moments of AdamW).
+    So a run can resume with another number of processes or another strategy. The first process assembles the file in main
+    memory: about 16 bytes for each trained parameter (weights, average, two moments of AdamW).
 
     Args:
-        process_group_backend: null for nccl on CUDA, gloo on CPU.
+        process_group_backend: null: nccl on CUDA, gloo on CPU.
     """
 
     def __init__(self, process_group_backend: str | None = None):
@@ -50,7 +50,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Of tensors split as they are, like the optimiser's state and the average."""
+        """The state dict with tensors still split, like the optimiser's state and the average."""
         assert self.lightning_module is not None
         resplit(self.lightning_module)
         return self.lightning_module.state_dict()
@@ -61,7 +61,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        # every process reads the file, mapped, so what it does not keep never leaves the disk's cache
+        # every process maps the file, so parts that it does not keep take no memory of its own
         return self.checkpoint_io.load_checkpoint(checkpoint_path)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -97,16 +97,16 @@ def shard(
     block_dtype: torch.dtype | None = None,
     by_block: bool = True,
 ) -> None:
-    """Splits a module's parameters over a mesh, in place; nothing where that was done before.
+    """Splits a module's parameters over a mesh, in place; does nothing if they are split already.
 
     Args:
-        forward_methods: names of the methods that use the parameters; only inside them are those whole.
-        block_dtype: blocks are gathered in it; None for the dtype of the parameters. Gradients are summed in fp32.
-        by_block: whether a block is whole only while it is called; if not, everything is for as long as such a method runs.
+        forward_methods: names of the methods that use the parameters, which are whole only inside them.
+        block_dtype: in which blocks are gathered; None: the dtype of the parameters. Gradients are summed in fp32.
+        by_block: whether a block is whole only while it is called; if not, all are whole inside these methods.
     """
     if isinstance(module, FSDPModule):
         return
-    # autocast would keep its low-precision copy of every gathered weight until the backward pass
+    # gathered in low precision, since autocast would keep a low-precision copy of each weight until the backward pass
     policy = MixedPrecisionPolicy(block_dtype, torch.float32 if block_dtype else None, cast_forward_inputs=False)
     for block in blocks_of(module) if by_block else []:
         fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -127,7 +127,7 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
 
 
 def resplit(module: nn.Module) -> None:
-    """Ends the time for which parameters are whole: what follows may change them. Nothing without FSDP2."""
+    """Splits gathered parameters again, before they are changed. Does nothing without FSDP2."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
@@ -135,9 +135,9 @@ def resplit(module: nn.Module) -> None:
 
 @contextmanager
 def whole_blocks(module: nn.Module) -> Iterator[None]:
-    """Inside one of the forward methods: all blocks are whole until the end, however and how often they are called.
+    """Inside one of the forward methods, keeps all blocks whole until the end of the block.
 
-    Only the entry needs all processes; inside, each may take as many evaluations as it likes.
+    Only the entry needs all processes; inside, each may call networks as often as it likes.
     """
     blocks = [part for part in module.modules() if isinstance(part, FSDPModule) and part is not module]
     for block in blocks:
@@ -152,23 +152,24 @@ def whole_blocks(module: nn.Module) -> Iterator[None]:
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor in the form of another: this process's part of it where that is split; nothing to do where both are."""
+    """A whole tensor split like `model`, with its device and dtype; unchanged if `model` is not split or both are."""
     if not isinstance(model, DTensor) or isinstance(tensor, DTensor):
         return tensor
-    # every process has all of it and takes its own part: nothing is sent
+    # every process has all of it and takes its own part, so nothing is sent
     return distribute_tensor(tensor.to(model.device, model.dtype), model.device_mesh, model.placements, src_data_rank=None)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part, as a view; the tensor itself where it is not split."""
+    """This process's part, as a view; the tensor itself if it is not split."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def whole(value: Any, wanted: bool = True, device: torch.device | str = "cpu") -> Any:
-    """A nest of dicts and lists with every split tensor put together on a device, one after the other.
+    """Nested dicts and lists with every split tensor gathered on a device. All processes must call it.
 
-    All processes must call it. Where the result is not `wanted`, None stands for such a tensor.
+    Args:
+        wanted: whether this process needs the result; if not, it has None in place of split tensors.
     """
     if isinstance(value, Mapping):
         return {key: whole(item, wanted, device) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""How a run stands, in a file of its folder: running, finished, stopped or failed, at which step, and why."""
+"""The status of a run in a file of its folder: running, finished, stopped or failed, at which step, and why."""
 
 import time
 from collections.abc import Iterator
@@ -16,13 +16,14 @@ FILE = "status.json"
 
 @contextmanager
 def recorded(folder: Path, trainer: Trainer) -> Iterator[None]:
-    """Keeps <folder>/status.json while the trainer fits within. A killed process leaves "running" behind, and a start that is
-    refused before its first step nothing.
+    """Keeps <folder>/status.json while the trainer fits inside the block.
 
-    `step` is the number of optimiser steps done, `max_steps` that of those wanted (-1: no limit). `reason` is what a callback
-    that ended the run has in its attribute `reason`, or the error in a line. `cpu_seconds` is the time of all processors that
-    the first process took since its first step, validation included, with what earlier starts of the run took until they
-    ended: on a shared machine it says more of a run's cost than a clock on the wall.
+    A killed process leaves "running" behind. A start that is refused before its first step writes nothing.
+
+    `step` is the number of optimiser steps done, `max_steps` the number wanted (-1: no limit). `reason` is the attribute
+    `reason` of a callback that ended the run, or the error in a line. `cpu_seconds` is the processor time of the first process
+    since its first step, validation included, plus that of earlier starts of the run. On a shared machine it measures the cost
+    better than elapsed time.
     """
     begun = _Begun(folder)
     trainer.callbacks.append(begun)
@@ -56,7 +57,7 @@ class _Begun(Callback):
 
 
 def cpu_seconds(folder: Path) -> float | None:
-    """What the training in a folder took; None where nothing says so."""
+    """The recorded `cpu_seconds` of the training in a folder; None if there is no record."""
     try:
         found = read_json(folder / FILE)["cpu_seconds"]
     except (OSError, ValueError, KeyError, TypeError):

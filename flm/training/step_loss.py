@@ -1,4 +1,4 @@
-"""The loss of an optimiser step: one number over its micro-batches and processes, and noticing when it diverges."""
+"""The loss of an optimiser step over its micro-batches and processes, and a check for divergence."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -19,13 +19,13 @@ class StepLoss:
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, name: str, loss: Loss) -> None:
-        """name: of the loss itself, beside those of its metrics."""
+        """Adds a micro-batch; `name` is that of the loss beside the names of its metrics."""
         for key, (value, count) in {name: (loss.sum.detach(), loss.count), **loss.metrics}.items():
             total, counted = self._sums.get(key, (0.0, 0.0))
             self._sums[key] = total + value.double(), counted + count.double()
 
     def finish(self, name: str, reduce: Callable[[Tensor], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Every mean over all processes by name, and the count that the loss was divided by; begins the next step.
+        """The means over all processes by name, and the count that the loss was divided by; then starts the next step.
 
         Args:
             reduce: adds a tensor up over all processes, all of which must call it with the same names.
@@ -39,27 +39,27 @@ class StepLoss:
 
 @torch.no_grad()
 def scale_gradients(parameters: Iterable[Parameter], factor: Tensor) -> None:
-    """factor: a number on the gradients' device, which nobody waits for."""
+    """Multiplies all gradients by a scalar tensor on their device, without waiting for it."""
     gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
 
 
-# Losses of one process whose median is compared: not their mean, which one bad batch can raise, nor fewer, since the loss of a
-# small batch depends much on the times it drew.
+# Number of recent losses of a process whose median is compared. A mean could be raised by one bad batch, and with fewer losses
+# the random times of small batches would matter too much.
 RECENT = 50
-LONG = 0.999  # decay of the average they are compared with
-FIRST = 200  # losses before anything is compared
+LONG = 0.999  # decay of the long average
+FIRST = 200  # losses before the first comparison
 
 
 class DivergenceCheck:
     """Watches losses without making the device wait.
 
-    Numbers travel to the host while the backward pass is still queued; they are read once that pass is queued, before the
-    optimiser uses the gradients.
+    A loss is copied to the host while the device works on the backward pass, and read before the optimiser step.
 
     Args:
-        factor: the median of the last RECENT losses may be so many times their long average, > 1; None: any finite loss may.
+        factor: > 1; the median of the last RECENT losses may be at most this many times the long average; None: no limit, but
+            losses must be finite.
     """
 
     def __init__(self, factor: float | None = None):
@@ -70,7 +70,7 @@ class DivergenceCheck:
         self._average, self._count = 0.0, 0
 
     def watch(self, loss: Loss) -> None:
-        # what is minimised, and what no learned weight scales
+        # the loss that is minimised, and the one without learned weights
         numbers = torch.stack([loss.sum.detach().double(), loss.per_sequence.double().mean()])
         if numbers.is_cuda:
             self._numbers = torch.empty(2, dtype=torch.float64, pin_memory=True).copy_(numbers, non_blocking=True)
@@ -80,7 +80,7 @@ class DivergenceCheck:
             self._numbers, self._arrived = numbers, None
 
     def problem(self) -> str | None:
-        """What is wrong with the loss watched last, to follow the words "the loss"; None if nothing is. Ask once each."""
+        """What is wrong with the last loss, to follow the words "the loss"; None: nothing. Call once after each `watch`."""
         if self._numbers is None:
             return None
         if self._arrived is not None:
@@ -93,7 +93,7 @@ class DivergenceCheck:
             return None
         self._recent.append(level)
         self._count += 1
-        decay = min(LONG, 1 - 1 / self._count)  # at first the mean of all
+        decay = min(LONG, 1 - 1 / self._count)  # a plain mean at first
         self._average = decay * self._average + (1 - decay) * level
         recent = median(self._recent)
         if self._count > FIRST and self._average > 0 and recent > self._factor * self._average:

@@ -1,4 +1,4 @@
-"""Ending a run early and in good order: when a scheduler says so by a signal, or when its time is up."""
+"""Ending a run early with a checkpoint: after a signal, as schedulers send, or when its time is up."""
 
 import os
 import signal
@@ -14,11 +14,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flm.ranges import Positive, Where
 
-OUT_OF_TIME = 1 << 10  # beside signal numbers
+OUT_OF_TIME = 1 << 10  # no signal has this number
 
 
 def seconds_of(max_time: str | float) -> float:
-    """Seconds of "DD:HH:MM:SS", whose front parts may be missing, or of a number of seconds."""
+    """Seconds of "DD:HH:MM:SS", whose first parts may be missing, or of a number of seconds."""
     try:
         total = 0.0
         for part, size in zip(reversed(str(max_time).split(":")), (1, 60, 3600, 86400), strict=False):
@@ -44,18 +44,18 @@ SignalName = Annotated[
 
 
 class StopInTime(Callback):
-    """Ends the run with a checkpoint and without a last validation; the same command goes on from there.
+    """Ends the run with a checkpoint and without a last validation; the same command resumes it.
 
-    After a signal that is one optimiser step later, two on several processes: these agree on the step by an exchange
-    that nobody waits for.
+    After a signal the run ends with the current optimiser step; with several processes one step later, since these agree on
+    the step in an exchange that runs beside the computation.
 
     Args:
-        max_time: of this process, counted from here: "DD:HH:MM:SS" or seconds; None for no limit.
-        signals: names of those that end the run. A second SIGINT (Ctrl-C) quits at once, without a checkpoint. SLURM sends
-            SIGTERM before it takes the machine away, and with --signal=USR1@120 SIGUSR1 two minutes before the end.
+        max_time: of this process, from the construction of this callback: "DD:HH:MM:SS" or seconds; None: no limit.
+        signals: names of the signals that end the run. A second SIGINT (Ctrl-C) quits at once, without a checkpoint. SLURM
+            sends SIGTERM before it takes the machine away, and with --signal=USR1@120 SIGUSR1 two minutes before the end.
 
     Attributes:
-        reason: why the run was ended, None while it was not.
+        reason: why the run was ended; None: it was not.
     """
 
     def __init__(self, max_time: MaxTime | None = None, signals: Sequence[SignalName] = ("SIGINT", "SIGTERM", "SIGUSR1")):
@@ -69,12 +69,12 @@ class StopInTime(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._wanted, self._seen_step, self.reason, self._interrupted = 0, trainer.global_step, None, False
         if trainer.world_size > 1 and self._group is None:
-            # on the CPU, so that no device is waited for
+            # a group on the CPU, so that the exchange does not wait for a device
             self._group = torch.distributed.new_group(backend="gloo", timeout=timedelta(hours=6))
-        if threading.current_thread() is threading.main_thread():  # nowhere else are signals handled
+        if threading.current_thread() is threading.main_thread():  # only this thread can set handlers
             for number in self._signals:
-                # in place of the trainer's own handler, which would end the run without a checkpoint; the trainer puts
-                # back what was there before it when it is done
+                # replaces the trainer's handler, which would end the run without a checkpoint; the trainer restores the
+                # handlers from before when it is done
                 signal.signal(number, self._note)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -86,8 +86,8 @@ class StopInTime(Callback):
         agreed = self._agree(self._wanted) if self._group is not None else self._wanted
         if agreed:
             self.reason = "its time is up" if agreed == OUT_OF_TIME else signal.Signals(agreed).name
-            trainer.should_stop = True  # checkpoint callbacks come later in this hook and see it
-            trainer.limit_val_batches = 0  # there may be seconds left
+            trainer.should_stop = True  # checkpoint callbacks, called after this one, read it
+            trainer.limit_val_batches = 0  # there may be no time for a validation
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._exchange is not None:
@@ -103,13 +103,12 @@ class StopInTime(Callback):
             if self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
-            os.write(
-                2, b"\nstopping after this step, with a checkpoint; Ctrl-C again quits at once\n"
-            )  # print may be under way
+            # not print, which the signal may have interrupted
+            os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again quits at once\n")
         self._wanted = number
 
     def _agree(self, wanted: int) -> int:
-        """What any process wanted one step ago, the same on all: the answer arrives while the next step is computed."""
+        """The largest `wanted` of all processes one step ago, which arrives while the next step is computed."""
         if self._exchange is not None:
             work, answer = self._exchange
             work.wait()

@@ -1,4 +1,4 @@
-"""How fast a run goes, and what holds it up."""
+"""The throughput of training: tokens per second, waiting for data, memory and utilisation."""
 
 import time
 from collections import deque
@@ -25,20 +25,20 @@ class _Step(NamedTuple):
 
 
 class Throughput(Callback):
-    """Logs, averaged over recent batches, where a logger will write it:
+    """Logs averages over recent batches whenever a logger writes:
 
         perf/tokens_per_second              of all processes
-        perf/tokens_per_second_per_device   of this one
+        perf/tokens_per_second_per_device   of this process
         perf/data_wait_fraction             share of the time spent waiting for the next batch, in [0, 1]
         perf/peak_memory_mb                 see `peak_memory_mb`
-        perf/model_flop_utilisation         FLOP of the networks a second, over the device's peak: see `FlopCount`
+        perf/model_flop_utilisation         FLOP per second of the networks divided by the device's peak, see `FlopCount`
 
-    Time between batches counts (data loading, checkpoints); validation and sampling do not, nor does the first batch,
-    which compiles. Utilisation is left out where the device's peak is not known or no network can say what it computes.
+    Time between batches counts (data loading, checkpoints). Validation and sampling do not count, nor does the first batch,
+    which compiles. Utilisation is left out if the device's peak is unknown, or no network counts its operations.
 
     Args:
-        window: batches of one process to average over.
-        peak_flops_per_second: of one device, in the precision trained in; None takes the dense bf16 peak of known GPUs.
+        window: number of batches of a process to average over.
+        peak_flops_per_second: of one device, in the precision of training; None: the dense bf16 peak of known GPUs.
     """
 
     def __init__(self, window: Annotated[int, Ge(2)] = 50, peak_flops_per_second: Positive | None = None):
@@ -48,7 +48,7 @@ class Throughput(Callback):
         self._forget()
 
     def _forget(self, ended: float | None = None) -> None:
-        """The time until now belongs to no further batch. None: nor does that until the next one begins."""
+        """Starts timing the next batch at `ended`; None: the next batch is not timed."""
         self._ended, self._waited, self._saved = ended, 0.0, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,7 +74,7 @@ class Throughput(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         now = time.perf_counter()
-        if self._ended is not None and not self._saved:  # a checkpoint is written between batches too: that is no waiting
+        if self._ended is not None and not self._saved:  # writing a checkpoint between batches is not waiting for data
             self._waited = now - self._ended
         self._count.total = 0
 
@@ -90,7 +90,7 @@ class Throughput(Callback):
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of all processes; None before a batch counts."""
+        """Of all processes; None before the first timed batch."""
         return self._processes * self._over_time("tokens") if self._recent else None
 
     def _over_time(self, name: str) -> float:

@@ -1,4 +1,4 @@
-"""Numbers of a training in Trackio, which keeps them on this machine and shows them in a browser."""
+"""A logger for Trackio, which keeps the metrics of runs on this machine and shows them in a browser."""
 
 from argparse import Namespace
 from typing import Any
@@ -10,10 +10,11 @@ from flm.ranges import Text
 
 
 class TrackioLogger(Logger):
-    """
+    """Logs to Trackio.
+
     Args:
-        project: under which runs are kept together.
-        name: of the run; one that is there is gone on with. None: Trackio makes one up.
+        project: of the runs.
+        name: of the run; an existing one is continued. None: Trackio chooses a name.
         space_id: owner/space on the Hugging Face hub to log to; None: this machine.
 
     Raises:
@@ -40,7 +41,7 @@ class TrackioLogger(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Trackio's run, begun when it is first asked for."""
+        """Trackio's run, started at first use."""
         if self._run is None:
             import trackio
 

@@ -1,7 +1,7 @@
-"""Validation loss along the clock, beside what a decoder without context would reach.
+"""Validation loss along the clock, beside that of the best decoder without context.
 
-What the mean tells of a likelihood, the algorithm says (`validation_says`). The cross-entropy of a denoiser averages over
-noise levels: it is none, and two algorithms or two clocks cannot be compared by it. B batch, V vocabulary.
+`Algorithm.validation_says` tells whether the mean bounds a likelihood. The cross-entropy of a denoiser, averaged over noise
+levels, does not, and does not compare between algorithms or clocks. B batch, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ BUCKET_CENTRES = (torch.arange(BUCKETS, dtype=torch.float64) + 0.5) / BUCKETS
 
 
 class Tally:
-    """Sums losses and tokens per bucket of the clock; the last column is for sequences without a clock.
+    """Sums losses and tokens by tenths of the clock; the last column is for sequences without a clock.
 
     Args:
-        measure: what the loss is, with unit, `Algorithm.validation_metric`.
+        measure: name of the loss, with unit, `Algorithm.validation_metric`.
     """
 
     def __init__(self, measure: str = "denoising_ce_nats") -> None:
@@ -41,8 +41,8 @@ class Tally:
         """The means.
 
         Args:
-            context_free: (BUCKETS,) nats per token of the best decoder without context at the bucket centres.
-            reduce: adds a tensor up over all processes; sums and counts are reduced, never means.
+            context_free: (BUCKETS,) nats per token of the best decoder without context at BUCKET_CENTRES; None: no reference.
+            reduce: adds a tensor up over all processes.
 
         Raises:
             ValueError: no token was seen.
@@ -65,11 +65,11 @@ class Report:
     """Loss per token over the validation data.
 
     Attributes:
-        measure: what the loss is, with unit.
+        measure: name of the loss, with unit.
         mean: over all tokens.
-        by_tau: mean per tenth of the clock, None where no sequence fell; all None for an algorithm without a clock.
-        context_free: at the centre of each tenth; None where the notion does not apply.
-        context_free_mean: the same averaged with the weights of `mean`.
+        by_tau: mean of each tenth of the clock; None for a tenth without sequences, and throughout without a clock.
+        context_free: loss of the best decoder without context at the centre of each tenth; None: no reference.
+        context_free_mean: its mean, with each tenth weighted as in `mean`.
     """
 
     measure: str
@@ -84,12 +84,12 @@ class Report:
 
     @property
     def learned_nothing(self) -> bool:
-        """Whether the model is nowhere on the clock a hundredth below what can be had without context."""
+        """Whether no tenth of the clock has a loss more than one percent below that without context."""
         reached = [] if self.context_free is None else list(zip(self.by_tau, self.context_free, strict=True))
         return bool(reached) and all(model is None or model > 0.99 * free for model, free in reached)
 
     def metrics(self) -> dict[str, float]:
-        """What is logged."""
+        """The numbers to log, by name."""
         found = {f"val/{self.measure}_per_token": self.mean}
         found |= {f"val/{self.measure}_tau_{bucket_name(i)}": v for i, v in enumerate(self.by_tau) if v is not None}
         if self.context_free is not None and self.context_free_mean is not None:

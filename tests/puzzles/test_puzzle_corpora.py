@@ -167,7 +167,7 @@ def test_another_length_and_impossible_splits_are_told():
         Sudoku(4, train=None, valid=None, held_out=0.99).puzzles("train")
     with pytest.raises(ValueError, match="data.train must be a number"):
         Maze(7, train=None, valid=3).puzzles("train")
-    with pytest.raises(ValueError, match="there are not so many"):
+    with pytest.raises(ValueError, match="lower data.train"):
         Arithmetic(digits=1, train=50, valid=3).puzzles("train")
 
 

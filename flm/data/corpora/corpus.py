@@ -1,4 +1,4 @@
-"""A corpus gives documents of text in two splits, for training and held out; how it finds the two, subclasses decide."""
+"""What a corpus is: documents of text in two splits, one for training and one held out. Subclasses find and split the text."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,17 +13,17 @@ from flm.ranges import Count, Folder
 
 
 class Corpus:
-    """Base of all corpora: subclasses give `raw_documents()`, `source_fingerprint()` and `describe()`.
+    """Base of all corpora: subclasses define `raw_documents()`, `source_fingerprint()` and `describe()`.
 
     Args:
-        normaliser: applied to each document; documents it leaves empty are dropped. None: text as it is.
-        wrap: how the documents are cut into blocks, a key of `flm.data.blocks.FRAMES`.
-        cache_dir: folder that holds the tokenised documents; None: a temporary one, gone when the process ends.
+        normaliser: applied to each document; documents it leaves empty are dropped. None: text is not changed.
+        wrap: the frame of each block, a key of `flm.data.blocks.FRAMES`.
+        cache_dir: folder that holds the tokenised documents; None: a temporary one, removed when the process ends.
         processes: how many tokenise a corpus of more than one shard; None: one per core this process may use.
 
     Attributes:
-        streamed: whether training batches come through `stream_loader` from where the text lies, without a token cache.
-        conditional: whether parts of rows are given, so that the corpus is no text to score from beginning to end.
+        streamed: whether training batches are read from the source by `stream_loader`, without a token cache.
+        conditional: whether parts of rows are given, as prompts are, so that only the rest is scored.
     """
 
     streamed = False
@@ -40,15 +40,15 @@ class Corpus:
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """Those it has; a corpus to evaluate on may have no training text."""
+        """The splits it has; a corpus for evaluation may have no training text."""
         return SPLITS
 
     def raw_documents(self, split: Split) -> Iterator[str]:
-        """The documents of one split before the normaliser, always in the same order; empty ones do not count."""
+        """The documents of one split before normalisation, always in the same order; empty ones are skipped later."""
         raise NotImplementedError
 
     def source_fingerprint(self) -> dict[str, Any]:
-        """Plain values that determine what `raw_documents` gives."""
+        """Plain values that change whenever `raw_documents` gives other text."""
         raise NotImplementedError
 
     def describe(self) -> str:
@@ -56,25 +56,25 @@ class Corpus:
         raise NotImplementedError
 
     def provenance(self) -> dict[str, Any]:
-        """Plain values on where the documents came from that do not tell them apart; for the cache's manifest."""
+        """Plain values on the origin of the documents, for the cache's manifest. They are not part of its identity."""
         return {}
 
     def documents(self, split: Split) -> Iterator[str]:
-        """The documents of one split, normalised, in the corpus's order; none is empty."""
+        """The normalised documents of one split, in order, without empty ones."""
         for document in self.raw_documents(split):
             text = document if self.normaliser is None else self.normaliser(document)
             if text:
                 yield text
 
     def open(self, tokenizer: Any, root: Path) -> Any:
-        """Its tokens, as a `flm.data.cache.TokenCache`, built below `root` first if they are not there."""
+        """Its tokens as a `flm.data.cache.TokenCache`, built below `root` if it is not there."""
         return open_cache(self, tokenizer, root)
 
     def blocks(self, cache: Any, split: Split, length: int, tokenizer: Any, seed: int) -> Any:
-        """Training or validation rows of `length` tokens out of this corpus's token cache; see `flm.data.blocks.TokenBlocks`.
+        """Training or validation rows of `length` tokens from this corpus's token cache; see `flm.data.blocks.TokenBlocks`.
 
         Args:
-            seed: of what chance decides about rows, beside their order.
+            seed: of random choices within rows; their order has another.
         """
         return TokenBlocks(cache.tokens(split), length, frame_of(self.wrap, tokenizer))
 
@@ -92,11 +92,11 @@ class Corpus:
         Args:
             length: L, tokens per row.
             seed: of the order of documents.
-            state: of an earlier loader, `joined`, which this one continues at `share.start`; None: from the beginning.
+            state: the `joined` state of an earlier loader, which this one continues at `share.start`; None: from the start.
             options: of `torch.utils.data.DataLoader`.
 
         Raises:
-            ValueError: the state is of other data or settings; or the corpus cannot be shared out so.
+            ValueError: the state is of other data or settings, or the corpus cannot be split into these shares.
         """
         raise NotImplementedError
 

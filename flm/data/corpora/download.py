@@ -1,6 +1,6 @@
 """Files of a data set on the Hugging Face hub, fetched into a folder.
 
-One by one: `huggingface_hub.snapshot_download` takes a folder that it could not complete for a whole one.
+They are fetched one by one: `huggingface_hub.snapshot_download` returns a folder even if it could not complete it.
 """
 
 import json
@@ -14,26 +14,25 @@ from filelock import FileLock
 from flm.atomic import write_text
 from flm.handed_in import read_json
 
-# seconds until a hub that does not answer counts as out of reach
-REACH_SECONDS = 5.0
+REACH_SECONDS = 5.0  # a hub that does not answer for so long counts as unreachable
 _RECORD = ".download.json"
 
 log = logging.getLogger(__name__)
 
 
 class Unreachable(Exception):
-    """The hub cannot be asked; one line on why."""
+    """Files cannot be fetched from the hub; its message is one line on why."""
 
 
 class Download:
-    """Files of one revision in one folder, and a record beside them of which commit they are and which are whole.
+    """Files of one revision in one folder, and a record of their commit and of the choices that are complete.
 
-    What an interruption leaves is gone on with, at the same commit; what is whole is used without network.
+    An interrupted download continues at the same commit. A complete one needs no network.
 
     Args:
         hub: data set, user/name.
         revision: branch, tag or commit.
-        folder: where the files go, under the paths they have in the data set.
+        folder: the files get the paths in it that they have in the data set.
     """
 
     def __init__(self, hub: str, revision: str, folder: Path):
@@ -41,7 +40,7 @@ class Download:
 
     @property
     def begun(self) -> bool:
-        """Whether the folder holds a download, rather than files somebody put there."""
+        """Whether the folder was begun by a download; otherwise a user put its files there."""
         return (self.folder / _RECORD).exists()
 
     def provenance(self) -> dict[str, Any]:
@@ -49,16 +48,19 @@ class Download:
         return {key: record.get(key) for key in ("hub", "revision", "commit")}
 
     def fetch(self, choose: Callable[[list[str]], list[str]], what: str) -> list[str]:
-        """Paths inside the folder of the files that `choose` picks from the data set's; `what` names the choice.
+        """Paths in the folder of the files that `choose` picks from all names of the data set, fetched if need be.
+
+        Args:
+            what: a name for the choice, by which the record knows it.
 
         Raises:
-            Unreachable: files are missing and the hub does not answer, or does not have the data set.
-            ValueError: the folder holds another data set or revision.
+            Unreachable: files must be fetched, and the hub does not answer or does not have the data set.
+            ValueError: the folder holds another data set or revision, or a file of it is gone.
         """
         record = self._record()
         if record is None or what not in record["whole"]:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / ".download.lock"):  # of several processes one downloads
+            with FileLock(self.folder / ".download.lock"):  # so that one of several processes downloads
                 record = self._record()
                 if record is None or what not in record["whole"]:
                     record = self._fetch(record, choose, what)

@@ -1,4 +1,4 @@
-"""Published data sets: files of the Hugging Face hub, or the same files in a local folder."""
+"""Published data sets as corpora: files on the Hugging Face hub, or the same files in a local folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,19 +22,19 @@ from flm.ranges import Count, Existing, Folder, Text
 
 
 class HubCorpus(Corpus):
-    """A data set whose splits have names, or whose last documents are held out.
+    """A data set with named splits, or one whose last documents are held out.
 
-    Its files are looked for in `path`, else in `cache_dir/name`, where they are downloaded to if there are none. In a
-    folder of one's own each file's split is told by a word in its path (train, validation or valid, test); where only one
-    split is asked for, files without such a word serve. Local files are known by their content, the hub's by name and
-    revision: tokens once made of a moving revision (a branch) stay, and their manifest says of which commit they are.
+    Its files are those in `path`, or else in `cache_dir/name`, where they are downloaded to if the folder has none. A word in
+    a file's path names its split (train, validation or valid, test). If only one split is used, files without such a word
+    belong to it. The token cache of local files depends on their content, that of a download on its name and revision: if the
+    revision is a branch that moves on, the cache stays as it is, and its manifest names the commit.
 
     Args:
-        name: what to call it, and its folder.
+        name: its name in messages, and its folder below cache_dir.
         hub: data set on the Hugging Face hub, user/name. Only its files of text are read; code in it is never run.
         train: split to train on; None: no training text.
         valid: held-out split; None: hold out the last `valid_documents` of `train`.
-        valid_documents: see `valid`; None where `valid` is given.
+        valid_documents: how many documents to hold out; None if `valid` is given.
         subset: folder inside the data set that holds the files; None: all of it.
         revision: branch, tag or commit on the hub.
         text_key: column that holds the text (of .txt files every line is a document).
@@ -42,7 +42,8 @@ class HubCorpus(Corpus):
         normaliser, wrap, cache_dir, processes: see `Corpus`.
 
     Raises:
-        ValueError: on use: no files and no way to get them, no file of a split, unreadable files; names them.
+        ValueError: both or neither of valid and valid_documents are given. On use: files are missing and cannot be fetched, a
+            split has no file, or a file is unreadable.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class HubCorpus(Corpus):
         return self.name if self.subset is None else f"{self.name} ({self.subset})"
 
     def files(self, split: str | None) -> list[Path]:
-        """Those of a split by its name, fetched if need be, in order."""
+        """The files of a split of the data set, in order, fetched if need be."""
         assert split is not None
         folder = self._folder()
         if self._is_download():
@@ -123,7 +124,7 @@ class HubCorpus(Corpus):
         if not names:
             raise ValueError(f"data={self.name}: no file of the split {split} in {folder}: {KINDS}, {split} in its name")
         kinds = sorted({str(reader_of(name)) for name in names})
-        if len(kinds) > 1:  # most likely twice the same
+        if len(kinds) > 1:  # most likely the same text in two formats
             raise ValueError(
                 f"data={self.name}: {folder} holds the split {split} as {' and as '.join(kinds)}: leave one of them"
             )
@@ -137,7 +138,7 @@ class HubCorpus(Corpus):
         return names if self.subset is None else [name for name in names if name.startswith(f"{self.subset}/")]
 
     def _is_download(self) -> bool:
-        """Whether the files are, or will be, what was downloaded here."""
+        """Whether the files come, or will come, from a download by this class."""
         if self.path is not None:
             return False
         folder = self._folder()

@@ -1,7 +1,4 @@
-"""Opening files of text, plain or gzip, so that none costs more memory than it says or than a limit allows.
-
-A path to the wrong kind of file is told what reads it.
-"""
+"""Opening files of text, plain or gzip, within a limit on memory; and, for a file of the wrong kind, which data= reads it."""
 
 import gzip
 import zlib
@@ -11,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-DOCUMENT_BYTES = 1 << 28  # of a line, and of what a compressed file of one document expands to
+DOCUMENT_BYTES = 1 << 28  # most bytes of a line, and of a compressed file of one document when expanded
 
 
 @contextmanager
@@ -19,7 +16,7 @@ def opened(file: Path, key: str) -> Iterator[IO[bytes]]:
     """The bytes of a file, expanded if its name ends in .gz.
 
     Raises:
-        ValueError: one line with the config key and the file, for whatever goes wrong while it is read.
+        ValueError: one line with the config key and the file, for any error while the block reads it.
     """
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
@@ -59,7 +56,7 @@ def decoded(raw: bytes, where: str) -> str:
 
 
 _LOOKED_AT = 10_000  # files of a folder
-# by end of a file's name: what reads it
+# what reads a file, by the end of its name
 _READ_BY = {
     ".txt": "data=text",
     ".md": "data=text",
@@ -78,10 +75,10 @@ _READ_BY = {
 
 
 def found_instead(path: Path, but: tuple[str, ...] = ()) -> str:
-    """ "; it holds .parquet, which is read by ...", or "" where nothing known is there.
+    """What reads the files at a path, for the end of an error: "; it holds .parquet, read by ...". "" if none is known.
 
     Args:
-        but: ends of names that do not count.
+        but: ends of names to leave out.
     """
     names = [path.name] if path.is_file() else [file.name for file in islice(path.rglob("*"), _LOOKED_AT)]
     if "manifest.json" in names and any(name.endswith("-counts.bin") for name in names):

@@ -1,4 +1,4 @@
-"""Prompts with their responses."""
+"""Prompts with their responses as corpora."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,18 +11,18 @@ from flm.data.layouts import Layout, ResponseLayout
 from flm.data.pair_rows import PairRows
 from flm.ranges import Count, Existing, Folder, Index, OpenShare, Text
 
-_BETWEEN = "\x1e"  # record separator: keeps a pair in one string while it is put on one side of the split
+_BETWEEN = "\x1e"  # record separator: joins a pair to one string, which the random split keeps together
 
 
 class Pairs(RandomSplitCorpus):
-    """Base of corpora of pairs, prompt and response a document each, one after the other: subclasses give `raw_pairs()`.
+    """Base of corpora of pairs: subclasses define `raw_pairs()`. Prompts and responses alternate as documents.
 
     Args:
-        prompt_key, response_key: names of what `raw_pairs()` gives; dots lead into nested objects. prompt_key None: there are
-            no prompts.
-        separator: put after every prompt.
+        prompt_key, response_key: keys of the two in a record; dots lead into nested objects. prompt_key None: there are no
+            prompts.
+        separator: appended to every prompt.
         layout: how a pair lies in a row; None: `ResponseLayout()`.
-        is_split: whether held-out pairs are told apart already; if not, chance holds out `valid_fraction` of them.
+        is_split: whether the source has held-out pairs of its own; if not, `valid_fraction` are held out at random.
         valid_fraction, split_seed, cache_dir, processes: see `RandomSplitCorpus`.
     """
 
@@ -47,12 +47,14 @@ class Pairs(RandomSplitCorpus):
         self.is_split = is_split
 
     def raw_pairs(self, split: Split) -> Iterator[tuple[str, str, str]]:
-        """(place in words, prompt, response) of a split, or of all ("train") where there are no splits yet; none is empty, but
-        for prompts where there are none."""
+        """(place in words, prompt, response) of each pair in a split; all pairs are in "train" if not `is_split`.
+
+        No response is empty. Prompts are empty only where there are none.
+        """
         raise NotImplementedError
 
     def pairs(self, split: Split) -> Iterator[tuple[str, str]]:
-        """Prompts, separator included ("" where there are none), and responses."""
+        """(prompt with its separator, response); the prompt is "" if there are none."""
         for pair in self._joined(split) if self.is_split else super().raw_documents(split):
             prompt, _, response = pair.partition(_BETWEEN)
             yield prompt, response
@@ -92,7 +94,7 @@ class PairCorpus(Pairs):
         valid_path: the same for held-out pairs; None: hold out `valid_fraction` of the pairs of `path`.
         prompt_key: key of the prompt in an object; dots lead into nested ones. None: there are no prompts.
         response_key: key of the response.
-        separator: put after every prompt.
+        separator: appended to every prompt.
         layout: how a pair lies in a row; None: `ResponseLayout()`.
         valid_fraction, split_seed, cache_dir, processes: see `RandomSplitCorpus`.
 

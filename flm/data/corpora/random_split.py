@@ -1,7 +1,7 @@
-"""Holding out documents by chance, once and for all.
+"""A random split into training and held-out documents.
 
-A document's side depends on its text and the split seed alone, so copies of one document never stand on both sides, and
-the order of files does not matter. A document that would be most of a side is cut into pieces, which count as documents.
+The hash of a document's text and the split seed decides its side. So copies of a document are on one side, and the order of
+files does not matter. A document that would be most of a side is cut into pieces, which count as documents.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from flm.data.corpora.corpus import Corpus
 from flm.data.documents import PIECE_CHARACTERS, Normaliser, Split, pieces
 from flm.ranges import Count, Folder, Index, OpenShare
 
-_PIECES_OF_A_SIDE = 16  # at least so many pieces make the smaller side
+_PIECES_OF_A_SIDE = 16  # pieces are so short that this many fill the smaller side
 
 log = logging.getLogger(__name__)
 
 
 class RandomSplitCorpus(Corpus):
-    """Base of corpora that have one source: subclasses give `source()`, `source_fingerprint()` and `describe()`.
+    """Base of corpora with one source: subclasses define `source()`, `source_fingerprint()` and `describe()`.
 
     Args:
-        valid_fraction: share of the text held out, in (0, 1), in characters; at least one document on each side.
-        split_seed: which documents they are.
+        valid_fraction: share of the characters held out, in (0, 1); at least one document is on each side.
+        split_seed: of the choice of documents.
         normaliser, wrap, cache_dir, processes: see `Corpus`.
 
     Attributes:
@@ -48,7 +48,7 @@ class RandomSplitCorpus(Corpus):
         super().__init__(normaliser, wrap, cache_dir, processes)
         self.valid_fraction, self.split_seed = valid_fraction, split_seed
         self._threshold: int | None = None
-        self._longest: int | None = None  # characters; a longer document is cut. None: none is
+        self._longest: int | None = None  # documents of more characters are cut; None: none is
 
     def source(self) -> Iterator[str]:
         """All documents before the split, always in the same order."""
@@ -72,7 +72,7 @@ class RandomSplitCorpus(Corpus):
                 yield document
 
     def _find_threshold(self) -> int:
-        """The score up to which a document is held out, so that the wanted amount of text is, as nearly as documents allow."""
+        """The highest score that is held out, chosen so that the share of text is as near `valid_fraction` as it can be."""
         scores, sizes = self._scores_and_sizes()
         side = min(self.valid_fraction, 1 - self.valid_fraction) * sizes.sum()
         longest = max(PIECE_CHARACTERS, int(side / 2))
@@ -92,7 +92,7 @@ class RandomSplitCorpus(Corpus):
                 f"data: {self.describe()} holds {len(distinct)} different document(s): validation needs at least 2; add "
                 "text, or name a file of held-out text with data.valid_path"
             )
-        held_out = np.cumsum(np.bincount(group, weights=sizes))[:-1]  # if the first 1, 2, ... are, in the order of scores
+        held_out = np.cumsum(np.bincount(group, weights=sizes))[:-1]  # characters held out with the 1, 2, ... lowest scores
         return int(distinct[np.abs(held_out - self.valid_fraction * sizes.sum()).argmin()])
 
     def _scores_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Records out of files: JSON Lines, plain or gzip; columns of .parquet and of the .arrow that `datasets` writes."""
+"""Records read from files: JSON Lines, plain or gzip; columns of .parquet and of the .arrow files that `datasets` writes."""
 
 import hashlib
 import json
@@ -16,13 +16,13 @@ LINE_BYTES = 64 << 20
 def records(
     path: Path, key: str, line_bytes: int = LINE_BYTES, total_bytes: int | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object with its place in words, for error messages; blank lines are passed over.
+    """(place in words for error messages, object) of every line that is not blank.
 
     Args:
         path: a file, or a folder searched with its subfolders, in the order of the names.
         key: the config key that names it.
-        line_bytes: of a line at most, unpacked; a few packed bytes can stand for any number.
-        total_bytes: of all lines at most; None: no bound, for what is not held in memory.
+        line_bytes: most bytes of a line after decompression.
+        total_bytes: most bytes of all lines together; None: no limit, for callers that do not hold them in memory.
 
     Raises:
         ValueError: one line naming the file (and line): missing, of another kind, unreadable, no JSON object, too large, or
@@ -46,7 +46,7 @@ def text_of(record: dict[str, Any], name: str, place: str) -> str:
     """A string of a record; dots in the name lead into nested objects ("translation.de").
 
     Raises:
-        ValueError: it is not there, no string, or one that cannot be written as UTF-8.
+        ValueError: it is missing, no string, or cannot be encoded as UTF-8.
     """
     found: Any = record
     for part in name.split("."):
@@ -74,7 +74,7 @@ def files_of(path: Path, key: str) -> list[Path]:
 
 
 def digest(path: Path, key: str) -> str:
-    """SHA-256 over the names (inside a folder) and bytes of all files."""
+    """SHA-256 over the bytes of all files and, in a folder, their names."""
     whole = hashlib.sha256()
     for file in files_of(path, key):
         name = file.relative_to(path).as_posix() if path.is_dir() else ""
@@ -84,7 +84,7 @@ def digest(path: Path, key: str) -> str:
 
 
 def record_of(line: bytes, place: str) -> dict[str, Any]:
-    """The object in a line; raises ValueError where there is none."""
+    """The JSON object in a line; raises ValueError if it holds none."""
     text = decoded(line, place)
     try:
         record = json.loads(text)
@@ -102,18 +102,18 @@ def _shown(record: dict[str, Any]) -> str:
     return keys if len(keys) < 200 else f"{keys[:200]}..."
 
 
-GROUP_BYTES = 1 << 31  # expanded, of the wanted columns of a row group: what is in memory at once
+GROUP_BYTES = 1 << 31  # most decompressed bytes of a row group's wanted columns, which are in memory at once
 _BATCH = 1000  # rows
 
 
 def table_column(file: Path, column: str, key: str) -> Iterator[str]:
-    """The texts of a column, null ones left out.
+    """The texts of a column without nulls.
 
     Args:
         key: config key that names the file, for errors.
 
     Raises:
-        ValueError: one line with key and file: unreadable, without the column, or it holds no text.
+        ValueError: the file is unreadable, lacks the column, or holds other values than text in it. Names key and file.
     """
     try:
         for batch in row_batches(file, [column]):
@@ -132,12 +132,12 @@ def table_column(file: Path, column: str, key: str) -> Iterator[str]:
 
 
 def row_batches(file: Path, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
-    """Rows in batches, values by column; where a column is missing, an empty batch of all names first.
+    """Batches of rows, values by column. If a wanted column is missing, the first batch is empty and has all names in the file.
 
-    One row group at a time: the reader of `datasets` reads ahead of a slow consumer without end.
+    Row groups are read one at a time; the reader of `datasets` would read ahead of a slow consumer without limit.
 
     Raises:
-        ValueError: a row group says that it expands to more than GROUP_BYTES; or what the library raises.
+        ValueError: a row group declares that it decompresses to more than GROUP_BYTES. The library raises other errors.
     """
     with ExitStack() as stack:
         if file.suffix == ".arrow":
@@ -154,7 +154,7 @@ def row_batches(file: Path, columns: list[str]) -> Iterator[dict[str, list[Any]]
             present = [name for name in columns if name in names]
             batches = found.iter_batches(batch_size=_BATCH, columns=present, use_threads=False)
         if not set(columns) <= set(names):
-            yield dict.fromkeys(names, [])  # whose names the error tells
+            yield dict.fromkeys(names, [])  # the caller's error lists these names
         for batch in batches:
             wanted = batch.select([name for name in columns if name in names])
             for start in range(0, wanted.num_rows, _BATCH):

@@ -1,6 +1,6 @@
-"""Files of documents as data sets are published: parquet, JSON lines and text, read through `datasets` in a stream.
+"""Files of documents as data sets are published: parquet, JSON lines and text, streamed through the readers of `datasets`.
 
-Only the library's own readers are used, one file at a time; nothing a data set brings along is executed.
+One file is read at a time. Code in a data set is never executed.
 """
 
 import glob
@@ -23,7 +23,7 @@ from flm.handed_in import read_json
 READERS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".txt": "text"}
 KINDS = ".parquet, .jsonl or .txt (a line is a document), the latter two also with .gz or .zst"
 _COMPRESSED = (".gz", ".zst")
-# Words in a file's path that say which split it belongs to; other splits go by their own name.
+# Words in a file's path that name its split; a split that is not listed is named by its own word.
 _WORDS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "val", "dev"},
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def reader_of(name: str) -> str | None:
-    """Which reader of `datasets` takes a file of this name; None: none does."""
+    """The reader of `datasets` for a file of this name; None: there is none."""
     path = PurePosixPath(name)
     return READERS.get(path.with_suffix("").suffix if path.suffix in _COMPRESSED else path.suffix)
 
@@ -48,8 +48,8 @@ def files_of_split(names: Iterable[str], split: str, only: bool) -> list[str]:
 
     Args:
         names: paths inside the data set, with slashes.
-        split: as data sets call it: train, validation, test, or another word.
-        only: no other split is asked for, so files that name none belong to this one.
+        split: its name in the data set: train, validation, test, or another word.
+        only: whether no other split is used, so that files whose path names no split belong to this one.
     """
     known = {word: name for name, words in _WORDS.items() for word in words} | {split: split}
     marked, unmarked = [], []
@@ -71,7 +71,7 @@ def files_below(folder: Path) -> list[str]:
 
 
 def read_documents(files: list[Path], key: str) -> Iterator[str]:
-    """The documents of the files one after the other, but for empty ones.
+    """The documents of the files one after the other, without empty ones.
 
     Raises:
         ValueError: names the file: unreadable, or without strings under `key`.
@@ -80,7 +80,7 @@ def read_documents(files: list[Path], key: str) -> Iterator[str]:
 
 
 def read_range(files: list[Path], lengths: list[int], key: str, start: int, stop: int) -> Iterator[str]:
-    """As `read_documents`, of documents start .. stop-1 alone; other files are not opened.
+    """Documents start .. stop-1 of the files, without empty ones. Files outside the range are not opened.
 
     Args:
         lengths: documents in each file, empty ones included.
@@ -94,7 +94,7 @@ def read_range(files: list[Path], lengths: list[int], key: str, start: int, stop
 
 
 def count_documents(file: Path, key: str) -> int:
-    """How many a file holds, empty ones included."""
+    """The number of documents in a file, empty ones included."""
     if reader_of(file.name) == "parquet":
         import pyarrow.parquet
 
@@ -106,7 +106,11 @@ def count_documents(file: Path, key: str) -> int:
 
 
 class Digests:
-    """SHA-256 of files, each computed once and remembered in a file as long as size, times and inode stay the same."""
+    """SHA-256 of files. Each is computed once and kept in a file `memory`, as long as size, times and inode stay the same.
+
+    Args:
+        memory: None: nothing is kept.
+    """
 
     def __init__(self, memory: Path | None):
         self._memory = memory
@@ -115,12 +119,12 @@ class Digests:
         if self._memory is None:
             return [_sha256(file) for file in files]
         self._memory.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self._memory}.lock"):  # of several processes one computes, the others wait
+        with FileLock(f"{self._memory}.lock"):  # so that one of several processes computes and the others wait
             known = self._known()
             found = {}
             for file in files:
                 status = file.stat()
-                # the time of the last change of the inode moves with every write, even where the other is set back
+                # a write that sets the modification time back still moves the inode's change time
                 now = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
                 before = known.get(str(file.resolve()))
                 found[str(file.resolve())] = before if before and before[:-1] == now else [*now, _sha256(file)]
@@ -131,7 +135,7 @@ class Digests:
     def _known(self) -> dict[str, list[Any]]:
         try:
             known = read_json(self._memory) if self._memory else {}
-        except (OSError, ValueError):  # not there yet, or of no use: it is only a memory
+        except (OSError, ValueError):  # missing or damaged: everything is computed anew
             return {}
         return known if isinstance(known, dict) else {}
 
@@ -145,7 +149,7 @@ def _documents(file: Path, key: str) -> Iterator[Any]:
 
 
 def records(place: str | Path, keys: list[str], named_by: str = "data.text_key") -> Iterator[dict[str, Any]]:
-    """What a file has under the keys, record by record, null included. A line of text has the key "text" alone.
+    """The values under `keys` of each record of a file, nulls included. In files of text each line is a record {"text": line}.
 
     Args:
         place: a file, or an address that `datasets` streams from (hf://datasets/USER/SET@REVISION/FILE).
@@ -156,7 +160,7 @@ def records(place: str | Path, keys: list[str], named_by: str = "data.text_key")
     """
     import datasets
 
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it tells a server of each local file, and waits for it
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else it reports each local file to a server, and waits for it
     reader = reader_of(str(place))
     columns = ["text"] if reader == "text" else keys
     options = {"columns": columns} if reader == "parquet" else {}
@@ -174,7 +178,7 @@ def records(place: str | Path, keys: list[str], named_by: str = "data.text_key")
                 raise ValueError(f'no "{missing}", only {", ".join(batch)}: set {named_by}')
             for values in zip(*(batch[column] for column in columns), strict=True):
                 yield dict(zip(columns, values, strict=True))
-    except StopIteration:  # from the library's look at the first record, where there is none
+    except StopIteration:  # the library raises it where there is no first record
         if str(place).endswith((".gz", ".zst")) and os.path.exists(place) and not os.path.getsize(place):
             raise _unreadable(place, ValueError("no bytes at all, which no compressed file has: fetch it anew")) from None
     except Exception as error:  # every reader raises its own

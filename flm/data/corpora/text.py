@@ -1,4 +1,4 @@
-"""Text of one's own: a file or a folder of .txt, .md and .jsonl, each also compressed as .gz, of .parquet or of .arrow."""
+"""A user's own text as a corpus: a file or folder of .txt, .md and .jsonl (each also with .gz), .parquet or .arrow."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -14,20 +14,22 @@ from flm.ranges import Count, Existing, Folder, Index, OpenShare
 
 
 class TextCorpus(RandomSplitCorpus):
-    """A .txt or .md file is one document; every line of a .jsonl file is one, under the key `text`, and every row of a .parquet
-    file or of a folder that `datasets` wrote by `save_to_disk`, in the column `text`.
+    """Documents from files of text.
 
-    A corpus of a single document without `valid_path` is cut into pieces of about 2,000 characters, at blank lines
-    where there are any, and each piece counts as a document, so that some can be held out.
+    A .txt or .md file is one document. So is each line of a .jsonl file (its key `text`), and each row of a .parquet file or
+    of a folder that `datasets` wrote with `save_to_disk` (its column `text`).
+
+    A single document without `valid_path` is cut into pieces of about 2,000 characters, at blank lines where there are any.
+    Each piece then counts as a document, so that some can be held out.
 
     Args:
-        path: a file, or a folder searched with its subfolders (hidden ones apart), in the order of the names; UTF-8.
+        path: a file, or a folder searched with its subfolders, except hidden ones, in the order of the names; UTF-8.
         valid_path: the same for held-out text; None: hold out `valid_fraction` of the documents of `path`. With it,
             nothing of `path` is held out and `valid_fraction` and `split_seed` have no effect.
 
     Raises:
-        ValueError: one line naming the file (and line), when it is first read: missing, of no supported kind, not
-            UTF-8, damaged gzip, no JSON object with a string `text`, or no text at all.
+        ValueError: on first use, naming the file (and line): missing, of no supported kind, not UTF-8, damaged gzip, no
+            JSON object with a string `text`, or no text at all.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ def _kind(file: Path) -> str:
 
 
 def _content(path: Path, key: str) -> str:
-    """SHA-256 over the names (inside a folder) and bytes of all files: the same text elsewhere is the same corpus."""
+    """SHA-256 over the bytes of all files and, in a folder, their names: a corpus that is moved keeps its cache."""
     digest = hashlib.sha256()
     for file in _files(path, key):
         name = file.relative_to(path).as_posix() if path.is_dir() else _kind(file)

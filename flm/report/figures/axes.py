@@ -1,4 +1,4 @@
-"""What several figures do with their axes."""
+"""Axes of figures: values, error bars, limits, scales and legends."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,21 +15,25 @@ DASHES = ("-", "--", ":", "-.")
 
 
 def mean_of(value: Number) -> float:
-    """The number behind a value; nan where there is none."""
+    """The value as a plain number; nan if there is none."""
     if value is None:
         return float("nan")
     return value.mean if isinstance(value, Estimate) else float(value)
 
 
 def errors(values: Sequence[Number]) -> list[float] | None:
-    """Standard errors for error bars, 0 where not known; None if none is known."""
-    found = [value.standard_error if isinstance(value, Estimate) else None for value in values]
-    found = [error if error is not None and 0 <= error < 1e100 else None for error in found]
-    return None if all(error is None for error in found) else [error or 0.0 for error in found]
+    """Error bars of values."""
+    return error_bars([value.standard_error if isinstance(value, Estimate) else None for value in values])
+
+
+def error_bars(found: Sequence[float | None]) -> list[float] | None:
+    """Lengths of error bars: 0 for an error that is unknown or too large to draw; None if there is no other."""
+    drawn = [error if error is not None and 0 <= error < 1e100 else None for error in found]
+    return None if all(error is None for error in drawn) else [error or 0.0 for error in drawn]
 
 
 def drawable(value: Number) -> bool:
-    """Whether axes can reach to a value: there is one, finite, and not so large that its square is not."""
+    """Whether a value exists and is small enough to draw. Axes fail if the square of a value overflows."""
     return abs(mean_of(value)) < 1e100
 
 
@@ -41,7 +45,7 @@ def line(axes: "Axes", points: Iterable[tuple[float, float]], **style: Any) -> N
 
 
 def without_explosions(axes: "Axes", values: Sequence[float]) -> None:
-    """An upper end of y that one value out of all proportion does not set: the others stay visible."""
+    """Sets an upper limit of y if a few huge values would hide all others."""
     finite = sorted(value for value in values if drawable(value))
     if not finite:
         return
@@ -52,7 +56,7 @@ def without_explosions(axes: "Axes", values: Sequence[float]) -> None:
 
 
 def steps_axis(axes: "Axes", steps: Iterable[int | None]) -> None:
-    """Numbers of sampling steps along x."""
+    """Makes x a logarithmic axis of sampling steps, with a tick at each given number."""
     ticks = sorted({step for step in steps if step})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(step) for step in ticks])
@@ -63,7 +67,7 @@ def steps_axis(axes: "Axes", steps: Iterable[int | None]) -> None:
 
 
 def log_scale(axes: "Axes", which: Literal["x", "y"]) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5 of each decade: some are in view even within one."""
+    """Makes an axis logarithmic with ticks at 1, 2 and 5 of each decade, so that a range within one decade has ticks too."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -74,7 +78,7 @@ def log_scale(axes: "Axes", which: Literal["x", "y"]) -> None:
 
 
 def shared_legend(figure: "Figure", axes: "Axes") -> None:
-    """Below all axes, from the entries of one of them."""
+    """A legend below all axes, with the entries of one of them."""
     handles, labels = axes.get_legend_handles_labels()
     once: Mapping[str, Any] = dict(zip(labels, handles, strict=True))
     if once:

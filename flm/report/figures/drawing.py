@@ -1,4 +1,4 @@
-"""A figure twice: as SVG that takes the page's colours, light or dark, and as PNG for other pages."""
+"""Renders each figure twice: as SVG in the page's colours, light or dark, and as PNG."""
 
 import io
 import re
@@ -30,7 +30,8 @@ class Art:
 
     Attributes:
         colours: by label of the run, the same in all figures.
-        names: by label, of what several runs are seeds of.
+        names: model of each run, by the run's label; runs that differ in their seed have one model.
+        files: PNG files by name.
     """
 
     colours: dict[str, str]
@@ -39,21 +40,23 @@ class Art:
 
     @classmethod
     def of(cls, models: Mapping[str, Sequence[str]]) -> "Art":
-        """Args:
-        models: labels of the runs that share a colour, by the name of what they are seeds of.
+        """Colours for a report.
+
+        Args:
+            models: labels of each model's runs, by the model's name. They share a colour.
         """
         colours = run_colours(list(models))
         names = {label: name for name, labels in models.items() for label in labels}
         return cls(colours | {label: colours[name] for label, name in names.items()}, names)
 
     def as_models(self, runs: Sequence[Run]) -> list[Run]:
-        """The same runs, seeds by the name of their model: their lines then have one entry in a legend."""
+        """The same runs, labelled by their models, so that seeds of a model share one entry in a legend."""
         return [
             replace(run, source=replace(run.source, label=self.names.get(run.source.label, run.source.label))) for run in runs
         ]
 
     def picture(self, name: str, draw: Callable[[], "Figure"], description: str) -> Picture:
-        """A figure that `draw` makes, as a block of the page."""
+        """The figure of `draw` as a block of the page. Its PNG is kept in `files`."""
         with styled():
             figure = draw()
             self.files[name] = png(figure)
@@ -61,7 +64,7 @@ class Art:
 
 
 def themed_svg(figure: "Figure", name: str) -> str:
-    """SVG to stand in a page among others: its ids begin with `name`, and its colours are the page's."""
+    """SVG for a page with several figures: ids begin with `name`, and colours are variables of the page."""
     buffer = io.StringIO()
     untangle(figure)
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LINE = 56  # characters in a line of the figure
-MOMENTS = 12  # of a film
-LINES = 4  # for a moment of a text; what is longer is cut
-BOARD_LINES = 32  # of a board
+MOMENTS = 12  # the most of a film
+LINES = 4  # the most for a moment of a text; a longer text is cut
+BOARD_LINES = 32  # the most for a moment of a board
 _PALE, _FULL = (255, 255, 255), (118, 183, 236)  # probability 0 and 1; dark ink stays legible on both
 
 
 def shade(probability: float) -> str:
-    """Background for a token of this probability, #rrggbb: the paler, the less sure."""
+    """Background colour #rrggbb of a token: paler for a lower probability."""
     p = min(max(probability, 0.0), 1.0)
     return "#" + "".join(f"{round(a + (b - a) * p):02x}" for a, b in zip(_PALE, _FULL, strict=True))
 
 
 def film_figure(films: Sequence[Film]) -> "Figure":
-    """Films of one model next to each other: fewest steps on the left, noise above and text below."""
+    """Films of one model next to each other, in the given order. In each, noise is at the top and text at the bottom."""
     from matplotlib.figure import Figure
 
     shown = [film.moments(MOMENTS) for film in films]
@@ -54,14 +54,15 @@ def film_figure(films: Sequence[Film]) -> "Figure":
 
 
 def _lines(frame: Frame, columns: int | None = None) -> list[list[tuple[str, float, bool]]]:
-    """(text, probability, given) of pieces of tokens, in lines of LINE characters, or of `columns` tokens of a board."""
+    """Lines of (text, probability, given) for tokens or parts of them. A line has at most LINE characters, and of a board
+    `columns` tokens."""
     lines: list[list[tuple[str, float, bool]]] = [[]]
     used, most = 0, LINES if columns is None else BOARD_LINES
     for place, (token, probability, given) in enumerate(zip(frame.tokens, frame.probability, frame.given, strict=True)):
         if columns and place and place % columns == 0:
             used = LINE
         rest = visible(token)
-        if used + len(rest) > LINE >= len(rest):  # a token is broken only where no line holds it
+        if used + len(rest) > LINE >= len(rest):  # only a token longer than a line is broken
             used = LINE
         while rest:
             if used == LINE:
@@ -83,7 +84,7 @@ def _draw_line(axes: Any, left: float, y: float, pieces: Sequence[tuple[str, flo
         axes.add_patch(Rectangle((x, y - 0.46), len(text), 0.92, facecolor=shade(probability), edgecolor="none"))
         if given:
             axes.plot((x, x + len(text)), (y + 0.46, y + 0.46), color=INK, linewidth=1)
-        for offset, character in enumerate(text):  # each in its own cell, whatever the width of the font's glyph
+        for offset, character in enumerate(text):  # one cell for each character, whatever the width of its glyph
             if character != " ":
                 axes.text(
                     x + offset + 0.5, y, character, fontsize=8.5, family="monospace", color=INK, ha="center",

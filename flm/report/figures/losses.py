@@ -1,4 +1,4 @@
-"""Losses: over a training run, along the clock, and where a bound comes from."""
+"""Figures of losses: over a training run, along the clock tau, and the parts of a bound along t."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from flm.report.kinds.training import LOSS, Training
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-POINTS = 600  # of a curve: more than it has pixels
+POINTS = 600  # the most of a curve, which has fewer pixels
 GENERATED = {
     "gen/entropy_nats": "entropy within a sample, nats",
     "gen/ngram_ce_nats": "cross-entropy under 3-grams, nats",
@@ -21,7 +21,7 @@ GENERATED = {
 
 
 def learning_figure(trainings: Sequence[Training], colours: Mapping[str, str]) -> "Figure":
-    """Training loss, and the validation loss with marks, by optimiser steps."""
+    """Training loss, and validation loss with markers, by optimiser steps."""
     figure, axes = canvas(8.4, 3.9)
     shown: list[float] = []
     for run in trainings:
@@ -58,7 +58,7 @@ def learning_rate_figure(trainings: Sequence[Training]) -> "Figure":
 
 
 def by_learning_rate(trainings: Sequence[Training]) -> dict[str, list[tuple[float, float]]]:
-    """By optimiser, (learning rate, last validation loss) of the runs that have both, in order."""
+    """By optimiser: sorted (learning rate, last validation loss) of the runs that have both."""
     found: dict[str, list[tuple[float, float]]] = {}
     for run in trainings:
         optim = run.source.training.get("optim")
@@ -71,7 +71,7 @@ def by_learning_rate(trainings: Sequence[Training]) -> dict[str, list[tuple[floa
 
 
 def generation_figure(trainings: Sequence[Training], colours: Mapping[str, str]) -> "Figure":
-    """What samples were like while the runs went on: a panel for each measure, a marker for each number of steps."""
+    """Measures of samples drawn during training: a panel for each measure, and a marker for each number of steps."""
     names = [name for name in GENERATED if any(generated(run, name) for run in trainings)]
     rows, columns = (1, len(names)) if len(names) < 4 else (2, 2)
     figure, axes = canvas(8.4, 2.9 * rows, rows, columns, squeeze=False)
@@ -95,7 +95,7 @@ def generation_figure(trainings: Sequence[Training], colours: Mapping[str, str])
 
 
 def generated(run: Training, name: str) -> dict[int, tuple[tuple[int, float], ...]]:
-    """The series of a measure of samples by number of sampling steps: "<name>_8_steps" in the log."""
+    """A measure's series by number of sampling steps. The log calls them "<name>_1_step", "<name>_8_steps", ...."""
     found = {}
     for logged, points in run.metrics.series.items():
         count = logged.removeprefix(f"{name}_").removesuffix("s").removesuffix("_step")
@@ -105,7 +105,7 @@ def generated(run: Training, name: str) -> dict[int, tuple[tuple[int, float], ..
 
 
 def cross_entropy_figure(trainings: Sequence[Training], colours: Mapping[str, str]) -> "Figure":
-    """Validation loss by tau, beside the best decoder without context: the gap is what context gives."""
+    """Validation loss by tau, and that of the best decoder without context. The gap between them is the gain from context."""
     figure, axes = canvas(8.4, 3.9)
     for run in trainings:
         label, colour = run.source.label, colours[run.source.label]
@@ -123,7 +123,7 @@ def cross_entropy_figure(trainings: Sequence[Training], colours: Mapping[str, st
 
 
 def likelihood_figure(likelihoods: Sequence[Likelihood], colours: Mapping[str, str]) -> "Figure":
-    """Nats per token summed along t: a line climbs where its bound comes from, and ends at the bound."""
+    """Nats per token summed along t. A line rises at times that contribute to the bound, and ends at the bound."""
     several = len({row.corpus for row in likelihoods}) > 1
     seen: dict[str, int] = {}
     figure, axes = canvas(8.4, 3.8)
@@ -148,7 +148,7 @@ def likelihood_figure(likelihoods: Sequence[Likelihood], colours: Mapping[str, s
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    """At most POINTS of them: means of neighbours where there are more."""
+    """At most POINTS points. If there are more, each of these is a mean of neighbours."""
     if len(points) <= POINTS:
         return [(float(x), y) for x, y in points]
     edges = [index * len(points) // POINTS for index in range(POINTS + 1)]

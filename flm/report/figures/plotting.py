@@ -1,6 +1,6 @@
-"""What all figures share: colours, style, axes of one look, and PNG bytes.
+"""Colours, style, empty axes, legends and PNG bytes of all figures.
 
-Colours are those of Okabe and Ito, which people with any colour vision tell apart.
+The first colours are of Okabe and Ito's palette, which people with any colour vision tell apart.
 """
 
 import io
@@ -42,15 +42,15 @@ STYLE = {
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "text.color": INK,
-    "text.parse_math": False,  # names of runs are text, whatever signs they hold
+    "text.parse_math": False,  # the name of a run may have a dollar sign
     "svg.fonttype": "none",
-    "svg.hashsalt": "flm",  # the same figure is the same file
+    "svg.hashsalt": "flm",  # equal figures give equal files
 }
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Within, figures are made and rendered in the project's style, whatever the user's matplotlibrc says."""
+    """Context in which figures are made and rendered in the project's style, whatever the user's matplotlibrc says."""
     import matplotlib
 
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}), warnings.catch_warnings():
@@ -59,7 +59,7 @@ def styled() -> Iterator[None]:
 
 
 def png(figure: "Figure") -> bytes:
-    """Rendered, in a palette of 256 colours: a third of the size, and flat figures lose nothing."""
+    """The figure as PNG in a palette of 256 colours, which takes a third of the size and is enough for flat colours."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -72,8 +72,8 @@ def png(figure: "Figure") -> bytes:
 
 
 def untangle(figure: "Figure") -> None:
-    """Hides labels of ticks that others would cover: on a logarithmic axis powers of its base stay, else the first."""
-    figure.draw_without_rendering()  # which gives everything its place
+    """Hides tick labels that overlap others. On a logarithmic axis powers of its base stay, on others the first label."""
+    figure.draw_without_rendering()  # computes the layout
     for axes in [axes for outer in figure.axes for axes in (outer, *outer.child_axes)]:
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
@@ -103,7 +103,7 @@ def canvas(width: float, height: float, *grid: int, **options: Any) -> tuple["Fi
 
 
 def legend(axes: "Axes", left: float = 1.01) -> None:
-    """Beside the axes, where it covers nothing; equal entries once. The figure grows with what would not fit beside it."""
+    """A legend beside the axes, with equal entries once. The figure is made higher if the legend needs it."""
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     if once:
@@ -112,10 +112,10 @@ def legend(axes: "Axes", left: float = 1.01) -> None:
 
 
 def bulk(values: Sequence[float], widest: float = 8.0) -> tuple[float, float] | None:
-    """The range that nearly all finite values lie in: without those further from the median than `widest` usual deviations.
+    """The range of finite values within `widest` deviations of the median; None: no value is finite.
 
-    The usual deviation is the median absolute one, scaled to be that of a normal distribution, and at least 0.02. One
-    collapsed point among many then does not press all others into a corner. None where no value is finite.
+    A deviation here is 1.4826 times the median absolute deviation, which is the standard deviation of normal values, and at
+    least 0.02. So a collapsed point among many does not press all others into a corner.
     """
     finite = np.asarray([value for value in values if math.isfinite(value)], dtype=float)
     if not finite.size:

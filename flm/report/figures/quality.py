@@ -1,4 +1,4 @@
-"""Diversity of samples, and models side by side."""
+"""Figures of the diversity of samples, and of the perplexities of models side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ DIVERSITY = {
 
 
 def diversity_figure(samples: Sequence[Samples], colours: Mapping[str, str]) -> "Figure":
-    """Entropy and distinct-n by number of steps, with real text as level lines: one where all runs have the same."""
+    """Entropy and distinct-n by number of steps. Dashed lines are real text: one line if it is the same for all runs."""
     figure, axes = canvas(8.4, 5.6, 2, 2)
     for ax, (name, title) in zip(axes.flat, DIVERSITY.items(), strict=True):
         levels = [None if run.real is None else run.real.metrics.get(name) for run in samples]
@@ -52,7 +52,7 @@ def diversity_figure(samples: Sequence[Samples], colours: Mapping[str, str]) -> 
 def comparison_figure(
     rows: Sequence[Compared], real: tuple[Estimate, Estimate] | None, scorer: str, colours: Mapping[str, str]
 ) -> "Figure":
-    """Log perplexity by sampling steps, and by time a sample. Hollow marks are not at the entropy of real text.
+    """Log perplexity by sampling steps, and by time per sample. Hollow markers are not at the entropy of real text.
 
     Args:
         real: entropy and log perplexity of real text.
@@ -79,7 +79,11 @@ def comparison_figure(
 
 
 def _curve(axes: "Axes", row: Compared, places: Mapping[int, float], colours: Mapping[str, str]) -> None:
-    """Log perplexity over `places` by steps: full marks where it is at the entropy of real text."""
+    """Draws one model's log perplexities. Markers are full if they are at the entropy of real text.
+
+    Args:
+        places: x by number of steps.
+    """
     colour = colours.get(row.label, INK)
     kept = [steps for steps in places if row.quality[steps].ppl > 0 and drawable(row.quality[steps].ppl)]
     x = [places[steps] for steps in kept]

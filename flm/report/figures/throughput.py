@@ -1,4 +1,4 @@
-"""Speed: of training for each run, and of sampling by number of steps; and lines that readers of other kinds hand over."""
+"""Figures of the speed of training and sampling, and of plots that other kinds of results bring."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -46,15 +46,15 @@ def throughput_figure(trainings: Sequence[Training], samples: Sequence[Samples],
     return figure
 
 
-_MARKED = 12  # points of a line, at most, that are marked one by one: a line of one would not be seen
+_MARKED = 12  # lines of at most so many points have markers, without which a single point would be invisible
 
 
 def lines_figure(plots: Sequence[tuple[str, Plot]], colours: Mapping[str, str]) -> "Figure":
-    """Plots of one name, (run, plot) each, on one pair of axes; dashes tell the lines of a run apart."""
+    """Pairs (run, plot) of one name on one pair of axes. If there are several runs, dashes tell the lines of one run apart."""
     figure, axes = canvas(8.4, 3.8)
     several = len({run for run, _ in plots}) > 1
     references = Counter(one for _, plot in plots for one in plot.lines if one.is_reference)
-    shared = {one for one, count in references.items() if count > 1}  # by several runs: drawn once, and no run's own
+    shared = {one for one, count in references.items() if count > 1}  # of several runs, so drawn once in a neutral colour
     for run, plot in plots:
         for index, one in enumerate(one for one in plot.lines if one not in shared):
             colour = colours[run] if several else COLOURS[index % len(COLOURS)]

@@ -4,10 +4,9 @@ A sampler trades perplexity for entropy (0.3 nats of entropy are worth about a f
 numbers of two models compare their temperatures as much as the models. A sweep over temperature draws a curve of
 (entropy, log perplexity); two curves are compared where they have the same entropy (arXiv 2604.02718).
 
-Between neighbours of a sweep, log perplexity is taken as linear in entropy. Outside the range of entropies a sweep
-reached nothing is said: the closest point is given, marked as such. A sweep whose entropy turns back crosses a target
-more than once; each crossing is a setting one could use, so the lowest perplexity among them counts, and the number of
-crossings is told.
+Between neighbours of a sweep, log perplexity is interpolated linearly in entropy. It is never extrapolated: if a sweep does not
+reach an entropy, its closest point is reported, and marked as such. A sweep whose entropy is not monotonic may cross a target
+more than once. Each crossing is a usable setting, so the lowest perplexity counts, and the number of crossings is reported.
 """
 
 import math
@@ -21,11 +20,11 @@ class Point:
     """One setting of a sampler, measured.
 
     Attributes:
-        settings: what was set, by name: run, steps, temperature, churn, ...
+        settings: by name: run, steps, temperature, churn, ...
         entropy: unigram entropy of the samples in nats.
         log_ppl: log generative perplexity, nats per scored token.
-        entropy_error, log_ppl_error: their standard errors; None where not known.
-        repeats_more: whether they repeat more than real text does.
+        entropy_error, log_ppl_error: their standard errors; None: not known.
+        repeats_more: whether the samples repeat more than real text does.
     """
 
     settings: Mapping[str, Any]
@@ -42,7 +41,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The points that differ in one setting, in its order; `settings` are the others."""
+    """Points that differ only in the setting `along`, sorted by it; `settings` are the others."""
 
     settings: Mapping[str, Any]
     along: str
@@ -55,11 +54,11 @@ class Match:
 
     Attributes:
         entropy: the target, nats.
-        log_ppl: interpolated; None where the curve does not reach the target.
-        standard_error: of log_ppl, from the errors of the two neighbours taken as independent; None where not known.
-        along: the swept setting there, interpolated likewise (a guess worth trying); None where not reached.
-        crossings: how often the sweep passes the target; log_ppl is the lowest of them.
-        closest: the point nearest in entropy (of equally near ones the lowest perplexity); None where reached.
+        log_ppl: interpolated; None: the curve does not reach the target.
+        standard_error: of log_ppl, with the errors of the two neighbours taken as independent; None: not known.
+        along: the swept setting at the target, interpolated likewise, as a guess; None: not reached.
+        crossings: how often the sweep crosses the target; log_ppl is that of the lowest crossing.
+        closest: the point nearest in entropy (of equally near points the one of lowest perplexity); None: reached.
     """
 
     entropy: float
@@ -97,7 +96,7 @@ def match(curve: Curve, entropy: float) -> Match:
     """The curve at `entropy` nats: interpolated, never extrapolated."""
     points = curve.points
     pairs = list(zip(points, points[1:], strict=False)) or [(points[0], points[0])]
-    # a point that hits the target belongs to the pair it begins; the last one to the pair it ends
+    # a point at the target counts in the pair that it begins, and the last point in the pair that it ends
     hits = [(a, b) for a, b in pairs if a.entropy == entropy or (a.entropy - entropy) * (b.entropy - entropy) < 0]
     if len(points) > 1 and points[-1].entropy == entropy:
         hits.append(pairs[-1])
@@ -116,9 +115,8 @@ def frontier_table(points: Iterable[Point], entropies: Mapping[str, float], alon
         entropies: targets in nats by name, as {"data": 4.31, "5.0": 5.0}.
 
     Returns:
-        The curve's settings and target, target_entropy_nats, ppl, log_ppl, log_ppl_error and the swept setting (all
-        None where the target is not reached), crossings, and closest_ppl, closest_entropy_nats, closest_<along> (None
-        where it is reached).
+        The curve's settings, target and target_entropy_nats; ppl, log_ppl, log_ppl_error and the swept setting (None if the
+        target is not reached); crossings; and closest_ppl, closest_entropy_nats, closest_<along> (None if it is reached).
     """
     rows = []
     for curve in curves(points, along):

@@ -1,4 +1,4 @@
-"""The picture of a frontier: log perplexity against entropy, a curve for each setting that was not swept."""
+"""The figure of a frontier: log perplexity against entropy, one curve for each combination of the other settings."""
 
 import re
 import textwrap
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flm.annotations import shown
+from flm.report.figures.axes import error_bars
 from flm.report.figures.plotting import COLOURS, INK, MARKERS, bulk, canvas, legend
 from flm.report.frontier.curves import Curve
 
@@ -15,20 +16,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MANY = 10  # curves that can each be named beside the axes
+MANY = 10  # the most curves that are each named in the legend
 
 
 def scorer_name(entry: Mapping[str, Any]) -> str:
-    """Name, revision and protocol: numbers of two scorers are comparable only where all three agree."""
+    """Name, revision and protocol of a scorer. Numbers are comparable only if all three agree."""
     name, revision, protocol = str(entry.get("name") or entry["scorer"]), entry.get("revision"), entry.get("protocol")
-    if revision and name.count("/") > 2:  # a checkpoint, which its hash names better than its folder
+    if revision and name.count("/") > 2:  # a path of a checkpoint is cut, since its hash names it
         kind, colon, path = name.rpartition(":")
         name = f"{kind}{colon}{'/'.join(path.split('/')[-3:])}"
     return ", ".join(str(part) for part in (name, revision and str(revision)[:12], protocol) if part)
 
 
 def perplexity_by(scorer: str) -> str:
-    """What a judge's perplexity is called: only a language model's is generative perplexity."""
+    """The name of a scorer's perplexity. Only that of a language model is called generative perplexity."""
     found = re.match(r"(\d+-gram) of validation text", scorer)
     return "generative perplexity" if found is None else f"perplexity under {found[1]}s"
 
@@ -40,14 +41,14 @@ def frontier_figure(
     colours: Mapping[str, str],
     nulls: Sequence[Curve] = (),
 ) -> "Figure":
-    """Lower is better at one entropy. Call it within `plotting.styled`.
+    """At equal entropy, a lower curve is better. Call it within `plotting.styled`.
 
     Args:
         curves: measured by one scorer; their settings name the `run`.
-        levels: (entropy, log perplexity) of real text, nats.
-        scorer: in words, `scorer_name`.
+        levels: (entropy, log perplexity) of real text, in nats.
+        scorer: its name, from `scorer_name`.
         colours: by run.
-        nulls: of texts that no model wrote, drawn in the background.
+        nulls: curves of texts that no model wrote, drawn in the background.
     """
     fixed = [{key: value for key, value in curve.settings.items() if key != "run"} for curve in curves]
     runs = [str(curve.settings["run"]) for curve in curves]
@@ -63,15 +64,15 @@ def frontier_figure(
         axes.errorbar(
             [point.entropy for point in curve.points],
             [point.log_ppl for point in curve.points],
-            xerr=_errors([point.entropy_error for point in curve.points]),
-            yerr=_errors([point.log_ppl_error for point in curve.points]),
+            xerr=error_bars([point.entropy_error for point in curve.points]),
+            yerr=error_bars([point.log_ppl_error for point in curve.points]),
             color=colours.get(run, INK) if by_run else COLOURS[look % len(COLOURS)],
             marker=MARKERS[look % len(MARKERS)],
             elinewidth=0.8,
             label=None if crowded else ", ".join([run, *named] if by_run or not named else named),
         )
         listed[look] = ", ".join(named)
-    if crowded:  # an entry for each curve would be longer than the axes are high
+    if crowded:  # a legend with an entry for each curve would be higher than the axes
         for run in dict.fromkeys(runs):
             axes.plot([], [], color=colours.get(run, INK), label=run)
         for look, name in listed.items():
@@ -101,7 +102,11 @@ def frontier_figure(
 
 
 def _limit(axes: "Axes", curves: Sequence[Curve], levels: Sequence[tuple[float, float]]) -> str:
-    """Axes around what belongs together, so that one collapsed point does not hide all others; what lies outside, in words."""
+    """Limits the axes to the bulk of the points, so that one collapsed point does not hide all others.
+
+    Returns:
+        A sentence about the points outside; "" if there are none.
+    """
     points = [point for curve in curves for point in curve.points]
     within = [bulk([value for value in values]) for values in zip(*((p.entropy, p.log_ppl) for p in points), strict=True)]
     if not points or None in within:
@@ -120,14 +125,14 @@ def _limit(axes: "Axes", curves: Sequence[Curve], levels: Sequence[tuple[float, 
 
 
 def _around(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
-    """Axes around points with room of half their range on each side, whatever else is drawn."""
+    """Limits the axes to the given points, with half their range as margin on each side."""
     for limit, values in zip((axes.set_xlim, axes.set_ylim), zip(*points, strict=True), strict=True):
         margin = 0.5 * (max(values) - min(values)) or 0.1
         limit(min(values) - margin, max(values) + margin)
 
 
 def perplexity_axis(axes: "Axes", name: str) -> None:
-    """On the right, what the log perplexities on the left are perplexities of."""
+    """An axis on the right with the perplexities whose logarithms are on the left."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     low, high = axes.get_ylim()
@@ -136,8 +141,3 @@ def perplexity_axis(axes: "Axes", name: str) -> None:
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high - low > 1.4 else MaxNLocator(7))
     right.yaxis.set_major_formatter("{x:,g}")
     right.set_ylabel(name)
-
-
-def _errors(errors: Sequence[float | None]) -> list[float] | None:
-    """For error bars, 0 where not known; None if none is known."""
-    return None if all(error is None for error in errors) else [error or 0.0 for error in errors]

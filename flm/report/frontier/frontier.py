@@ -1,4 +1,4 @@
-"""mode=frontier: one or several checkpoints at many settings of the sampler, compared at equal entropy."""
+"""mode=frontier: samples checkpoints at many settings of their samplers, and compares them at equal entropy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,10 +46,10 @@ class FrontierOptions:
 def frontier(config: DictConfig) -> dict[str, Any]:
     """Samples every setting of every model; writes run_dir/frontier.json, .md and .png, and prints the table.
 
-    Log perplexity is that of the first scorer under the first protocol; without one, the cross-entropy under 3-grams of the
-    validation text, and called so. Real text is that of the first model's data. Samples of point i are in
-    run_dir/frontier-samples/<i>.jsonl. Of several processes each generates its share; the first one does all else, and the
-    others return nothing.
+    Log perplexity is that of the first scorer under its first protocol. Without a scorer it is the cross-entropy under 3-grams
+    of the validation text, and named so. Real text is that of the first model's data. Samples of point i are in
+    run_dir/frontier-samples/<i>.jsonl. Each of several processes generates its share; the first one does all else, and the
+    others return an empty dict.
     """
     run = Run(config)
     evaluation, sweep = run.options(EvalOptions, "eval"), run.options(FrontierOptions, "frontier")
@@ -126,7 +126,7 @@ def numbers(given: float | Sequence[float] | None) -> list[float]:
 
 
 def check_scorer(measured: Measures, real: RealText | str) -> None:
-    """Raises ValueError where nobody scores samples."""
+    """Raises ValueError if there is neither a scorer nor real text for the 3-gram judge."""
     if not measured.judges and measured.ngrams is None:
         reason = real if isinstance(real, str) else "one block of it is too little"
         raise ValueError(
@@ -138,9 +138,15 @@ def check_scorer(measured: Measures, real: RealText | str) -> None:
 def measured_on(
     rows: list[list[int]], texts: list[str], measured: Measures, seeds: int, name: str, with_bleu: bool = True
 ) -> dict[str, Any]:
-    """What the sweep measures on samples of as many seeds, one after the other; with several, errors are over seeds.
+    """Measures of samples, as in frontier.json. With several seeds, standard errors are over seeds.
 
-    What depends on the number of samples is of one seed's, in the mean over seeds: real text and texts of no model are as many.
+    Measures that depend on the number of samples are taken for each seed, as many samples as of real text, and averaged.
+
+    Args:
+        rows: token ids of the samples of the first seed, then of as many of the second, ....
+        texts: the same decoded.
+        seeds: number of seeds.
+        name: of the samples, for errors.
     """
     size = len(rows) // seeds
     parts = [slice(start, start + size) for start in range(0, len(rows), size)]
@@ -150,7 +156,7 @@ def measured_on(
     found = [token_diversity(rows[part]) for part in parts]
 
     def over(values: Sequence[Sequence[float]]) -> dict[str, Any] | None:
-        """Of each seed's samples."""
+        """The mean of one value per sample. With several seeds, its error is over the seeds' means."""
         return plain(Estimate.of(values[0] if seeds == 1 else [sum(one) / len(one) for one in values]))
 
     bleu = [self_bleu_4(texts[part]) if with_bleu else None for part in parts]
@@ -169,7 +175,7 @@ def measured_on(
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Over seeds; of one the value itself, and None where one has none."""
+    """The mean over seeds; None if a seed has no value."""
     there = [value for value in values if value is not None]
     if len(there) < len(values):
         return None
@@ -177,7 +183,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _mean_estimate(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    """The same of means, with the error over seeds."""
+    """The mean over seeds with its error; of one seed, its own estimate; None if a seed has none."""
     there = [one for one in estimates if one is not None]
     if len(there) < len(estimates):
         return None
@@ -185,7 +191,7 @@ def _mean_estimate(estimates: Sequence[Estimate | None]) -> Estimate | None:
 
 
 def cost(found: Sequence[Generation]) -> dict[str, Any]:
-    """Of all seeds of a setting."""
+    """Means over the seeds of a setting: milliseconds per sample, and network calls if they were counted."""
     timings = [one.timing() for one in found]
     calls = [one.network_evaluations for one in found if one.network_evaluations is not None]
     return {
@@ -207,7 +213,7 @@ def controls_of(
 
 
 def repeats_more(point: Mapping[str, Any], level: Mapping[str, Any]) -> bool:
-    """Whether samples repeat 2-grams or 4-grams more than real text does, by more than two standard errors."""
+    """Whether samples repeat 2-grams or 4-grams more than real text does, with a difference above two standard errors."""
     for name in ("rep_2", "rep_4"):
         errors = [one["standard_error"] or 0.0 for one in (point[name], level[name])]
         if point[name]["mean"] - level[name]["mean"] > 2 * sum(error**2 for error in errors) ** 0.5:
@@ -260,7 +266,7 @@ def as_points(points: Sequence[Mapping[str, Any]]) -> list[Point]:
 
 
 def own_points(run: Swept, points: Sequence[Mapping[str, Any]]) -> list[Point]:
-    """Those of one checkpoint."""
+    """The points of one checkpoint."""
     return as_points([point for point in points if point["settings"]["run"] == run.label])
 
 
@@ -276,7 +282,7 @@ def drawn(
     real: Mapping[str, Any] | None,
     scorer: str,
 ) -> bytes:
-    """frontier.png."""
+    """The bytes of frontier.png."""
     found = [curve for run in runs for curve in curves(own_points(run, points), run.along)]
     levels = [] if real is None else [(real["entropy_nats"]["mean"], real["log_ppl"]["mean"])]
     with styled():

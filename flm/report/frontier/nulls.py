@@ -1,7 +1,7 @@
-"""Texts that no model wrote: what every claim on a frontier has to beat (arXiv 2606.08417). L tokens a text.
+"""Texts that no model wrote, as baselines of a frontier (arXiv 2606.08417).
 
-They know how frequent tokens are, or real text itself, and nothing else. Some reach perplexities that no model reaches, at
-entropies near that of text: repetition tells them apart, which is why it stands beside every number.
+They are made from token or phrase frequencies, or from real text. Some reach a lower perplexity than any model, at entropies
+near that of real text. They give themselves away by repetition, which is therefore reported beside every number.
 """
 
 from collections import Counter
@@ -12,15 +12,19 @@ import numpy as np
 
 from flm.tasks.held_out import RealText
 
-PHRASE = 5  # tokens of the phrases that are strung together
-SIZES = 4  # how many values of a size are tried
+PHRASE = 5  # tokens of a phrase
+SIZES = 4  # the most sizes of each kind
 
 Rows = list[list[int]]
 
 
 @dataclass(frozen=True)
 class Null:
-    """A set of texts: how they came about, and the size (of what is drawn from, or of what is repeated) that was chosen."""
+    """Texts of one kind.
+
+    Attributes:
+        size: how many different tokens or phrases they are drawn from, or the length of the passage that is repeated.
+    """
 
     name: str
     size: int
@@ -30,7 +34,7 @@ class Null:
 def nulls(real: RealText, count: int, length: int, seed: int) -> Iterator[Null]:
     """`count` texts of each kind and size.
 
-    Tables are of the held-out blocks that samples are not held against, where there are enough of them.
+    Frequencies are those of held-out blocks with which samples are not compared, if there are enough of them.
     """
     chosen = set(real.chosen)
     others = [block for index, block in enumerate(real.blocks) if index not in chosen]
@@ -52,7 +56,7 @@ def nulls(real: RealText, count: int, length: int, seed: int) -> Iterator[Null]:
 
 
 def sizes(least: int, most: int) -> list[int]:
-    """A few from `least` to `most`, by equal factors; none where there is nothing."""
+    """At most SIZES numbers from `least` to `most` with equal ratios; none if `most` is below 1."""
     if most < 1:
         return []
     least = min(least, most)
@@ -60,30 +64,30 @@ def sizes(least: int, most: int) -> list[int]:
 
 
 def shuffled(texts: Sequence[Sequence[int]], draws: np.random.Generator) -> Rows:
-    """Real texts in random order: their entropy, and nothing of what makes them text."""
+    """The tokens of each text in random order, which keeps its unigram entropy."""
     return [draws.permutation(text).tolist() for text in texts]
 
 
 def unigram(frequent: Sequence[tuple[int, int]], count: int, length: int, draws: np.random.Generator) -> Rows:
-    """Tokens drawn one by one from the most frequent ones."""
+    """Tokens drawn independently, by frequency, from the most frequent ones."""
     tokens, weights = np.array(frequent).T
     return draws.choice(tokens, size=(count, length), p=weights / weights.sum()).tolist()
 
 
 def mirrored(frequent: Sequence[tuple[int, int]], count: int, length: int, draws: np.random.Generator) -> Rows:
-    """Half a text so drawn, and then the same again."""
+    """Half a text as by `unigram`, then the same half again."""
     half = unigram(frequent, count, -(-length // 2), draws)
     return [(row * 2)[:length] for row in half]
 
 
 def periodic(frequent: Sequence[tuple[int, int]], count: int, length: int) -> Rows:
-    """The most frequent tokens in turn, over and over: entropy log k at once, every text the same."""
+    """The k most frequent tokens in turn, again and again. Its entropy is log k, and all texts are the same."""
     tokens = [token for token, _ in frequent]
     return [(tokens * -(-length // len(tokens)))[:length] for _ in range(count)]
 
 
 def strung(phrases: Sequence[Sequence[int]], count: int, length: int, draws: np.random.Generator) -> Rows:
-    """The most frequent phrases, drawn alike often and put one after the other."""
+    """The most frequent phrases, drawn uniformly and concatenated."""
     picks = draws.integers(len(phrases), size=(count, -(-length // PHRASE)))
     return [[token for pick in row for token in phrases[pick]][:length] for row in picks]
 

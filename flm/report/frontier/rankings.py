@@ -1,4 +1,4 @@
-"""Which of several runs is better, under one policy and under another: an order that hangs on the policy is said so."""
+"""Rankings of runs by several ways of comparing them, and sentences on the pairs of runs whose order depends on the way."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ BEST = "equal entropy, each at its best policy"
 
 @dataclass(frozen=True)
 class Ranking:
-    """Runs from the lowest log perplexity up, by one way of comparing them; those that it does not compare are left out."""
+    """Log perplexities of the runs that one way of comparing covers, and their standard errors (0 if not known)."""
 
     by: str
     steps: str
@@ -21,6 +21,7 @@ class Ranking:
 
     @property
     def order(self) -> list[str]:
+        """Runs by rising log perplexity."""
         return sorted(self.log_ppl, key=lambda run: self.log_ppl[run])
 
     def apart(self, a: str, b: str) -> bool:
@@ -40,10 +41,10 @@ def rankings(
 
     Args:
         points: as in frontier.json.
-        matched: its rows of perplexities at equal entropies.
-        target: the entropy that counts, by its name there.
-        plain: what the swept options are where nothing is done; a point with an option that is not among them is not plain.
-        fixed_steps: runs whose number of steps is one, and which stand beside all others' numbers.
+        matched: the rows of perplexities at equal entropies there.
+        target: name of the entropy in those rows at which runs are compared.
+        plain: default values of the swept options. The raw perplexity of a run is that of its first point with these.
+        fixed_steps: runs whose sampler ignores the number of steps. They are compared with the others at every number.
     """
     found: list[Ranking] = []
     all_steps = dict.fromkeys(row["settings"]["steps"] for row in points if row["settings"]["run"] not in fixed_steps)
@@ -70,7 +71,7 @@ def rankings(
 
 
 def changes(found: Sequence[Ranking]) -> list[str]:
-    """A sentence for each two runs that change places between two rankings of one number of steps."""
+    """A sentence for each pair of runs whose order differs between two rankings with the same number of steps."""
     said: dict[str, None] = {}
     for one, other in combinations(found, 2):
         if one.steps != other.steps:
@@ -88,7 +89,7 @@ def _beside(settings: Mapping[str, Any], steps: Any, fixed_steps: Sequence[str])
 
 
 def _policy(row: Mapping[str, Any]) -> str:
-    """The settings of a matched row beside the one it is interpolated along."""
+    """The settings of a matched row except the one along which it is interpolated."""
     along = {key.removeprefix("closest_") for key in row if key.startswith("closest_")}
     rest = {key: value for key, value in row.items() if key not in (*_OWN, "steps", *along) and not key.startswith("closest_")}
     return ", ".join(f"{key} {'null' if value is None else value}" for key, value in rest.items())

@@ -1,4 +1,4 @@
-"""Sweeps: frontier.json of mode=frontier, one or several checkpoints at many settings of the sampler."""
+"""Reads frontier.json of mode=frontier: sweeps of one or several checkpoints over settings of the sampler."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ class Frontier:
     """A sweep by one scorer.
 
     Attributes:
-        curves: each along one setting; their other settings name the `run`, by its label in the report.
-        ms_per_sample: of all points, with their settings.
+        curves: each along one setting; the others include the `run`, by its label in the report.
+        ms_per_sample: settings and milliseconds of each point.
         real: entropy and log perplexity of real text.
         matched: rows of `flm.report.frontier.curves.frontier_table`, with the run's label in the report.
-        models: what is known of each run.
+        models: the checkpoint of each run.
         nulls: curves of texts that no model wrote.
-        changes: sentences on runs that change places with the policy.
+        changes: sentences on pairs of runs whose order depends on the policy.
     """
 
     source: Source
@@ -108,7 +108,7 @@ def read(source: Source) -> Reading:
     content = checked(_Frontier, source.content)
 
     def named(settings: Mapping[str, Any]) -> dict[str, Any]:
-        """With the label of the run; where it is the whole file's, the one that tells the file from others."""
+        """The settings with the label of the run in the report. A run with the file's own label gets the file's label there."""
         run = settings.get("run")
         return {**settings, "run": source.label if run is None or run == content.label else run_label(run)}
 

@@ -1,4 +1,4 @@
-"""What a sweep samples: models, and the options of their samplers that are swept."""
+"""The models of a sweep, and the combinations of sampler options with which each is sampled."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -18,12 +18,17 @@ from flm.tasks.machine import Machine
 from flm.tasks.processes import Team
 from flm.tasks.samples import Generation, Request, generate, possible_steps
 
-FIRST = "temperature"  # what curves run along where it is swept
+FIRST = "temperature"  # curves run along this option if it is swept
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A point of a sweep: what stands in result files, and what the sampler is given."""
+    """A point of a sweep.
+
+    Attributes:
+        settings: as result files name them: run, steps, and the options with lists as text.
+        options: of the sampler.
+    """
 
     settings: dict[str, Any]
     options: dict[str, Any]
@@ -35,7 +40,7 @@ class Swept:
 
     Attributes:
         steps: numbers of steps to sample with.
-        combinations: values of the swept options that it is sampled with, by name.
+        combinations: sets of option values to sample with, by name.
     """
 
     label: str
@@ -56,7 +61,7 @@ class Swept:
 
     @property
     def along(self) -> str:
-        """The setting whose neighbours are interpolated between: one of numbers, and of several if there is such."""
+        """The setting along which curves run. It has only numbers, and several of them if such a setting exists."""
         swept = self.sweeps
         always = [name for name in swept if all(is_number(options.get(name)) for options in self.combinations)]
         numeric = sorted(always, key=lambda name: (len(swept[name]) == 1, name != FIRST))
@@ -71,7 +76,7 @@ class Swept:
         return generate(self.lm, self.canvas, setting.settings["steps"], request.batches, seed, team, **setting.options)
 
     def defaults(self) -> dict[str, Any]:
-        """What the swept options are unless given."""
+        """The default values of the swept options."""
         solver = self.lm.options.get("solver", next(iter(self.lm.algorithm.samplers), ""))
         sampler = self.lm.algorithm.samplers.get(solver)
         parameters = {} if sampler is None else signature_of(sampler).parameters
@@ -80,10 +85,10 @@ class Swept:
 
 
 def axes_of(temperature: Any, sweep: Mapping[str, Any] | None) -> dict[str, list[Any]]:
-    """Values by option, in the order in which they were named.
+    """Values by option, in the given order.
 
     Raises:
-        ValueError: an axis has no value, or one twice.
+        ValueError: an option has no value, or the same value twice.
     """
     axes = {name: values for name, values in ({FIRST: temperature} | dict(sweep or {})).items() if values is not None}
     found = {name: list(values) if isinstance(values, list | tuple) else [values] for name, values in axes.items()}
@@ -112,16 +117,16 @@ def loaded(
     keys: Mapping[str, str],
     console: Console,
 ) -> list[Swept]:
-    """All models, and every option they will be sampled with tried on their samplers.
+    """All models. Every option is tried on their samplers before any is sampled.
 
     Args:
-        named: by label; None: the one of `evaluation`.
+        named: checkpoints by label; None: the one of `evaluation`.
         steps: wanted numbers of steps.
         axes: wanted values of the options to sweep, by name.
-        keys: what errors call them.
+        keys: config keys of the options, for errors.
 
     Raises:
-        ValueError: a swept option that no sampler has, or models whose entropies are not of the same thing.
+        ValueError: no sampler takes a value, or models differ in tokenizer or length, so that entropies do not compare.
     """
     models: list[Swept] = []
     for label, path in (named or {None: evaluation.checkpoint_path}).items():
@@ -148,12 +153,13 @@ def loaded(
 
 
 def possible(lm: LanguageModel, axes: Mapping[str, list[Any]], keys: Mapping[str, str]) -> list[dict[str, Any]]:
-    """What the model's sampler is given in turn: every combination, of each choice of names with the options that go with it.
+    """The combinations of option values that the model's sampler takes.
 
-    Names are values of text (solver, endpoint, ...): churn is an option of one solver and not of another.
+    Options whose values are all text (solver, endpoint, ...) are chosen first. Each choice is combined with all values of those
+    other options that go with it: churn, for example, is an option of one solver and not of another.
 
     Raises:
-        ValueError: values of options that it has, but does not take.
+        ValueError: the sampler has an option, but does not take its value.
     """
 
     def takes(given: Mapping[str, Any], name: str) -> bool:
@@ -176,7 +182,7 @@ def possible(lm: LanguageModel, axes: Mapping[str, list[Any]], keys: Mapping[str
 
 
 def refused(lm: LanguageModel, options: Mapping[str, Any], keys: Mapping[str, str]) -> str | None:
-    """Why the model's sampler does not take options, called by their keys; None where it does."""
+    """The reason why the model's sampler does not take the options, which are named by `keys`; None: it takes them."""
     given = {key: value for key, value in (lm.options | options).items() if value is not None}
     try:
         sampler_for(lm.algorithm, given, "sampling")

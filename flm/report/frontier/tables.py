@@ -1,4 +1,4 @@
-"""A frontier as tables: frontier.md, and what the console shows."""
+"""A frontier as tables, for frontier.md and for the console."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ MATCHED_HEADINGS = ("run", "settings", "entropy", "target", "ppl", "+- log ppl",
 
 
 def matched_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Rows of text under MATCHED_HEADINGS: perplexity where the sweep reaches the entropy, else the closest point."""
+    """Rows of text under MATCHED_HEADINGS: the perplexity if the sweep reaches the entropy, else the closest point."""
     fixed = ("run", "target", "target_entropy_nats", "ppl", "log_ppl", "log_ppl_error", "crossings")
     cells = []
     for row in rows:
@@ -58,13 +58,13 @@ def markdown(content: Mapping[str, Any], count: int, seed: int) -> str:
     lines += ["## All settings", "", "x: repeats 2-grams or 4-grams more than real text, by two standard errors.", ""]
     lines += [*_points_table(content["points"]), ""]
     if content["nulls"]:
-        said = "What reaches no lower than these at its entropy says nothing."
+        said = "A model has shown something only if its perplexity is lower than these at the same entropy."
         lines += ["## No model", "", said, "", *_points_table(content["nulls"]), ""]
     return "\n".join(lines)
 
 
 def ranked(content: Mapping[str, Any]) -> list[str]:
-    """The orders, and what changes between them."""
+    """The rankings, and the pairs of runs whose order differs between them, in words."""
     orders = [f"{one['steps']} steps, by {one['by']}: {' < '.join(one['order'])}" for one in content["rankings"]]
     return orders + (content["ranking_changes"] or ["No two runs change places with the policy"])
 

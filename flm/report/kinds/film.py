@@ -1,4 +1,4 @@
-"""Films: film-<steps>.json of mode=sample_eval, one text at moments of its generation."""
+"""Reads film-<steps>.json of mode=sample_eval: one text at moments of its generation."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -22,7 +22,7 @@ class Film:
     source: Source
     steps: int
     frames: tuple[Frame, ...]
-    columns: int | None = None  # tokens in a line of a board; None: of a text, whose lines break where they will
+    columns: int | None = None  # tokens in a line of a board; None: a text, whose lines break anywhere
 
     def moments(self, count: int) -> list[Frame]:
         """At most so many frames, at least two, evenly spaced, the first and the last among them."""

@@ -1,4 +1,4 @@
-"""Likelihoods: likelihood.json of mode=ppl_eval, exact or bounds."""
+"""Reads likelihood.json of mode=ppl_eval: exact likelihoods, or bounds."""
 
 import re
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ class Likelihood:
     """One corpus under one bound of one model.
 
     Attributes:
-        variant: which of the model's bounds; "" where there is but one.
-        is_chosen: whether it is the only bound or the one that was lower on training text.
-        bound: what the number is, in words: exact, or the sort of upper bound.
-        nats_per_token: over sequences.
-        monte_carlo_error: of the mean over draws, nats per token; None where not known.
-        parts: nats per token by part of the bound, None where no draw fell; empty where nothing is told apart.
-        spans: (low, high, nats per token) of those parts that lie on the axis of physical time t; low = high for a point.
+        variant: which of the model's bounds; "": there is only one.
+        is_chosen: whether it is the only bound, or the one that was lowest on training text.
+        bound: kind of the number, in words: exact, or the kind of upper bound.
+        nats_per_token: mean and standard error over sequences.
+        monte_carlo_error: of the mean over draws, in nats per token; None: not known.
+        parts: nats per token by part of the bound, None for a part without draws; empty if the bound has no parts.
+        spans: (low, high, nats per token) of the parts on the axis of physical time t; low = high for a point.
     """
 
     source: Source
@@ -43,7 +43,7 @@ class Likelihood:
     spans: tuple[tuple[float, float, float], ...]
 
     def with_error(self, bits: float | None) -> Number:
-        """Bits with their standard error, which is as large a part of them as of the nats."""
+        """Bits with their standard error, whose relative size is that of the nats."""
         nats = self.nats_per_token
         if bits is None or nats.standard_error is None or nats.mean <= 0:
             return bits
@@ -77,14 +77,14 @@ class _File(Content):
 
 
 def read(source: Source) -> Reading:
-    """One record for each corpus and, where the model has several bounds, each of them."""
+    """One record for each corpus and each of the model's bounds."""
     content, found = checked(_File, source.content).likelihood, []
     for name, entry in content.corpora.items():
         for index, (variant, values) in enumerate(entry.variants.items()):
             parts = values.parts_nats_per_token or {}
             record = Likelihood(
                 source=source,
-                # the user's own name for it; "data" is the task's, and says less than the description
+                # the user's name of the corpus; the task's own name "data" says less than the corpus's description
                 corpus=entry.corpus or name if name == "data" else name,
                 variant=variant if len(entry.variants) > 1 else "",
                 is_chosen=variant == content.chosen if content.chosen in entry.variants else index == 0,
@@ -114,7 +114,7 @@ def _numbers(records: list[Likelihood]) -> list[KeyNumber]:
 
 
 def _spans(parts: Mapping[str, float | None]) -> tuple[tuple[float, float, float], ...]:
-    """Parts named "t 0.100 to 0.200" or "... at t 0.950", along t."""
+    """The parts named "t 0.100 to 0.200" or "... at t 0.950", sorted by t."""
     spans = []
     for name, nats in parts.items():
         if nats is None:

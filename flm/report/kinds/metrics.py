@@ -1,4 +1,4 @@
-"""The log of a training run: metrics/version_*/metrics.csv, one file for each start, as one series a column."""
+"""Reads the log of a training run, metrics/version_*/metrics.csv with a file for each start, as one series per column."""
 
 import csv
 import math
@@ -16,13 +16,12 @@ SPEED = "perf/tokens_per_second"
 
 @dataclass(frozen=True)
 class Metrics:
-    """What was logged.
+    """The log of a run.
 
     Attributes:
-        series: (optimiser steps done, value) by name. Where a start went on from an earlier step than the log had reached,
-            what it did again counts.
+        series: (optimiser steps done, value) by name. If a start repeated steps that were logged before, the repetition counts.
         tokens_per_second: median over the log of the last start that has any.
-        steps: done when something was last logged; None for an empty log.
+        steps: optimiser steps done at the last entry; None: the log is empty.
     """
 
     series: Mapping[str, tuple[tuple[int, float], ...]]
@@ -31,10 +30,10 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> Metrics:
-    """Of a run folder; empty where nothing was logged.
+    """The log in a run folder; empty if nothing was logged.
 
     Raises:
-        ValueError: a file that is no such log, by name.
+        ValueError: a file, which is named, is no such log.
     """
     starts = sorted(folder.glob("metrics/version_*/metrics.csv"), key=_version)
     series: dict[str, dict[int, float]] = {}
@@ -57,7 +56,7 @@ def _columns(path: Path) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     try:
         with open(regular_file(path, MAX_BYTES), encoding="utf-8", newline="") as file:
-            rows = csv.reader(line for line in file if line.endswith("\n"))  # where a run was killed a row may be cut off
+            rows = csv.reader(line for line in file if line.endswith("\n"))  # the last row of a killed run may be incomplete
             names = next(rows, [])
             if len(names) > COLUMNS:
                 raise ValueError(f"it has {len(names)} columns")
@@ -68,7 +67,7 @@ def _columns(path: Path) -> dict[str, dict[int, float]]:
                 step = int(float(row[at]))
                 for index, name in enumerate(names[: len(row)]):
                     if row[index] and index != at:
-                        # a value is logged in the step that is under way; samples are taken after it
+                        # values are logged with the number of the step in progress, samples with the number of steps done
                         found.setdefault(name, {})[step + (not name.startswith("gen/"))] = float(row[index])
     except (OSError, ValueError, OverflowError, csv.Error) as error:
         raise ValueError(f"{path}: not a log of metrics ({error})") from error

@@ -1,9 +1,8 @@
-"""Measured samples: results.json of mode=sample_eval, with the files of texts beside it."""
+"""Reads results.json of mode=sample_eval, with the files of texts beside it."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,20 +13,20 @@ from flm.report.frontier.figure import scorer_name
 from flm.results.files import Content, Count, EstimateContent, Real, Text, Whole, checked
 from flm.results.kinds import KeyNumber, Number, Reading, ResultKind, Source
 
-TEXTS = 50  # read of each file, more than a page shows
-LINE_BYTES = 1 << 20  # of one text with its tokens
+TEXTS = 50  # the most that are read of each file
+LINE_BYTES = 1 << 20  # the most of one text with its tokens
 MEASURES = 200
 
 
 @dataclass(frozen=True)
 class TextSet:
-    """Texts and what was measured on them.
+    """Texts and their measures.
 
     Attributes:
-        steps: of the sampler; None for real text.
+        steps: of the sampler; None: real text.
         metrics: by name, in the order of the file.
-        perplexity: by scorer and protocol; None where nothing could be scored.
-        texts: the first ones; None where the file of texts is missing.
+        perplexity: by scorer and protocol; None: nothing could be scored.
+        texts: the first ones; None: the file of texts is missing.
     """
 
     steps: int | None
@@ -129,10 +128,10 @@ def _number(name: str, value: Any) -> Number:
 
 
 def _texts(folder: Path, name: str) -> tuple[str, ...] | None:
-    """None where the file is not there."""
+    """The first texts of a file; None: there is no such file."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"its texts are said to be in {name}, which is not beside it")
+        raise ValueError(f"its texts are in {name}, which is not beside it: only files in its folder are read")
     if not path.exists():
         return None
     texts = []
@@ -151,7 +150,7 @@ def _texts(folder: Path, name: str) -> tuple[str, ...] | None:
                     texts.append(text.encode("utf-8", "replace").decode("utf-8"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not lines of JSON with a text each ({error})") from error
-    return tuple(islice(texts, TEXTS))
+    return tuple(texts)
 
 
 KIND = ResultKind(files=("results.json",), read=read)

@@ -1,4 +1,4 @@
-"""Training runs: run.json, with the log of metrics and the state of the run beside it."""
+"""Reads run.json of a training run, with the log of metrics and the status beside it."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ LOSS = "train/loss_nats_per_token"
 
 @dataclass(frozen=True)
 class Bucket:
-    """A part [low, high] of an axis with a value of a model (and of the best decoder without context); None: not measured."""
+    """Values of a model, and of the best decoder without context, on a part [low, high] of an axis; None: not measured."""
 
     low: float
     high: float
@@ -28,12 +28,12 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Status:
-    """How a run stands.
+    """The status of a run.
 
     Attributes:
         word: running, finished, stopped, failed, or unknown.
-        step, max_steps: optimiser steps done and wanted; None where not known.
-        reason: why it ended, in a line; "" where nothing was said.
+        step, max_steps: optimiser steps done and wanted; None: not known.
+        reason: why it ended, in a line; "": not known.
     """
 
     word: str
@@ -47,9 +47,9 @@ class Training:
     """A training run.
 
     Attributes:
-        measure: what the loss in `by_tau` is, with unit.
-        by_tau: the last validation along the clock; empty for a model without a clock or before any validation.
-        validated: name of the validation loss a token in the log; None where there is none.
+        measure: name of the loss in `by_tau`, with its unit.
+        by_tau: the last validation by tau; empty for a model without a clock, or before any validation.
+        validated: name in the log of the validation loss per token; None: there is none.
     """
 
     source: Source
@@ -84,7 +84,7 @@ def read(source: Source) -> Reading:
 
 
 def in_words(name: str) -> str:
-    """A metric's name as read aloud: "denoising_ce_nats_per_token" is "denoising cross-entropy, nats per token"."""
+    """A metric's name in words: "denoising_ce_nats_per_token" is "denoising cross-entropy, nats per token"."""
     words = name.replace("_", " ").replace(" ce nats", " cross-entropy, nats").replace("loss nats", "loss, nats")
     return words.replace("nll nats", "NLL, nats").replace("entropy nats", "entropy, nats")
 
@@ -100,7 +100,7 @@ def _status(source: Source, metrics: Metrics) -> Status:
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from error
         step = found.step
-        if found.status == "running":  # what was written when it started
+        if found.status == "running":  # the file was written at the start
             step = max(step, metrics.steps or 0)
         return Status(found.status, step, found.max_steps if found.max_steps != -1 else None, found.reason or "")
     if most is not None and metrics.steps is not None and metrics.steps >= most:
@@ -109,7 +109,7 @@ def _status(source: Source, metrics: Metrics) -> Status:
 
 
 def _along_the_clock(series: Mapping[str, tuple[tuple[int, float], ...]]) -> tuple[str | None, tuple[Bucket, ...]]:
-    """The measure and its values at the last validation."""
+    """The name of the loss by tau, and its values at the last validation."""
     last: dict[tuple[str, str, str], tuple[int, float]] = {}
     for name, points in series.items():
         if match := _BUCKET.fullmatch(name):

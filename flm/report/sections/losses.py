@@ -1,4 +1,4 @@
-"""Losses and speed: learning curves, generation over training, the clock, likelihoods, throughput."""
+"""Sections on losses and speed: learning curves, samples during training, loss by tau, likelihoods and throughput."""
 
 from collections.abc import Iterable, Sequence
 
@@ -52,7 +52,7 @@ def learning(results: Results, art: Art) -> Section:
 
 
 def learning_table(trainings: Sequence[Training]) -> Table:
-    """Last and best of each run."""
+    """Last and best losses of each run."""
     rows = []
     for run in trainings:
         trained = run.metrics.series.get(LOSS, ())
@@ -82,7 +82,7 @@ def cross_entropy(results: Results, art: Art) -> Section:
 
 
 def cross_entropy_table(trainings: Sequence[Training]) -> Table:
-    """A row for each part of the clock; two columns for each run."""
+    """A row for each part of the axis tau, and two columns for each run."""
     edges = sorted({(b.low, b.high) for run in trainings for b in run.by_tau})
     columns, values = ["tau"], []
     for run in trainings:

@@ -1,4 +1,4 @@
-"""Results of any kind that a package registered, and all numbers over several seeds."""
+"""Sections on results of kinds that packages register, and on numbers over several seeds."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from flm.results.kinds import Cell, Number, Plot, Table
 
 
 def others(results: Results, models: Models, art: Art) -> list[Section]:
-    """A section for each kind that has a heading, of the tables and plots its reader handed over."""
+    """A section for each kind that has a heading, with the tables and plots of its results."""
     sections = []
     for kind, about in results.kinds.items():
         readings = [(source, reading) for source, reading in results.read if source.kind == kind]
@@ -38,7 +38,7 @@ def others(results: Results, models: Models, art: Art) -> list[Section]:
 
 
 def seeds(results: Results) -> Section | None:
-    """Every number that several seeds have: a matrix of means and deviations, and each seed's own."""
+    """Every number that several seeds have: tables of means and deviations, and the values of each seed."""
     groups = over_seeds(results)
     if not groups:
         return None
@@ -60,7 +60,7 @@ Groups = Mapping[tuple[str, str, str], Mapping[int, float]]  # (number, model, s
 
 
 def over_seeds(results: Results) -> Groups:
-    """The numbers that at least two seeds of one model have; of one seed twice the first counts."""
+    """The numbers that at least two seeds of one model have. If a seed has a number twice, the first counts."""
     found: dict[tuple[str, str, str], dict[int, float]] = {}
     model_of = {label: (seed, name) for name, runs in seeds_of(results).items() for seed, label in runs}
     for source, reading in results.read:
@@ -93,7 +93,7 @@ def _matrix(index: int, name: str, groups: Groups) -> Table:
 
 
 def _against_the_first(index: int, name: str, groups: Groups) -> Table:
-    """Rows: each model after the first, by how much it differs from that one, seed by seed."""
+    """A row for each model after the first: the mean of its differences from the first model with the same seed."""
     models = list(dict.fromkeys(model for number, model, _ in groups if number == name))
     rows: list[tuple[Cell, ...]] = []
     for (number, model, setting), values in groups.items():
@@ -117,7 +117,7 @@ def _each(groups: Groups) -> Table:
 
 
 def mean_and_deviation(values: list[float]) -> tuple[float, float]:
-    """Of at least two values; the deviation is the sample's, with n - 1."""
+    """Mean and sample standard deviation (divisor n - 1) of at least two values."""
     mean = sum(values) / len(values)
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 

@@ -1,4 +1,4 @@
-"""The top of a report: a few numbers that matter, and what was run, by whom and how it ended."""
+"""The first section of a report: the main numbers, the runs with their status, and the commands."""
 
 from collections.abc import Iterable, Iterator
 
@@ -25,7 +25,7 @@ def overview(results: Results) -> Section:
 
 
 def card(results: Results) -> list[Tile]:
-    """The best run by each chief measure; of one run, its numbers."""
+    """The best number of each main measure, with the run that has it."""
     rows = compared(results)
     tiles = [
         _status(results.of(Training)),
@@ -40,7 +40,7 @@ def card(results: Results) -> list[Tile]:
 
 
 def runs_table(results: Results) -> Table:
-    """A row for each checkpoint and each training run, with the kinds of result there are of it."""
+    """A row for each checkpoint and each training run, with the kinds of its results."""
     columns = ("run", "algorithm", "data", "status", "steps trained", "checkpoint SHA-256", "differs in", "results")
     columns += ("seed", "device", "dtype", "weights", "processes", "code")
     trainings = {run.source.path: run for run in results.of(Training)}
@@ -80,7 +80,7 @@ def _status(trainings: list[Training]) -> Tile | None:
 
 
 def _least_bits(rows: list[Compared]) -> Iterator[Tile]:
-    """Of each corpus: bits of two texts do not compare."""
+    """The lowest bits per character on each corpus, since bits of different texts do not compare."""
     for corpus in dict.fromkeys(row.likelihood.corpus for row in rows if row.likelihood is not None):
         found = [(row, one) for row in rows if (one := row.likelihood) is not None and one.corpus == corpus]
         cells = [(row, one, cell) for row, one in found if (cell := one.with_error(one.bits_per_character)) is not None]
@@ -99,7 +99,7 @@ def _matched(rows: list[Compared], frontiers: list[Frontier]) -> Tile | None:
 
 
 def _samples(results: Results) -> Tile | None:
-    """Without a sweep: a perplexity says something beside its entropy only."""
+    """The lowest generative perplexity of measured samples, with its entropy, without which it means little."""
     found = [
         (ppl, run, one, scorer)
         for run in results.of(Samples)

@@ -25,7 +25,7 @@ CHECKPOINT = "eval.checkpoint_path=RUN/checkpoints/last.ckpt"
 
 @dataclass(frozen=True)
 class Shown:
-    """How much of what models wrote: texts of a set, characters of a text, tokens of a film."""
+    """How much of the generated texts is shown: samples of a set, characters of a sample, and tokens of a film."""
 
     samples: int
     characters: int

@@ -1,4 +1,4 @@
-"""Tables of what models write: perplexity at matched entropies, and all measures of samples beside real text."""
+"""Tables of the quality of samples: perplexity at equal entropies, and all measures beside those of real text."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ _MATCH = {"target", "target_entropy_nats", "ppl", "log_ppl", "log_ppl_error", "c
 
 
 def frontier_table(name: str, frontiers: Sequence[Frontier]) -> Table:
-    """Perplexity at matched entropies, of one scorer."""
+    """Perplexity at equal entropies by one scorer."""
     matched = [row for frontier in frontiers for row in frontier.matched]
     swept = sorted({curve.along for frontier in frontiers for curve in frontier.curves})
     settings = [key for row in matched for key in row if key not in _MATCH and not key.startswith("closest_")]
@@ -45,7 +45,7 @@ def frontier_table(name: str, frontiers: Sequence[Frontier]) -> Table:
 
 
 def nulls_table(name: str, nulls: Sequence[Curve]) -> Table:
-    """Texts that no model wrote, at every size."""
+    """Texts that no model wrote, a row for each size."""
     rows = [
         (
             str(curve.settings["run"]),
@@ -61,7 +61,7 @@ def nulls_table(name: str, nulls: Sequence[Curve]) -> Table:
 
 
 def diversity_table(samples: Sequence[Samples]) -> Table:
-    """All measures of all sets of texts; real text in the last row of each run."""
+    """All measures of all sets of texts. The last row of each run is real text."""
     texts = [one for run in samples for one in _with_real(run)]
     present = {name for one in texts for name in one.metrics}
     metrics = [name for name in METRIC_NAMES if name in present]
