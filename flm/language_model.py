@@ -185,6 +185,9 @@ class LanguageModel:
         """
         check_call(LanguageModel.fill, locals())
         self.check_length(canvas.tokens.shape[1])
+        size = self.algorithm.vocab_size
+        if ((canvas.tokens < 0) | (canvas.tokens >= size)).any():  # CUDA would end the process
+            raise ValueError(f"canvas: token ids must be at least 0 and below {size}, the size of the vocabulary")
         steps, chosen = self.steps if steps is None else steps, self.sampler_options(**options)
         generator = torch.Generator(self.device).manual_seed(mix_seed(seed, batch))
         with self.autocast():

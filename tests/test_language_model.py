@@ -189,6 +189,8 @@ def test_either_weights(checkpoint, folder, tmp_path):
         ),
         (lambda lm: lm.infill(["a [2]", "a [999999]"]), "length: a text of 1,000,00[01] tokens, of a model .*: at most 2,048"),
         (lambda lm: lm.fill(Canvas.blank(1, 10**6)), "length: a text of 1,000,000 tokens, of a model .*: at most 2,048"),
+        (lambda lm: lm.fill(Canvas.from_pieces([[10**6], 4], 1)), "canvas: token ids must be at least 0 and below"),
+        (lambda lm: lm.fill(Canvas.from_pieces([[-1], 4], 1)), "canvas: token ids must be"),
         (lambda lm: lm.generate(n=10**9), "n must be .* at most 1000000, not 1000000000"),
         (
             lambda lm: lm.infill("a [999999999]"),

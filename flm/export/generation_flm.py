@@ -59,14 +59,21 @@ class Generates:
         Returns:
             (B * num_return_sequences, m): padding, prompt, what was written.
         """
+        counts = {"max_new_tokens": max_new_tokens, "max_length": max_length, "num_return_sequences": num_return_sequences}
+        for name, number in counts.items():
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, not {number}")
         config = generation_config or self.generation_config
         said = lambda name, given: getattr(config, name, None) if given is None else given  # noqa: E731
         (lm, canvas_of), count = self._package(), said("num_return_sequences", num_return_sequences) or 1
         options = {key: value for key, value in options.items() if key not in NOT_OF_SAMPLERS}
         if said("do_sample", do_sample) is False:
-            options = {"temperature": 0}
+            options["temperature"] = 0
         if input_ids is None:
             input_ids = torch.zeros(1, 0, dtype=torch.long, device=self.device)
+        size = self.config.vocab_size
+        if input_ids.dim() != 2 or ((input_ids < 0) | (input_ids >= size)).any():
+            raise ValueError(f"input_ids must be (B, n), ids of at least 0 and below {size}")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = [row[keep.bool()].tolist() for row, keep in zip(input_ids, mask, strict=True)]
         width, rows = input_ids.shape[1], []

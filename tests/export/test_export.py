@@ -241,6 +241,18 @@ for kind in kinds:
     both = torch.cat((torch.nn.functional.pad(prompt, (1, 0)), longer))
     found = model.generate(both, attention_mask=torch.tensor([[0] + [1] * prompt.shape[1], [1] * longer.shape[1]]), **cold)
     assert torch.equal(found[:1, 1:], model.generate(prompt, **cold)) and torch.equal(found[1:], model.generate(longer, **cold))
+    if kind == "flm":  # do_sample=False leaves the other options as they are, and what is no number of texts is told
+        more = cold | {"max_new_tokens": 20}
+        assert not torch.equal(model.generate(prompt, **more), model.generate(prompt, **more, frequency_penalty=50.0))
+        wrong = [{"max_new_tokens": 0}, {"num_return_sequences": 0}, {"do_sample": False, "nonsense": 1}]
+        wrong.append({"input_ids": prompt + 10**6})
+        for one in wrong:
+            try:
+                model.generate(**{"input_ids": prompt, "steps": 2} | one)
+            except ValueError as error:
+                assert next(reversed(one)) in str(error), error
+            else:
+                raise AssertionError(one)
     torch.manual_seed(0)
     made = pipeline("text-generation", model=model, tokenizer=tokenizer)("A ", num_return_sequences=2)
     assert len(made) == 2 and all(one["generated_text"].startswith("A") for one in made), made
