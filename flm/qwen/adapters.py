@@ -1,8 +1,8 @@
-"""Adapters without the weights that stay, in a small folder that peft opens too; `flm.load` merges them into their base.
+"""Folders that hold adapters without their base model. peft opens them too, and `flm.load` merges them into the base.
 
-adapter_model.safetensors  A and B of each layer, and what Qwen3 has not ("time_"), by peft's names
-adapter_config.json        peft's: where the base lies (base_model_name_or_path), rank, alpha, layers
-flm_adapter.json           the recipe, which algorithm is around the network, and the SHA-256 of the base's weights
+adapter_model.safetensors  A and B of each layer, and the parameters that Qwen3 lacks ("time_"), by peft's names
+adapter_config.json        for peft: path of the base (base_model_name_or_path), rank, alpha, layers
+flm_adapter.json           config of the training, with the algorithm, and the SHA-256 of the base's weights
 tokenizer.json             as in an exported folder
 """
 
@@ -36,15 +36,15 @@ from flm.schema import made
 from flm.text_commands import Arguments
 
 WEIGHTS, PEFT, OWN = "adapter_model.safetensors", "adapter_config.json", "flm_adapter.json"
-_OUTER, _NAME = "base_model.model.", ".default"  # what peft puts before and into names
+_OUTER, _NAME = "base_model.model.", ".default"  # peft adds these before and into names
 _TYPES = {"config": dict, "tokenizer": dict, "vocab_size": int, "length": int, "step": int, "base_sha256": str}
 
 
 def save_adapter(lm: LanguageModel, folder: str | Path, base: str | Path | None = None) -> list[str]:
-    """Writes the adapters of a model with `model.lora`, and says which files.
+    """Writes the adapters of a model with `model.lora`, and returns the names of the files.
 
     Args:
-        base: folder of the weights that stay; None: what training began with, model.pretrained_path.
+        base: folder of the frozen weights; None: model.pretrained_path of the training.
 
     Raises:
         ValueError: the model has no adapters or was made in Python, or there is no folder of the base.
@@ -97,8 +97,8 @@ def load_adapter(
     """The base with a folder's adapters.
 
     Args:
-        base: folder of the weights that stay; None: where adapter_config.json says.
-        merged: W + alpha / rank B A in place of W, for which no peft is needed; else the adapters stay beside W.
+        base: folder of the frozen weights; None: as in adapter_config.json.
+        merged: put W + alpha / rank B A in place of W, which needs no peft; else keep the adapters beside W.
         device, dtype: as of `flm.load`.
 
     Raises:
@@ -112,7 +112,7 @@ def load_adapter(
 
 
 class AdapterFolder:
-    """Such folders among the kinds of model file: merged."""
+    """Reads adapter folders as a kind of model file, merged."""
 
     @staticmethod
     def matches(path: Path) -> bool:
@@ -142,7 +142,7 @@ def adapter(arguments: Sequence[str]) -> int:
 
 
 def _built(folder: Path, base: str | Path | None, merged: bool) -> tuple[Description, Algorithm]:
-    """What the model is, and the model; arguments and errors as of `load_adapter`."""
+    """The description and the model; arguments and errors as of `load_adapter`."""
     about, peft = json_object(folder / OWN), json_object(folder / PEFT)
     damaged = [key for key, kind in _TYPES.items() if not isinstance(about.get(key), kind)]
     model = {} if damaged else about["config"].get("model")
@@ -181,14 +181,14 @@ def _built(folder: Path, base: str | Path | None, merged: bool) -> tuple[Descrip
 
 
 def _own_name(name: str) -> str:
-    """Of a tensor in peft's file, as the network has it."""
+    """The network's name of a tensor in peft's file."""
     name = name.removeprefix(_OUTER)
     head, dot, last = name.rpartition(".")
     return f"{head}{_NAME}{dot}{last}" if ".lora_" in name else name
 
 
 def _room(folder: Path, place: Any) -> Room:
-    """What the safetensors files of the base hold, read off their heads."""
+    """Room for the tensors in the safetensors files of the base, by their headers."""
     files = sorted(Path(place).glob("*.safetensors")) if isinstance(place, str | Path) else []
     if not files:
         raise ValueError(
@@ -198,11 +198,12 @@ def _room(folder: Path, place: Any) -> Room:
         tensors = sum(len(safetensors.safe_open(file, framework="pt").keys()) for file in files)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{place}: not readable safetensors files ({error})") from error
-    return Room(tensors, sum(file.stat().st_size for file in files) // 2)  # of two bytes each, at least
+    return Room(tensors, sum(file.stat().st_size for file in files) // 2)  # elements, of at least two bytes each
 
 
 def _digest(backbone: QwenBackbone) -> str:
-    """Of names and values that stay, but the mask's row, which is a mean and may differ in its last bit between machines."""
+    """SHA-256 of the frozen weights and their names. The mask's row is left out: it is a mean, whose last bit may differ
+    between machines."""
     found, mask, tied = hashlib.sha256(), backbone.mask_id, backbone.network.all_tied_weights_keys
     state = {name.replace(BASE, "."): tensor for name, tensor in backbone.network.state_dict().items() if name not in tied}
     for name in sorted(state):

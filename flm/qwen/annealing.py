@@ -1,4 +1,4 @@
-"""From looking back to looking both ways, little by little (arXiv 2410.17891)."""
+"""Anneals attention from causal to bidirectional (arXiv 2410.17891)."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from flm.ranges import Count
 
 
 class AttentionAnnealing(Callback):
-    """While training, each later token is seen with a probability that grows from 0 to 1 over the first optimiser steps.
+    """In training, each later token is visible with a probability that grows linearly from 0 to 1 over the first steps.
 
-    The probability follows from the step, so a resumed run goes on with it. Validation and samples look both ways always.
-    Until it is 1, attention takes a mask of L x L, which the fastest kernels do not.
+    The probability is a function of the step, so a resumed run continues it. Validation and sampling always see all tokens.
+    While it is below 1, attention needs a mask of L x L, which the fastest kernels do not take.
 
     Args:
-        steps: optimiser steps until all is seen.
+        steps: optimiser steps until all tokens are visible.
 
     Raises:
         ValueError: steps is below 1; or, when training starts, no network has `set_future_share`.

@@ -1,6 +1,6 @@
-"""Qwen3 made a token backbone: the network of discrete flow matching that starts from a pretrained language model.
+"""Qwen3 as a `TokenBackbone`, so that discrete flow matching starts from a pretrained language model.
 
-The network itself is flm/qwen/modeling_flow_qwen3.py; transformers is imported where it is needed. B batch, L positions.
+The network itself is in flm/qwen/modeling_flow_qwen3.py. transformers is imported only when needed. B batch, L positions.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from flm.qwen.modeling_flow_qwen3 import FlowMatchingLanguageModel
 
 KEY = "model.pretrained_path"
-# of a config.json: what is about files and versions, not about the network
+# keys of a config.json about files and versions, not about the network
 _NOT_SHAPE = ("architectures", "auto_map", "dtype", "torch_dtype", "flm", "networks", "length", "transformers_version")
 
 
 def architecture_of(folder: str | Path | None) -> dict[str, Any] | None:
-    """What a folder's config.json says of the network: a Qwen3's, or a model's that was exported here. None of None.
+    """The network's config in a folder's config.json, which is of a Qwen3 or of a model exported here; of None, None.
 
     Raises:
         ValueError: there is no readable config.json, or it is of another network.
@@ -52,7 +52,7 @@ def schedule_of(scheduler_type: str, scheduler_n: float = 1.0) -> Schedule:
     """kappa(t) by its name in a `FlowMatchingConfig`.
 
     Raises:
-        ValueError: there is none of this name that runs from 0 to 1.
+        ValueError: there is no schedule of this name.
     """
     if scheduler_type == "polynomial_convex":
         return Polynomial(scheduler_n)
@@ -63,41 +63,41 @@ def schedule_of(scheduler_type: str, scheduler_n: float = 1.0) -> Schedule:
 
 
 def scheduler_fields(schedule: Schedule | None) -> dict[str, Any]:
-    """The reverse; empty where the config has no name for it."""
+    """The fields of a `FlowMatchingConfig` for a schedule; empty if it has no name there."""
     if isinstance(schedule, Polynomial):
         return {"scheduler_type": "polynomial_convex", "scheduler_n": schedule.exponent}
     return {"scheduler_type": "cosine"} if isinstance(schedule, Cosine) else {}
 
 
 class QwenBackbone(nn.Module):
-    """Qwen3 that looks both ways, as the `TokenBackbone` of discrete flow matching.
+    """Qwen3 with bidirectional attention, as the `TokenBackbone` of discrete flow matching.
 
-    Built from `architecture` alone it begins with random weights, which a checkpoint then replaces; with `pretrained` from
-    those of a folder. Parameters that Qwen3 has not have "time_" in their names.
+    With `pretrained` it starts from the weights of a folder, else from random weights, which a checkpoint then replaces.
+    Parameters that Qwen3 lacks have "time_" in their names.
 
     Args:
-        vocab_size: ids it must be able to read: V of the data, and with a mask that the tokenizer lacks one more.
-        length: L; one position more is read where there is a shift.
-        architecture: of a config.json, see `architecture_of`. The arguments below that are None are taken from it where it is
-            a model's exported here.
-        pretrained: folder with the weights (safetensors) to begin with.
-        mask_id: row of the token table that stands for the mask; None: the first that the tokenizer leaves free.
-        source: "mask" or "uniform", noise that the model is trained on; None: mask.
-        shift: whether token i is read off the position before it, as in Qwen3's training; None: true.
-        anchor_id: what is read before the first token where there is a shift; None: the begin, else the end token.
-        time_mode: "none", "add" or "adaln", how t enters; None: none, enough for a mask, whose number tells the time.
+        vocab_size: number of ids that it must read: V of the data, plus one for a mask that the tokenizer lacks.
+        length: L; with a shift, one more position is read.
+        architecture: from a config.json, see `architecture_of`. If it is of a model exported here, arguments below that are
+            None are taken from it.
+        pretrained: folder with the initial weights (safetensors).
+        mask_id: row of the token table for the mask; None: the first that the tokenizer leaves free.
+        source: noise that the model is trained on, "mask" or "uniform"; None: mask.
+        shift: whether token i is predicted at the position before it, as in Qwen3's training; None: true.
+        anchor_id: with a shift, the id before the first token; None: the begin, else the end token.
+        time_mode: how t enters, "none", "add" or "adaln"; None: none, which is enough for masks, since their number tells t.
         time_embedding_dim, time_embedding_type: as in `FlowMatchingConfig`.
-        causal: Qwen3's own direction of attention, for comparison.
+        causal: keep Qwen3's causal attention, for comparison.
         attention: "sdpa", "eager" or "flex_attention"; "flash_attention_2" for rows without documents or padding. None:
-            flex_attention on CUDA where a mask is needed, which skips tiles of scores that hold nothing; else sdpa.
-        activation_checkpointing: compute each layer again in the backward pass instead of keeping what it computed.
-        lora: fields of `LoRA`: adapters are trained beside weights that stay; None: all weights are trained.
+            flex_attention on CUDA if a mask is needed, since it skips blocks that are masked throughout; else sdpa.
+        activation_checkpointing: recompute each layer's activations in the backward pass, which saves memory.
+        lora: fields of `LoRA`, whose adapters are trained beside frozen weights; None: all weights are trained.
 
     Attributes:
         network: the `FlowMatchingLanguageModel`.
         mask_id, real_vocab_size: as in `TokenBackbone`.
         lora: the adapters; None: there are none.
-        chooses_attention: whether that depends on the device and the rows.
+        chooses_attention: whether each call chooses the kind of attention, by the device and the need of a mask.
 
     Raises:
         ValueError: there is no architecture, no free row for a mask, too few rows or positions, or the folder's weights are
@@ -148,7 +148,7 @@ class QwenBackbone(nn.Module):
 
     @classmethod
     def around(cls, network: "FlowMatchingLanguageModel") -> "QwenBackbone":
-        """The backbone of a network that is there already."""
+        """The backbone of an existing network."""
         backbone = cls.__new__(cls)
         nn.Module.__init__(backbone)
         backbone._hold(network)
@@ -199,11 +199,11 @@ class QwenBackbone(nn.Module):
 
     @property
     def most_positions(self) -> int:
-        """Tokens of a text at most."""
+        """The most tokens of a text."""
         return self.network.config.max_position_embeddings - int(self.network.config.shift)
 
     def flops_per_token(self, length: int) -> int:
-        """Of one evaluation, forward: two for each weight of a product, and the products of attention."""
+        """FLOPs per token of one forward pass: two for each weight of a matrix product, and the products of attention."""
         config = self.network.config
         weights = sum(p.numel() for p in self.network.model.layers.parameters() if p.ndim == 2)
         attention = 2 * length * config.num_attention_heads * config.head_dim * config.num_hidden_layers

@@ -1,10 +1,11 @@
-"""Evaluations of Qwen3 that follow the blocks in which a text is written: what is seen, and what need not be computed again.
+"""Evaluations of Qwen3 for texts that are written block by block: attention masks by block, and a cache of keys and values.
 
-While a block is written nothing outside of it changes. So the keys and values of the other positions can be kept from the
-block's first evaluation, which reads everything; further ones compute the block alone (Fast-dLLM, arXiv 2505.22618). Where a
-position sees its own block and those before it only, what the others hold does not depend on the block: nothing is lost.
-Where all see all, the kept ones are of the block as it was at first. B batch, L length, N positions read, anchors included, n
-those of them that are computed.
+While a block is written, the tokens outside of it do not change. So the keys and values of other positions are kept from the
+block's first evaluation, which reads everything, and later evaluations compute the block alone (Fast-dLLM, arXiv 2505.22618).
+This is exact if a position sees only its own block and earlier ones, since then no kept value depends on the block. If all
+positions see all others, the kept values are those for the block's first state, which is an approximation.
+
+B batch, L length, N positions read, anchors included, n those of them that are computed.
 """
 
 import torch
@@ -13,15 +14,16 @@ from torch import Tensor
 from flm.qwen.configuration_flow_qwen3 import LAYERS_ATTENTION
 from flm.qwen.modeling_flow_qwen3 import FlowMatchingLanguageModel, Frame, aligned, frame_of
 
-_KERNELS = ("sdpa", "eager")  # which take any mask
+_KERNELS = ("sdpa", "eager")  # those that take any mask
 
 
 class KeysAndValues:
-    """Those (B, H, N, Dh) of every layer. transformers' attention hands over what it computed and attends to what comes back.
+    """Keys and values (B, H, N, Dh) of every layer, as a cache of transformers: attention passes its new keys and values to
+    `update`, and attends to those that this returns.
 
     Attributes:
         rows: (B,) bool, sequences that are computed now.
-        index: (b, n) positions of them that are computed now; None: all of all, which begins anew.
+        index: (b, n) positions of them that are computed now; None: all, which fills the cache.
     """
 
     def __init__(self) -> None:
@@ -46,10 +48,10 @@ class BlockReader:
     """Final hidden states (B, L, D) of corrupted sequences that are written block by block.
 
     Args:
-        blocks: (B, L) the number of each position's block; below 0: stands before all of them.
+        blocks: (B, L), the number of each position's block; a position with a number below 0 counts as before all blocks.
         documents: as of `FlowMatchingLanguageModel.encode`.
-        earlier: whether a position sees its own block and those before it only, rather than all.
-        keep: whether what is outside the block at hand is computed in its first evaluation only.
+        earlier: whether a position sees only its own block and earlier ones, rather than all.
+        keep: whether positions outside the current block are computed in its first evaluation only.
 
     Raises:
         ValueError: the network's attention takes no masks.
@@ -70,10 +72,10 @@ class BlockReader:
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, t: Tensor, rows: Tensor, block: int) -> Tensor:
-        """Of tokens (B, L) at t (B,); brought up to date in the sequences `rows` (B,) bool, of the others as they were.
+        """The states (B, L, D) of tokens (B, L) at t (B,), computed for the sequences `rows` (B,) bool; others stay as before.
 
         Args:
-            block: the one that is written now: what differs from the call before, if that was of the same, is in it.
+            block: the block that is being written. Calls with the same block may differ only in its tokens.
         """
         frame = self._frame(tokens)
         if self._states is None or (self.keep and block != self._block):
@@ -94,14 +96,14 @@ class BlockReader:
         return aligned(whole, frame, tokens.shape[1])
 
     def _computed(self, frame: Frame, t: Tensor, rows: Tensor, index: Tensor | None) -> Tensor:
-        """(b, n, D)."""
+        """The states (b, n, D) of the positions `index` in the sequences `rows`; of all positions if it is None."""
         chosen, mask = frame.tokens[rows], self._mask[rows]
         places = self._places(frame)[rows]
         if index is not None:
             chosen, places = chosen.gather(1, index), places.gather(1, index)
             mask = mask.gather(2, index[:, None, :, None].expand(-1, -1, -1, mask.shape[3]))
         embedded, options = self.network.embedded(chosen, t[rows])
-        if self.network.config._attn_implementation == "eager":  # which adds its mask
+        if self.network.config._attn_implementation == "eager":  # adds its mask to the scores
             mask = torch.zeros_like(mask, dtype=embedded.dtype).masked_fill_(~mask, torch.finfo(embedded.dtype).min)
         self._kept.rows, self._kept.index = rows, index
         found = self.network.model(
@@ -124,7 +126,7 @@ class BlockReader:
         return torch.arange(frame.tokens.shape[1], device=frame.tokens.device).expand_as(frame.tokens)
 
     def _needed(self, frame: Frame, part: Tensor) -> Tensor:
-        """(B, N) bool: which positions hold the tokens `part` (B, L) bool, or predict them."""
+        """(B, N) bool, the positions that hold or predict the tokens in `part` (B, L) bool."""
         batch, length = part.shape
         size = frame.tokens.shape[1]
         own = torch.arange(size - length, size, device=part.device).expand(batch, -1)
@@ -135,7 +137,7 @@ class BlockReader:
         return needed > 0
 
     def _seen(self, frame: Frame, earlier: bool) -> Tensor:
-        """(B, 1, N, N) bool."""
+        """The attention mask (B, 1, N, N) bool, true if the row's position sees the column's."""
         batch, length = self.blocks.shape
         size, places = frame.tokens.shape[1], self._places(frame)
         seen = torch.ones(batch, size, size, dtype=torch.bool, device=self.blocks.device)

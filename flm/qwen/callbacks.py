@@ -1,4 +1,4 @@
-"""What a retrofit watches while it trains: time to the end, passes over each source, gradients of new and old parts."""
+"""Callbacks for retrofits: time to the end, passes over each source, and gradient norms of new and old parts."""
 
 import time
 from collections.abc import Mapping
@@ -16,16 +16,15 @@ from flm.training.progress import writes_now
 
 
 class Forecast(Callback):
-    """Prints once how many tokens a run will have seen, at which rate, and how long that takes from here.
+    """Prints once how many tokens the run will see in all, how fast, and how long the rest takes.
 
-    Tokens count once, over all processes, whatever the accumulation. The first optimiser step, which compiles, does not count,
-    nor do validations that fall into the time.
+    Tokens are counted over all processes. Neither the first optimiser step, which compiles, nor the time of validations counts.
 
     Args:
         after_steps: optimiser steps to measure.
 
     Attributes:
-        message: what was printed; None before.
+        message: the printed text; None: nothing is printed yet.
     """
 
     def __init__(self, after_steps: Count = 50):
@@ -66,7 +65,7 @@ class Forecast(Callback):
 
 
 def forecast(tokens_per_step: float, seconds_per_step: float, step: int, max_steps: int) -> str:
-    """In words; times without validation and checkpoints."""
+    """The forecast in words. Its time leaves out validation and checkpoints."""
     left = (max_steps - step) * seconds_per_step
     return (
         f"{tokens_per_step / seconds_per_step:,.0f} tokens/s: {max_steps - step:,} more steps of {tokens_per_step:,.0f} tokens "
@@ -82,7 +81,7 @@ def _duration(seconds: float) -> str:
 
 
 class SourceEpochs(Callback):
-    """Logs data/epochs_<source>: passes over it completed, on average over the readers of the first process."""
+    """Logs data/epochs_<source>, the passes over a source completed, as a mean over the readers of the first process."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,12 +91,12 @@ class SourceEpochs(Callback):
 
 
 class GradientNorms(Callback):
-    """Logs grad/norm_<name>, the Euclidean norm of the gradients of each part, and grad/norm_others of what is in none.
+    """Logs grad/norm_<name>, the Euclidean norm of each part's gradients, and grad/norm_others for the rest.
 
-    Clipping scales all gradients alike: a new part with large ones starves a pretrained network, which this shows.
+    Clipping scales all gradients alike, so large gradients of a new part leave a pretrained network almost none.
 
     Args:
-        parts: part of a parameter's name, by the name to log.
+        parts: by the name to log, a string that the names of the part's parameters contain.
     """
 
     def __init__(self, parts: Mapping[str, str]):
@@ -114,5 +113,5 @@ class GradientNorms(Callback):
         for label, tensors in gradients.items():
             if tensors:
                 norm = torch.nn.utils.get_total_norm(tensors)
-                # under FSDP2 every process has a part of the sum
+                # under FSDP2 each process holds a part of the norm
                 pl_module.log(f"grad/norm_{label}", norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -1,4 +1,4 @@
-"""Conversations as a tokenizer's chat template writes them: an example for each answer, all before it given."""
+"""Reads conversations as a tokenizer's chat template writes them: one example per answer, with all before it given."""
 
 import json
 import logging
@@ -16,20 +16,20 @@ _DEFAULT = "{{%- if {name} is not defined -%}}{{%- set {name} = {value} -%}}{{%-
 
 
 class Chats:
-    """A record is a conversation, or a question with its answer.
+    """Reads each record as a conversation, or as a question with its answer.
 
-    An example is the conversation up to an answer, as the template writes it to a model that is to answer, and the answer with
-    what the template ends it with. The two are tokenised apart, as they are when a model is asked, so where one ends and the
-    other begins is a position, not a token that is searched for.
+    An example is a prompt and an answer. The prompt is the conversation before the answer, as the template writes it to ask for
+    one. The answer ends as the template ends it. The two are tokenised separately, as in generation, so the boundary between
+    them is a known position.
 
     Args:
-        template: tokenizer folder whose chat template is used. Templates are text that is filled in by a sandbox.
+        template: tokenizer folder whose chat template is used. A sandbox fills it in.
         messages_key: of a list of objects with `role` and `content`, and whatever else the template writes (`tool_calls`,
             `reasoning_content`), nulls left out; None: records have the two below.
         prompt_key, response_key: of a question and its answer.
         tools_key: of the tools of a conversation, a list or its JSON, which the template describes; None: records have none.
-        answers: "all" assistant messages, each an example; or "last".
-        thinking: None leaves the template's own default; else its `enable_thinking` where an answer begins.
+        answers: "all": every assistant message is the answer of an example; "last": only the last.
+        thinking: value of the template's `enable_thinking` when it asks for an answer; None: the template's default.
     """
 
     divisible = False

@@ -1,4 +1,4 @@
-"""The settings of a Qwen3 that is a flow language model. Travels with exported models, beside its modeling file."""
+"""The config of a Qwen3 as a flow language model. The file is copied into exported models, beside the modeling file."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ CHOICES = {
     "time_mode": ("none", "add", "adaln"),
     "time_embedding_type": ("sinusoidal", "learned"),
 }
-CONDITION_WIDTH = 128  # of adaln
+CONDITION_WIDTH = 128  # time_embedding_dim of adaln
 LAYERS_ATTENTION = "full_attention"
 
 
@@ -18,18 +18,18 @@ class FlowMatchingConfig(Qwen3Config):
     """Qwen3's fields, and:
 
     Attributes:
-        is_causal: False: every token sees all others. True restores Qwen3's own direction.
-        mask_token_id: row of the token table that stands for a mask; 151669 is the first that Qwen3's tokenizer leaves free.
-        real_vocab_size: ids from here on are never predicted; None: mask_token_id.
-        shift: token i is read off the position before it, as Qwen3 was trained, rather than off its own.
-        anchor_token_id: with a shift, what stands before the first token of a document, so that it has a predictor as well;
-            None: bos_token_id, else the (first) eos_token_id.
-        source: noise that t = 0 begins with, "mask" or "uniform".
+        is_causal: whether attention is causal, as in Qwen3; False: every token sees all others.
+        mask_token_id: row of the token table for the mask; 151669 is the first that Qwen3's tokenizer leaves free.
+        real_vocab_size: ids from this one on are never predicted; None: mask_token_id.
+        shift: whether token i is predicted at the position before it, as Qwen3 was trained, rather than at its own.
+        anchor_token_id: with a shift, the id before the first token of a document, where that token is predicted; None:
+            bos_token_id, else the (first) eos_token_id.
+        source: noise at t = 0, "mask" or "uniform".
         scheduler_type: kappa(t), the share of tokens known at t: "polynomial_convex" (t^scheduler_n), "linear", or "cosine"
             (1 - cos(pi t / 2)).
-        num_sampling_steps: steps of a sampler unless asked otherwise.
+        num_sampling_steps: default number of sampling steps.
         time_mode: how t enters: "none"; "add", to the token embeddings; "adaln", as scales, shifts and gates in every layer.
-        time_embedding_dim: width of the network behind t; None: hidden_size for "add", 128 for "adaln".
+        time_embedding_dim: width of the time embedding's network; None: hidden_size for "add", 128 for "adaln".
         time_embedding_type: frequencies "sinusoidal" (fixed) or "learned" (trained from there).
     """
 

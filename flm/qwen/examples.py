@@ -1,4 +1,4 @@
-"""What a record of a file is to a model: runs of tokens, some of them given."""
+"""Examples for training: sequences of tokens made from the records of files, with prompts marked as given."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from flm.data.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class Example:
-    """Tokens in order, the first `given` of which are a prompt; the EOS is among them."""
+    """Tokens with the EOS, of which the first `given` are a prompt."""
 
     tokens: list[int]
     given: int = 0
 
 
 class Unfit(Exception):
-    """A record that is not what it should be; one line on why."""
+    """A record cannot be used, for the reason in one line."""
 
 
 class ExampleReader(Protocol):
-    """How records become examples. Pickled where another process reads.
+    """Makes examples of records. Must be picklable, since other processes may read.
 
     Attributes:
-        keys: of a record, those that it reads.
+        keys: of a record that it reads.
         divisible: whether an example may begin in one row and go on in the next.
     """
 
@@ -31,11 +31,11 @@ class ExampleReader(Protocol):
     divisible: bool
 
     def fingerprint(self) -> dict[str, Any]:
-        """Plain values that determine which records are passed over and how many examples the others give."""
+        """Plain values that determine which records are skipped and how many examples the others give."""
         ...
 
     def text(self, record: dict[str, Any]) -> str:
-        """What tells it from other records; "" passes it over. Raises `Unfit`."""
+        """The text that identifies a record; a record with "" is skipped. Raises `Unfit`."""
         ...
 
     def __call__(self, record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Example]:
@@ -44,10 +44,10 @@ class ExampleReader(Protocol):
 
 
 class Texts:
-    """A record is a document, an EOS after it, all of it to be learned.
+    """Reads each record as one document, followed by an EOS, with nothing given.
 
     Args:
-        text_key: of the document.
+        text_key: of the document in a record.
     """
 
     divisible = True

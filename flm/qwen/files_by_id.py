@@ -1,4 +1,4 @@
-"""Data sets that name files by their ids and do not hold them, as The Stack v2 does: the files are fetched as they are read."""
+"""Data sets that hold ids of files, as The Stack v2 does. Files are fetched when their records are read."""
 
 import os
 import zlib
@@ -10,19 +10,19 @@ from flm.data.tokenizers import Tokenizer
 from flm.qwen.examples import Example, Texts, Unfit
 from flm.ranges import Count, Text
 
-MAX_BYTES = 1 << 24  # of a file, unpacked: no source file that somebody wrote is longer
+MAX_BYTES = 1 << 24  # of a decompressed file, more than source code written by people has
 
 
 class Contents(Protocol):
-    """Where files lie. Pickled where another process reads."""
+    """A store of files. Must be picklable, since other processes may read."""
 
     def __call__(self, file_id: str) -> bytes:
-        """A file's bytes, unpacked. Raises OSError: it cannot be had; `Unfit`: it is not what it should be."""
+        """A file's bytes, decompressed. Raises OSError if it cannot be fetched, `Unfit` if it is damaged or too long."""
         ...
 
 
 class Folder:
-    """Files ID.gz, or ID as it is, of a local folder.
+    """Files ID.gz, or uncompressed ID, in a local folder.
 
     Raises:
         ValueError: there is no such folder.
@@ -57,7 +57,7 @@ class SoftwareHeritage:
         self._client: tuple[int, Any] | None = None
 
     def _connected(self) -> Any:
-        """This process's client: one made before a fork is the other's."""
+        """The client of this process. A client made before a fork belongs to the parent."""
         if self._client is not None and self._client[0] == os.getpid():
             return self._client[1]
         try:
@@ -87,11 +87,11 @@ class SoftwareHeritage:
 
 
 class FilesById:
-    """A record names a file; its text is a document, an EOS after it, all of it to be learned.
+    """Reads the file that a record names as one document, followed by an EOS, with nothing given.
 
     Args:
-        contents: where the files lie.
-        id_key, encoding_key: of the record: the file's id, and how its bytes are to be read.
+        contents: the store of the files.
+        id_key, encoding_key: of the file's id and its text encoding in a record.
     """
 
     divisible = True
@@ -107,7 +107,7 @@ class FilesById:
         file_id, encoding = (record[key] for key in self.keys)
         if not isinstance(file_id, str) or not file_id:
             raise Unfit(f'"{self.keys[0]}" holds {file_id!r}, not the id of a file')
-        if self._last is None or self._last[0] != file_id:  # it is asked for again when its turn comes
+        if self._last is None or self._last[0] != file_id:  # `__call__` asks for the same file again
             try:
                 content = self.contents(file_id)
             except OSError as error:
@@ -123,7 +123,7 @@ class FilesById:
 
 
 def unpacked(content: bytes, file_id: str, limit: int) -> bytes:
-    """Of gzip. Raises `Unfit` where it is not, or is longer than `limit` bytes."""
+    """Decompressed gzip content. Raises `Unfit` if it is damaged, or longer than `limit` bytes."""
     try:
         stream = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         found = stream.decompress(content, limit + 1)

@@ -1,4 +1,4 @@
-"""Qwen3 as a flow language model, in token ids: names and calls of the project that this retrofit comes from.
+"""Qwen3 as a flow language model on token ids, with the class and method names of the project that this retrofit comes from.
 
     model = FlowMatchingLanguageModel.from_pretrained("Qwen/Qwen3-1.7B")
     sampler = FlowMatchingSampler(model, FlowMatchingGenerationConfig(num_steps=32, temperature=0.7, top_p=0.95))
@@ -46,7 +46,7 @@ class DiscreteFlowSample:
 
 
 class DiscreteFlowPath:
-    """Each position shows its token of the data with probability kappa(t), independently of the others, else its noise.
+    """The path on which each position independently has its data token with probability kappa(t), else its noise token.
 
     Args:
         scheduler_type, scheduler_n: of kappa, as in `FlowMatchingConfig`.
@@ -63,16 +63,16 @@ class DiscreteFlowPath:
 
 @dataclass
 class FlowMatchingGenerationConfig:
-    """How a sampler writes.
+    """Options of `FlowMatchingSampler`.
 
     Attributes:
-        num_steps: of the solver, at most one evaluation of the network each.
+        num_steps: of the solver; each takes at most one evaluation of the network.
         temperature: divides the logits; 0 takes the most probable token.
         top_k, top_p: draw among the k most probable tokens, the fewest of this mass; None: among all.
         mask_token_id: the model's.
-        solver_type: where positions are not written by confidence: "exact" jumps with the probability of the path, "euler"
-            with the rate at the step's beginning, too rarely.
-        guidance_scale: 1; there is no guidance.
+        solver_type: used with use_confidence=False. "exact" jumps with the probability of the path; "euler" with the rate at
+            the beginning of the step, which is too rarely.
+        guidance_scale: must be 1, since there is no guidance.
 
     Raises:
         ValueError: one is out of its range.
@@ -98,10 +98,10 @@ class FlowMatchingGenerationConfig:
 
 
 class FlowMatchingSampler:
-    """Writes texts, in token ids, with a model in evaluation mode.
+    """Writes sequences of token ids. Puts the model into evaluation mode.
 
     Args:
-        config: None: the model's own number of steps and mask, and defaults.
+        config: options; None: the model's own number of steps and mask, and defaults for the others.
 
     Raises:
         ValueError: the config's mask is not the model's.
@@ -136,15 +136,16 @@ class FlowMatchingSampler:
         """Texts (B, max_length) that begin with the prompts; max_length counts prompt and new tokens.
 
         Args:
-            prompt_ids: (B, P), or rows of different lengths; masks in them are filled, too. None: nothing is given.
-            batch_size: B where there is no prompt or one.
+            prompt_ids: (B, P), or rows of different lengths. Masks in them are filled, too. None: nothing is given.
+            batch_size: B, if there is at most one prompt.
             num_steps: None: the config's.
-            use_confidence: at each step write the positions whose prediction is surest; False: `solver_type` says which.
+            use_confidence: at each step write the positions of the most confident predictions; False: as `solver_type` says.
             verbose: print each step.
             generator: of the draws, on the model's device; None: one seeded by torch's global generator.
 
         Raises:
-            ValueError: there is nothing to fill or too much, an id is not the model's, or batch_size not the prompts'.
+            ValueError: there is nothing to fill, or the text is too long; an id is not in the vocabulary; or batch_size is not
+                the number of prompts.
         """
         prompts = [[]] * batch_size if prompt_ids is None else _rows(prompt_ids)
         if len(prompts) == 1:
@@ -172,13 +173,13 @@ class FlowMatchingSampler:
         verbose: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Prefixes (B, P), infill_length new tokens and suffixes (B, S), (B, P + infill_length + S); other arguments as above.
+        """Texts (B, P + infill_length + S): prefixes (B, P), new tokens, and suffixes (B, S); other arguments as in `generate`.
 
-        Rows may differ in all three lengths. Shorter ones then end in padding (the pad token, else what stands before
-        documents, else 0), which is not seen.
+        Rows may differ in all three lengths. Shorter rows end in padding, which no token sees: the pad token, else the anchor,
+        else 0.
 
         Args:
-            infill_length: of all rows, or of each.
+            infill_length: number of new tokens, of all rows or of each.
 
         Raises:
             ValueError: as `generate`; or there are not as many prefixes, suffixes and lengths.

@@ -1,4 +1,4 @@
-"""AdamW with groups of their own for parameters that a retrofit adds to a pretrained network."""
+"""AdamW with separate groups for the parameters that a retrofit adds to a pretrained network."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from flm.training.optimizers import AdamW
 
 @dataclass(frozen=True)
 class GroupOptions:
-    """What a group may have of its own; None: as all others."""
+    """Options of a separate group; None: as for all other parameters."""
 
     lr: Rate | None = None
     betas: tuple[BelowOne, BelowOne] | None = None
@@ -21,15 +21,15 @@ class GroupOptions:
 
 
 class GroupedAdamW(AdamW):
-    """AdamW; parameters whose name contains a key of `apart` form a group with options of its own.
+    """AdamW in which parameters whose names contain a key of `apart` form a group with its own options.
 
-    Schedules scale the rates of all groups alike.
+    Schedules scale the learning rates of all groups alike.
 
     Args:
         params: (name, parameter) pairs.
-        apart: options (lr, weight_decay, betas, eps) by part of a name; what is not given is as for all others. A key that is
-            in no name makes no group: the same config then serves a model without these parameters.
-        options: of all others, as in AdamW.
+        apart: options (lr, weight_decay, betas, eps) by key; options not given are as for all others. A key that is in no name
+            makes no group, so that the same config serves a model without these parameters.
+        options: of all other parameters, as in AdamW.
 
     Raises:
         ValueError: a name contains two keys.

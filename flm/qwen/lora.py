@@ -1,6 +1,6 @@
-"""Low-rank adapters on a Qwen3 (LoRA, arXiv 2106.09685), made by peft: little is trained beside weights that stay.
+"""Low-rank adapters on a Qwen3 (LoRA, arXiv 2106.09685), made by peft: few parameters are trained beside frozen weights.
 
-W x becomes W x + (alpha / rank) B A x, A of (rank, in) and B of (out, rank). B begins at zero, so training at the model itself.
+W x becomes W x + (alpha / rank) B A x with A (rank, in) and B (out, rank). B is 0 at first, so training starts at the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,13 @@ BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weig
 
 @dataclass(frozen=True)
 class LoRA:
-    """
+    """Options of the adapters.
+
     Args:
         rank: of the adapters.
-        alpha: the product B A counts alpha / rank.
-        dropout: of what an adapter reads.
-        layers: names of the linear layers that get one.
+        alpha: B A is scaled by alpha / rank.
+        dropout: on the input of an adapter.
+        layers: names of the linear layers that get adapters.
     """
 
     rank: Count = 16
@@ -31,7 +32,7 @@ class LoRA:
     layers: Sequence[Text] = LAYERS
 
     def put_into(self, network: nn.Module) -> None:
-        """Adds the adapters, and leaves nothing to train but them and what Qwen3 has not ("time_").
+        """Adds the adapters, and freezes all parameters but these and those that Qwen3 lacks ("time_").
 
         Raises:
             ValueError: peft is not installed, or there is no layer of these names.
@@ -50,7 +51,7 @@ class LoRA:
             parameter.requires_grad_("lora_" in name or "time_" in name)
 
     def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights by the names that they have without adapters, W + (alpha / rank) B A."""
+        """The weights W + (alpha / rank) B A, by their names without adapters."""
         found = {}
         for name, tensor in state.items():
             if name.endswith((DOWN, UP)):

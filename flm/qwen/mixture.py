@@ -1,10 +1,10 @@
-"""A mixture of sources in given shares of tokens, packed into rows of L tokens, streamed from where it lies.
+"""data=mixture: sources in given shares of tokens, streamed from their files, and packed into rows of L tokens.
 
-A row is of one source, and sources are drawn row by row, so the shares are of tokens however long documents are. Documents lie
-one after the other, an EOS after each; where one does not end with its row, it goes on in the reader's next row of that source.
-What is not divisible, a prompt with its answer, stays whole, and the rest of a row is padding.
+A row is of one source, and sources are drawn row by row, so shares are of tokens, whatever the lengths of documents. Documents
+follow one another, each with an EOS. A document that does not end with its row goes on in the reader's next row of that source.
+Indivisible examples, a prompt with its answer, stay whole, and the rest of their row is padding.
 
-How rows come one after the other, on any number of processes: `flm.qwen.row_stream`.
+`flm.qwen.row_stream` gives the order of rows, which does not depend on the number of processes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,15 +34,15 @@ class MixtureCorpus(Corpus):
     """Sources with their weights.
 
     Args:
-        sources: by name, arguments of `flm.qwen.source.Source`; `text_key` in place of a reader. One that is null is left out.
+        sources: by name, arguments of `flm.qwen.source.Source`, with `text_key` in place of a reader; null removes a source.
         reader: of the records of all sources without a `text_key`; None: `Texts()`.
-        path: folder that holds a folder for each source, called as the source is, in place of the hub; None: see `Source`.
+        path: folder with a folder for each source, of the source's name, in place of the hub; None: see `Source`.
         valid_fraction: of each source, see `Source`.
         valid_documents: held-out records of each source that validation uses.
-        isolate_documents: attention within documents only, rather than across all of a row.
-        readers: R, streams of rows, each of which has a part of every source for itself; R must divide the global batch.
-        prompt_growth_steps: optimiser steps during which the share of a prompt that is given grows from none of it to all, from
-            its beginning; what is not given yet is learned like the answer. 0: all of it is given from the start.
+        isolate_documents: restrict attention to tokens of one document.
+        readers: R, number of streams of rows, each with its own part of every source; R must divide the global batch.
+        prompt_growth_steps: optimiser steps over which the given part of a prompt grows from nothing to all of it. The rest of
+            the prompt is learned like the answer. 0: all of it is given from the start.
 
     Raises:
         ValueError: arguments are not those of a source; on use, there is none. See also `Source`.
@@ -91,9 +91,9 @@ class MixtureCorpus(Corpus):
         return f"a mixture of {', '.join(source.name for source in self.sources)}"
 
     def open(self, tokenizer: Tokenizer, root: Path) -> None:
-        """There is no cache: held-out rows are made when they are asked for.
+        """Nothing is cached: held-out rows are made on demand.
 
-        What conversations are trained in becomes the tokenizer's own template, so that a checkpoint is asked in it.
+        The chat template of the training becomes the tokenizer's, so that a checkpoint is prompted by the same template.
         """
         if isinstance(self.reader, Chats):
             tokenizer.chat_template = self.reader.asking_template()
@@ -148,7 +148,7 @@ class HeldOutRows:
         return self._rows[index]
 
     def token_counts(self, vocab_size: int) -> Tensor:
-        """How often each id is to be learned, int64 (V,)."""
+        """How often each id has a weight above 0, int64 (V,)."""
         return sum(
             (torch.bincount(row.tokens[row.weight > 0], minlength=vocab_size) for row in self._rows),
             start=torch.zeros(vocab_size, dtype=torch.long),
@@ -157,7 +157,7 @@ class HeldOutRows:
 
 def _source(name: str, options: dict[str, Any], reader: ExampleReader, path: Any, valid_fraction: float) -> Source:
     key = options.pop("text_key", None)
-    if path is not None:  # files of the hub's data set, called as the source is
+    if path is not None:  # local files of the source's name in place of the hub's
         options |= {"hub": None, "path": Path(path) / name, "subset": None, "files": None}
     check(Source, options, f"data.sources.{name}", given=("name", "reader", "valid_fraction"))
     return Source(name, reader=reader if key is None else Texts(key), valid_fraction=valid_fraction, **options)

@@ -1,6 +1,6 @@
-"""Qwen3 as a flow language model for transformers: reads a corrupted sequence both ways and says what every token was.
+"""Qwen3 as a flow language model for transformers: predicts every token of a corrupted sequence, with bidirectional attention.
 
-Travels with exported models, beside its configuration file; the two need torch and transformers (5.2 or newer) only.
+The file is copied into exported models, beside its configuration file. The two need only torch and transformers (5.2 or newer).
 t is 0 at the source (noise) and 1 at the data. B batch, L length, D width, V rows of the token table.
 """
 
@@ -20,13 +20,13 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3Mod
 from .configuration_flow_qwen3 import LAYERS_ATTENTION, FlowMatchingConfig
 
 TIME_FEATURES = 256
-NEW = "time_"  # in the name of every parameter that Qwen3 has not
+NEW = "time_"  # in the name of every parameter that Qwen3 lacks
 
 
 class ZeroLinear(nn.Linear):
-    """Begins at zero, so that what it feeds begins as if it were not there.
+    """A linear layer whose weights begin at zero, so that it has no effect at first.
 
-    A class of its own because transformers initialises again, by class, what a checkpoint lacks.
+    It is a class of its own because transformers initialises weights that a checkpoint lacks again, by the module's class.
     """
 
     def reset_parameters(self) -> None:
@@ -35,11 +35,11 @@ class ZeroLinear(nn.Linear):
 
 
 class TimeEmbedding(nn.Module):
-    """t (B,) in [0, 1] as vectors (B, out): Linear, SiLU, Linear of 256 cosines and sines, which are formed in fp32.
+    """Embeds t (B,) in [0, 1] as vectors (B, out): Linear, SiLU and Linear on 256 cosines and sines, computed in fp32.
 
     Args:
-        width: between the two layers.
-        out: None: width.
+        width: of the hidden layer.
+        out: width of the embedding; None: width.
         learned: whether the frequencies are trained.
         zero: whether the second layer begins at zero.
     """
@@ -61,14 +61,15 @@ class TimeEmbedding(nn.Module):
 
 
 def frequencies(device: torch.device | None = None) -> Tensor:
-    """(128,) fp32, geometric from 1000 down to 0.1 radians for the whole of t."""
+    """Angular frequencies (128,) fp32 in radians per unit of t, a geometric sequence from 1000 down to about 0.1."""
     half = TIME_FEATURES // 2
     steps = torch.arange(half, dtype=torch.float32, device=device)
     return 1000 * torch.exp(steps * (-math.log(10000.0) / half))
 
 
 class ModulatedDecoderLayer(Qwen3DecoderLayer):
-    """A layer of Qwen3 whose two branches t scales, shifts and gates. The gate is 1 + g: zero would blank what was learned."""
+    """A layer of Qwen3 whose two branches are scaled, shifted and gated by t. The gate is 1 + g, and so 1 at first, which
+    keeps the pretrained function."""
 
     def __init__(self, config: FlowMatchingConfig, layer_idx: int):
         super().__init__(config, layer_idx)
@@ -84,7 +85,7 @@ class ModulatedDecoderLayer(Qwen3DecoderLayer):
 
 
 class _Initialized:
-    """How weights begin that a checkpoint lacks. transformers asks the innermost model a module is part of."""
+    """Initialises weights that a checkpoint lacks. transformers calls it on the innermost model that contains a module."""
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, ZeroLinear):
@@ -97,7 +98,7 @@ class _Initialized:
 
 
 class TimedQwen3Model(_Initialized, Qwen3Model):
-    """Qwen3's layers, modulated by t where time_mode is "adaln"."""
+    """Qwen3's layers, modulated by t if time_mode is "adaln"."""
 
     def __init__(self, config: FlowMatchingConfig):
         super().__init__(config)
@@ -109,13 +110,13 @@ class TimedQwen3Model(_Initialized, Qwen3Model):
 
 
 class Frame(NamedTuple):
-    """What the layers read: anchors first, then the tokens; N positions in all.
+    """The input of the layers: anchors first, then the tokens, N positions in all.
 
     Attributes:
         tokens: (B, N).
-        documents: (B, N), -1 on padding; None: all of a row sees all of it.
-        positions: (B, N), of a document's anchor and tokens from 0; None: of the row's.
-        predictor: (B, L), where among the N each token is read off; None: the first L.
+        documents: (B, N), -1 on padding; None: all positions of a row see each other.
+        positions: (B, N), counted from 0 at each document's anchor; None: counted along the row.
+        predictor: (B, L), the position among the N at which each token is predicted; None: the first L.
     """
 
     tokens: Tensor
@@ -125,12 +126,12 @@ class Frame(NamedTuple):
 
 
 def frame_of(tokens: Tensor, documents: Tensor | None, anchor: int | None, multiple: int = 1) -> Frame:
-    """Tokens (B, L) as the layers read them. Documents are runs of one id; those of -1 are padding.
+    """The layers' input for tokens (B, L). Documents (B, L) are runs of one id, and -1 on padding.
 
     Args:
-        multiple: of this are the anchors of a row, so that there are few N: compiled code is made for each.
-        anchor: id that stands before every document; None: no anchors, and each token is read off its own position.
-            Attention knows order by `positions` alone, so all anchors of a row can stand at its beginning.
+        anchor: id before every document; None: no anchors, and each token is predicted at its own position. Attention knows
+            the order from `positions` alone, so all anchors of a row can be at its beginning.
+        multiple: the number of anchors in a row is rounded up to a multiple of this, since code is compiled for each N.
     """
     batch, length = tokens.shape
     if documents is None:
@@ -157,21 +158,21 @@ def frame_of(tokens: Tensor, documents: Tensor | None, anchor: int | None, multi
 
 
 def aligned(hidden: Tensor, frame: Frame, length: int) -> Tensor:
-    """From hidden states (B, N, D) those (B, L, D) whose i-th predicts token i: the one place where the shift is applied."""
+    """Of hidden states (B, N, D), those (B, L, D) of which the i-th predicts token i. Only this function applies the shift."""
     if frame.predictor is None:
         return hidden[:, :length]
     return hidden.gather(1, frame.predictor[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
-    """Token ids, and t, in; logits of every token given the whole sequence out.
+    """Maps token ids, and t, to logits of every token given the whole sequence.
 
-    Weights have Qwen3's names, so `from_pretrained` takes its checkpoints: the mask's row then becomes the mean of the tokens',
-    and what conditions on t begins at zero, so the network is Qwen3's function but for the direction of attention.
+    Weights have Qwen3's names, so `from_pretrained` takes its checkpoints. The mask's row then becomes the mean of the tokens'
+    rows, and the conditioning on t begins at zero, so the network differs from Qwen3 only in the direction of attention.
 
     Attributes:
-        future_share: float or None; while training, each later token is seen with this probability by each earlier one
-            (arXiv 2410.17891), drawn from torch's global generator once a call for all rows; None: all are.
+        future_share: float or None. In training, each earlier token sees each later one with this probability (arXiv
+            2410.17891), drawn by torch's global generator once per call for all rows; None: all are seen.
     """
 
     config_class = FlowMatchingConfig
@@ -179,7 +180,7 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
     _no_split_modules: ClassVar[list[str]] = ["Qwen3DecoderLayer", "ModulatedDecoderLayer"]
 
     def __init__(self, config: FlowMatchingConfig):
-        super(Qwen3ForCausalLM, self).__init__(config)  # whose own would build a second set of layers
+        super(Qwen3ForCausalLM, self).__init__(config)  # Qwen3ForCausalLM's would build a second set of layers
         self.vocab_size, self.future_share = config.vocab_size, None
         self.model = TimedQwen3Model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -192,7 +193,7 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
 
     @property
     def is_annealed(self) -> bool:
-        """Whether some later tokens are hidden."""
+        """Whether later tokens may be hidden."""
         return self.training and self.future_share is not None and self.future_share < 1
 
     def encode(self, tokens: Tensor, t: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
@@ -200,7 +201,7 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
 
         Args:
             tokens: (B, L) corrupted sequences.
-            t: (B,) in [0, 1]; not read where time_mode is "none".
+            t: (B,) in [0, 1]; not read if time_mode is "none".
             documents: (B, L), runs of positions that belong together, -1 on padding; None: rows are whole.
 
         Raises:
@@ -219,7 +220,7 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
         return aligned(found.last_hidden_state, frame, tokens.shape[1])
 
     def embedded(self, tokens: Tensor, t: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
-        """What the layers read of tokens (B, N), (B, N, D), and the further arguments they take."""
+        """The embeddings (B, N, D) of tokens (B, N), and further arguments of the layers."""
         embedded, mode = self.model.embed_tokens(tokens), self.config.time_mode
         if mode == "none":
             return embedded, {}
@@ -248,7 +249,7 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
         return MaskedLMOutput(logits=self.lm_head(self.encode(input_ids, t, documents)))
 
     def _attention_mask(self, frame: Frame, embedded: Tensor) -> dict[str, Any] | None:
-        """None where all of a row sees all of it (or, causal, all before it): kernels are fastest without a mask."""
+        """The mask; None if rows are whole documents, with full or causal attention, since kernels are fastest without one."""
         if frame.documents is None and not self.is_annealed:
             return None
         if self.config._attn_implementation.startswith("flash"):
@@ -272,15 +273,15 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, config: FlowMatchingConfig | None = None, **kwargs: Any) -> Any:
-        """A model of this class, or a Qwen3 checkpoint made one. Only safetensors are read and nothing in either is run.
+        """A model of this class from its own checkpoint or from a Qwen3's. Only safetensors are read, and no code is run.
 
         Args:
             path: folder, or name on the hub.
             config: None: the folder's own.
-            args, kwargs: as transformers has them; keywords that are fields of the config change it.
+            args, kwargs: as in transformers. With config=None, keywords that are fields of the config change it.
 
         Raises:
-            ValueError: the folder lacks weights other than those of time conditioning it never had, or holds others.
+            ValueError: weights are missing (other than those of a time conditioning that is new), or unexpected.
         """
         wants_report = kwargs.pop("output_loading_info", False)
         where = {k: kwargs[k] for k in ("cache_dir", "revision", "local_files_only", "token", "subfolder") if k in kwargs}
@@ -310,7 +311,7 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
 
     @torch.no_grad()
     def initialize_mask_row(self) -> None:
-        """Sets the mask's row, which no text ever trained, to the mean of the tokens' rows."""
+        """Sets the mask's row, which is untrained, to the mean of the tokens' rows."""
         real, mask = self.config.real_vocab_size, self.config.mask_token_id
         table = self.model.embed_tokens.weight
         total = table[:real].sum(0, dtype=torch.float64)
@@ -323,7 +324,7 @@ class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
         return False
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: what this class inherits writes from left to right, which this model was not trained to."""
+        """Raises ValueError: the inherited method writes from left to right, for which this model was not trained."""
         raise ValueError("this model fills all positions at once: use flm.qwen.flow_matching.FlowMatchingSampler, or flm.load")
 
 

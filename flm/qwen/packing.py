@@ -1,4 +1,4 @@
-"""Rows of L tokens filled with examples one after the other."""
+"""Packs examples into rows of L tokens."""
 
 from typing import Protocol
 
@@ -13,7 +13,7 @@ class Supply(Protocol):
     """Examples in order."""
 
     def take(self, room: int) -> Example | None:
-        """What is next, at most `room` tokens of it; None where there is no more, or nothing that fits."""
+        """The next example, or its first `room` tokens; None: there is no more, or it does not fit."""
         ...
 
 
@@ -40,10 +40,10 @@ class Waiting:
 
 
 def packed(supply: Supply, length: int, tokenizer: Tokenizer, isolate: bool, shown: float = 1.0) -> Row:
-    """A row filled until there is no more, or nothing that fits.
+    """A row of examples, until there are no more or the next does not fit.
 
     Args:
-        isolate: number the documents; where there is padding they are numbered in any case, all alike if this is False.
+        isolate: number the documents of the row. If False, they have one number in a row with padding, and else none.
         shown: share of each prompt that is given.
     """
     tokens: list[int] = []
@@ -59,7 +59,7 @@ def packed(supply: Supply, length: int, tokenizer: Tokenizer, isolate: bool, sho
     missing = length - len(tokens)
     whole = not missing and (number <= 1 or not isolate)
     pad = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
-    # by position: where padding and EOS are one id, a genuine EOS counts all the same
+    # padding is marked by position, since its id may be that of the EOS, which counts
     return Row(
         torch.tensor(tokens + [pad] * missing),
         torch.tensor(weight + [0.0] * missing),

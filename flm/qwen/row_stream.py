@@ -1,8 +1,7 @@
-"""Rows to train on, one optimiser step after the other, out of a mixture of sources.
+"""The training rows of a mixture of sources, one optimiser step after the other.
 
-R readers divide the global batch, and each has a part of every source for itself (`flm.qwen.source`). A process runs the
-readers whose rows it needs, so batches do not depend on how many processes there are; a reader whose rows several processes
-share is run by each of them.
+R readers divide the global batch, each with its own part of every source (`flm.qwen.source`). A process runs the readers whose
+rows it needs, so batches do not depend on the number of processes. If several processes share a reader's rows, each runs it.
 """
 
 import random
@@ -22,7 +21,7 @@ _DEALS = "files are dealt to readers"
 
 @dataclass(frozen=True)
 class Mixture:
-    """Sources with their weights, and how they are read.
+    """Sources with their weights, and options of reading them.
 
     Attributes:
         isolate_documents, readers, prompt_growth_steps: see `flm.qwen.mixture.MixtureCorpus`.
@@ -34,9 +33,10 @@ class Mixture:
     prompt_growth_steps: int
 
     def drawn(self, seed: int, step: int, rows: int) -> list[int]:
-        """Which source each row of an optimiser step is of, by index; at most one row more or less than its share.
+        """The index of each row's source in an optimiser step. The rows of a source differ from its share by less than two.
 
-        One point in each of equally long parts of [0, 1), in random order: every row alone is drawn by the weights.
+        Rows get one random point in each of `rows` equal parts of [0, 1), in random order, so that each row alone is drawn by
+        the weights.
         """
         rng = random.Random(mix_seed(seed, step))
         places = list(range(rows))
@@ -52,8 +52,8 @@ class RowStream:
 
     Args:
         rows: G, of the global batch; row i is reader i * R // G's.
-        share: which of them this process wants.
-        state: of an earlier stream, which this one continues; None: from the beginning.
+        share: indices of the rows that this process wants.
+        state: of an earlier stream that this one continues; None: start at the beginning.
 
     Raises:
         ValueError: R does not divide G, or the state is of other files or settings.
@@ -84,7 +84,7 @@ class RowStream:
             "window": WINDOW,
             **{f"data.sources.{source.name}": source.positions_depend_on() for source in mixture.sources},
         }
-        deals = state is None or _DEALS in recorded(state)  # a run that began before files were dealt goes on without
+        deals = state is None or _DEALS in recorded(state)  # older runs did not deal files to readers, and continue so
         if deals:
             self._depends_on[_DEALS] = True
         if state is not None:
@@ -99,18 +99,18 @@ class RowStream:
         self._run = range(first * rows // count, (last + 1) * rows // count)
 
     def step(self, step: int) -> Iterator[Row]:
-        """The rows of an optimiser step; to be asked for in turn."""
+        """The rows of an optimiser step. Steps must be asked for in order."""
         drawn = self.mixture.drawn(self.seed, step, self.rows)
         growth = self.mixture.prompt_growth_steps
         shown = min(1.0, step / growth) if growth else 1.0
-        for index in self._run:  # another process's rows of the same readers are made too, to know what comes after them
+        for index in self._run:  # rows of other processes are made too, since they move the readers on
             reader = self._readers[index * self.mixture.readers // self.rows, drawn[index]]
             row = packed(reader, self.length, self.tokenizer, self.mixture.isolate_documents, shown)
             if index in self.share:
                 yield row
 
     def state(self) -> dict[str, Any]:
-        """Plain values from which it goes on; those of several processes are put together by uniting `at`."""
+        """Plain values from which a stream continues. States of several processes are combined by uniting their `at`."""
         sources = self.mixture.sources
         return {
             "depends_on": self._depends_on,
@@ -120,7 +120,7 @@ class RowStream:
 
 
 def recorded(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What a state's positions depend on, by config key. Older ones recorded file names alone; their readers can be counted."""
+    """The settings on which a state's positions depend, by config key. Older states have only file names and readers."""
     if "depends_on" in state:
         return state["depends_on"]
     readers = 1 + max(int(key.partition("/")[0]) for key in state["at"])
@@ -128,7 +128,7 @@ def recorded(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises ValueError where what was recorded differs from what is now; what was not recorded is not compared."""
+    """Raises ValueError if a recorded setting differs from that of now. Settings that were not recorded are not compared."""
     for key in [*before, *(key for key in now if key.startswith("data.sources.") and key not in before)]:
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):

@@ -1,8 +1,8 @@
-"""One source of a mixture: files of records, read in a stream, without end and in a fresh order each time.
+"""One source of a mixture: files of records, streamed without end, in a new order each time.
 
-R readers share a source out: of F files, F // R go to each reader alone, and of the F % R that are left each takes every R-th
-record. The order of files is another every R epochs; in between readers move on by one, so that each has every file once. Which
-record comes next is a function of a few numbers, a `Position`, so a run that resumes opens the file it stood in and goes on.
+R readers divide a source: each gets F // R of the F files for itself, and takes every R-th record of the remaining F % R. The
+order of files changes every R epochs. In between, readers move on by one, so that each has every file once. The next record is
+a function of a few numbers, a `Position`, so a resumed run opens the file where it stopped and continues.
 """
 
 import hashlib
@@ -29,15 +29,15 @@ WINDOW = 1000  # records of a file that are shuffled together and kept in memory
 
 @dataclass
 class Position:
-    """Where a reader of a source stands: what it gives next. All numbers from 0.
+    """The position of a reader in its source. All numbers count what is done, from 0.
 
     Attributes:
-        epoch: passes completed.
-        file: how many of the reader's files of this epoch are done.
-        window: of this file.
-        record: how many of the reader's records of this window are done.
-        example: of the record that is next.
-        token: of that example.
+        epoch: passes over the source.
+        file: the reader's files of this epoch.
+        window: windows of the current file.
+        record: the reader's records of the current window.
+        example: examples of the current record.
+        token: tokens of the current example.
     """
 
     epoch: int = 0
@@ -56,17 +56,17 @@ class Source:
 
     Args:
         name: its key under data.sources.
-        weight: its share of the tokens, relative to those of the other sources.
-        reader: of its records.
-        hub: data set on the hub, user/name; its files are streamed and never kept. No code in it is run.
+        weight: its share of the tokens, relative to the other sources.
+        reader: makes examples of its records.
+        hub: data set on the hub, user/name. Its files are streamed and not stored, and no code in it is run.
         path: local folder of such files, in place of the hub.
         subset: folder inside the data set.
-        revision: branch, tag or commit on the hub; a run that resumes goes on with the commit it began with.
-        files: pattern of their names in there (data/train_sft-*.parquet); None: those that name no split other than train.
-        valid_fraction: share of the records that is held out, told by their content; so copies are on one side.
+        revision: branch, tag or commit on the hub. A resumed run continues with the commit of its start.
+        files: pattern of file names in the data set (data/train_sft-*.parquet); None: all whose names have no split but train.
+        valid_fraction: share of the records that is held out. A hash of their text decides, so equal records stay together.
 
     Raises:
-        ValueError: on use, one line that names the source: no files, or one that cannot be read.
+        ValueError: on use: there are no files, or one cannot be read. The message names the source.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Source:
         self._pinned: str | None = None
 
     def files(self) -> list[str]:
-        """Paths or addresses, in the order of their names; asked for once."""
+        """Paths or addresses of the files, sorted by name. They are looked up once."""
         if self._files is None:
             self._files = self._find_files()
             if not self._files:
@@ -101,21 +101,21 @@ class Source:
         return self._files
 
     def fingerprint(self) -> str:
-        """Of the names of the files."""
+        """A hash of the names of the files."""
         return _hash([Path(file).name for file in self.files()])
 
     @property
     def commit(self) -> str | None:
-        """Of the hub, that the files are of; None: they are of a folder, or have not been asked for."""
+        """The hub's commit of the files; None: they are of a folder, or were not looked up yet."""
         return self._commit
 
     def go_on_with(self, commit: str | None) -> None:
-        """Takes the files of a commit of the hub where `revision` may have moved on; None: as they are now."""
+        """Uses the files of a commit of the hub, since `revision` may have moved on; None: of the current commit."""
         if self.path is None and commit is not None and commit != self._commit:
             self._pinned, self._files = commit, None
 
     def positions_depend_on(self) -> dict[str, Any]:
-        """Plain values: under others, a `Position` is of another record."""
+        """Plain values that determine the record at a `Position`."""
         sizes = None if self.path is None else _hash([Path(file).stat().st_size for file in self.files()])
         return {
             "names": self.fingerprint(),
@@ -125,7 +125,7 @@ class Source:
         }
 
     def read(self, file: str, start: int = 0) -> Iterator[dict[str, Any]]:
-        """Records of a file from one on. Raises ValueError, naming source and file."""
+        """Records of a file from number `start` on. Raises ValueError, which names source and file."""
         try:
             yield from islice(records(file, self.reader.keys), start, None)
         except ValueError as error:
@@ -202,16 +202,16 @@ class SourceReader:
     """One of R readers of a source.
 
     Args:
-        number: of this one, in [0, R).
+        number: of this reader, in [0, R).
         readers: R.
-        position: where it begins; None: at the first epoch.
+        position: where it begins; None: at the beginning.
         seed: of the order of files and records.
-        length: longest example that is not divisible; longer ones are passed over and counted.
-        deals: whether files go to readers; otherwise they share all of them, as runs of before that do.
+        length: the longest indivisible example; longer ones are skipped and counted.
+        deals: whether readers get files for themselves; False: they share all files, as in older runs.
 
     Attributes:
-        at: where it stands.
-        passed_over: examples, since it was made.
+        at: the current position.
+        passed_over: number of examples skipped so far.
     """
 
     def __init__(
@@ -229,14 +229,14 @@ class SourceReader:
         self.seed, self.length, self.passed_over = seed, length, 0
         self.at = Position() if position is None else position
         self._deals = deals
-        self._open: tuple[int, int, Iterator[dict[str, Any]]] | None = None  # epoch, file, records from the next window on
+        self._open: tuple[int, int, Iterator[dict[str, Any]]] | None = None  # epoch, file, its remaining records
         self._window: list[tuple[dict[str, Any], str]] | None = None
-        self._is_last = False  # whether the file ends with this window
+        self._is_last = False  # whether this window is the file's last
         self._examples: list[Example] | None = None
-        self._useless = 0  # epochs without an example of any use, one after the other
+        self._useless = 0  # consecutive epochs without an example that fits
 
     def take(self, room: int) -> Example | None:
-        """What is next, at most `room` tokens of it; None where it is not divisible and longer than that."""
+        """The next example, or its first `room` tokens; None: it is indivisible and longer than `room`."""
         while True:
             example = self._next_example()
             if self.source.reader.divisible:
@@ -286,18 +286,18 @@ class SourceReader:
             if self.number == 0:
                 left_out = f"; {self.passed_over} examples so far did not fit" if self.passed_over else ""
                 log.info("data.sources.%s: epoch %d begins%s", self.source.name, self.at.epoch + 1, left_out)
-            if self._useless > 2 * self.readers:  # by then it has had every record
+            if self._useless > 2 * self.readers:  # it has seen every record by then
                 raise ValueError(
                     f"data.sources.{self.source.name}: an epoch of it has no example of at most model.length={self.length} "
                     "tokens to train on"
                 )
 
     def _dealt(self) -> int:
-        """How many files are this reader's alone, in every epoch."""
+        """The number of files that this reader has for itself in an epoch."""
         return len(self.source.files()) // self.readers if self._deals else 0
 
     def _file(self) -> tuple[int, bool]:
-        """The file at hand by its number, and whether it is this reader's alone."""
+        """The index of the current file, and whether this reader has it for itself."""
         count, dealt, at = len(self.source.files()), self._dealt(), self.at
         order = Permutation(count, mix_seed(self.seed, at.epoch // self.readers if dealt else at.epoch))
         if at.file < dealt:
@@ -305,14 +305,14 @@ class SourceReader:
         return order(at.file + (self.readers - 1) * dealt), False
 
     def _load_window(self) -> None:
-        """This reader's records of the window at hand, without held-out ones, in their order of this epoch."""
+        """Loads this reader's records of the current window, without held-out ones, in the order of this epoch."""
         at, (number, is_alone) = self.at, self._file()
         file = self.source.files()[number]
         if self._open is None or self._open[:2] != (at.epoch, at.file):
             self._open = at.epoch, at.file, self.source.read(file, at.window * WINDOW)
         found = list(islice(self._open[2], WINDOW))
         self._is_last = len(found) < WINDOW
-        # the share goes round with file and epoch, so that small files serve all readers
+        # the reader's residue changes with file and epoch, so that the records of small files reach all readers
         first = at.window * WINDOW + number + at.epoch
         own = found if is_alone else [r for row, r in enumerate(found, first) if row % self.readers == self.number]
         own = [r for r in own if (text := self.source.text(r, file)) and not self.source.is_held_out(text)]

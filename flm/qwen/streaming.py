@@ -1,4 +1,4 @@
-"""Batches out of a stream of rows, with where the stream stands after each optimiser step."""
+"""Batches made from a stream of rows, with the state of the stream after each optimiser step."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,15 +10,15 @@ from flm.data.layouts import Row
 from flm.data.loaders import Share, StepLoader, collate
 from flm.qwen.row_stream import RowStream
 
-_KEPT = 4  # steps whose state is remembered: a trainer fetches at most one batch before it needs it
+_KEPT = 4  # steps whose states are kept; a trainer fetches at most one batch ahead
 
 
 class MixtureLoader(StepLoader):
-    """A `flm.data.loaders.StreamLoader`. It reads in at most one process beside this one, as a stream has one reader."""
+    """A `flm.data.loaders.StreamLoader` with at most one worker, since a stream is read by one process."""
 
     def __init__(self, open_stream: Callable[[], RowStream], share: Share, options: dict[str, Any]):
         self.share = share
-        self._states = {share.start: open_stream().state()}  # what is wrong with the data is said here, and not by a worker
+        self._states = {share.start: open_stream().state()}  # faulty data raises here, not in a worker
         options = options | {"num_workers": min(1, options["num_workers"]), "persistent_workers": False}
         self._loader = DataLoader(_StreamBatches(open_stream, share), batch_size=None, **options)
 
@@ -48,9 +48,9 @@ class MixtureLoader(StepLoader):
 
 
 class _StreamBatches(IterableDataset):
-    """Micro-batches, and the stream's state behind the last of each step.
+    """Micro-batches, each with None or, for the last of a step, the stream's state after it.
 
-    An error that a user can mend comes as its message, since what a worker raises reaches the process with its traceback.
+    A ValueError comes as (None, message), since an error that a worker raises would show the worker's traceback.
     """
 
     def __init__(self, open_stream: Callable[[], RowStream], share: Share):

@@ -1,4 +1,4 @@
-"""A model whose network transformers knows how to open: which of its weights and settings make the folder's own model."""
+"""Models whose network transformers can open: config, weights and code of the exported folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ _OF_THIS_MACHINE = ("_name_or_path", "dtype")
 
 @dataclass(frozen=True)
 class TransformersModel:
-    """The one network of an algorithm that has no other parameters.
+    """The network of an algorithm that has no other parameters.
 
     Attributes:
-        prefix: of the network's weights in the algorithm's.
-        backbone: that holds it.
+        prefix: of the names of the network's weights in the algorithm's state.
+        backbone: the module around the network.
     """
 
     prefix: str
@@ -34,7 +34,7 @@ class TransformersModel:
         return [Path(qwen.__file__).parent / name for name in CODE]
 
     def config(self, algorithm: Algorithm, steps: int) -> dict[str, Any]:
-        """config.json of transformers; steps are those of its sampler unless asked otherwise."""
+        """The content of transformers' config.json; `steps` is the default number of sampling steps."""
         config = self.backbone.network.config
         plain = {key: value for key, value in config.to_diff_dict().items() if key not in _OF_THIS_MACHINE}
         return plain | {
@@ -48,7 +48,7 @@ class TransformersModel:
         }
 
     def usage(self, name: str) -> str:
-        """For the model card."""
+        """The section of the model card on use in transformers."""
         return (
             f"The network alone, logits of every token from a corrupted sequence (see `{MODELING}`):\n\n"
             "    from transformers import AutoModelForMaskedLM\n"
@@ -56,17 +56,17 @@ class TransformersModel:
         )
 
     def to_folder(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The algorithm's weights by transformers' names; of tied ones, the first alone."""
+        """The algorithm's weights by transformers' names, with adapters merged, and tied weights once."""
         own = {name.removeprefix(self.prefix): tensor for name, tensor in state.items()}
         lora = self.backbone.lora
         return {name: tensor for name, tensor in (lora.merged(own) if lora else own).items() if name not in self._tied}
 
     def recipe(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What the folder's weights are built from: adapters are in them, and no more beside them."""
+        """The config for building the folder's model: without adapters, since they are merged."""
         return {**config, "model": {key: value for key, value in config["model"].items() if key != "lora"}}
 
     def from_folder(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The reverse."""
+        """The algorithm's weights of a folder's: the reverse of `to_folder`, except for adapters."""
         tied = {copy: weights[name] for copy, name in self._tied.items() if name in weights}
         return {self.prefix + name: tensor for name, tensor in {**weights, **tied}.items()}
 
@@ -76,7 +76,7 @@ class TransformersModel:
 
 
 def transformers_model(algorithm: Algorithm) -> TransformersModel | None:
-    """None where the algorithm has no such network, or weights beside it."""
+    """The algorithm's network for transformers; None: it has none, or has other weights too."""
     found = [(name, module) for name, module in algorithm.named_modules() if isinstance(module, QwenBackbone)]
     if len(found) != 1:
         return None

@@ -1,4 +1,4 @@
-"""What the retrofit of Qwen3 adds to the core."""
+"""What the Qwen3 retrofit registers: a command, a kind of model file, and its network for transformers."""
 
 from flm.registry import Wing
 
