@@ -1,4 +1,4 @@
-"""mode=export: a checkpoint as a Hugging Face folder, and onto the hub where a repository is named."""
+"""mode=export: writes a checkpoint as a Hugging Face folder, and uploads it if a repository is named."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def export(config: DictConfig) -> dict[str, Any]:
 
 
 def _result(path: str | Path, source: ModelSource) -> dict[str, Any]:
-    """A result of mode=sample_eval or ppl_eval, for the card; it must be of the very weights that are exported."""
+    """A result of mode=sample_eval or ppl_eval for the card. Raises ValueError if it is not of the exported weights."""
     result = read_result(path)
     if not {"generated", "likelihood"} & set(result):
         raise ValueError(f"export.results: {path}: not a result of mode=sample_eval or mode=ppl_eval")

@@ -1,4 +1,4 @@
-"""A model at hand as a Hugging Face folder, and onto the hub: what mode=export does, for Python.
+"""Writes a loaded model as a Hugging Face folder, or uploads it: mode=export for Python.
 
 from flm.export.from_python import push_to_hub, save_pretrained
 save_pretrained(lm, "folder", license="apache-2.0")
@@ -17,10 +17,10 @@ from flm.language_model import LanguageModel
 def save_pretrained(
     lm: LanguageModel, folder: str | Path, license: str | None = None, citation: str | None = None, name: str | None = None
 ) -> list[str]:
-    """Writes weights, tokenizer, card and code, and says which files; `flm.load(folder)` gives the same model.
+    """Writes weights, tokenizer, card and code, and returns the names of the files. `flm.load(folder)` gives the same model.
 
     Args:
-        license: identifier as the hub lists them; None: the card says that none was given.
+        license: identifier in the hub's list; None: the card says that none was given.
         citation: text for the card.
         name: of the model in the card; None: the folder's.
 
@@ -34,11 +34,11 @@ def save_pretrained(
 def push_to_hub(
     lm: LanguageModel, repo_id: str, private: bool = True, license: str | None = None, **options: str | None
 ) -> str:
-    """Uploads such a folder as one commit, and gives its address.
+    """Uploads the folder of `save_pretrained` as one commit, and returns its address.
 
     Args:
         repo_id: owner/model.
-        private: of a repository that is made now.
+        private: whether the repository is private, if it is new.
         license, options: as of `save_pretrained`.
 
     Raises:

@@ -1,10 +1,10 @@
-"""How an exported model writes: `generate`, for `pipeline("text-generation")` too. The samplers are in the package `flm`."""
+"""The `generate` of exported models, also for `pipeline("text-generation")`. It needs the samplers of the package `flm`."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# what transformers hands to `generate` and no sampler knows
+# arguments that transformers passes to `generate` and no sampler has
 NOT_OF_SAMPLERS = (
     "pad_token_id",
     "eos_token_id",
@@ -17,14 +17,14 @@ NOT_OF_SAMPLERS = (
 
 
 class Generates:
-    """Mixed into a model that was exported by `flm`."""
+    """Mixin of models exported by `flm`."""
 
     @classmethod
     def can_generate(cls) -> bool:
         return True
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
-        """As inherited. Digests of the files that were exported say nothing of these, so they go."""
+        """As inherited, without the digests in the config, which are of the exported files and not of these."""
         self.config.flm = {key: value for key, value in self.config.flm.items() if key != "sha256"}
         super().save_pretrained(save_directory, **kwargs)
 
@@ -42,22 +42,22 @@ class Generates:
         generation_config=None,
         **options,
     ) -> Tensor:
-        """Token ids of texts that begin with `input_ids`, as `flm.load` of the folder would write them with these weights.
+        """Token ids of texts that begin with `input_ids`: those that the model of `flm.load` would write with these weights.
 
-        Needs the package `flm`. What is not given is as generation_config.json says.
+        Needs the package `flm`. Arguments that are not given are as in generation_config.json.
 
         Args:
             input_ids: (B, n) prompts; None: one empty prompt.
-            attention_mask: (B, n) 0 where a prompt is padding, at its left.
-            max_new_tokens, max_length: positions to write, and in all; no more than the model's length either way.
-            num_return_sequences: texts of each prompt, one after the other.
-            do_sample: False: the most probable token wherever one is drawn.
+            attention_mask: (B, n), 0 on padding, which is at the left of a prompt.
+            max_new_tokens, max_length: new positions, and positions in all. Neither goes beyond the model's length.
+            num_return_sequences: number of texts for each prompt.
+            do_sample: False: take the most probable token in place of a draw.
             steps: of the sampler.
-            seed: of the noise; None: drawn from torch's.
-            options: temperature, top_k, top_p and what else the sampler takes.
+            seed: of the noise; None: drawn by torch's global generator.
+            options: temperature, top_k, top_p and other options of the sampler.
 
         Returns:
-            (B * num_return_sequences, m): padding, prompt, what was written.
+            (B * num_return_sequences, m): padding, prompt and new tokens.
         """
         counts = {"max_new_tokens": max_new_tokens, "max_length": max_length, "num_return_sequences": num_return_sequences}
         for name, number in counts.items():
@@ -90,7 +90,7 @@ class Generates:
         return torch.cat(rows)
 
     def _package(self):
-        """This model as the package has it, built once, of these very weights at every call; and how a canvas is made."""
+        """This model as a `LanguageModel`, built once and given the current weights at every call; and `Canvas.from_pieces`."""
         try:
             import flm
             from flm.samplers.canvas import Canvas

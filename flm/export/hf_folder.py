@@ -1,7 +1,7 @@
-"""A model as a Hugging Face folder: weights as safetensors, everything else as JSON; nothing is executed.
+"""Writes a model as a Hugging Face folder: weights as safetensors, all else as JSON, so that nothing is executed on loading.
 
-The folder holds all that a checkpoint says of itself but the state of training. `config.json` names the networks inside the
-weights, so that the modeling file beside it opens them without this package.
+The folder holds a checkpoint without its training state. `config.json` describes the networks inside the weights, so that the
+modeling file beside it opens them without this package.
 """
 
 import os
@@ -40,14 +40,14 @@ MODELING, GENERATING = "modeling_flm.py", "generation_flm.py"
 
 
 def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: str) -> list[str]:
-    """Writes a model and says which files; config.json comes last, so that a folder cut short is not taken for a model.
+    """Writes a model, and returns the names of the files. config.json comes last, so an incomplete folder is no model.
 
-    The network of a `transformers_model` becomes the folder's own: with the names and config that its code, which then is
-    what travels, reads.
+    If the algorithm has a `transformers_model`, weights and config have the names of that network's own code, which is then
+    copied into the folder in place of the general modeling file.
 
     Args:
-        algorithm: holding the weights to write.
-        source: where it comes from.
+        algorithm: has the weights to write.
+        source: the model's description.
         card: content of README.md.
     """
     assert source.tokenizer is not None
@@ -55,13 +55,13 @@ def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: 
     (folder / CONFIG).unlink(missing_ok=True)
     own = transformers_model(algorithm)
     state = algorithm.state_dict() if own is None else own.to_folder(algorithm.state_dict())
-    # clones: safetensors takes no two names for one storage, as tied weights are
+    # clones, since safetensors refuses tensors that share storage, as tied weights do
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
     with atomic.draft(folder / WEIGHTS) as partial:
         try:
             safetensors.torch.save_file(weights, partial, metadata={"format": "pt"})
         except safetensors.SafetensorError as error:
-            number = re.search(r"os error (\d+)", str(error))  # the system's reason, which the library has in words alone
+            number = re.search(r"os error (\d+)", str(error))  # the library has no errno attribute
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(partial)) from error
@@ -71,7 +71,7 @@ def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: 
     atomic.write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(source.tokenizer, algorithm.length))
     special = {f"{name}_token_id": tokenizer[f"{name}_id"] for name in ("bos", "eos", "pad")}
     generation = source.generation
-    # said in full, so that no pipeline puts defaults of its own in their place
+    # written in full, so that pipelines do not use their own defaults
     usual = {"do_sample": True, "temperature": generation["options"].get("temperature", 1.0), "max_length": algorithm.length}
     atomic.write_json(folder / GENERATION, special | (usual if own is None else {}) | {"flm": generation})
     code = [Path(__file__).parent / name for name in (MODELING, GENERATING)] if own is None else own.code
@@ -118,7 +118,7 @@ def write_folder(folder: Path, algorithm: Algorithm, source: ModelSource, card: 
 
 
 def networks_of(algorithm: Algorithm) -> dict[str, dict[str, Any]]:
-    """Every network the modeling file knows, by its name in the weights."""
+    """The networks that the modeling file can build, by their names in the weights."""
     found: dict[str, dict[str, Any]] = {}
     for name, module in algorithm.named_modules():
         if any(name.startswith(f"{outer}.") for outer in found):
@@ -131,7 +131,7 @@ def networks_of(algorithm: Algorithm) -> dict[str, dict[str, Any]]:
 
 
 def _arguments(network: DiT) -> dict[str, Any]:
-    """Of the modeling file's DiT, read off the network itself: defaults and what the algorithm chose included."""
+    """Arguments of the modeling file's DiT, read off the network, and so complete with defaults and the algorithm's choices."""
     block, time = network.blocks[0], network.time_embedding
     first_layer = block.mlp[0]
     assert isinstance(first_layer, nn.Linear)

@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it is, how it was made, what was measured, under which licence."""
+"""README.md of an exported model: its use, training, measured results and licence."""
 
 import inspect
 import json

@@ -1,6 +1,6 @@
 """mode=golf_eval: bits per byte of held-out text read as one stream, as the parameter-golf track counts them.
 
-Windows without overlap, sliding windows, and sliding windows with test-time training on what has been scored.
+Windows do not overlap, or slide, or slide with test-time training on the text that has been scored.
 """
 
 from collections.abc import Sequence
@@ -46,8 +46,8 @@ class GolfEvalOptions:
 def golf_eval(config: DictConfig) -> dict[str, Any]:
     """Scores the held-out text of the corpus eval.real_data names. Writes run_dir/golf_eval.json and prints a table.
 
-    Of several processes each scores its share of the chunks, or of each chunk where scored text is trained on, which the first
-    does; it also writes. The numbers are those of one process.
+    Each of several processes scores its share of the chunks or, in test-time training, of each chunk, and the first process
+    trains. The first one also writes. The numbers are the same as those of one process.
     """
     run = Run(config)
     with team_of(Machine.of(run["trainer"], run["model"]).device) as team:
@@ -55,7 +55,7 @@ def golf_eval(config: DictConfig) -> dict[str, Any]:
 
 
 def evaluate(run: Run, team: Team = ALONE) -> dict[str, Any]:
-    """The same, of a config in plain values; empty in all processes but the first."""
+    """As `golf_eval`, for a `Run`. Returns an empty dict in all processes but the first."""
     wanted, evaluation = run.options(GolfEvalOptions, "golf_eval"), run.options(EvalOptions, "eval")
     held_out = HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     held_out.check_needed("golf_eval")

@@ -340,7 +340,7 @@ def test_a_source_that_fails_in_the_middle_stops_the_run_by_name(build, folder, 
 
 def test_what_a_user_can_mend(build, tmp_path):
     _, state = run(build(), 0, 2)
-    with pytest.raises(ValueError, match="does not say where the streams"):
+    with pytest.raises(ValueError, match="no position of the text streams"):
         run(build(), 3, 4, state)
     with pytest.raises(ValueError, match=r"data\.readers=3 must divide loader\.global_batch_size=8"):
         run(build({"readers": 3}), 0, 1)
