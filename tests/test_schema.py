@@ -103,7 +103,12 @@ TAKEN += [("inner", {"width": 1}), ("mixed", 4), ("plain", {"any": ["thing"]}), 
 TAKEN += [("groups", {"a": {"width": 1, "seed": 2}})]
 
 
-@pytest.mark.parametrize("name, value, line", REFUSED, ids=str)
+def name_of(value) -> str:
+    """Without the address of an iterator, which each process of the suite has elsewhere."""
+    return type(value).__name__ if hasattr(value, "__next__") else str(value)
+
+
+@pytest.mark.parametrize("name, value, line", REFUSED, ids=name_of)
 def test_refused(name, value, line):
     with pytest.raises(ValueError) as error:
         check(Outer, {name: value}, "")
