@@ -118,7 +118,7 @@ class LanguageModel:
             batch_size: texts made at a time.
             on_step: called with each `Moment` of each batch: the tokens so far, and the confidence in them.
             chat: messages {"role": ..., "content": ...} in place of prompt and suffix. The tokenizer's chat template makes a
-                prompt of them, and only the answers are returned, each up to its end token.
+                prompt of them, and only answers are returned, up to their end tokens.
             progress: show a bar on standard error, if that is a terminal or a notebook.
             options: of the sampler (temperature, churn, gamma, ...), over `self.options`; None: the sampler's default.
 
@@ -246,9 +246,8 @@ class LanguageModel:
     def nll(self, text: str, draws: Few = 16, seed: Seed = 0) -> NegativeLogLikelihood:
         """-log p(text), or an upper bound on it, in nats of the whole text.
 
-        Nothing is added before or after the text. If it has more than `self.length` tokens, it is cut into blocks of that
-        length, each scored on its own, as evaluation does. A bound is drawn evenly along the whole path; mode=ppl_eval fits a
-        tighter one on training text.
+        Nothing is added around the text. Beyond `self.length` tokens it is cut into blocks, each scored on its own.
+        A bound is drawn evenly along the whole path; mode=ppl_eval fits a tighter one on training text.
 
         Args:
             draws, seed: Monte Carlo draws of a bound; an exact value needs none.
@@ -310,10 +309,8 @@ def load(
         trusted_modules: modules outside this package whose model classes may be built; a file cannot name its own.
         revision: branch, tag or commit on the hub; None: main.
         file: path of a checkpoint in the repository on the hub, as owt_fmlm.ckpt; None: an exported model.
-        dtype: float32, bfloat16 or float16, to which weights are rounded and in which networks compute; None: weights are not
-            rounded, and `precision` decides.
-        published: for a published checkpoint, what it leaves open, as fields of `flm.checkpoints.foreign.ImportChoices`:
-            tokenizer_name_or_path, length, imported_as, ...
+        dtype: float32, bfloat16 or float16, of the weights and their networks; None: not rounded, and `precision` decides.
+        published: fields of `flm.checkpoints.foreign.ImportChoices`, which a published checkpoint leaves open.
 
     Raises:
         ValueError: there is nothing of that name, or it is not a whole model that this code can build.

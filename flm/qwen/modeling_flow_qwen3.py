@@ -24,10 +24,7 @@ NEW = "time_"  # in the name of every parameter that Qwen3 lacks
 
 
 class ZeroLinear(nn.Linear):
-    """A linear layer whose weights begin at zero, so that it has no effect at first.
-
-    It is a class of its own because transformers initialises weights that a checkpoint lacks again, by the module's class.
-    """
+    """A linear layer that begins at zero. transformers initialises weights that a checkpoint lacks by the module's class."""
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -68,8 +65,7 @@ def frequencies(device: torch.device | None = None) -> Tensor:
 
 
 class ModulatedDecoderLayer(Qwen3DecoderLayer):
-    """A layer of Qwen3 whose two branches are scaled, shifted and gated by t. The gate is 1 + g, and so 1 at first, which
-    keeps the pretrained function."""
+    """A layer of Qwen3 whose two branches are scaled, shifted and gated by t. Gates are 1 + g, so that g = 0 keeps Qwen3."""
 
     def __init__(self, config: FlowMatchingConfig, layer_idx: int):
         super().__init__(config, layer_idx)
@@ -167,8 +163,8 @@ def aligned(hidden: Tensor, frame: Frame, length: int) -> Tensor:
 class FlowMatchingLanguageModel(_Initialized, Qwen3ForCausalLM):
     """Maps token ids, and t, to logits of every token given the whole sequence.
 
-    Weights have Qwen3's names, so `from_pretrained` takes its checkpoints. The mask's row then becomes the mean of the tokens'
-    rows, and the conditioning on t begins at zero, so the network differs from Qwen3 only in the direction of attention.
+    Weights have Qwen3's names, so `from_pretrained` takes its checkpoints. The mask's row then becomes the mean of all tokens',
+    and the conditioning on t begins at zero, so the network differs from Qwen3 only in the direction of attention.
 
     Attributes:
         future_share: float or None. In training, each earlier token sees each later one with this probability (arXiv
