@@ -316,8 +316,12 @@ def load(
         ValueError: there is nothing of that name, or it is not a whole model that this code can build.
     """
     check(ImportChoices, published, "", takes="load")
-    device = device_named(device)
-    algorithm, about = load_algorithm(source, use_average, trusted_modules, ImportChoices(**published), revision, file)
+    device, default = device_named(device), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # that files are of; in another, weights would be converted and noise be another
+    try:
+        algorithm, about = load_algorithm(source, use_average, trusted_modules, ImportChoices(**published), revision, file)
+    finally:
+        torch.set_default_dtype(default)
     if about.tokenizer is None:
         raise ValueError(f"{source}: holds no tokenizer")
     try:

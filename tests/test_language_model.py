@@ -388,6 +388,20 @@ def test_a_bar_counts_the_steps_of_all_batches(checkpoint, monkeypatch):
     assert terminal.getvalue() == ""
 
 
+def test_a_default_dtype_of_the_caller_changes_no_model():
+    texts = {}
+    for default in (torch.float32, torch.float64):
+        torch.set_default_dtype(default)
+        try:
+            lm = flm.load("builtin:text", device="cpu")
+            assert torch.get_default_dtype() == default
+            texts[default] = lm.generate(n=2, steps=2), lm.nll("The cat", draws=4).nats
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert {parameter.dtype for parameter in lm.algorithm.parameters()} == {torch.float32}
+    assert texts[torch.float32] == texts[torch.float64]
+
+
 def test_weights_rounded_to_a_dtype(checkpoint):
     text = "the cat sees fish."
     exact, rounded = flm.load(checkpoint, device="cpu"), flm.load(checkpoint, device="cpu", dtype="bfloat16")

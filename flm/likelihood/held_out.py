@@ -22,7 +22,8 @@ class NegativeLogLikelihood:
     Attributes:
         nats: of the whole text.
         kind: "exact", or the kind of upper bound that `nats` estimates.
-        standard_error: of the estimate, over draws; 0 if it is exact, None with one draw.
+        standard_error: of the estimate, over draws; 0 if it is exact, None with one draw. It does not account for the
+            stratification of their times, so it is rather too large.
         num_tokens: of the text.
     """
 
