@@ -1,4 +1,4 @@
-"""mode=artifact: a checkpoint in few bits and one file, within a limit for code and weights, and evaluated from that file."""
+"""mode=artifact: packs a checkpoint into one small file, within a limit on code and weights, and evaluates that file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ EVALUATIONS = {
 
 @dataclass(frozen=True)
 class ArtifactOptions:
-    """The `artifact` config; keys explained there."""
+    """The `artifact` config, which explains its keys."""
 
     limit_bytes: Count | None = 16_000_000
     code: Existing | Sequence[Existing] | None = None
@@ -58,8 +58,8 @@ class ArtifactOptions:
 def artifact(config: DictConfig) -> dict[str, Any]:
     """Packs eval.checkpoint_path into run_dir/model.flmpack, with averaged weights unless eval.disable_ema.
 
-    With artifact.script also run_dir/submission.py, which scores with that file alone. Whatever is reported of the model
-    afterwards is of the file, read back. Writes run_dir/artifact.json.
+    Writes run_dir/artifact.json and, with artifact.script, run_dir/submission.py, a script that needs only the packed model
+    to score a text. The evaluation at the end loads the packed file, so it measures the rounded weights.
     """
     check_alone("artifact")
     run, console = Run(config), Console()
@@ -82,11 +82,11 @@ def artifact(config: DictConfig) -> dict[str, Any]:
         code = script(target for key in ("algo", "model") for target in targets(lm.config[key]))
         num_code = len(code.encode())
         left = _left(wanted.limit_bytes, num_code)
-    # where the text lies, which a recipe for others leaves out, is what the evaluation below asks of the file; not its cache
+    # A shareable recipe leaves out where the text lies. The evaluation below needs that, but not the cache.
     recipe = shareable(lm.config)
     if "data" in lm.config:
         recipe["data"] = lm.config["data"] | ({"cache_dir": None} if "cache_dir" in lm.config["data"] else {})
-    recipe["weights"] = lm.source.weights  # the file holds one set
+    recipe["weights"] = lm.source.weights  # the file holds one set of weights
     if wanted.steps is not None:
         recipe["sampling"] = {**(recipe.get("sampling") or {}), "steps": [wanted.steps]}
     about = Description(recipe, lm.source.tokenizer, lm.algorithm.vocab_size, lm.length, lm.source.step)
@@ -129,7 +129,16 @@ def artifact(config: DictConfig) -> dict[str, Any]:
 
 
 def _moments(lm: flm.LanguageModel, held_out: HeldOut, blocks: int, size: int, seed: int) -> dict[str, Tensor] | None:
-    """Of the inputs of all matrices over so many training blocks; None: none. Held-out text must not shape what it scores."""
+    """Second moments of the inputs of all linear layers over `blocks` training blocks; None if `blocks` is 0.
+
+    The blocks are training text, because held-out text must not influence the weights that are scored on it.
+
+    Args:
+        size: blocks in a batch.
+
+    Raises:
+        ValueError: the data have no training text.
+    """
     if not blocks:
         return None
     batches = training_batches(held_out.data(lm), blocks, size)
@@ -140,19 +149,22 @@ def _moments(lm: flm.LanguageModel, held_out: HeldOut, blocks: int, size: int, s
 
 
 def _evaluation_of(algorithm: Algorithm) -> str:
-    """What the track asks of a model: its exact likelihood from left to right where it has one, else a bound."""
+    """Key of EVALUATIONS: the exact likelihood of a model that reads from left to right, else a bound."""
     return "golf_eval" if hasattr(algorithm, "predictions") else algorithm.scored_by or "ppl_eval"
 
 
 def code_bytes(paths: str | Sequence[str] | None) -> int:
-    """Bytes of the files, and of the .py files in the folders; None: of this package and the main.py beside it.
+    """Size in bytes of the files, and of the .py files in the folders, each counted once.
+
+    Args:
+        paths: files and folders; None: this package and, if it exists, the main.py beside it.
 
     Raises:
-        ValueError: one of them is not there.
+        ValueError: a path does not exist.
     """
     package = Path(flm.__file__).parent
     if paths is None:
-        main = package.parent / "main.py"  # absent where the package is installed alone
+        main = package.parent / "main.py"  # absent in an installed package
         places = [package, *([main] if main.is_file() else [])]
     else:
         places = [Path(path) for path in ([paths] if isinstance(paths, str) else paths)]
@@ -165,7 +177,7 @@ def code_bytes(paths: str | Sequence[str] | None) -> int:
 
 
 def _left(limit: int | None, num_code: int) -> int | None:
-    """Bytes for the weights; None: as many as they take."""
+    """Bytes left for the weights; None: no limit. Raises ValueError if the code leaves none."""
     if limit is not None and limit <= num_code:
         raise ValueError(f"artifact.limit_bytes={limit:,}: the code alone has {num_code:,}: name in artifact.code what counts")
     return None if limit is None else limit - num_code

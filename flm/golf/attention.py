@@ -1,6 +1,7 @@
-"""Attention of the parameter-golf transformer: grouped queries, partial rotary positions, and three additions to it.
+"""Attention of the parameter-golf transformer: grouped queries, partial rotary positions, and three optional additions.
 
-B batch, L positions, D width, H query heads of width Dh, K key-value heads, each for H / K query heads.
+B batch, L positions, D width, H query heads of width Dh, K key-value heads, each shared by H / K query heads,
+r dimensions of a head that are rotated.
 """
 
 import torch
@@ -13,9 +14,10 @@ from flm.models.causal import KeyValues, triangle_after
 
 
 def stretched_base(base: float, rotary_dims: int, length: int, native_length: int | None) -> float:
-    """The rotary base for sequences of `length`, the NTK rule: base * (length / native)^(r / (r - 2)) beyond native_length.
+    """The rotary base for sequences of `length`, by the NTK rule: base * (length / native_length)^(r / (r - 2)).
 
-    r = rotary_dims. The slowest angle then turns over `length` as far as it did over native_length; None: never stretched.
+    With it the slowest angle turns over `length` as far as it did over native_length with the old base. The base stays as it
+    is if `length` is at most native_length, if native_length is None, and if rotary_dims, r, is 2.
     """
     if native_length is None or length <= native_length or rotary_dims <= 2:
         return base
@@ -23,15 +25,16 @@ def stretched_base(base: float, rotary_dims: int, length: int, native_length: in
 
 
 def partly_rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the first 2 * cos.shape[-1] dimensions of x (B, H, L, Dh) by the angles of their position; the rest stays."""
+    """Rotates the first r dimensions of x (B, H, L, Dh) by the angles of the position; cos and sin are (L, r / 2)."""
     turning = 2 * cos.shape[-1]
     return torch.cat((rotate(x[..., :turning], cos, sin), x[..., turning:]), dim=-1)
 
 
 def without_own(mixed: Tensor, values: Tensor) -> Tensor:
-    """Exclusive self attention (arXiv 2603.09078): what of `mixed` (B, H, L, Dh) is orthogonal to the position's own value.
+    """Exclusive self attention (arXiv 2603.09078): the part of `mixed` that is orthogonal to the position's own value.
 
-    y - (y . n) n with n = v / |v|, v (B, H, L, Dh) the value of the same position and group.
+    It is y - (y . n) n with n = v / |v|. Here y is `mixed` (B, H, L, Dh), the output of attention, and v is `values`
+    (B, H, L, Dh), for each query head the value of the same position in its key-value head.
     """
     wide = torch.promote_types(mixed.dtype, torch.float32)
     direction = F.normalize(values.to(wide), dim=-1)
@@ -40,17 +43,18 @@ def without_own(mixed: Tensor, values: Tensor) -> Tensor:
 
 
 class GolfAttention(nn.Module):
-    """Causal attention; queries and keys have a root mean square of 1 before they turn, and queries a gain per head.
+    """Causal attention. Queries and keys are RMS-normalised before they are rotated, and queries have a gain per head.
 
     Args:
         dim: D.
         num_heads: H.
         queries_per_key: H / K; query head h reads key-value head floor(h / queries_per_key).
-        query_gain: what the learned gains start at.
-        exclusive: exclusive self attention, `without_own`.
-        value_residual: values are l0 * (those of block 0) + l1 * (own), l learned, 0.5 at the start (arXiv 2410.17897).
-        gated: each head's output times sigmoid(W h + b), h the input, W 0 and b 4 at the start (arXiv 2505.06708).
-        first: whether this is block 0, whose l are there but do nothing and are not trained.
+        query_gain: initial value of the learned gains.
+        exclusive: exclusive self attention, see `without_own`.
+        value_residual: values are l0 * (those of block 0) + l1 * (own); l0 and l1 are learned from 0.5 (arXiv 2410.17897).
+        gated: multiplies each head's output by sigmoid(w . x + b), where x is the input of the layer. w is learned from 0 and
+            b from 4 (arXiv 2505.06708).
+        first: whether this is block 0, where l0 and l1 exist, but are neither used nor trained.
     """
 
     def __init__(
@@ -79,13 +83,13 @@ class GolfAttention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, first_values: Tensor | None, cache: KeyValues | None
     ) -> tuple[Tensor, Tensor]:
-        """What the positions read from each other, and their values before any mixing (B, K, L, Dh).
+        """The output (B, L, D), and the layer's own values (B, K, L, Dh), before those of block 0 are mixed in.
 
         Args:
             x: (B, L, D).
             cos, sin: rotary tables (L, r / 2).
-            first_values: what block 0 returned as values; None in block 0.
-            cache: keys and values of the positions before these, which are added; None where these are the first.
+            first_values: the values that block 0 returned; None in block 0.
+            cache: keys and values of earlier positions, to which those of x are appended; None: x is the whole sequence.
         """
         dh = x.shape[-1] // self.num_heads
         q, k, own = (layer(x).unflatten(-1, (-1, dh)).transpose(1, 2) for layer in (self.query, self.key, self.value))

@@ -1,8 +1,8 @@
-"""What can be said of an embedding flow on held-out text: its bound in bits per byte, and its denoising curve.
+"""Measures of an embedding flow on held-out text: a likelihood bound in bits per byte, and a denoising curve.
 
-The curve's mean in bits per byte, `denoising_ce_bpb`, was once published as a variational number. It is none: the scale of the
-embeddings or the grid can lower it, and v = 0 may stand below a trained model. So both come with v = 0.
-B batch, T times.
+The mean of the curve in bits per byte, `denoising_ce_bpb`, was once published as a variational number. It is not one: another
+scale of the embeddings or another grid can lower it, and the velocity v = 0 may score better than a trained model. Therefore
+both measures are also reported for v = 0. B batch, L length, T times.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +24,10 @@ GRIDS: dict[str, Callable[[int], Tensor]] = {
 
 
 def target_bytes(tokens: Tensor, weight: Tensor, table: ByteTable, bos_id: int) -> int:
-    """Bytes of the tokens (B, L) that have weight, each after the token before it; a row's first follows BOS."""
+    """Bytes of the tokens (B, L) whose weight (B, L) is above 0.
+
+    The bytes of a token depend on the token before it, which is BOS for the first of a row.
+    """
     previous = torch.cat((torch.full_like(tokens[:, :1], bos_id), tokens[:, :-1]), 1)
     return int(table.bytes(tokens, previous)[weight > 0].sum())
 
@@ -39,9 +42,12 @@ def denoising_report(
     seed: int,
     on_batch: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
-    """Cross-entropy of the denoised state at each of `times` (T,), and their mean, of the model and of v = 0.
+    """Cross-entropy of the denoised state at each of `times` (T,), and its mean over them, for the model and for v = 0.
 
-    The mean is over the grid, then over tokens; bytes are those of the target tokens alone.
+    The curves are in nats per target token, the means in bits per byte of the target tokens.
+
+    Raises:
+        ValueError: no token is a target.
     """
     device = next(algorithm.parameters()).device
     table = table.to(device)
@@ -80,9 +86,18 @@ def bound_report(
     seed: int,
     on_draw: Callable[[], Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """The bound on the targets given the sources for each end t1 of the path, one row each, with its two parts and v = 0.
+    """The bound on -log p(targets | sources), one row for each end t1 of the path, with its two parts and the bound of v = 0.
 
-    `standard_error_nats` is of the draws alone: how far the mean over this very text may be off.
+    `standard_error_nats`, per token, is the error from the draws of times and noise on this text. It does not include the
+    choice of the text, and is None with one draw.
+
+    Args:
+        ends: values of t1, in (0, 1).
+        draws_per_batch: draws of times and noise for each batch.
+        on_draw: called after each draw.
+
+    Raises:
+        ValueError: no token is a target.
     """
     device = next(algorithm.parameters()).device
     table = table.to(device)
@@ -128,7 +143,11 @@ def autoregressive_report(
     """The exact likelihood of the same targets given the same sources, by a model that reads from left to right.
 
     Args:
-        beside: with `nll(tokens (B, L)) -> (B, L)` nats, of the same tokens.
+        algorithm: the embedding flow, which says what the targets are.
+        beside: the other model, whose nll(tokens (B, L)) gives nats (B, L). It has the same tokenizer.
+
+    Raises:
+        ValueError: no token is a target.
     """
     device = next(beside.parameters()).device
     table, nats, num_tokens, num_bytes = table.to(device), 0.0, 0, 0

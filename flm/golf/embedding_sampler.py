@@ -1,4 +1,7 @@
-"""Samplers of the embedding flow: from noise to token embeddings, and from there to tokens. B batch, L length, D width."""
+"""A sampler of the embedding flow: from noise to token embeddings, and from these to tokens.
+
+B batch, L length, D width, V vocabulary.
+"""
 
 from typing import Any, Literal, Protocol
 
@@ -13,9 +16,13 @@ from flm.samplers.policy import Policy, Shaping
 
 
 class EmbeddingDenoiser(Protocol):
-    """What the sampler asks: the embeddings (V, D) and logits of an estimate, and the estimate itself.
+    """The network as the sampler calls it, with a state (B, L, D), times (B,) and the previous estimate (at first None).
 
-    Called with a state (B, L, D), a time (B,) and the estimate before (None at first), gives the clean state z1 (B, L, D).
+    It returns an estimate z1 (B, L, D) of the clean state. The logits of an estimate are z1 @ table^T + bias.
+
+    Attributes:
+        table: (V, D), the embeddings.
+        bias: (V,); None: no bias.
     """
 
     table: Tensor
@@ -25,17 +32,20 @@ class EmbeddingDenoiser(Protocol):
 
 
 class EmbeddingFlowSampler(Policy):
-    """Noise at t = 0 to tokens at t = 1 in N network evaluations on even times; given tokens stay clean throughout.
+    """Goes from noise at t = 0 to tokens at t = 1 in N network evaluations at evenly spaced times. Given tokens stay clean.
 
-    The flow moves towards an estimate of the embedding, not towards the mean of a distribution: the policy is of the tokens
-    that are read off, and temperature, top_k and top_p tell only where these are drawn.
+    The flow moves towards the network's estimate of the embedding, not towards the mean of a distribution over tokens.
+    Therefore the policy acts only when tokens are read off, and temperature, top_k and top_p need read_out="categorical".
 
     Args:
-        solver: "euler" follows the velocity (z1 - x) / (1 - t); "zigzag" noises z1 anew to the next time, with fresh noise,
-            as consistency models sample (arXiv 2303.01469). One step is the same with both.
-        read_out: tokens of the last estimate: "argmax" of the logits z1 . e, "nearest" embedding (the same where all
-            have one length), or "categorical", drawn from the softmax.
-        clamp: after every step, put the embeddings of its tokens in place of the estimate (arXiv 2205.14217).
+        solver: "euler" follows the velocity (z1 - x) / (1 - t). "zigzag" adds fresh noise to z1 for the next time, as
+            consistency models sample (arXiv 2303.01469). With one step both are the same.
+        read_out: how an estimate becomes tokens: "argmax" of its logits; the "nearest" embedding, which is the same if all
+            embeddings have one length and there is no bias; or "categorical", drawn from the softmax of the logits.
+        clamp: steps towards the embeddings of the tokens that are read off, in place of the estimate (arXiv 2205.14217).
+
+    Raises:
+        ValueError: temperature, top_k or top_p is set, but read_out is not "categorical".
     """
 
     def __init__(
@@ -46,7 +56,8 @@ class EmbeddingFlowSampler(Policy):
         **policy: Any,
     ):
         super().__init__(**policy)
-        idle = (None, 1.0, 0) if read_out == "argmax" else (None, 1.0)  # the most probable token is what it reads
+        # temperature 0 draws the most probable token, as argmax does
+        idle = (None, 1.0, 0) if read_out == "argmax" else (None, 1.0)
         for name in ("temperature", "temperature_end", "top_k", "top_p"):
             if read_out != "categorical" and policy.get(name) not in idle:
                 raise ValueError(f"sampling.{name}={policy[name]} is for sampling.read_out=categorical, not {read_out}")

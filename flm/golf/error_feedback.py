@@ -1,9 +1,12 @@
-"""Rounding that makes up for itself: what one weight of a row is off by, the weights of later inputs take back.
+"""Rounding with error feedback: weights that are rounded later compensate for the errors of those rounded before.
 
-Frantar et al., arXiv 2210.17323 (GPTQ). An output is w . x; with inputs of second moments M = E[x x^T] rounding w to q costs
-E[(w - q) . x]^2 = (w - q) M (w - q)^T, where rounding each weight by itself heeds the diagonal alone. Inputs are taken one
-after the other, those with the largest moments first; with M^-1 = U^T U, U upper triangular, the error e of input i moves the
-weights that are still free by -e U[i, i+1:] / U[i, i], their best answer.
+This is GPTQ (Frantar et al., arXiv 2210.17323). An output is w . x for a row w of weights. Rounding w to q costs
+E[((w - q) . x)^2] = (w - q) M (w - q)^T, where M = E[x x^T] are the second moments of the inputs. Rounding each weight by
+itself takes only the diagonal of M into account. Here the weights are rounded one input after the other, inputs with the
+largest moments first. Let M^-1 = U^T U with U upper triangular. An error e = w_i - q_i at input i is best compensated by adding
+-e U[i, i+1:] / U[i, i] to the weights that are not rounded yet.
+
+R rows (outputs), I inputs.
 """
 
 from collections.abc import Iterable
@@ -14,16 +17,16 @@ from torch import Tensor, nn
 from flm.algos.algorithm import Algorithm, Batch
 from flm.draws import Draws
 
-_BLOCK = 128  # inputs whose errors reach the others in one product
-DAMPING = 0.01  # of the mean moment, added to each: inputs that were never seen must not move anything
+_BLOCK = 128  # inputs whose errors are passed on to all later inputs in one matrix product
+DAMPING = 0.01  # times the mean moment is added to the diagonal, so that inputs that are always 0 change nothing
 
 
 def rounded_with_feedback(rows: Tensor, steps: Tensor, moments: Tensor, largest: int = 127) -> Tensor:
-    """Codes (R, I), float32 whole numbers of at most `largest` in absolute value, of weights `rows` (R, I).
+    """The codes (R, I) of weights `rows` (R, I): whole numbers in float32, at most `largest` in absolute value.
 
     Args:
-        steps: (R,) of each row; 0 for a row of zeros.
-        moments: (I, I) of the inputs.
+        steps: (R,), a weight is about its code times the step of its row; 0 for a row of zeros.
+        moments: (I, I), second moments of the inputs.
     """
     order = moments.diagonal().argsort(descending=True)
     factor = _factor(moments[order][:, order])
@@ -42,7 +45,7 @@ def rounded_with_feedback(rows: Tensor, steps: Tensor, moments: Tensor, largest:
 
 
 def _factor(moments: Tensor) -> Tensor:
-    """U (I, I) float32, upper triangular, with U^T U the inverse of the damped moments."""
+    """U (I, I), float32 and upper triangular, such that U^T U is the inverse of the damped moments."""
     damped = moments.double()
     mean = damped.diagonal().mean()
     damped = damped + torch.eye(len(damped), dtype=damped.dtype) * (DAMPING * mean if mean > 0 else 1.0)
@@ -52,12 +55,16 @@ def _factor(moments: Tensor) -> Tensor:
 
 @torch.no_grad()
 def input_moments(algorithm: Algorithm, batches: Iterable[Batch], seed: int) -> dict[str, Tensor]:
-    """E[x x^T] (I, I), float32 on the CPU, of what each linear layer reads while the training loss of the batches is computed.
+    """Second moments E[x x^T] (I, I), float32 on the CPU, of the inputs of linear layers, by the name of the layer's weight.
 
-    By the name of the layer's weight; of a layer that is not called there is none. seed: of what the loss draws.
+    The inputs are those that layers read when the training loss of the batches is computed in evaluation mode. A layer that
+    is not called is left out.
+
+    Args:
+        seed: for the random numbers of the loss.
     """
     sums, counts = dict[str, Tensor](), dict[str, int]()
-    first = dict[int, str]()  # a weight with several names is known by the first
+    first = dict[int, str]()  # by the id of a weight; one with several names goes by the first
 
     def hook(name: str):
         def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -76,7 +83,7 @@ def input_moments(algorithm: Algorithm, batches: Iterable[Batch], seed: int) -> 
     device, training = next(algorithm.parameters()).device, algorithm.training
     algorithm.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):  # a block that was compiled before does not call its layers' hooks
+        with torch.compiler.set_stance("force_eager"):  # a compiled block does not call the hooks of its layers
             for index, batch in enumerate(batches):
                 algorithm.loss(batch.to(device), Draws(seed, index, device=device))
     finally:

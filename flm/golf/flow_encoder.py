@@ -1,4 +1,4 @@
-"""A bidirectional post-norm transformer over token embeddings: the velocity network of the embedding flow.
+"""The network of the embedding flow: a bidirectional post-norm transformer that reads and writes token embeddings.
 
 B batch, L positions, D width, V vocabulary, H heads.
 """
@@ -15,11 +15,11 @@ from flm.models.attention import DocumentMask, attention
 from flm.models.layers import TimeEmbedding
 from flm.ranges import Count, Scale, Width
 
-_EPS = 1e-12  # of BERT's norms
+_EPS = 1e-12  # as in BERT's layer norms
 
 
 class PostNormBlock(nn.Module):
-    """x = LN(x + attention(x)), x = LN(x + MLP(x)), with biases; dropout on attention weights and on both branches."""
+    """x <- LN(x + attention(x)), then x <- LN(x + MLP(x)), with biases. Dropout is on attention weights and both branches."""
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: int, dropout: float):
         super().__init__()
@@ -34,7 +34,12 @@ class PostNormBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, L, D); mask bool, broadcastable to (B, H, L, L), True where a row's position may see the column's."""
+        """The new x (B, L, D).
+
+        Args:
+            mask: bool, broadcastable to (B, H, L, L), True where the position of the row may see that of the column. None:
+                every position sees all.
+        """
         x = self.norm1(x + self.dropout(self.out(self._mix(x, mask))))
         return self.norm2(x + self.dropout(self.mlp(x)))
 
@@ -50,22 +55,28 @@ class PostNormBlock(nn.Module):
 class FlowEncoder(nn.Module):
     """Maps a state (B, L, D) of token embeddings, noised or clean, and a time to D numbers at every position.
 
-    Embeddings are as wide as the network, and nothing stands between them and it.
+    Embeddings are as wide as the network, and enter it without a projection.
 
     Args:
         vocab_size: V.
-        length: L, the most positions.
+        length: the largest L.
         hidden_size: D, even and a multiple of num_heads.
-        dropout: of the input, of attention and of both branches.
-        time_scale: see `TimeEmbedding`; with 1, as published, the features hardly resolve times.
-        out_head: "ln" gives the last norm's output, whose size at every position is fixed, so that it cannot be the
-            velocity of most states; "linear" a linear layer after it, zero at the start.
-        embed_norm: "none": a free table, drawn from N(0, 1); "unit": rows scaled to length sqrt(D), so that their size
-            cannot be learned; "frozen": such rows, not trained.
-        logit_bias: a learned bias on the logits.
-        self_condition: also read the previous estimate of the clean state.
-        weight_dtype: what all parameters are kept in, without a copy in fp32: "float32", or "bfloat16", in which an update
-            of 1e-5 is lost for nine weights in ten; for reproduction only.
+        num_blocks: number of `PostNormBlock`s.
+        num_heads: H.
+        mlp_ratio: MLP width over D.
+        dropout: on the input, on attention weights, and on both branches of each block.
+        time_scale: see `TimeEmbedding`; with 1, as published, the features of different times hardly differ.
+        out_head: "ln" returns the output of the last norm. The norm fixes its size at every position, so it cannot equal
+            the velocity of most states. "linear" adds a linear layer, which starts at zero.
+        embed_norm: "none": a free table, drawn from N(0, 1). "unit": rows are scaled to length sqrt(D), so that their size
+            cannot be learned. "frozen": as "unit", but not trained.
+        logit_bias: whether logits have a learned bias.
+        self_condition: whether the network also reads the previous estimate of the clean state.
+        weight_dtype: dtype of all parameters; there is no copy in fp32. In "bfloat16" an update of 1e-5 is lost for nine
+            weights in ten, so it is for reproduction only.
+
+    Raises:
+        ValueError: hidden_size is odd or no multiple of num_heads.
     """
 
     def __init__(
@@ -106,23 +117,23 @@ class FlowEncoder(nn.Module):
 
     @property
     def input_table(self) -> Tensor:
-        """The embeddings (V, D), as the flow sees them, in fp32 at least."""
+        """The embeddings (V, D) after `embed_norm`, in fp32 or better."""
         table = self.embedding.to(torch.promote_types(self.embedding.dtype, torch.float32))
         return table if self.embed_norm == "none" else F.normalize(table, dim=-1) * math.sqrt(self.hidden_size)
 
     def forward(
         self, state: Tensor, t: Tensor, estimate: Tensor | None = None, mask: Tensor | DocumentMask | None = None
     ) -> Tensor:
-        """What the last layer says (B, L, D), in the state's dtype.
+        """The output (B, L, D), in the state's dtype.
 
         Args:
             state: (B, L, D) with L at most `length`.
             t: (B,) in [0, 1].
-            estimate: (B, L, D), the previous estimate of the clean state; None for none. Only read with self_condition.
-            mask: as `DiT.hidden`.
+            estimate: (B, L, D), the previous estimate of the clean state; None: there is none. Only read with self_condition.
+            mask: as in `DiT.hidden`.
 
         Raises:
-            ValueError: more positions than the network knows.
+            ValueError: the state has more than `length` positions.
         """
         if state.shape[1] > self.length:
             raise ValueError(f"{state.shape[1]} positions, but the network has {self.length} (model.length): shorten the text")
@@ -131,14 +142,14 @@ class FlowEncoder(nn.Module):
         if self.estimate is not None and estimate is not None:
             x = x + self.estimate(estimate.to(dtype)).to(dtype)
         x = self.dropout(self.norm(x))
-        seen = mask.dense if isinstance(mask, DocumentMask) else mask  # dropout of attention needs it
+        seen = mask.dense if isinstance(mask, DocumentMask) else mask  # attention with dropout needs a dense mask
         for block in self.blocks:
             x = block(x, seen)
         return (x if self.head is None else self.head(x)).to(state.dtype)
 
 
 class PlainTimeEmbedding(TimeEmbedding):
-    """D cosines and sines, and an MLP of the transformer's ratio between them and D."""
+    """A time (B,) as D numbers: D cosines and sines, then an MLP of width mlp_ratio * D."""
 
     def __init__(self, hidden_size: int, mlp_ratio: int, scale: float):
         super().__init__(hidden_size, hidden_size, scale)

@@ -1,10 +1,12 @@
 """Flow matching on token embeddings, conditioned on a clean first part: a sequence-to-sequence flow language model.
 
-After FlowSeq (Hu et al., EACL 2024): a velocity loss on the straight path, and a cross-entropy of the point the velocity
-leads to ("anchor"), which ties the flow to the embeddings it must end on. B batch, L length, D width, V vocabulary.
+The loss follows FlowSeq (Hu et al., EACL 2024): the squared error of the velocity on the straight path, and the "anchor",
+the cross-entropy of the tokens at the point to which the velocity leads. The anchor ties the end of the flow to embeddings.
 
-The cross-entropy of the denoised state, averaged over the path, is no likelihood: near t = 1 the state holds the answer, and
-no network at all (v = 0) reads it off. `denoising_curve` gives both; `conditional_bound` is a likelihood bound.
+The cross-entropy of the denoised state, averaged over the path, is not a likelihood. Near t = 1 the state contains the answer,
+and even the velocity v = 0 reads it off. `denoising_curve` reports both, and `conditional_bound` is a likelihood bound.
+
+B batch, L length, D width, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -36,7 +38,7 @@ _TIMES: dict[str, Callable[[Draws, int], Tensor]] = {
 
 
 class VelocityDenoiser:
-    """Estimates of the clean state out of a network's velocity, or out of a network that gives them itself."""
+    """Estimates the clean state with a network that predicts either the velocity or the clean state itself."""
 
     def __init__(self, backbone: nn.Module, predicts_velocity: bool, self_condition: bool):
         self.backbone, self.predicts_velocity, self.self_condition = backbone, predicts_velocity, self_condition
@@ -54,7 +56,7 @@ class VelocityDenoiser:
         return clean_of(state, output, t) if self.predicts_velocity else output
 
     def output(self, state: Tensor, t: Tensor, estimate: Tensor | None = None, mask: DocumentMask | None = None) -> Tensor:
-        """What the network says, velocity or clean state."""
+        """The network's output (B, L, D): a velocity or a clean state. Arguments as in `FlowEncoder.forward`."""
         return self.backbone(state, t, estimate if self.self_condition else None, mask)
 
 
@@ -62,16 +64,20 @@ class FlowLM(Algorithm):
     """The embedding flow language model.
 
     Args:
-        backbone: called as backbone(vocab_size=V); gives a module like `flm.golf.flow_encoder.FlowEncoder`.
+        backbone: called as backbone(vocab_size=V); returns a module like `flm.golf.flow_encoder.FlowEncoder`.
         vocab_size: V.
         length: L.
-        source_fraction: the first floor(source_fraction * L) positions are given, in [0, 1); so is what has weight 0.
-        param: what the network gives: "velocity", or "x1", the clean embedding.
-        mse_weight: of the squared error, a mean over dimensions and positions.
-        anchor_weight: of the cross-entropy.
-        mse_mask: squared error on the "target" alone, or on "all" positions, as in FlowSeq.
+        source_fraction: in [0, 1); the first floor(source_fraction * L) positions are given, and so are all of weight 0. The
+            others are the targets.
+        param: output of the network: "velocity", or "x1", the clean embedding.
+        mse_weight: factor of the squared error, a mean over dimensions and positions.
+        anchor_weight: factor of the cross-entropy.
+        mse_mask: the squared error is on the "target" positions only, or on "all", as in FlowSeq.
         t_sampler: "stratified" over the global batch, "uniform", "uniform_eps" (on [0.001, 1]) or "logit_normal".
-        self_condition: half of the steps show the network its own first estimate (needs model.self_condition=true).
+        self_condition: in half of the steps the network reads its own first estimate (needs model.self_condition=true).
+
+    Raises:
+        ValueError: the backbone does not read embeddings, or does not read an estimate although self_condition is on.
     """
 
     samplers = {"": EmbeddingFlowSampler}
@@ -99,12 +105,12 @@ class FlowLM(Algorithm):
         self.predicts_velocity = param == "velocity"
         self.mse_weight, self.anchor_weight, self.mse_mask = mse_weight, anchor_weight, mse_mask
         self.self_condition, self._draw_times = self_condition, _TIMES[t_sampler]
-        # the bound is on the target given the source: one on whole sequences only where nothing is given
+        # the bound is on the target given the source, so it is one on whole sequences only if nothing is given
         self.bound_kind = None if self.source_length else "variational upper bound"
         self.scored_by = "flow_lm_eval" if self.source_length else None
 
     def target_weight(self, batch: Batch) -> Tensor:
-        """(B, L): the batch's weight on what is to be generated, 0 on what is given."""
+        """(B, L): the batch's weight on target positions, 0 on those that are given."""
         weight = batch.weight.clone()
         weight[:, : self.source_length] = 0
         return weight
@@ -129,8 +135,12 @@ class FlowLM(Algorithm):
         return loss
 
     def _squared_weight(self, batch: Batch, weight: Tensor) -> Tensor:
-        """(B, L) of the squared errors. On all positions they are a mean over those of each document that stands for as many
-        as it has targets: in a batch of equal rows, the mean over all positions. Padding has none."""
+        """Weights (B, L) of the squared errors.
+
+        With mse_mask="target" they are `weight`. With "all" every position of a document has the same weight, and together they
+        have the weight of the document's targets. If all rows have equally many targets, this gives the mean over all
+        positions. Padding has no targets, so its weight is 0.
+        """
         if self.mse_mask == "target":
             return weight
         if batch.documents is None:
@@ -140,18 +150,23 @@ class FlowLM(Algorithm):
 
     @torch.no_grad()
     def validation_loss(self, batch: Batch, draws: Draws) -> Loss:
-        """The cross-entropy of the denoised state at stratified times: no likelihood, but a curve along the path."""
+        """The cross-entropy of the denoised state at stratified times. It gives a curve along the path, not a likelihood."""
         t = draws.stratified(len(batch.tokens))
         weight = self.target_weight(batch)
         _, _, state = self._state(batch, weight, t, draws)
         z1 = self.denoiser()(state, t.float(), None, document_mask(batch.documents))
         return summed(*self._cross_entropy(z1, batch.tokens, weight), weight, t)
 
-    context_free_has_weights = True  # the embeddings
+    context_free_has_weights = True  # it depends on the embeddings
 
     @torch.no_grad()
     def context_free_loss(self, token_counts: Tensor, tau: Tensor, draws: Draws) -> Tensor:
-        """Of the exact posterior of a token given its own noised embedding and the unigram frequencies."""
+        """Cross-entropy (T,) of the exact posterior of a token given only its own noised embedding and unigram frequencies.
+
+        Args:
+            token_counts: (V,).
+            tau: (T,) times, below 1.
+        """
         table = self.backbone.input_table.double()
         prior = token_counts.double() / token_counts.sum()
         tokens = torch.multinomial(prior, _REFERENCE_DRAWS, True, generator=draws.local)[None]
@@ -168,9 +183,12 @@ class FlowLM(Algorithm):
 
     @torch.no_grad()
     def denoising_curve(self, batch: Batch, times: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Nats of the target tokens, summed per sequence, at each time: (T, B) of the model, and of v = 0.
+        """Cross-entropy in nats, summed over the target tokens of a sequence, (T, B) of the model and (T, B) of v = 0.
 
-        v = 0 reads the same noise: whatever the model does not have below it, it did not learn. times (T,) in [0, 1].
+        Both read the same noise. The model has learned only what it gains over v = 0.
+
+        Args:
+            times: (T,) in [0, 1].
         """
         weight, denoiser, mask = self.target_weight(batch), self.denoiser(), document_mask(batch.documents)
         curves: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -186,7 +204,11 @@ class FlowLM(Algorithm):
         """One draw of an upper bound on -log p(target | source) in nats, (B,), summed over the targets.
 
         Args:
-            t1: in (0, 1), where the path hands over to the logits; valid for every value, tightest where they are certain.
+            t1: in (0, 1), the time at which the path ends and tokens are read off with the logits. The bound holds for every
+                t1; how tight it is depends on t1.
+
+        Raises:
+            ValueError: t1 is not in (0, 1).
         """
         weight, mask, denoiser = self.target_weight(batch), document_mask(batch.documents), self.denoiser()
         t = diffusion_times(draws.stratified(len(batch.tokens)), t1)
@@ -194,7 +216,7 @@ class FlowLM(Algorithm):
         output = denoiser.output(state, t.float(), None, mask).double()
         if self.predicts_velocity:
             error = clean.double() - noise - output
-        else:  # e - z1 = (1 - t) (v* - v), and t <= t1 < 1
+        else:  # e - z1 = (1 - t) (v* - v) for the true velocity v*, and t <= t1 < 1
             error = (clean.double() - output) / (1 - t)[:, None, None]
         squared = (error.square().sum(-1) * weight).sum(1)
         end = torch.full_like(t, t1)
@@ -205,7 +227,7 @@ class FlowLM(Algorithm):
 
     @torch.no_grad()
     def zero_velocity_bound(self, batch: Batch, draws: Draws, t1: float = 0.9) -> Bound:
-        """The same for v = 0, its integral in closed form."""
+        """As `conditional_bound`, for v = 0. The integral over time is then known in closed form."""
         weight = self.target_weight(batch)
         norms = self.backbone.input_table.double().square().sum(-1)[batch.tokens]
         width = self.backbone.input_table.shape[1]
@@ -214,7 +236,7 @@ class FlowLM(Algorithm):
         return _bound(diffusion, self._nats(state, batch.tokens, weight))
 
     def bound(self, batch: Batch, draws: Draws, t1: float = 0.9) -> Bound:
-        """As `conditional_bound`; of whole sequences, which takes source_fraction = 0."""
+        """As `conditional_bound`. It is a bound on whole sequences only if source_fraction is 0."""
         return self.conditional_bound(batch, draws, t1)
 
     def denoiser(self) -> VelocityDenoiser:
@@ -229,7 +251,7 @@ class FlowLM(Algorithm):
         return clean, noise, corrupt(clean, noise, t, weight == 0)
 
     def _cross_entropy(self, z1: Tensor, tokens: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        # never under autocast: logits have the size of D, and bf16 would round them to whole nats
+        # not under autocast: logits are about as large as D, and bf16 would round them to whole nats
         with torch.autocast(z1.device.type, enabled=False):
             table = self.backbone.input_table
             return cross_entropy(TokenPosterior(z1.to(table.dtype), table, self.backbone.logit_bias), tokens, weight)

@@ -1,4 +1,4 @@
-"""mode=flow_lm_eval: an embedding flow on held-out text: likelihood bound, denoising curve, and v = 0 beside both."""
+"""mode=flow_lm_eval: evaluates an embedding flow on held-out text: likelihood bound and denoising curve, also for v = 0."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ CAUTION = (
 
 @dataclass(frozen=True)
 class FlowLMEvalOptions:
-    """The `flow_lm_eval` config; keys explained there."""
+    """The `flow_lm_eval` config, which explains its keys."""
 
     ends: Annotated[Sequence[OpenShare], MinLen(1), DIFFERENT] = (0.1, 0.2, 0.3, 0.5, 0.9)
     grid: Annotated[str, one_of(GRIDS)] = "inclusive"
@@ -44,14 +44,15 @@ class FlowLMEvalOptions:
 def flow_lm_eval(config: DictConfig) -> dict[str, Any]:
     """Writes run_dir/flow_lm_eval.json and prints the tables.
 
-    The bound's end is chosen on eval.pilot_draws training blocks; every end is a valid bound by itself.
+    The bound is reported for every end t1, and holds for each. The one to quote, `chosen_t1`, is the lowest on
+    eval.pilot_draws training blocks; it is None if there are none.
     """
     check_alone("flow_lm_eval")
     return evaluate(Run(config))
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """The same, of a config in plain values."""
+    """As `flow_lm_eval`, for a `Run`."""
     wanted, evaluation = run.options(FlowLMEvalOptions, "flow_lm_eval"), run.options(EvalOptions, "eval")
     seed, held_out = run["seed"], HeldOut.of(evaluation, run["data"], run["loader"], run["seed"])
     held_out.check_needed("flow_lm_eval")
@@ -94,7 +95,7 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 
 def _left_to_right(path: str, lm: flm.LanguageModel, evaluation: EvalOptions) -> flm.LanguageModel:
-    """The model of flow_lm_eval.beside, which must read the same tokens from left to right."""
+    """The model of flow_lm_eval.beside. Raises ValueError unless it reads from left to right and has lm's tokenizer."""
     other = flm.load(path, lm.device, None, evaluation.trusted_modules)
     if not hasattr(other.algorithm, "nll"):
         raise ValueError(f"flow_lm_eval.beside={path}: {type(other.algorithm).__name__} does not read from left to right")
@@ -104,7 +105,7 @@ def _left_to_right(path: str, lm: flm.LanguageModel, evaluation: EvalOptions) ->
 
 
 def training_batches(data: TextDataModule, wanted: int, size: int) -> list[Batch]:
-    """`wanted` training blocks, evenly spaced, in batches of `size`; none where the corpus has no training split."""
+    """`wanted` training blocks, evenly spaced, in batches of at most `size`; empty if the corpus has no training split."""
     if "train" not in data.corpus.splits or not wanted:
         return []
     blocks = data.train_blocks()

@@ -1,6 +1,7 @@
-"""mode=golf_eval: bits per byte of held-out text read as one stream, as the parameter-golf track counts them.
+"""mode=golf_eval: bits per byte of held-out text, read as one stream, as the parameter-golf track counts them.
 
-Windows do not overlap, or slide, or slide with test-time training on the text that has been scored.
+There are three methods: windows without overlap, sliding windows, and sliding windows with test-time training on the text that
+has already been scored.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ BLOCKS, SLIDING, TRAINED = METHODS = ("blocks", "sliding", "test_time_training")
 
 @dataclass(frozen=True)
 class GolfEvalOptions:
-    """The `golf_eval` config; keys explained there."""
+    """The `golf_eval` config, which explains its keys."""
 
     methods: Annotated[Sequence[Literal["blocks", "sliding", "test_time_training"]], MinLen(1)] = METHODS
     window: Count | None = None
@@ -44,10 +45,10 @@ class GolfEvalOptions:
 
 
 def golf_eval(config: DictConfig) -> dict[str, Any]:
-    """Scores the held-out text of the corpus eval.real_data names. Writes run_dir/golf_eval.json and prints a table.
+    """Scores the held-out text of the corpus that eval.real_data names. Writes run_dir/golf_eval.json and prints a table.
 
-    Each of several processes scores its share of the chunks or, in test-time training, of each chunk, and the first process
-    trains. The first one also writes. The numbers are the same as those of one process.
+    Several processes share the chunks. With test-time training they share the windows of each chunk instead, and the first
+    process trains. Only the first process writes and prints. The numbers are the same as those of one process.
     """
     run = Run(config)
     with team_of(Machine.of(run["trainer"], run["model"]).device) as team:
@@ -105,7 +106,7 @@ def evaluate(run: Run, team: Team = ALONE) -> dict[str, Any]:
 
 
 def _text(data: TextDataModule, max_tokens: int | None) -> Tensor:
-    """(N + 1,) ids of the held-out documents one after the other."""
+    """The ids of the held-out documents, one after the other, (N + 1,) for N targets; N is at most max_tokens if given."""
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"golf_eval.max_tokens must be at least 1, or null for all, not {max_tokens}")
     stream = data.cache.tokens("valid")

@@ -1,6 +1,6 @@
-"""Native flow: an autoregressive model whose last hidden state is corrected by a flow that is trained beside it.
+"""Native flow: an autoregressive model whose last hidden state is corrected by a flow that is trained with it.
 
-The correction stands between the network and its output table, and sees one position at a time, so the model stays
+The correction acts on the hidden state before the output table. It sees each position by itself, so the model stays
 autoregressive and its likelihood exact. B batch, L length, D width, V vocabulary.
 """
 
@@ -20,13 +20,13 @@ from flm.ranges import CalledWith, Count, NonNegative
 
 
 class NativeFlow(AR):
-    """Cross-entropy of the corrected predictions + loss_weight * the flow's own loss.
+    """An autoregressive model whose training loss is the cross-entropy of corrected predictions + loss_weight * flow loss.
 
     Args:
         backbone, vocab_size, length: see `AR`.
-        flow: called as flow(dim=D); gives a module like `NativeFlowMatcher`. None: the plain autoregressive model, whose
-            parameters then start as they do with a flow.
-        loss_weight: of the flow's loss, a mean square per dimension; at least 0.
+        flow: called as flow(dim=D); returns a module like `NativeFlowMatcher`. None: the plain autoregressive model. With
+            one seed the backbone starts from the same parameters in both cases.
+        loss_weight: factor of the flow's loss, a mean square per dimension; at least 0.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class NativeFlow(AR):
         return self.corrected(self.backbone(tokens))
 
     def corrected(self, posterior: TokenPosterior) -> TokenPosterior:
-        """A prediction of the backbone with its hidden states (B, L, D) moved by the flow."""
+        """A prediction of the backbone, with its hidden states (B, L, D) corrected by the flow, if there is one."""
         return posterior if self.flow is None else replace(posterior, hidden=self.flow(posterior.hidden))
 
     def loss(self, batch: Batch, draws: Draws) -> Loss:
-        """Nats, and to them, in training alone, the weighted loss of the flow; both over the tokens that count."""
+        """The training loss: cross-entropy in nats plus the flow's loss times loss_weight, both weighted by `batch.weight`."""
         plain = by_document(self.backbone, batch.tokens, batch.documents)
         loss = token_loss(self.corrected(plain), batch)
         loss.metrics["cross_entropy_nats_per_token"] = loss.sum.detach(), loss.count
@@ -68,7 +68,7 @@ class NativeFlow(AR):
 
 
 class CorrectedReader:
-    """A `LeftToRight` whose predictions are corrected."""
+    """A `LeftToRight` that corrects the predictions of another one."""
 
     def __init__(self, network: LeftToRight, corrected: Callable[[TokenPosterior], TokenPosterior]):
         self.network, self.corrected = network, corrected

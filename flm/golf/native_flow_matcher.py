@@ -1,4 +1,4 @@
-"""A flow in the space of hidden states, trained beside a language model and read as a correction of its last hidden state.
+"""A flow in the space of hidden states, trained with a language model, whose last hidden state it corrects.
 
 B batch, L positions, D width of the hidden state, h width inside the module.
 """
@@ -17,34 +17,34 @@ from flm.ranges import Count, PositiveShare, Scale, Width
 
 
 class NativeFlowMatcher(nn.Module):
-    """A velocity v(x, t) of each position by itself, from Gaussian noise z at t = 0 to hidden states x1 at t = 1.
+    """A velocity v(x, t) from Gaussian noise z at t = 0 to hidden states x1 at t = 1, for each position by itself.
 
-    It is trained by conditional flow matching (arXiv 2210.02747) on the straight path x_t = (1 - t) z + t x1,
+    It is trained by conditional flow matching (arXiv 2210.02747) on the straight path x_t = (1 - t) z + t x1 with the loss
 
-        mean over dimensions of (v(x_t, t) - (x1 - z))^2,
+        mean over dimensions of (v(x_t, t) - (x1 - z))^2.
 
-    and corrects a hidden state x by x + sigmoid(gate) v(x, t_eval), or by the displacement of several Euler steps. Both
-    terms are the identity and 2, where z and x1 have unit mean square, as long as v = 0: at the start.
+    A hidden state x is corrected to x + sigmoid(gate) v(x, t_eval). With several Euler steps their whole displacement takes
+    the place of v. At the start v = 0: the correction changes nothing, and the loss is 2 if z and x1 have unit mean square.
 
-    At t_eval = 1 the field that this loss asks for is E[x1 - z | x_1 = x] = x, since z is independent of x1: the correction
-    is then a factor 1 + sigmoid(gate) on x, a temperature of the logits. Below 1 it carries information.
+    At t_eval = 1 the optimal velocity is E[x1 - z | x_1 = x] = x, since z is independent of x1 and has mean 0. The correction
+    then only multiplies x by 1 + sigmoid(gate), like a temperature of the logits. Below 1 it can carry information.
 
     Args:
         dim: D, even.
-        hidden_dim: h. 3 D h + 2 h + 1 parameters, and D h more with a condition.
-        t_eval: time in (0, 1] at which the single step of n_steps = 1, of length 1, is taken.
-        n_steps: Euler steps from t_start to 1 where above 1.
-        t_start: in [0, 1).
-        per_position_t: whether every position has a time of its own in training, or every sequence (stratified).
-        detach_target: whether x1 and the condition are constants of the flow loss, which then reaches this module alone.
-        target: x1, the hidden state itself, or the row of the token to be predicted, at a root mean square of 1.
-        condition: what v sees beside x and t, nothing or the hidden state.
-        gate_init: of the gate, before the sigmoid.
-        time_scale: t is multiplied by it before its sinusoids, see `time_features`.
-        init: of the matrices that read x, t and the condition; the one that writes is zero.
+        hidden_dim: h. The module has 3 D h + 2 h + 1 parameters, and D h more with a condition.
+        t_eval: time in (0, 1] of the single step, of length 1, that is taken if n_steps is 1.
+        n_steps: number of Euler steps; above 1 they go from t_start to 1.
+        t_start: in [0, 1); for n_steps above 1.
+        per_position_t: whether in training every position has its own time, or every sequence one (stratified).
+        detach_target: whether x1 and the condition are constants of the flow loss, which then trains only this module.
+        target: what x1 is: the "hidden" state itself, or the output row of the "token" to be predicted, RMS-normalised.
+        condition: what v reads besides x and t: nothing, or the hidden state.
+        gate_init: initial value of the gate, before the sigmoid.
+        time_scale: factor of t, see `time_features`.
+        init: initialisation of the matrices that read x, t and the condition. The matrix that writes starts at zero.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: t_eval is below 1 with several steps, or t_start above 0 with one.
     """
 
     def __init__(
@@ -85,7 +85,11 @@ class NativeFlowMatcher(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def velocity(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """v (..., D) at states x (..., D) and times t, broadcastable to (...,); `condition` (..., D) counts if asked for."""
+        """v (..., D) at states x (..., D) and times t, which broadcast to (...,).
+
+        Args:
+            condition: (..., D); only read if the module has condition="hidden".
+        """
         features = time_features(t, self.time.in_features, self.time_scale).to(self.time.weight.dtype)
         inner = self.read(x) + F.gelu(self.time(features))
         if self.read_condition is not None:
@@ -93,7 +97,7 @@ class NativeFlowMatcher(nn.Module):
         return self.write(F.gelu(inner)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Hidden states (..., D), corrected; in training and in inference alike."""
+        """Corrected hidden states (..., D), in training as in inference."""
         if self.n_steps == 1:
             shift = self.velocity(x, x.new_full((1,) * (x.ndim - 1), self.t_eval), x)
         else:
@@ -105,12 +109,12 @@ class NativeFlowMatcher(nn.Module):
         return x + torch.sigmoid(self.gate) * shift
 
     def loss(self, hidden: Tensor, tokens: Tensor, table: Tensor, draws: Draws) -> Tensor:
-        """The flow loss (B, L), mean square per dimension.
+        """The flow loss (B, L), a mean square over dimensions.
 
         Args:
-            hidden: (B, L, D) the states to be corrected.
-            tokens: (B, L) what they are to predict.
-            table: (V, D) of the language model.
+            hidden: (B, L, D), the states before correction.
+            tokens: (B, L), the tokens that they predict.
+            table: (V, D), output table of the language model.
         """
         target = hidden if self.target == "hidden" else rms_norm(F.embedding(tokens, table))
         condition = hidden
@@ -126,7 +130,10 @@ class NativeFlowMatcher(nn.Module):
 
 
 def time_features(t: Tensor, count: int, scale: float) -> Tensor:
-    """Sines, then cosines (..., count) of scale * t * 10000^(-i / (count/2 - 1)), i from 0; in fp32 at least."""
+    """Features (..., count) of times t (...), in fp32 or better.
+
+    They are the sines, then the cosines, of scale * t * 10000^(-i / (count/2 - 1)) for i = 0 ... count/2 - 1; count is even.
+    """
     wide = torch.promote_types(t.dtype, torch.float32)
     half = count // 2
     exponent = torch.arange(half, dtype=wide, device=t.device) / max(half - 1, 1)

@@ -1,4 +1,4 @@
-"""Which block of a network a parameter belongs to, read off its name."""
+"""The block of a network that a parameter belongs to, by the parameter's name."""
 
 import re
 
@@ -6,6 +6,6 @@ _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 
 def block_of(name: str) -> int | None:
-    """Number of the block, from the input's side: `i` of a name with `blocks.i.` in it; None for what is in no block."""
+    """The number i, from 0 at the input, in a name that contains `blocks.i.`; None if the parameter is in no block."""
     found = _BLOCK.search(name)
     return None if found is None else int(found.group(1))

@@ -1,14 +1,14 @@
-"""A model in one small file that describes itself: weights in few bits, compressed, read back without executing anything.
+"""The file format of packed models: compressed weights of few bits with a description, read without executing anything.
 
     8 bytes   FLMPACK and the format's version
-    1 byte    how the rest is compressed: 1 zstandard, 2 zlib
-    4 bytes   length before compression, little-endian
-    32 bytes  SHA-256 of what follows
-    the rest  compressed: a safetensors file whose metadata hold the description
+    1 byte    compression of the rest: 1 zstandard, 2 zlib
+    4 bytes   length of the rest before compression, little-endian
+    32 bytes  SHA-256 of the compressed rest
+    the rest  a compressed safetensors file, with the description in its metadata
 
-Parameters are rounded as `quantise` says, and tied ones kept once. Buffers are no weights (clocks, tables of constants) and
-kept to the bit. Codes lie under the weight's name; in version 2 those of all weights together, as `entropy_coder` writes them.
-`flm.golf.packing` makes such files.
+Parameters are rounded by `flm.golf.quantise`, and tied ones are stored once. Buffers (clocks, tables of constants) are stored
+exactly. The codes of a weight are stored under its name. Version 2 can also store the codes of all weights together, as
+`entropy_coder` writes them. `flm.golf.packing` makes such files.
 """
 
 import hashlib
@@ -36,23 +36,24 @@ _READ = (b"FLMPACK\x01", MAGIC)
 _HEADER = struct.Struct("<8sBI32s")
 ZSTD, ZLIB = 1, 2
 _SCALES = "|scales"  # after the name of a weight; no module has such a name
-_WORDS, _FREQUENCIES = "|words", "|frequencies"  # of all codes together
-# A promise beyond both is no model: codes of 5 bits do not shrink to a two-hundredth.
-MOST_BYTES = (1 << 32) - 1  # of what is compressed, as the header can say
+_WORDS, _FREQUENCIES = "|words", "|frequencies"  # names of the entropy-coded codes of all weights
+MOST_BYTES = (1 << 32) - 1  # before compression; the header has 4 bytes for it
+# A file that claims to decompress to more than times * its size + spare is refused: codes of 5 bits do not shrink 200-fold.
 _MOST_TIMES, _SPARE_BYTES = 256, 1 << 26
-# JSON takes thirty times its size in memory; a tokenizer's shrinks to a third or less, and weights come beside it
+# A limit on the description, since parsed JSON takes thirty times its size in memory. A tokenizer compresses to a third or
+# less, and the file holds the weights as well, so real models stay far below it.
 _MOST_TIMES_TEXT, _SPARE_TEXT = 8, 1 << 20
-_NOT_KEPT = {"average", "average_updates"}  # of a description: the weights are one set
+_NOT_KEPT = {"average", "average_updates"}  # fields of a description that are not stored, since there is one set of weights
 
 
-# what comes of bytes that are not the content of an artifact
+# errors that parsing raises if the bytes are not the content of an artifact
 _NOT_ONE = (
     KeyError,
     TypeError,
     AttributeError,
     ArithmeticError,  # infinity as a size
-    RuntimeError,  # with RecursionError
-    ValueError,  # with those of JSON and Unicode
+    RuntimeError,  # includes RecursionError
+    ValueError,  # includes the errors of JSON and Unicode
     safetensors.SafetensorError,
 )
 
@@ -64,13 +65,13 @@ def serialised(
     description: Description,
     entropy_coded: bool = False,
 ) -> bytes:
-    """What `file_of` compresses.
+    """The bytes of a packed model before compression, a safetensors file.
 
     Args:
-        rounded: parameters by name.
-        others: buffers.
-        aliases: for each further name of a parameter or buffer the one it stands for.
-        entropy_coded: the codes in as many bytes as their entropy; else in int8, for the compressor to shrink.
+        rounded: parameters by name; those that are not `Quantised` are stored as they are.
+        others: buffers by name.
+        aliases: further names of parameters and buffers, each with the name under which the tensor is stored.
+        entropy_coded: stores codes in about as many bytes as their entropy, else as int8, which the compressor shrinks.
     """
     tensors = {name: tensor.contiguous().clone() for name, tensor in others.items()}
     quantised = {name: found for name, found in rounded.items() if isinstance(found, Quantised)}
@@ -88,19 +89,25 @@ def serialised(
 
 
 def file_of(raw: bytes, codec: int, compressed: bytes) -> bytes:
+    """The content of the file: a header, then `compressed`, which is `raw` compressed by ZSTD or ZLIB.
+
+    Raises:
+        ValueError: `raw` has 4 GiB or more.
+    """
     if len(raw) > MOST_BYTES:
         raise ValueError("a model of 4 GiB or more in 8 bits does not fit this format")
     return _HEADER.pack(MAGIC, codec, len(raw), hashlib.sha256(compressed).digest()) + compressed
 
 
 def read(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
-    """What the file says of itself, and a state dict: float32 weights as they were rounded, and buffers.
+    """The file's description, and a state dict: rounded weights in float32, and buffers.
 
-    The description's average names the very same weights, since there is but one set, whichever it was packed from.
+    The description's average holds the same weights as the state dict. The file has one set of weights, whether or not they
+    were averaged ones.
 
     Raises:
-        ValueError: naming the file: it is cut short or damaged, of another version, or not of this format; or it needs a
-            library that is not there.
+        ValueError: the file is unreadable, cut short, damaged, of another version or not of this format, or needs a library
+            that is not installed. The message names the file.
     """
     name = str(path)
     try:
@@ -117,13 +124,17 @@ def read(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
 
 
 def _parsed(raw: bytes, size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Description and state dict of what `serialised` wrote, out of a file of so many bytes; raises one of _NOT_ONE."""
+    """Description and state dict from the bytes that `serialised` wrote. Raises one of _NOT_ONE if they are malformed.
+
+    Args:
+        size: bytes of the compressed file, which limits the description.
+    """
     length = int.from_bytes(raw[:8], "little")
     if length > _MOST_TIMES_TEXT * size + _SPARE_TEXT:
         raise ValueError(f"{size:,} bytes promise {length:,} of description")
     stored = safetensors.torch.load(raw)
     about = json.loads(json.loads(raw[8 : 8 + length])["__metadata__"][KEY])
-    parameters, aliases = dict.fromkeys(about.pop("parameters")), about.pop("aliases")  # a name given twice costs once
+    parameters, aliases = dict.fromkeys(about.pop("parameters")), about.pop("aliases")  # without duplicates
     codes = stored | _decoded(about.pop("coded", []), stored)
     state = {key: value for key, value in stored.items() if key not in parameters and "|" not in key}
     for key in parameters:
@@ -134,13 +145,17 @@ def _parsed(raw: bytes, size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _decoded(coded: Sequence[Any], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """int8 codes by name, of names and shapes; empty where there are none."""
+    """int8 codes by name, decoded from the entropy-coded words in `stored`.
+
+    Args:
+        coded: pairs of a name and a shape; empty: the codes are not entropy-coded, and the result is empty.
+    """
     if not coded:
         return {}
     shapes = {str(key): [int(size) for size in shape] for key, shape in coded}
     sizes = [math.prod(shape) if min(shape, default=0) > 0 else 0 for shape in shapes.values()]
     words, frequencies = (stored[key].numpy().view("uint16") for key in (_WORDS, _FREQUENCIES))
-    if sum(sizes) + TOTAL * len(sizes) > _MOST_TIMES * words.nbytes + _SPARE_BYTES:  # each has a table to be made
+    if sum(sizes) + TOTAL * len(sizes) > _MOST_TIMES * words.nbytes + _SPARE_BYTES:  # decoding builds a table per weight
         raise ValueError(f"{words.nbytes:,} bytes promise {sum(sizes):,} codes of {len(sizes):,} weights")
     found = decode(words, frequencies, sizes)
     return {
@@ -149,11 +164,11 @@ def _decoded(coded: Sequence[Any], stored: Mapping[str, Tensor]) -> dict[str, Te
 
 
 class PackedFile:
-    """Such files among the kinds of model file."""
+    """The kind of model file that this module reads."""
 
     @staticmethod
     def matches(path: Path) -> bool:
-        """Whether the file begins as one, of any version; False where it cannot be read."""
+        """Whether the file begins like a packed model of any version; False if it cannot be read."""
         try:
             with open(path, "rb") as file:
                 return file.read(len(MAGIC) - 1) == MAGIC[:-1]
@@ -164,7 +179,7 @@ class PackedFile:
 
 
 def has_zstandard() -> bool:
-    """Without it files are compressed by zlib, some percent larger."""
+    """Whether zstandard is installed. Without it files are compressed by zlib and are a few percent larger."""
     try:
         import zstandard  # noqa: F401
     except ImportError:
@@ -200,7 +215,7 @@ def _uncompressed(content: bytes, name: str) -> bytes:
 
 
 def _at_most(compressed: bytes, codec: int, size: int) -> bytes:
-    """The first `size` bytes, or all: what lies behind them is not decompressed."""
+    """The first `size` decompressed bytes, or all if there are fewer. The rest is not decompressed."""
     if codec != ZSTD:
         return zlib.decompressobj().decompress(compressed, size)
     import zstandard

@@ -1,4 +1,4 @@
-"""How a model is rounded so that it fits: the bits of each block as published, or the finest step of all rows."""
+"""Packing a model into a limit of bytes: fewer bits for some blocks, as published, or the finest step that fits."""
 
 import math
 import zlib
@@ -14,23 +14,24 @@ from flm.golf.entropy_coder import expected_bytes
 from flm.golf.packed import ZLIB, ZSTD, file_of, has_zstandard, serialised
 from flm.golf.quantise import SMALL, TABLE_BITS, Plan, Quantised, from_the_middle, num_blocks
 
-# of zstandard: the first finds what fits, in a second where 16 takes half a minute; which is smallest changes by model
+# Levels of zstandard. The first is used to find what fits: it takes a second where level 16 takes half a minute. Which level
+# gives the smallest file depends on the model.
 LEVELS = (1, 16, 17, 2)
-FINE_STEP = 0.1  # root mean squares of a row: 5.4 bits a Gaussian weight, and 2.9 % off; finer only costs bytes
+FINE_STEP = 0.1  # in root mean squares of a row: 5.4 bits for a Gaussian weight, error 2.9 %; finer only costs bytes
 COARSE_STEP = 1.0
-_CLOSE = 0.998  # of the limit: near enough
-_AIM = 0.9994
+_CLOSE = 0.998  # the search stops at a size between this share of the limit and the limit
+_AIM = 0.9994  # share of the limit that the next step aims at
 Rounding = Literal["published", "step", "int8"]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A model as bytes.
+    """A packed model.
 
     Attributes:
-        content: of the file.
-        plan: bits of each parameter.
-        tried: what was tried on the way, and the bytes that came of it.
+        content: the bytes of the file.
+        plan: how the parameters were rounded.
+        tried: size in bytes, in some cases estimated, by each plan that was tried.
     """
 
     content: bytes
@@ -40,7 +41,13 @@ class Packed:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Parameters and buffers of a state dict, each once, and the name each further name of one stands for."""
+    """The tensors of a state dict, each under its first name.
+
+    Attributes:
+        parameters: floating-point parameters, on the CPU.
+        others: buffers and other parameters, on the CPU.
+        aliases: each further name of a tensor, with its first name.
+    """
 
     parameters: dict[str, Tensor]
     others: dict[str, Tensor]
@@ -84,19 +91,21 @@ def pack(
     rounding: Rounding = "published",
     moments: Mapping[str, Tensor] | None = None,
 ) -> Packed:
-    """The model in at most so many bytes.
+    """The model in at most `max_bytes`.
 
     Args:
-        max_bytes: None for no limit.
-        floor: see `quantise`; of the published rounding.
+        max_bytes: None: no limit.
+        floor: see `quantise`; not for rounding="step".
         small: see `Plan.of`.
-        rounding: published: 6 bits for matrices of blocks, 5 for those of ever more blocks from the middle until it fits. step:
-            the finest step for all rows under which it fits, from `FINE_STEP` on, in as many bytes as the entropy of the codes.
-            int8: 8 bits for all, compressed by zlib, as the track's embedding flow was.
-        moments: of the inputs of matrices, by the names of these, see `quantise_by_step`; of rounding by steps.
+        rounding: how weights of more than `small` elements are rounded.
+            "published": to 6 bits in blocks. Until the model fits, ever more blocks from the middle outward get 5 bits.
+            "step": by the finest step, but not below `FINE_STEP`, with which the model fits. Codes are entropy-coded.
+            "int8": to 8 bits, compressed by zlib, as the track's embedding flow was.
+        moments: second moments of the inputs of matrices, by the name of the matrix, see `quantise_by_step`; only for
+            rounding="step".
 
     Raises:
-        ValueError: it does not fit, and by how much; or a weight cannot be rounded, which.
+        ValueError: the model does not fit, or a weight cannot be rounded. The message has the sizes or the weight's name.
     """
     parts = _Parts.of(model)
     if rounding == "step":
@@ -116,7 +125,7 @@ def pack(
             found.append(file_of(raw, *compressed))
             tried[plan] = min(map(len, found))
             if max_bytes is None or not max_bytes < tried[plan] < 1.05 * max_bytes:
-                break  # else another level may save a whole block's bit
+                break  # just above the limit another level may fit, which saves a bit in a block
         if max_bytes is None or tried[plan] <= max_bytes:
             found += [file_of(raw, *compressed) for compressed in rest]
             return Packed(min(found, key=len), plan, tried)
@@ -124,7 +133,7 @@ def pack(
 
 
 class _Steps:
-    """The search for the finest step; what a step costs is known from how often each code comes, without compressing."""
+    """The search for the finest step that fits. The size is estimated from the counts of codes, without encoding them."""
 
     def __init__(self, parts: _Parts, description: Description, small: int, moments: Mapping[str, Tensor] | None):
         self.parts, self.description, self.moments = parts, description, moments
@@ -132,10 +141,10 @@ class _Steps:
         self.tried: dict[Plan, int] = {}
         coarse = replace(self.base, step=COARSE_STEP)
         found = parts.rounded(coarse)
-        self._last = (coarse, False), found  # the plan, and whether errors were fed back
+        self._last = (coarse, False), found  # (plan, whether with error feedback), and its result
         self.elements = sum(one.codes.numel() for one in found.values() if isinstance(one, Quantised))
         blank = {name: replace(one, codes=one.codes[:0]) if isinstance(one, Quantised) else one for name, one in found.items()}
-        self.rest = len(self._file(blank))  # all but the codes
+        self.rest = len(self._file(blank))  # bytes of the file without codes
 
     def packed(self, max_bytes: int | None) -> Packed:
         plan = self._finest(max_bytes, False)
@@ -146,7 +155,7 @@ class _Steps:
             self.tried[plan] = len(content)
             if max_bytes is None or len(content) <= max_bytes:
                 return Packed(content, plan, self.tried)
-            self.rest += len(content) - expected  # the estimate was some bytes short
+            self.rest += len(content) - expected  # the estimate was too low by so many bytes
             plan = self._finest(max_bytes, bool(self.moments), plan.step)
         raise _too_large(min(self.tried.values()), "at the coarsest step", max_bytes)
 
@@ -165,20 +174,25 @@ class _Steps:
         return self._last[1]
 
     def _finest(self, max_bytes: int | None, feedback: bool, step: float = FINE_STEP) -> Plan | None:
-        """The plan of the smallest step that fits, to a few thousandths of the limit, `step` tried first; None: none does."""
+        """The plan of the finest step that fits, within a few thousandths of the limit; None: none fits.
+
+        Args:
+            feedback: whether rounding uses error feedback.
+            step: the first step to try.
+        """
         best, coarse, fine = None, COARSE_STEP, FINE_STEP
         for _ in range(12):
             plan = replace(self.base, step=step)
             size = self.tried[plan] = self._bytes(plan, feedback)
             if max_bytes is None or size <= max_bytes:
                 best, coarse = plan, step
-                if step == FINE_STEP or size > _CLOSE * max_bytes:  # without a limit the first fits
+                if step == FINE_STEP or size > _CLOSE * max_bytes:  # without a limit the first step fits
                     break
             else:
                 fine = step
                 if step == COARSE_STEP:
                     break
-            # twice the step is one bit less of each weight; aimed a little below the limit, and by no more than all bits
+            # Doubling the step saves one bit per weight. The aim is a little below the limit; 32 bits at most avoid overflow.
             aim = step * 2 ** min((size - _AIM * max_bytes) * 8 / max(self.elements, 1), 32)
             aimed = aim if fine < aim < coarse else COARSE_STEP if best is None and aim >= coarse else math.sqrt(fine * coarse)
             step = FINE_STEP if best is not None and aim <= FINE_STEP else aimed

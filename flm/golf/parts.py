@@ -1,4 +1,4 @@
-"""Small parts of the parameter-golf transformer. B batch, L positions, D width."""
+"""Small layers of the parameter-golf transformer. B batch, L positions, D width."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """x (..., D) at a root mean square of 1, without a gain: statistics in fp32 at least, result in x's dtype."""
+    """x (..., D) scaled to a root mean square of 1, without a gain. Computed in fp32 or better, returned in x's dtype."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return F.rms_norm(x.to(wide), x.shape[-1:]).to(x.dtype)
 
 
 def linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
-    """A matrix without bias, orthogonal times `gain` at the start; zero where the gain is 0."""
+    """A linear layer without bias. Its matrix starts as `gain` times an orthogonal one, or at zero if the gain is 0."""
     layer = nn.Linear(inputs, outputs, bias=False)
     if gain:
         nn.init.orthogonal_(layer.weight, gain)
@@ -24,17 +24,18 @@ def linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
 
 
 class BigramTable(nn.Module):
-    """What a token and the one before it say together, (B, L, D): rows of a hashed table, projected and scaled.
+    """An embedding (B, L, D) of each token together with the one before it, from a hashed table, projected and scaled.
 
-    Position i > 0 reads row XOR(a * id_i, b * id_(i-1)) mod (rows - 1), position 0 the last row. Zero at the start.
+    Position i > 0 reads row XOR(a * id_i, b * id_(i-1)) mod (rows - 1), and position 0 reads the last row. The table starts at
+    zero.
 
     Args:
         dim: D.
-        rows: of the table.
-        width: of a row.
+        rows: number of rows of the table; at least 2.
+        width: width of a row.
         multipliers: a and b.
-        gain: of the orthogonal projection at the start.
-        scale: what the learned factor starts at.
+        gain: of the projection, see `linear`.
+        scale: initial value of the learned factor.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class BigramTable(nn.Module):
         self.scale = nn.Parameter(torch.tensor(scale))
 
     def hashed(self, tokens: Tensor) -> Tensor:
-        """Row (B, L) of each position of tokens (B, L)."""
+        """The row (B, L) of the table that each position of tokens (B, L) reads."""
         own, before = self.multipliers
         rows = self.table.shape[0]
         pairs = torch.bitwise_xor(own * tokens[:, 1:], before * tokens[:, :-1]) % (rows - 1)
@@ -64,12 +65,12 @@ class BigramTable(nn.Module):
 
 
 class SmearGate(nn.Module):
-    """Mixes a little of the position before into each: (1 - g) x_i + g x_(i-1), g = sigmoid(gate) per channel, 0.5 at first.
+    """Mixes each position with the one before: (1 - g) x_i + g x_(i-1), with g = sigmoid(gate) per channel, at first 0.5.
 
     Args:
         dim: D.
-        stop_id: a token, of the beginning of a document say, whose positions take nothing from the one before; None for
-            the plain gate, which smears across documents.
+        stop_id: a token, for example the one that begins a document, whose positions are not mixed; None: all positions are
+            mixed, also across documents.
     """
 
     def __init__(self, dim: int, stop_id: int | None = None):
@@ -78,7 +79,7 @@ class SmearGate(nn.Module):
         self.gate = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """x (B, L, D) and the tokens (B, L) that stand there; what comes before position 0 is 0."""
+        """The mixed x (B, L, D) at the positions of tokens (B, L). Position 0 is mixed with zeros."""
         gate = torch.sigmoid(self.gate)
         if self.stop_id is not None:
             gate = gate * (tokens != self.stop_id)[..., None]
@@ -86,12 +87,12 @@ class SmearGate(nn.Module):
 
 
 class LeakySquareMLP(nn.Module):
-    """W_out (LeakyReLU(W_in x)^2): what is squared is never negative again, and slope 0 is the plain ReLU^2.
+    """W_out (LeakyReLU(W_in x)^2). The activation is never negative: x^2 above 0, and slope^2 x^2 below.
 
     Args:
         dim: D.
         ratio: hidden width over D.
-        slope: below 0; the activation there is slope^2 x^2.
+        slope: of the LeakyReLU below 0; 0 is ReLU^2.
     """
 
     def __init__(self, dim: int, ratio: int, slope: float):

@@ -1,10 +1,13 @@
-"""Weights in few bits: one scale per output row, symmetric, rounded to the nearest.
+"""Rounding of weights to few bits, with one scale for each output row.
 
-Two ways. Of the published one what a weight is decides its bits: a matrix of a block 6 (or 5), any other large one 8 (tables,
-heads, modules beside the blocks); a row's largest weight decides its scale. Of the other a row's root mean square decides its
-scale, and one step for all rows how large the file becomes: what costs bytes is the entropy of the codes, and under it the
-largest weight of a row says nothing about how fine its others should be. A small weight is kept in float16 either way. Codes
-lie in int8 whatever their bits: an entropy coder that comes after finds the rest.
+There are two ways. In the published one the place of a weight sets its bits: 6 (or 5) for a matrix in a block, 8 for any other
+large one (tables, heads, modules outside the blocks). The scale of a row follows from its largest weight.
+
+In the other way the scale of a row is its root mean square times a step, the same step for all rows. The step sets the size of
+the file, because an entropy-coded file is about as large as the entropy of its codes. The largest weight of a row hardly
+changes that entropy, so it need not set the scale.
+
+In both ways small weights are kept in float16. Codes are int8 even if they have fewer bits, and are compressed later.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,25 +23,25 @@ from flm.golf.numbering import block_of
 SMALL = 65_536  # elements
 KEPT = 16
 BLOCK_BITS, BLOCK_BITS_FEWER, TABLE_BITS = 6, 5, 8
-TABLE_STEPS = 0.5  # of the step of others: tables and heads are read at each position
-TABLE_PERCENTILE = 0.9999984  # of a row of 8 bits: the few largest weights are clipped
+TABLE_STEPS = 0.5  # factor of the step for tables and heads, which are read at every position
+TABLE_PERCENTILE = 0.9999984  # for rows of 8 bits, where the few largest weights are clipped
 _QUANTILE_ELEMENTS = 1 << 22  # torch.quantile sorts a copy, and refuses more than 2^24
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """A weight as codes * scales, row by row.
+    """A weight as codes * scales, row by row. The first dimension of the weight counts its rows.
 
     Attributes:
-        codes: int8, of the weight's shape.
-        scales: (rows,) float16, rows being the first dimension; 0 for a row of zeros.
+        codes: int8, in the weight's shape.
+        scales: (rows,), float16; 0 for a row of zeros.
     """
 
     codes: Tensor
     scales: Tensor
 
     def weight(self) -> Tensor:
-        """float32, of the weight's shape."""
+        """The rounded weight, float32."""
         rows = self.codes.reshape(len(self.scales), -1).float() * self.scales.float()[:, None]
         return rows.reshape(self.codes.shape)
 
@@ -48,14 +51,14 @@ class Quantised:
 
 
 def quantise(weight: Tensor, bits: int, percentile: float = 1.0, floor: bool = False) -> Quantised:
-    """Codes in [-2^(bits-1), 2^(bits-1) - 1].
+    """Rounds to codes in [-2^(bits-1), 2^(bits-1) - 1], with scales from the largest weight of each row.
 
     Args:
         weight: of at least two dimensions; the first is the output's.
         bits: 2 ... 8.
-        percentile: in (0, 1], of |w| in a row: what lies beyond is clipped to it.
-        floor: no scale below 1 / (2^(bits-1) - 1), so that all rows whose largest weight is below 1 share one step.
-            Published so, and coarse unless weights are large: N(0, 0.05) in 6 bits comes back 18.6 % off. Off by default.
+        percentile: in (0, 1]; larger |w| than this quantile of a row's |w| are clipped.
+        floor: keeps scales from falling below 1 / (2^(bits-1) - 1), as published. All rows whose largest weight is below 1
+            then have the same scale. This is coarse unless weights are large: N(0, 0.05) in 6 bits has an error of 18.6 %.
 
     Raises:
         ValueError: a weight is not finite, or too large for a float16 scale.
@@ -69,21 +72,23 @@ def quantise(weight: Tensor, bits: int, percentile: float = 1.0, floor: bool = F
     scales = scales.half()
     if not torch.isfinite(rows).all() or not torch.isfinite(scales).all():
         raise ValueError(_NO_NUMBERS)
-    # by the scale as stored, so that its own rounding costs nothing but a clipped half step at the row's largest weight
+    # Dividing by the scale as stored in float16 avoids an error from rounding it, except for a half step that may be clipped
+    # off the largest weight of a row.
     steps = scales.float()[:, None]
     codes = torch.where(steps > 0, rows / steps, 0.0).round_().clamp_(-largest_code - 1, largest_code)
     return Quantised(codes.to(torch.int8).reshape(weight.shape), scales)
 
 
 def quantise_by_step(weight: Tensor, step: float, moments: Tensor | None = None) -> Quantised:
-    """Codes of at most 127 in absolute value; a step is so many root mean squares of its row, or what the row's largest needs.
+    """Rounds to codes of at most 127 in absolute value, with scales from the root mean square of each row.
 
-    The error is that of rounding, step / sqrt(12) of the row's norm, whatever the law of its weights; of Gaussian ones the
-    codes have an entropy of 2.05 - log2(step) bits.
+    The relative error of a row is step / sqrt(12), for any distribution of its weights that is wide against the step. The
+    codes of Gaussian weights have an entropy of 2.05 - log2(step) bits.
 
     Args:
-        moments: (I, I), E[x x^T] of the inputs of a matrix (O, I): it is then rounded with `rounded_with_feedback`. None: each
-            weight to the nearest.
+        step: the scale of a row in its root mean squares. A row whose largest weight needs a larger scale gets that.
+        moments: (I, I), E[x x^T] of the inputs of a matrix (O, I), which is then rounded by `rounded_with_feedback`. None:
+            each weight is rounded to the nearest code.
 
     Raises:
         ValueError: a weight is not finite, or too large for a float16 scale.
@@ -110,12 +115,13 @@ def _row_quantiles(rows: Tensor, percentile: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """How many bits each weight gets.
+    """How each weight is rounded.
 
     Attributes:
-        bits: by name: 16 (kept, as float16), 8, 6 or 5.
-        fewer: numbers of the blocks whose matrices have 5.
-        step: of `quantise_by_step`, in place of 8, 6 and 5 bits; None: as those say.
+        bits: by name: 16 (kept as float16), 8, 6 or 5.
+        fewer: numbers of the blocks whose matrices have 5 bits.
+        step: rounds weights of 8, 6 and 5 bits by `quantise_by_step` instead, with half the step for those of 8; None: by
+            `quantise`.
     """
 
     bits: Mapping[str, int] = field(hash=False)
@@ -124,19 +130,24 @@ class Plan:
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor], fewer: Iterable[int] = (), small: int = SMALL) -> "Plan":
-        """From the place and size of each weight.
+        """The plan for weights by name, from the place and size of each.
 
         Args:
-            fewer: blocks whose matrices get 5 bits in place of 6.
-            small: elements up to which a weight is kept in float16.
+            fewer: blocks whose matrices get 5 bits instead of 6.
+            small: a weight of at most so many elements, or with fewer than two dimensions, is kept in float16.
         """
         fewer = tuple(fewer)
         return cls({name: _bits(name, weight, fewer, small) for name, weight in weights.items()}, fewer)
 
     def rounded(self, name: str, weight: Tensor, floor: bool = False, moments: Tensor | None = None) -> Quantised | Tensor:
-        """A weight in its bits; one that is kept as float16.
+        """The weight of this name, rounded; float16 if it is kept.
 
-        floor: see `quantise`; moments: see `quantise_by_step`. Raises ValueError as these do.
+        Args:
+            floor: see `quantise`.
+            moments: see `quantise_by_step`.
+
+        Raises:
+            ValueError: a weight is not finite, or too large.
         """
         bits = self.bits[name]
         if bits == KEPT:
@@ -149,7 +160,7 @@ class Plan:
         return quantise(weight, bits, TABLE_PERCENTILE if bits == TABLE_BITS else 1.0, floor)
 
     def elements(self, weights: Mapping[str, Tensor]) -> dict[str, int]:
-        """Number of weights by bits, most bits first; of those that a step rounds, by "step"."""
+        """Number of elements by bits, most bits first. Those that are rounded by a step are counted under "step"."""
         found: dict[str, int] = {}
         for name, bits in sorted(self.bits.items(), key=lambda item: -item[1]):
             key = str(bits) if self.step is None or bits == KEPT else "step"
@@ -167,14 +178,14 @@ def _bits(name: str, weight: Tensor, fewer: tuple[int, ...], small: int) -> int:
 
 
 def from_the_middle(count: int) -> list[int]:
-    """Numbers 0 .. count-1 from the middle outward: 5, 6, 4, 7, 3, ... of 11.
+    """The numbers 0 .. count-1 from the middle outward: 5, 6, 4, 7, 3, ... for a count of 11.
 
-    The middle blocks change the state least, those at both ends most.
+    The middle blocks change the hidden state least, and those at both ends most.
     """
     middle = count // 2
     return sorted(range(count), key=lambda block: (abs(block - middle), -block))
 
 
 def num_blocks(names: Iterable[str]) -> int:
-    """One more than the highest number of a block among the names; 0 where there is none."""
+    """One more than the highest block number among the names; 0 if no name is in a block."""
     return max((block for name in names if (block := block_of(name)) is not None), default=-1) + 1

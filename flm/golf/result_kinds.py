@@ -1,4 +1,4 @@
-"""How results of mode=golf_eval, flow_lm_eval and artifact are read and shown."""
+"""Reads the results of mode=golf_eval, flow_lm_eval and artifact for the report."""
 
 from typing import Annotated, Any
 
@@ -30,7 +30,10 @@ class _GolfEval(Content):
 
 
 def read_golf_eval(source: Source) -> Reading:
-    """One number for each way of reading; those of an artifact are its own, beside the checkpoint's that it was packed from."""
+    """One key number for each method, and one for the gain of test-time training.
+
+    Numbers of a packed model are labelled so, to stand beside those of the checkpoint that it was packed from.
+    """
     found = checked(_GolfEval, source.content)
     content, packed = found.golf_eval, "packed, " * str(found.checkpoint.get("path", "")).endswith(".flmpack")
     columns = ("corpus", "scored in", "window", "stride", "tokens", "bytes", "nats per token", "bits per byte")
@@ -83,6 +86,7 @@ class _FlowLMEval(Content):
 
 
 def read_flow_lm_eval(source: Source) -> Reading:
+    """The bound, as key numbers and a table, and the denoising curve, as a plot and a table, both with zero velocity."""
     content = checked(_FlowLMEval, source.content).flow_lm_eval
     columns = ("corpus", "path ends at t1", "chosen on training text", "bits per byte", "nats per token", "Monte-Carlo error")
     columns += ("diffusion, nats", "reconstruction, nats", "zero velocity, bits per byte")
@@ -109,7 +113,7 @@ def read_flow_lm_eval(source: Source) -> Reading:
         ((content.corpus, curve.denoising_ce_bpb, curve.zero_velocity_denoising_ce_bpb),),
     )
     chosen = next((row for row in content.bound if row.t1 == content.chosen_t1), None)
-    bounds = content.bound if chosen is None else [chosen]  # chosen on other text; else every end stands for itself
+    bounds = content.bound if chosen is None else [chosen]  # t1 was chosen on other text; without a choice every end is shown
     numbers = tuple(KeyNumber("bits per byte, upper bound", f"t1 {row.t1:g}", row.bits_per_byte, "lower") for row in bounds)
     tables = [Table("flow_lm_bound", columns, rows), means]
     if content.autoregressive is not None:
@@ -133,6 +137,7 @@ class _Artifact(Content):
 
 
 def read_artifact(source: Source) -> Reading:
+    """The sizes as a table, and the total as the key number."""
     size = checked(_Artifact, source.content).artifact
     if size.total_bytes != size.model_bytes + size.code_bytes:
         raise ValueError("artifact.total_bytes is not model_bytes and code_bytes together")

@@ -1,7 +1,7 @@
 """A long text scored from left to right, chunk by chunk, each target once.
 
-What comes out of `scored_chunks` has been scored, by the model as it stood then, and will not be again. Whoever wants to
-train on held-out text is handed nothing else, so that no score can depend on what it scores. B batch, L window length.
+`scored_chunks` yields a chunk only after the model has scored it, and does not score it again. Test-time training gets its text
+only from there, so no score can depend on a model that was trained on the same targets. B batch, L window length.
 """
 
 import math
@@ -20,24 +20,29 @@ from flm.posterior import TokenPosterior
 
 
 class NextTokenModel(Protocol):
-    """What can be scored so: the predictions (B, L) of tokens (B, L), the i-th of token i from those before it."""
+    """A model that can be scored on a stream, a torch module with `predictions`."""
 
-    def predictions(self, tokens: Tensor) -> TokenPosterior: ...
+    def predictions(self, tokens: Tensor) -> TokenPosterior:
+        """The predictions (B, L) of tokens (B, L); the i-th predicts token i from the tokens before it."""
+        ...
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a text is read.
+    """How a text is divided for scoring.
+
+    The stride divides the window, and the window the chunk, so that the scored part of a window never lies in two chunks.
 
     Attributes:
-        window: L, the most targets that one call of the model sees. Its first target is predicted from no other: the model
-            reads its own start there, as in training.
-        stride: from one window's start to the next; each but the first scores its last `stride` targets. L: no overlap.
-        chunk: targets that are scored before any is handed out.
-        batch: windows evaluated together.
+        window: L, the largest number of targets in a window. The first target of a window is predicted without context: the
+            model reads its start token there, as in training.
+        stride: targets from one window's start to the next. Each window but the first scores its last `stride` targets. With
+            stride L windows do not overlap.
+        chunk: number of targets that are scored before they are yielded.
+        batch: number of windows evaluated together.
 
     Raises:
-        ValueError: the stride does not divide the window, or the window the chunk: then no scored part straddles two chunks.
+        ValueError: a number is below 1, the stride does not divide the window, or the window does not divide the chunk.
     """
 
     window: int
@@ -56,7 +61,7 @@ class Reading:
             )
 
     def num_chunks(self, total: int) -> int:
-        """Of `total` targets; the last chunk may be shorter."""
+        """Number of chunks of `total` targets; the last chunk may be shorter."""
         return math.ceil(total / self.chunk)
 
 
@@ -66,9 +71,9 @@ class ScoredChunk:
 
     Attributes:
         index: number of the chunk, from 0.
-        targets: (n,) int64, the reading's chunk of them, or fewer in the last.
-        previous: (n,) the token before each.
-        nats: (n,) float64, -log p of each.
+        targets: (n,), int64 token ids; n is `Reading.chunk`, or less in the last chunk.
+        previous: (n,), int64, the token before each target.
+        nats: (n,), float64 on the CPU, -log p of each target.
     """
 
     index: int
@@ -84,12 +89,13 @@ def scored_chunks(
     wanted: Container[int] | None = None,
     sharing: Sharing | None = None,
 ) -> Iterator[ScoredChunk]:
-    """Scores the chunks of a text one after the other, each when it is asked for.
+    """Scores the chunks of a text in order, each only when the iterator reaches it.
 
     Args:
         text: (N + 1,) token ids on any device, N >= 1; the first is given, and the others are the targets.
         wanted: numbers of the chunks to score; None: all.
-        sharing: processes that share out the batches of each chunk, which are those of one process; each has all scores.
+        sharing: processes that share the batches of each chunk. The batches are the same as with one process, and every
+            process gets all scores. None: one process.
 
     Raises:
         ValueError: the text has no target.
@@ -111,15 +117,15 @@ def scored_chunks(
 
 
 def _batches(group: Iterator[Window], size: int) -> Iterator[list[Window]]:
-    """Windows of one shape together: the first of a text and its last may differ from the others."""
+    """Batches of at most `size` windows of one shape. The first and the last windows of a text may differ from the others."""
     for _, alike in groupby(group, key=lambda window: (len(window), window.first_scored)):
         while batch := list(islice(alike, size)):
             yield batch
 
 
-@torch.no_grad()  # and not inference mode: tables that a model makes on the way and keeps must serve training too
+@torch.no_grad()  # not inference mode, because tables that a model builds here and keeps must also work in training
 def _nats(model: NextTokenModel, text: Tensor, batch: list[Window]) -> list[Tensor]:
-    """float64 on the CPU, of each window's scored targets."""
+    """-log p of the scored targets of each window, float64 on the CPU. All windows have the same shape."""
     device = next(model.parameters()).device
     rows = torch.stack([text[window.start + 1 : window.end + 1] for window in batch]).long().to(device)
     posterior, first = model.predictions(rows), batch[0].first_scored
@@ -139,9 +145,13 @@ def score(
     """Nats, tokens and bytes of all targets.
 
     Args:
-        after: called with each chunk once it has been counted and before the next is scored.
-        sharing: processes that share the chunks out; each has the sums of all.
-        one_after_the_other: that they share out each chunk instead, and call `after` with every one.
+        text: see `scored_chunks`.
+        after: called with each chunk that this process scores, after it is counted and before the next is scored.
+        sharing: processes that share the chunks; each returns the sums over all. None: one process.
+        one_after_the_other: the processes share the batches of each chunk instead, and each calls `after` with every chunk.
+
+    Raises:
+        ValueError: the text has no target.
     """
     apart = sharing is not None and not one_after_the_other
     wanted = sharing.share(reading.num_chunks(len(text) - 1)) if apart else None

@@ -1,4 +1,4 @@
-"""A folder of token shards as a corpus: text that was tokenised elsewhere, read as it is."""
+"""A folder of token shards as a corpus. The text was tokenised elsewhere, and its tokens are read as they are."""
 
 import os
 import zlib
@@ -18,23 +18,24 @@ from flm.data.tokenizers import Tokenizer
 from flm.golf.shard_files import HEADER_BYTES, ShardStream, token_count
 from flm.ranges import Existing, Text
 
-_NAMES: dict[Split, str] = {"train": "train", "valid": "val"}  # of the splits, in file names
+_NAMES: dict[Split, str] = {"train": "train", "valid": "val"}  # names of the splits in file names
 
 
 class ShardFolder:
-    """Opened shards: what a `TokenCache` gives of text that was tokenised here."""
+    """Opened shards, with the interface of a `TokenCache`."""
 
     def __init__(self, files: dict[Split, list[Path]], tokenizer: Tokenizer):
         self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
         self._streams = {split: ShardStream(paths, tokenizer.vocab_size) for split, paths in files.items() if paths}
 
     def tokens(self, split: Split) -> ShardStream:
+        """The tokens of a split. Raises ValueError if there are no files of it."""
         if split not in self._streams:
             raise ValueError(f"data.path: there is no *_{_NAMES[split]}_*.bin, so no {split} split")
         return self._streams[split]
 
     def bytes_per_token(self, split: Split) -> float:
-        """Bytes that the tokens of a split stand for, over their number; the first token follows a begin of text."""
+        """Bytes of text per token of a split. The first token counts as following BOS."""
         stream, table = self.tokens(split), ByteTable.of(self.tokenizer)
         previous, total = self.tokenizer.bos_id, 0
         for start in range(0, len(stream), 1 << 22):
@@ -45,14 +46,14 @@ class ShardFolder:
 
 
 class TokenShardCorpus(Corpus):
-    """Files *_train_*.bin and *_val_*.bin of a folder, each split in sorted order; see `flm.golf.shard_files`.
+    """The files *_train_*.bin and *_val_*.bin of a folder, sorted by name in each split; see `flm.golf.shard_files`.
 
-    The tokenizer must be the one they were written with; it cannot be learned here.
+    The tokenizer must be the one that the files were written with, and cannot be learned from them.
 
     Args:
         path: the folder.
         wrap: as in `Corpus`.
-        cache_dir: not written to; where a tokenizer may be looked up by name.
+        cache_dir: a folder in which a tokenizer may be looked up by name; nothing is written to it.
     """
 
     def __init__(self, path: Existing, wrap: FrameName = "plain", cache_dir: Text | os.PathLike[str] | None = None):
@@ -70,15 +71,15 @@ class TokenShardCorpus(Corpus):
         return self._opened
 
     def blocks(self, cache: Any, split: Split, length: int, tokenizer: Tokenizer, seed: int) -> Any:
-        """As `Corpus.blocks`; of the shards themselves also for a judge, who would tokenise their text again."""
+        """As `Corpus.blocks`. A cache of another kind, such as a judge's, is ignored, and the shards are read instead."""
         shards = cache if isinstance(cache, ShardFolder) else self.open(tokenizer, self.path)
         return super().blocks(shards, split, length, tokenizer, seed)
 
     def raw_documents(self, split: Split) -> Iterator[str]:
-        """The text the tokens spell, document by document.
+        """The decoded text of a split, document by document.
 
         Raises:
-            ValueError: no tokenizer has been given yet, so one is to be learned.
+            ValueError: the corpus was not opened with a tokenizer, as when a tokenizer is to be learned from it.
         """
         if self._opened is None:
             raise ValueError(f"data.path={self.path}: tokens are no text to learn a tokenizer from: give tokenizer.path")
@@ -94,7 +95,7 @@ class TokenShardCorpus(Corpus):
             yield tokenizer.decode(waiting, skip_special=True)
 
     def source_fingerprint(self) -> dict[str, Any]:
-        """Names, sizes and CRC-32 of the first 64 KiB of tokens: enough to tell sets of shards apart."""
+        """The number of tokens and the CRC-32 of the first 64 KiB of tokens by file name. These tell sets of shards apart."""
         found = {}
         for path in (path for paths in self._files().values() for path in paths):
             with path.open("rb") as file:
@@ -117,6 +118,6 @@ class TokenShardCorpus(Corpus):
 
 
 def _documents(tokens: np.ndarray, bos_id: int) -> list[np.ndarray]:
-    """The tokens cut before every BOS; no piece is empty."""
+    """The tokens, cut before every BOS, without empty pieces."""
     cuts = np.flatnonzero(tokens == bos_id)
     return [piece for piece in np.split(tokens, cuts) if piece.size]

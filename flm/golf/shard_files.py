@@ -1,5 +1,7 @@
-"""The parameter-golf track's shard files: 256 little-endian int32 (magic, version, number of tokens, zeros), then the
-tokens as little-endian uint16. Documents lie one after the other, each begun by BOS.
+"""Reading and writing the shard files of the parameter-golf track.
+
+A file holds 256 little-endian int32 (magic, version, number of tokens, zeros), then the tokens as little-endian uint16.
+Documents follow one another, and each begins with BOS.
 """
 
 from collections.abc import Iterable
@@ -16,7 +18,7 @@ TOKENS_PER_SHARD = 100_000_000
 
 
 def write_shard(path: Path, tokens: np.ndarray) -> None:
-    """Writes one file, whole or not at all. tokens (n,), ids below 65536."""
+    """Writes tokens (n,) to one file, whole or not at all. Raises ValueError if an id is not in [0, 65536)."""
     if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < 1 << 16:
         raise ValueError(f"{path}: token ids must lie in [0, 65536)")
     header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
@@ -29,10 +31,10 @@ def write_shard(path: Path, tokens: np.ndarray) -> None:
 def write_shards(
     folder: Path, split: str, runs: Iterable[np.ndarray], name: str = "fineweb", per_shard: int = TOKENS_PER_SHARD
 ) -> list[Path]:
-    """Writes name_split_000000.bin and so on, each but the last of exactly `per_shard` tokens.
+    """Writes name_split_000000.bin and so on, and returns their paths. Each but the last has exactly `per_shard` tokens.
 
     Args:
-        split: train or val, as the track calls them.
+        split: "train" or "val", as in the track's file names.
         runs: the tokens in order, in pieces of any size.
     """
     written: list[Path] = []
@@ -57,10 +59,10 @@ def write_shards(
 
 
 def token_count(path: Path) -> int:
-    """Tokens of a shard file.
+    """The number of tokens in a shard file.
 
     Raises:
-        ValueError: it is no such file, or cut short, or longer than it says.
+        ValueError: the file cannot be read, is no shard, or does not have the size that its header implies.
     """
     try:
         size = path.stat().st_size
@@ -77,11 +79,14 @@ def token_count(path: Path) -> int:
 
 
 class ShardStream(TokenFiles):
-    """Tokens of consecutive shard files.
+    """The tokens of consecutive shard files. Reading an id that is not below vocab_size raises ValueError.
 
     Args:
-        paths: in reading order.
-        vocab_size: V; an id that is not below it raises ValueError when it is read.
+        paths: the files in reading order.
+        vocab_size: V.
+
+    Raises:
+        ValueError: as `token_count`.
     """
 
     def __init__(self, paths: list[Path], vocab_size: int):

@@ -1,7 +1,7 @@
 """Windows over a long text that score every target exactly once.
 
-A window reads inputs start .. end-1 and scores some of its last targets, those no window before it has scored; where
-windows overlap, each target (but the first ones) is predicted with at least window - stride tokens of context.
+A window scores those of its targets that no earlier window has scored. Each target after the first window is predicted from
+at least length - stride tokens of context.
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Window:
-    """Inputs start .. end-1 are read, targets scored_from .. end-1 scored; target i follows input i in the text.
+    """A window reads inputs start .. end-1 and scores targets scored_from .. end-1.
 
-    Of a text of n tokens, input i is token i, target i is token i + 1, and there are n - 1 of each.
+    Input i is token i of the text, and target i is token i + 1. A text of n tokens has n - 1 of each.
     """
 
     start: int
@@ -20,24 +20,24 @@ class Window:
     end: int
 
     def __len__(self) -> int:
-        """Inputs it reads."""
+        """The number of inputs that the window reads."""
         return self.end - self.start
 
     @property
     def first_scored(self) -> int:
-        """Where in the window, counted from its start, the scored targets begin."""
+        """Index of the first scored target within the window."""
         return self.scored_from - self.start
 
 
 def windows(total: int, length: int, stride: int) -> Iterator[Window]:
-    """Windows over `total` targets; each target lies in exactly one window's scored part.
+    """Windows over `total` targets, each of which is scored in exactly one window.
 
     Args:
-        length: the most inputs a window reads.
-        stride: from one start to the next, in [1, length]; `length` is evaluation without overlap.
+        length: the most inputs of a window.
+        stride: inputs from one window's start to the next, in [1, length]. With stride = length windows do not overlap.
 
     Raises:
-        ValueError: the stride would leave targets out.
+        ValueError: the stride is not in [1, length].
     """
     if not 1 <= stride <= length:
         raise ValueError(f"eval.stride must lie in [1, window length {length}], not {stride}")

@@ -1,8 +1,8 @@
-"""What a submission's one script does: opens the packed model beside it and scores a stream of tokens, as mode=golf_eval.
+"""The program of a submission: loads a packed model and scores a stream of tokens in the same way as mode=golf_eval.
 
     python submission.py model.flmpack fineweb_val_000000.bin --stride 64 --test-time-training
 
-The script is this file with all that it imports of this package, made by `flm.golf.submission_script`.
+`flm.golf.submission_script` makes one script of this file and all modules of the package that it imports.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from flm.registry import add
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints one line of JSON. Exit status: 0, or 1 after one line on standard error."""
+    """Prints the result as one line of JSON and returns 0, or prints an error as one line and returns 1."""
     given = _parser().parse_args(arguments)
     add("flm.golf")
     try:
@@ -35,7 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def scored(given: argparse.Namespace) -> dict[str, float | int]:
-    """Bits per byte of the files' tokens, and what they were counted from."""
+    """Bits per byte of the tokens in the files, and the numbers of tokens and bytes.
+
+    Raises:
+        ValueError, OSError: the model or a file cannot be read, or the options do not fit together.
+    """
     lm = flm.load(given.model, given.device, None)
     stream = ShardStream([Path(path) for path in given.shards], lm.tokenizer.vocab_size)
     stop = len(stream) if given.max_tokens is None else min(len(stream), given.max_tokens + 1)

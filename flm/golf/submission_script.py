@@ -1,7 +1,7 @@
-"""One self-contained script for a submission: `flm.golf.submission` and every module of this package that it needs, packed.
+"""Makes the one script of a submission, which holds `flm.golf.submission` and all modules of this package that it needs.
 
-It runs where torch, numpy, safetensors, tokenizers, pydantic and zstandard are installed and this package is not. Docstrings
-and comments are left out of what is packed.
+The script needs torch, numpy, safetensors, tokenizers, pydantic and zstandard, but not this package. The modules are stored
+compressed and without docstrings and comments.
 """
 
 import ast
@@ -40,7 +40,7 @@ def script(targets: Iterable[str] = ()) -> str:
     """The script's text.
 
     Args:
-        targets: classes that the packed model's description names, "module.Class".
+        targets: names "module.Class" of the classes in the packed model's description.
     """
     modules = closure([*ROOTS, *(target.rpartition(".")[0] for target in targets)])
     sources = {name: (path.name == "__init__.py", stripped(path.read_text(encoding="utf-8"))) for name, path in modules.items()}
@@ -49,7 +49,10 @@ def script(targets: Iterable[str] = ()) -> str:
 
 
 def closure(names: Iterable[str]) -> dict[str, Path]:
-    """Files by module name: of the modules, the packages they lie in, and what of this package they import, all the way."""
+    """Files by name of the given modules of this package, of their parent packages, and of all that these import from it.
+
+    Imports are followed to the end. Names outside this package are left out.
+    """
     found: dict[str, Path] = {}
     waiting = list(names)
     while waiting:
@@ -65,7 +68,7 @@ def closure(names: Iterable[str]) -> dict[str, Path]:
 
 
 def _imported(path: Path) -> list[str]:
-    """Names of modules; of `from a import b` both a and a.b, as b may be either a module or a name in one."""
+    """Names of this package's modules that a file imports. `from a import b` gives a, and also a.b if that is a module."""
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -78,7 +81,7 @@ def _imported(path: Path) -> list[str]:
 def _is_module(name: str) -> bool:
     try:
         return name.startswith("flm") and importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # its parent is a module, so it is a name in it
+    except ModuleNotFoundError:  # its parent is a module and no package, so this is a name in that module
         return False
 
 

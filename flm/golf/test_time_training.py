@@ -1,7 +1,8 @@
-"""Test-time training: a model goes on learning from held-out text that it has just been scored on.
+"""Test-time training: a model is trained on held-out text after it has been scored on it.
 
-Score first, train after, chunk by chunk: the learner is handed chunks by `scored_stream`, which has scored them, and
-nothing flows back. It works on a copy that nobody else sees, so a text cannot be read twice by a model that knows it.
+Each chunk is first scored and then trained on. The learner gets chunks from `scored_stream`, which has already scored them, and
+cannot change their scores. It trains a copy that is discarded in the end, so no other score comes from a model that has learned
+the text.
 """
 
 import copy
@@ -24,19 +25,19 @@ from flm.ranges import BelowOne, Count, Index, NonNegative, Positive
 
 @dataclass(frozen=True)
 class TestTimeTraining:
-    """How a chunk is learned: SGD, several epochs over the chunk; weights and momentum are never reset.
+    """Training on a chunk, by several epochs of SGD. Weights and momentum carry over from chunk to chunk.
 
     Attributes:
-        lr: its peak, reached after a twentieth of the chunks; see `rate_factor`.
-        momentum: of SGD.
-        epochs: over each chunk; 0: none, which is plain scoring.
-        batch_sequences: sequences of one window each, per step.
-        freeze_blocks: so many blocks next to the input stay as they are.
-        grad_clip: on the norm of all gradients; None: none.
-        seed: of what the loss draws.
+        lr: peak learning rate, reached after a twentieth of the chunks; see `rate_factor`.
+        momentum: momentum of SGD.
+        epochs: epochs over each chunk; 0 is plain scoring.
+        batch_sequences: sequences per step, each as long as a window.
+        freeze_blocks: number of blocks, from the input on, that are not trained.
+        grad_clip: limit on the norm of all gradients together; None: no limit.
+        seed: for dropout and the random numbers of the loss.
     """
 
-    __test__ = False  # pytest: no test class
+    __test__ = False  # for pytest, which would take it for a test class
 
     lr: NonNegative = 0.002
     momentum: BelowOne = 0.9
@@ -48,7 +49,11 @@ class TestTimeTraining:
 
 
 def rate_factor(chunk: int, num_chunks: int) -> float:
-    """Of the peak learning rate: linear up to 1 over the first twentieth of the chunks, then a cosine to 0 at the last."""
+    """Factor of the peak learning rate: linear up to 1 over the first twentieth of the chunks, then a cosine to 0 at the last.
+
+    Args:
+        chunk: number of the chunk, from 0.
+    """
     rise = max(num_chunks // 20, 1)
     if chunk < rise:
         return (chunk + 1) / rise
@@ -56,13 +61,13 @@ def rate_factor(chunk: int, num_chunks: int) -> float:
 
 
 class Learners(Sharing, Protocol):
-    """Processes that score a chunk together, of which the first learns it; `flm.tasks.processes.Team` is one."""
+    """Processes that score each chunk together; the first one trains on it. `flm.tasks.processes.Team` has this interface."""
 
     @property
     def is_first(self) -> bool: ...
 
     def from_first(self, value: Any) -> Any:
-        """What the first process gives, in all of them."""
+        """Returns the first process's value in all processes."""
         ...
 
 
@@ -75,16 +80,16 @@ def score_then_train(
     after: Callable[[ScoredChunk], None] | None = None,
     sharing: Learners | None = None,
 ) -> ByteTally:
-    """As `scored_stream.score`, with a copy of the algorithm that learns each chunk after its score; the last is not learned.
+    """As `scored_stream.score`, but trains on each chunk after scoring it, except on the last.
 
-    `algorithm` itself is left as it is.
+    A copy of `algorithm` is scored and trained; `algorithm` itself does not change.
 
     Args:
-        sharing: processes that share out the scoring of each chunk. The first alone learns it, and the others go on with its
-            weights, so that every number is that of one process to the last digit.
+        sharing: processes that share the scoring of each chunk. Only the first trains, and the others take over its weights,
+            so all numbers are exactly those of one process. None: one process.
 
     Raises:
-        ValueError: it has fewer blocks than are to be frozen.
+        ValueError: the model has fewer blocks than are to be frozen, or the text has no target.
     """
     learner = _Learner(copy.deepcopy(algorithm), reading, settings, reading.num_chunks(len(text) - 1))
 
@@ -100,7 +105,7 @@ def score_then_train(
 
 
 class _Learner:
-    """Learns from scored chunks, in the order in which they were scored."""
+    """Trains a model on scored chunks, in the order in which they were scored."""
 
     def __init__(self, model: Algorithm, reading: Reading, settings: TestTimeTraining, num_chunks: int):
         self.model, self.settings = model.eval(), settings
@@ -109,7 +114,7 @@ class _Learner:
         self.optimizer = torch.optim.SGD(self.trained, lr=settings.lr, momentum=settings.momentum)
 
     def is_last(self, chunk: ScoredChunk) -> bool:
-        """Nothing is scored after it, so it is not learned."""
+        """Whether this is the last chunk, on which training would be of no use."""
         return chunk.index == self.num_chunks - 1
 
     def learned(self) -> list[Tensor]:
@@ -118,7 +123,7 @@ class _Learner:
 
     @torch.no_grad()
     def take(self, weights: list[Tensor]) -> None:
-        """In the place of its own."""
+        """Replaces the trained weights by those that `learned` returned in the first process."""
         for parameter, weight in zip(self.trained, weights, strict=True):
             parameter.copy_(weight)
 
@@ -130,7 +135,7 @@ class _Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * rate_factor(chunk.index, self.num_chunks)
         self.model.train()
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout is all that draws from it
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # only dropout draws from it
             for epoch in range(self.settings.epochs):
                 for part, tokens in enumerate(rows.split(self.settings.batch_sequences)):
                     self._step(tokens, mix_seed(self.settings.seed, chunk.index, epoch, part))
@@ -149,10 +154,10 @@ class _Learner:
 
 
 def freeze(model: Algorithm, blocks: int) -> list[torch.nn.Parameter]:
-    """The parameters that are trained with so many blocks frozen, which no longer require gradients.
+    """Freezes the first `blocks` blocks, whose parameters then require no gradients, and returns the parameters to train.
 
     Raises:
-        ValueError: there are not so many blocks.
+        ValueError: the model has fewer blocks.
     """
     numbers = {name: block_of(name) for name, _ in model.named_parameters()}
     found = max((number for number in numbers.values() if number is not None), default=-1) + 1

@@ -1,4 +1,4 @@
-"""The causal transformer of the parameter-golf track: small in bytes, with many small parts, each of which can be left out.
+"""The causal transformer of the parameter-golf track, built for a small file from many parts that can be switched off.
 
 B batch, L positions, D width, V vocabulary, H heads of width Dh.
 """
@@ -20,11 +20,12 @@ from flm.ranges import Count, Index, NonNegative, Scale, Width
 
 
 class GolfBlock(nn.Module):
-    """Attention and an MLP on a residual stream x that is first mixed with the network's input x0.
+    """Attention and an MLP on a residual stream x, which is first mixed with the network's input x0.
 
         x <- m0 x + m1 x0,   x <- x + a Attention(r RMSNorm(x)),   x <- x + b MLP(r RMSNorm(x))
 
-    m0, m1, a, b (D,) learned: 1, 0, 1, 1 at the start, where the block is the identity. r is the caller's.
+    m0, m1, a and b, each (D,), are learned from 1, 0, 1 and 1. The block starts as the identity, because the output matrices
+    of attention and MLP start at zero. The caller sets r. Without `mix_input` there is no m0 and m1.
     """
 
     def __init__(self, attention: GolfAttention, mlp: LeakySquareMLP, dim: int, mix_input: bool):
@@ -44,7 +45,13 @@ class GolfBlock(nn.Module):
         first_values: Tensor | None = None,
         cache: KeyValues | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The stream (B, L, D) and the values of `GolfAttention`. `scale` is r, a scalar; the rest as there."""
+        """The stream (B, L, D), and the values that `GolfAttention` returns.
+
+        Args:
+            x, x0: (B, L, D).
+            scale: r, a scalar.
+            cos, sin, first_values, cache: see `GolfAttention.forward`.
+        """
         if self.stream_gain is not None:
             x = self.stream_gain * x + self.input_gain * x0
         read, values = self.attention(scale * rms_norm(x), cos, sin, first_values, cache)
@@ -54,11 +61,11 @@ class GolfBlock(nn.Module):
 
 @dataclass
 class GolfCache:
-    """What has been read of sequences so far.
+    """The state of a network that has read the beginning of B sequences.
 
     Attributes:
         blocks: keys and values of each block.
-        recent: (B, n) the last tokens read, at most 2: all that embedding the next one needs.
+        recent: (B, n), the last n <= 2 tokens read, which the embedding of the next ones needs; None: nothing has been read.
     """
 
     blocks: list[KeyValues]
@@ -68,36 +75,37 @@ class GolfCache:
 class GolfTransformer(nn.Module):
     """p(token_i | the tokens before it) at every position of a block, for any length (`flm.models.causal.LeftToRight`).
 
-    Position i reads token i - 1, and position 0 the token `start_id`, so that every token of a block is predicted, the first
-    included. Input and output share one table. Arguments switch parts; the defaults have all of them.
+    Position i reads token i - 1, and position 0 reads the token `start_id`, so every token of a block is predicted, also the
+    first. Input and output share one table. With the default arguments all parts are on, except the stop of the smear gate.
 
     Args:
         vocab_size: V.
-        length: L of the sequences the model is for, which sets the rotary base: it must not change with how much is read,
-            or what comes later would change what was said before. `forward` takes any length.
+        length: L of the sequences that the model is for. It sets the rotary base, which must not depend on how much has been
+            read, since later tokens would then change earlier predictions. `forward` takes any length.
         hidden_size: D.
-        num_blocks: an odd one, too, has num_blocks // 2 skips.
+        num_blocks: number of blocks; there are num_blocks // 2 skips.
         num_heads: H.
-        queries_per_key: query heads for each key-value head; 1: as many of one as of the other.
+        queries_per_key: query heads for each key-value head.
         mlp_ratio: MLP width over D.
-        start_id: the token read before the first, the beginning of a document.
-        rotary_dims: dimensions of a head that turn with the position, even; null: all.
-        rotary_native_length: lengths beyond it stretch the rotary base, see `stretched_base`; null: none does.
-        query_gain: start of the learned gain of each query head.
+        start_id: the token that is read before the first one; it begins a document.
+        rotary_dims: even number of dimensions of a head that are rotated; null: all.
+        rotary_native_length: the rotary base is stretched for a longer `length`, see `stretched_base`; null: never.
+        query_gain: initial value of the learned gain of each query head.
         exclusive, value_residual, gated: see `GolfAttention`.
-        norm_scale: whether the i-th block's normed inputs are divided by sqrt(i), i from 1.
+        norm_scale: whether the normalised inputs of the i-th block are divided by sqrt(i), i from 1.
         mix_input: whether blocks mix the network's input into the stream, see `GolfBlock`.
-        skips: whether the outputs of the first half of the blocks are added, the last first, to inputs of the second half.
+        skips: whether the outputs of the first half of the blocks are added to the inputs of the second half, the last
+            output first, each times a learned gain (D,).
         smear: whether embeddings pass a `SmearGate`.
         smear_stop_id: see `SmearGate`.
-        bigram_rows, bigram_width, bigram_multipliers: see `BigramTable`; no rows (null): no table.
+        bigram_rows, bigram_width, bigram_multipliers: see `BigramTable`; bigram_rows null: no table.
         leaky_slope: see `LeakySquareMLP`.
-        output_softcap: bound on the logits; null for none.
-        embedding_std: standard deviation of the table at the start.
-        causal, conditioned: what the algorithm asks for; only a causal model without a time is to be had.
+        output_softcap: bound on the absolute value of logits; null: none.
+        embedding_std: initial standard deviation of the table.
+        causal, conditioned: what the algorithm asks for; it must be a causal network that does not read a time.
 
     Raises:
-        ValueError: an algorithm that does not read from left to right asks for it; or sizes do not fit together.
+        ValueError: the algorithm asks for another kind of network, sizes do not fit together, or start_id is no token id.
     """
 
     def __init__(
@@ -168,10 +176,10 @@ class GolfTransformer(nn.Module):
         self.skip_gain = nn.Parameter(torch.ones(num_blocks // 2, hidden_size)) if skips else None
 
     def forward(self, tokens: Tensor, cache: GolfCache | None = None) -> TokenPosterior:
-        """The predictions (B, L) of tokens (B, L): the i-th is of token i and has not seen it nor any after it.
+        """The predictions (B, L) of tokens (B, L); the i-th predicts token i from the tokens before it.
 
-        With a cache: what follows each of the tokens (B, n), which follow what it has read; with an empty one what begins the
-        sequence comes first.
+        With a cache the tokens (B, n) continue what it has read, and the predictions (B, n) are those of the token after each.
+        If the cache is empty, the prediction of the first token of the sequence comes first, so there are n + 1.
         """
         if cache is None:
             tokens = tokens[:, :-1]
@@ -181,7 +189,7 @@ class GolfTransformer(nn.Module):
         start = 0 if cache is None else cache.blocks[0].length
         positions = torch.arange(start, start + tokens.shape[1], device=x.device)
         cos, sin = rotary_table(positions, self.rotary_dims, self.rotary_base)
-        # a tensor, and not numbers of the blocks, so that one compilation serves all
+        # a tensor, because Python numbers would make every block compile by itself
         depth = torch.arange(1, len(self.blocks) + 1, device=x.device, dtype=x.dtype)
         scales = depth.rsqrt() if self.norm_scale else torch.ones_like(depth)
         first_values, outputs = None, []
@@ -190,7 +198,7 @@ class GolfTransformer(nn.Module):
                 x = x + self.skip_gain[index - len(self.blocks) // 2] * outputs.pop()
             if cache is None:
                 x, values = block(x, x0, scales[index], cos, sin, first_values)
-            else:  # never the compiled block: shapes change at every call
+            else:  # not the compiled block, because shapes change at every call
                 x, values = block.forward(x, x0, scales[index], cos, sin, first_values, cache.blocks[index])
             first_values = values if first_values is None else first_values
             if index < len(self.blocks) // 2:
@@ -198,14 +206,18 @@ class GolfTransformer(nn.Module):
         return TokenPosterior(rms_norm(x), self.input_table, softcap=self.output_softcap)
 
     def new_cache(self, capacity: int) -> GolfCache:
-        """For `next_token`; `capacity` counts the start and all tokens that will be read, L to write L tokens."""
+        """An empty cache for `next_token`.
+
+        Args:
+            capacity: positions that will be read, with the start: L to write L tokens.
+        """
         return GolfCache([KeyValues(capacity) for _ in self.blocks])
 
     @torch.no_grad()
     def next_token(self, tokens: Tensor, cache: GolfCache) -> TokenPosterior:
-        """The prediction (B, 1) of the token that follows `tokens` (B, n), which follow what `cache` has read.
+        """The prediction (B, 1) of the token after `tokens` (B, n), which continue what `cache` has read.
 
-        The cache reads them too. With an empty one they are the first of the sequence, and n may be 0.
+        The tokens are added to the cache. If it was empty they begin the sequence, and n may be 0.
         """
         posterior = self(tokens, cache)
         return replace(posterior, hidden=posterior.hidden[:, -1:])
@@ -216,15 +228,18 @@ class GolfTransformer(nn.Module):
             block.compile(mode=mode)
 
     def flops_per_token(self, length: int) -> int:
-        """Floating-point operations of one evaluation, forward, per token of sequences of `length`.
+        """Floating-point operations of a forward pass per token, for sequences of `length`.
 
-        2 for each parameter of a matrix that multiplies every token, and 4 L D a block for attention.
+        These are 2 for each parameter of a matrix that multiplies every token, and 4 * length * D for attention in each block.
         """
         matrices = sum(layer.weight.numel() for layer in self.modules() if isinstance(layer, nn.Linear))
         return 2 * (matrices + self.input_table.numel()) + 4 * length * self.hidden_size * len(self.blocks)
 
     def _embedded(self, tokens: Tensor, cache: GolfCache | None) -> Tensor:
-        """x0 (B, n, D). That of a position depends on its token and the two before it."""
+        """The network's input x0 (B, n, D) for tokens (B, n). It depends on each token and the two before it.
+
+        The last tokens are kept in the cache, if there is one.
+        """
         new = tokens.shape[1]
         if cache is not None:
             tokens = tokens if cache.recent is None else torch.cat((cache.recent, tokens), dim=1)

@@ -1,4 +1,4 @@
-"""What the systems of the parameter-golf track add to the core."""
+"""What the systems of the parameter-golf track register: a kind of model file and three kinds of results."""
 
 from flm.registry import Wing
 
