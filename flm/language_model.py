@@ -87,9 +87,10 @@ class LanguageModel:
         if device is not None:
             self.algorithm.to(device_named(device))
         if dtype is not None:
+            kind = dtype_named(dtype)
             for parameter in self.algorithm.parameters():
-                parameter.data = parameter.data.to(dtype_named(dtype))
-            self.precision = OF_WEIGHTS[dtype_named(dtype)]
+                parameter.data = parameter.data.to(kind)
+            self.precision = OF_WEIGHTS[kind]
         return self
 
     def generate(

@@ -87,7 +87,7 @@ def summary(
     programs = [p.source(p.solution) for p in problems]
     passed = mean_pass_at_k([[v.passed for v in judged] or [False] * samples for judged in verdicts], ks, programs)
     asked = [(program, [v.compiled for v in judged]) for program, judged in zip(programs, verdicts, strict=True) if judged]
-    compiled = mean_pass_at_k([row for _, row in asked] or [[]], ks, [program for program, _ in asked] or [""])
+    compiled = mean_pass_at_k([row for _, row in asked] or [[]], ks, [program for program, _ in asked])
     return {
         "samples": samples,
         "pass_at": {k: vars(estimate) for k, estimate in passed.items()},

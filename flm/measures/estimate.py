@@ -29,8 +29,12 @@ class Estimate:
         return cls.ratio(values, [1.0] * len(values))
 
     @classmethod
-    def grouped(cls, values: Sequence[float], groups: Sequence[Hashable]) -> "Estimate":
-        """Mean of one value a sample, where samples of one group are not independent: error and count are of groups."""
+    def grouped(cls, values: Sequence[float], groups: Sequence[Hashable] | None) -> "Estimate":
+        """Mean of one value a sample, where samples of one group are not independent: error and count are of groups.
+
+        None: each sample is a group of its own.
+        """
+        groups = range(len(values)) if groups is None else groups
         sizes = Counter(groups)
         sums = dict.fromkeys(sizes, 0.0)
         for value, group in zip(values, groups, strict=True):
@@ -82,6 +86,6 @@ def mean_pass_at_k(
         outcomes: for each problem, whether each sample is right.
         groups: of the problems, as of `Estimate.grouped`; None: each is its own.
     """
-    fewest, groups = min(map(len, outcomes)), range(len(outcomes)) if groups is None else groups
+    fewest = min(map(len, outcomes))
     values = {k: [pass_at_k(len(right), sum(right), k) for right in outcomes] for k in ks if 1 <= k <= fewest}
     return {str(k): Estimate.grouped(found, groups) for k, found in values.items()}

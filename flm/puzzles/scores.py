@@ -26,10 +26,9 @@ def solve_rates(
     Args:
         groups: of the puzzles. Errors are over groups, since a model does alike on puzzles of one solution. None: over puzzles.
     """
-    apart = range(len(verdicts)) if groups is None else groups
 
     def rate(read: Callable[[Verdict], bool | None]) -> dict[str, Any]:
-        return asdict(Estimate.grouped([sum(bool(read(v)) for v in given) / len(given) for given in verdicts], apart))
+        return asdict(Estimate.grouped([sum(bool(read(v)) for v in given) / len(given) for given in verdicts], groups))
 
     return {
         "solved": rate(lambda v: v.solved),
@@ -38,7 +37,7 @@ def solve_rates(
         "agrees": rate(lambda v: v.agrees),
         "pass_at": {
             k: asdict(value)
-            for k, value in mean_pass_at_k([[v.solved for v in given] for given in verdicts], ks, apart).items()
+            for k, value in mean_pass_at_k([[v.solved for v in given] for given in verdicts], ks, groups).items()
         },
     }
 
